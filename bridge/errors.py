@@ -1,0 +1,79 @@
+"""Everything that can go wrong, as the bridge's own errors.
+
+    BridgeError
+    ├── SettingsError          the environment or the command line is wrong
+    ├── InvalidMessage         a message that can never become a job
+    ├── KestraError
+    │   ├── KestraRejected     Kestra refused this job; asking again gives the same answer
+    │   ├── KestraDenied       Kestra refuses our credentials, tenant or rights
+    │   ├── KestraUnavailable  nothing was done; asking again later can help
+    │   └── KestraAmbiguous    a create may or may not have been done: look before asking again
+    └── BrokerError
+        ├── BrokerUnavailable  no connection, or it was lost; connecting again can help
+        ├── BrokerDenied       the broker refuses our credentials, virtual host or rights
+        ├── TopologyMismatch   a queue or exchange exists with other arguments than the settings ask for
+        └── PublishFailed      the broker did not take a message: returned, refused, or the channel was lost
+
+Libraries' errors are translated once, in `bridge.kestra` and `bridge.broker`, and never seen elsewhere.
+"""
+
+from __future__ import annotations
+
+
+class BridgeError(Exception):
+    """Base of all errors of the bridge. Its text is one line for a person: what, where, what to do."""
+
+
+class SettingsError(BridgeError):
+    """The settings can't be used; the text names every faulty one."""
+
+
+class InvalidMessage(BridgeError):
+    """A message that can never become a job, whoever reads it and however often."""
+
+
+class KestraError(BridgeError):
+    """Base of what can go wrong between the bridge and Kestra."""
+
+
+class KestraRejected(KestraError):
+    """Kestra refused what was asked for its content: unknown or disabled flow, wrong inputs or labels."""
+
+
+class KestraDenied(KestraError):
+    """Kestra refuses the credentials, the tenant or the rights. Nothing was done, and only an operator can mend it."""
+
+
+class KestraUnavailable(KestraError):
+    """Kestra could not be reached or could not answer, and nothing was done."""
+
+
+class KestraAmbiguous(KestraError):
+    """A create whose answer never came or was an error of the server's: the execution may exist.
+
+    `execution_id` is known in the one case where the answer names it ("Execution disappeared after create").
+    """
+
+    def __init__(self, message: str, execution_id: str | None = None) -> None:
+        super().__init__(message)
+        self.execution_id = execution_id
+
+
+class BrokerError(BridgeError):
+    """Base of what can go wrong between the bridge and RabbitMQ."""
+
+
+class BrokerUnavailable(BrokerError):
+    """RabbitMQ can't be reached, or the session with it has ended. Connecting again can help."""
+
+
+class BrokerDenied(BrokerError):
+    """RabbitMQ refuses the credentials, the virtual host or the rights on a queue or exchange."""
+
+
+class TopologyMismatch(BrokerError):
+    """A queue or an exchange exists with other arguments than the settings ask for."""
+
+
+class PublishFailed(BrokerError):
+    """A publish was not confirmed: returned as unroutable, refused by the queue, or the channel was lost."""

@@ -1,0 +1,110 @@
+"""Kestra's executions as the bridge sees them: states, which one is a job's own, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """An execution's state, by Kestra's own names; `UNKNOWN` stands for one that a newer Kestra invented."""
+
+    CREATED = "CREATED"
+    SUBMITTED = "SUBMITTED"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    RESTARTED = "RESTARTED"
+    RETRYING = "RETRYING"
+    PAUSED = "PAUSED"
+    BREAKPOINT = "BREAKPOINT"
+    KILLING = "KILLING"
+    SUCCESS = "SUCCESS"
+    WARNING = "WARNING"
+    FAILED = "FAILED"
+    KILLED = "KILLED"
+    CANCELLED = "CANCELLED"
+    RETRIED = "RETRIED"
+    SKIPPED = "SKIPPED"
+    UNKNOWN = "UNKNOWN"
+
+    @classmethod
+    def _missing_(cls, value: object) -> State:
+        return cls.UNKNOWN
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing more happens to the execution by itself (RETRIED is terminal, but has a successor)."""
+        return self in TERMINAL
+
+    @property
+    def ended_well(self) -> bool:
+        return self in (State.SUCCESS, State.WARNING)
+
+
+TERMINAL = frozenset(
+    {State.SUCCESS, State.WARNING, State.FAILED, State.KILLED, State.CANCELLED, State.RETRIED, State.SKIPPED}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """One run of a flow. `started` and `ended` are by Kestra's clock."""
+
+    id: str
+    namespace: str
+    flow: str
+    state: State
+    labels: Mapping[str, str] = field(default_factory=dict)
+    started: datetime | None = None
+    ended: datetime | None = None
+    original_id: str | None = None
+
+    @property
+    def chain(self) -> str:
+        """What an execution shares with those that Kestra itself made of it (flow retry, replay): the first one's id."""
+        return self.original_id or self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look-up for one (job, attempt) says: the job's own execution, and those that should not be."""
+
+    current: Execution | None
+    duplicates: tuple[Execution, ...] = ()
+
+
+def choose(executions: Iterable[Execution]) -> Found:
+    """Tell the job's own execution from duplicates of it.
+
+    The chain that began first is the job's, and its newest member is the one to wait for: Kestra's flow retry and an
+    operator's replay make a new execution with the same labels. Every other chain is a second execution for the same
+    attempt, which is not to run.
+    """
+    by_age = sorted(executions, key=_age)
+    if not by_age:
+        return Found(None)
+    chain = by_age[0].chain
+    own = [execution for execution in by_age if execution.chain == chain]
+    others = tuple(execution for execution in by_age if execution.chain != chain)
+    return Found(own[-1], others)
+
+
+def _age(execution: Execution) -> tuple[str, str]:
+    started = execution.started.isoformat() if execution.started else ""
+    return started, execution.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended. `timed_out` says that the bridge killed it at its deadline; `error` is one line for a person."""
+
+    execution: Execution
+    timed_out: bool = False
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The outcome as one word, for the metrics and the log."""
+        return "timed_out" if self.timed_out else self.execution.state.value.lower()

@@ -1,0 +1,207 @@
+"""What a message asks for: decoding and validating it, without asking anybody else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from bridge.delivery import ATTEMPT, FIRST_ATTEMPT, Message
+from bridge.errors import InvalidMessage
+
+JOB_LABEL = "bridgeJob"
+ATTEMPT_LABEL = "bridgeAttempt"
+MARK_LABEL = "bridge"
+MARK = "amqp"
+
+MAX_BODY = 16 * 1024 * 1024
+MAX_JOB_ID = 200
+MAX_LABELS_LENGTH = 2000
+_MAX_ATTEMPT = 1_000_000
+
+# Kestra's own rules for the names (its `Label`, `Flow` and `Input` classes), so that what it would refuse never leaves here.
+_FLOW = r"^[a-z0-9][a-z0-9._-]{0,149}/[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}$"
+_INPUT = r"^[a-zA-Z0-9][.a-zA-Z0-9_-]{0,127}$"
+_LABEL = re.compile(r"[a-z][\w.-]{0,127}")
+_RESERVED_LABELS = ("system.", MARK_LABEL)
+
+
+class JobBody(BaseModel):
+    """The body of a job message."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, title="A job for kestra-bridge")
+
+    flow: Annotated[str, Field(pattern=_FLOW)] | None = Field(
+        default=None, description="The flow to run, as namespace/id. Without it: the flow of the queue's lane."
+    )
+    inputs: dict[Annotated[str, Field(pattern=_INPUT)], Any] = Field(
+        default_factory=dict, description="The flow's inputs. A null is left out, so that the flow's default holds."
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels for the execution; none may begin with 'system.' or 'bridge'."
+    )
+    timeout: Annotated[float, Field(gt=0, le=31_536_000)] | None = Field(
+        default=None, description="Seconds after which the execution is killed. Without it: the bridge's job time-out."
+    )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FlowName:
+    """A flow's full name; written `namespace/id`."""
+
+    namespace: str
+    id: str
+
+    @classmethod
+    def parse(cls, text: str) -> FlowName:
+        """Raises `ValueError` for anything that can't be a flow's name in Kestra."""
+        if not re.fullmatch(_FLOW, text):
+            raise ValueError(f"{text!r} is not namespace/id")
+        namespace, _, flow_id = text.partition("/")
+        return cls(namespace, flow_id)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job at one attempt. `timeout` is in seconds; an empty `id` says that the message has none yet."""
+
+    id: str
+    flow: FlowName
+    attempt: int = 1
+    first_attempt: int = 1
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    timeout: float | None = None
+    correlation_id: str | None = None
+
+    @property
+    def execution_labels(self) -> dict[str, str]:
+        """The labels by which this (job, attempt) is found again, then the publisher's own."""
+        return {
+            MARK_LABEL: MARK,
+            JOB_LABEL: self.id,
+            ATTEMPT_LABEL: str(self.attempt),
+            "system.correlationId": self.correlation_id or self.id,
+            **self.labels,
+        }
+
+
+def decode(message: Message, *, default_flow: FlowName | None, max_priority: int) -> Job:
+    """The job that a message asks for.
+
+    Raises:
+        InvalidMessage: the message can never become a job; the text says which part is wrong and why.
+    """
+    body = _parse(message.body)
+    flow = FlowName.parse(body.flow) if body.flow else default_flow
+    if flow is None:
+        raise InvalidMessage("no flow: the body names none and its queue has no default flow")
+    if (message.priority or 0) > max_priority:
+        raise InvalidMessage(f"priority {message.priority} is above the queue's maximum of {max_priority}")
+    job = Job(
+        id=_job_id(message.message_id),
+        flow=flow,
+        attempt=_attempt(message.headers, ATTEMPT),
+        first_attempt=_attempt(message.headers, FIRST_ATTEMPT),
+        inputs={name: value for name, value in body.inputs.items() if value is not None},
+        labels=_labels(body.labels),
+        timeout=body.timeout,
+        correlation_id=_correlation_id(message.correlation_id),
+    )
+    if job.first_attempt > job.attempt:
+        raise InvalidMessage(f"header {FIRST_ATTEMPT} {job.first_attempt} is above {ATTEMPT} {job.attempt}")
+    return job
+
+
+def allowed(flow: FlowName, patterns: Sequence[str]) -> bool:
+    """Whether a flow is on the allow-list, whose patterns are shell-like (`bridge.jobs/*`)."""
+    return any(fnmatchcase(str(flow), pattern) for pattern in patterns)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a job message's body."""
+    schema = JobBody.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _parse(body: bytes) -> JobBody:
+    if len(body) > MAX_BODY:
+        raise InvalidMessage(f"the body has {len(body)} bytes, more than {MAX_BODY}")
+    try:
+        data = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidMessage(f"the body is not JSON: {_one_line(error)}") from error
+    if not isinstance(data, dict):
+        raise InvalidMessage(f"the body is a JSON {_json_type(data)}, not an object")
+    try:
+        return JobBody.model_validate(data)
+    except ValidationError as error:
+        raise InvalidMessage(f"the body has the wrong shape: {_describe(error)}") from error
+
+
+def _describe(error: ValidationError) -> str:
+    faults = error.errors(include_url=False, include_input=False)
+    shown = [f"{'.'.join(map(_show, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults[:3]]
+    return "; ".join(shown) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+
+
+def _show(part: object) -> str:
+    return str(part).encode("ascii", "backslashreplace").decode()[:60]
+
+
+def _json_type(value: object) -> str:
+    names = {list: "array", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
+    return names.get(type(value), "value")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _job_id(message_id: str | None) -> str:
+    if not message_id:
+        return ""
+    if len(message_id) > MAX_JOB_ID:
+        raise InvalidMessage(f"message_id has {len(message_id)} characters, more than {MAX_JOB_ID}")
+    if not message_id.isprintable():
+        raise InvalidMessage("message_id has characters that can't be printed")
+    if message_id != message_id.strip():
+        # Kestra trims a label's value, and two jobs would become one.
+        raise InvalidMessage("message_id begins or ends with a space")
+    return message_id
+
+
+def _attempt(headers: Mapping[str, Any], name: str) -> int:
+    value = headers.get(name, 1)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_ATTEMPT:
+        raise InvalidMessage(f"header {name} is not a number from 1 to {_MAX_ATTEMPT}")
+    return value
+
+
+def _correlation_id(value: str | None) -> str | None:
+    """The publisher's correlation id where it can be a label; a reply carries it unchanged in any case."""
+    return value if value and value.isprintable() and value == value.strip() else None
+
+
+def _labels(labels: Mapping[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if not _LABEL.fullmatch(key):
+            raise InvalidMessage(f"label {_show(key)!r} is not a lower-case letter and then letters, digits, '.', '_', '-'")
+        if key.startswith(_RESERVED_LABELS):
+            raise InvalidMessage(f"label {_show(key)!r} is reserved: 'system.' and 'bridge' belong to Kestra and the bridge")
+        if not value or not value.isprintable() or value != value.strip():
+            raise InvalidMessage(f"label {_show(key)!r} has a value that is empty, padded or not printable")
+    # Labels travel in the create call's request line, which Kestra's web server cuts off at 4,096 bytes.
+    length = sum(len(quote(f"labels={key}:{value}&", safe="")) for key, value in labels.items())
+    if length > MAX_LABELS_LENGTH:
+        raise InvalidMessage(f"the labels have {length} characters in a URL, more than {MAX_LABELS_LENGTH}")
+    return dict(labels)

@@ -1,0 +1,94 @@
+"""Make AMQP decoding total: whatever bytes a publisher put into properties and headers, a delivery arrives.
+
+pamqp raises on a short string that isn't UTF-8, on a time stamp past year 9999 and on tables nested too deeply. RabbitMQ
+takes such messages, and the error ends aiormq's reader and with it the connection, so that one message would keep every
+consumer of its queue from working for ever. Here those values are decoded to something that can be judged (and refused)
+one message at a time.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from pamqp import decode
+
+MAX_DEPTH = 32
+"""Tables and arrays nested deeper than this are dropped; a hundred thousand levels fit into one frame."""
+
+Decoder = Callable[[bytes], tuple[int, Any]]
+_depth: ContextVar[int] = ContextVar("amqp_table_depth", default=0)
+
+
+def install() -> None:
+    """Replace pamqp's decoders for this process; doing it twice changes nothing."""
+    if decode.METHODS["shortstr"] is _short_string:
+        return
+    decode.METHODS["shortstr"] = _short_string
+    decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = _never_failing(decode.timestamp, length=lambda _: 8)
+    decode.METHODS["table"] = decode.TABLE_MAPPING[b"F"] = _nested(_table, instead={})
+    decode.METHODS["array"] = decode.TABLE_MAPPING[b"A"] = _nested(decode.field_array, instead=[])
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can carry: bytes that weren't UTF-8 become `\\xff`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def encodable(value: Any) -> Any:
+    """A header value as it can be published again, with `printable` applied all through it."""
+    match value:
+        case str():
+            return printable(value)
+        case dict():
+            return {printable(key)[:128]: encodable(item) for key, item in value.items()}
+        case list():
+            return [encodable(item) for item in value]
+        case _:
+            return value
+
+
+def _short_string(value: bytes) -> tuple[int, str]:
+    length = value[0]
+    return length + 1, value[1 : length + 1].decode("utf-8", "surrogateescape")
+
+
+def _table(value: bytes) -> tuple[int, dict[str, Any]]:
+    end = 4 + struct.unpack(">I", value[:4])[0]
+    offset, data = 4, {}
+    while offset < end:
+        consumed, key = _short_string(value[offset:])
+        offset += consumed
+        consumed, data[key] = decode.embedded_value(value[offset:end])
+        offset += consumed
+    return end, data
+
+
+def _nested(decoder: Decoder, *, instead: Any) -> Decoder:
+    def decode_at_depth(value: bytes) -> tuple[int, Any]:
+        depth = _depth.get()
+        if depth >= MAX_DEPTH:
+            return _prefixed(value), instead
+        token = _depth.set(depth + 1)
+        try:
+            return decoder(value)
+        finally:
+            _depth.reset(token)
+
+    return _never_failing(decode_at_depth, length=_prefixed)
+
+
+def _never_failing(decoder: Decoder, *, length: Callable[[bytes], int]) -> Decoder:
+    def decode_or_nothing(value: bytes) -> tuple[int, Any]:
+        try:
+            return decoder(value)
+        except (ValueError, OverflowError, OSError, IndexError, struct.error):
+            return length(value), None
+
+    return decode_or_nothing
+
+
+def _prefixed(value: bytes) -> int:
+    return 4 + int(struct.unpack(">I", value[:4])[0])
