@@ -1,0 +1,438 @@
+"""Kestra's API: the only user of httpx, and the one place where its errors become ours."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, NoReturn
+
+import httpx
+
+from bridge import __version__
+from bridge.errors import KestraAmbiguous, KestraDenied, KestraError, KestraRejected, KestraUnavailable
+from bridge.execution import TERMINAL, Execution, State
+from bridge.job import ATTEMPT_LABEL, JOB_LABEL, MARK, MARK_LABEL, FlowName, Job
+from bridge.metrics import Metrics
+from bridge.settings import KestraSettings
+
+READ_TIMEOUT = 30.0
+CREATE_TIMEOUT = 8.0
+"""Shorter than the adopt grace, so that a create is over before another replica gives up looking for it."""
+
+CONCURRENT_CREATES = 16
+PAGE_SIZE = 500
+_REASON_LENGTH = 400
+
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL)
+_HTTPX_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict)
+_REFUSED_FOR_CONTENT = frozenset({400, 404, 409, 413, 414, 415, 422})
+_REFUSED_BEFORE_KESTRA = frozenset({413, 414, 415})
+_NOTHING_DONE = frozenset({429})
+_DISAPPEARED = re.compile(r"Execution disappeared after create: (\w+)")
+_TOO_BIG = "exceeded the configured limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a server's version wants to be spoken to (2.0 moved an execution's actions and its outputs)."""
+
+    version: str
+
+    @property
+    def major(self) -> int:
+        digits = re.match(r"\d+", self.version)
+        return int(digits.group()) if digits else 2
+
+    def action(self, execution_id: str, name: str) -> str:
+        return f"/executions/{execution_id}/actions/{name}" if self.major >= 2 else f"/executions/{execution_id}/{name}"
+
+    def error_logs(self) -> dict[str, str]:
+        if self.major >= 2:
+            return {"filters[level][GREATER_THAN_OR_EQUAL_TO]": "ERROR"}
+        return {"minLevel": "ERROR"}
+
+
+class Kestra:
+    """A client for one tenant of one Kestra server, 1.x or 2.x. Use it as an async context manager.
+
+    Every method raises `KestraDenied` when Kestra refuses the credentials and `KestraUnavailable` when it can't answer;
+    what else one raises is said there. No httpx error leaves this class.
+    """
+
+    def __init__(self, settings: KestraSettings, metrics: Metrics | None = None, *, create_timeout: float = CREATE_TIMEOUT,
+                 transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._url = settings.kestra_url
+        self._tenant = settings.kestra_tenant
+        self._metrics = metrics or Metrics()
+        self._create_timeout = create_timeout
+        self._creating = asyncio.Semaphore(CONCURRENT_CREATES)
+        self._dialect: Dialect | None = None
+        self._skew = timedelta()
+        self._http = httpx.AsyncClient(
+            base_url=f"{self._url}/api/v1",
+            auth=_auth(settings),
+            headers={"User-Agent": f"kestra-bridge/{__version__}", "Accept": "application/json", **_bearer(settings)},
+            verify=_tls(settings),
+            timeout=httpx.Timeout(READ_TIMEOUT, connect=5.0, pool=None),
+            limits=httpx.Limits(max_connections=64, max_keepalive_connections=32),
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Kestra:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    def now(self) -> datetime:
+        """The time by Kestra's clock, as its last answer told it (to the second)."""
+        return datetime.now(UTC) + self._skew
+
+    def link(self, execution: Execution) -> str:
+        """Where a person sees the execution."""
+        return f"{self._url}/ui/{self._tenant}/executions/{execution.namespace}/{execution.flow}/{execution.id}"
+
+    async def probe(self) -> str:
+        """Ask the server for its version, which decides the dialect from now on, and check that the tenant lets us in."""
+        configs = _object(await self._read("probe", "GET", "/configs"), "configs")
+        version = configs.get("version")
+        if not isinstance(version, str):
+            raise KestraUnavailable(f"{self._url} does not answer as Kestra does: no version in /api/v1/configs")
+        self._dialect = Dialect(version)
+        await self._read("probe", "GET", self._path("/executions/search"), params={"size": "1", **_labelled({MARK_LABEL: MARK})})
+        return version
+
+    async def create(self, job: Job) -> Execution:
+        """Start the execution of this (job, attempt).
+
+        Raises:
+            KestraRejected: Kestra will never start it; nothing was created.
+            KestraAmbiguous: no usable answer; the execution may exist, now or in a moment.
+        """
+        async with self._creating:
+            response = await self._send(
+                "create",
+                "POST",
+                self._path(f"/executions/{job.flow.namespace}/{job.flow.id}"),
+                params=[("labels", f"{key}:{value}") for key, value in job.execution_labels.items()],
+                files=[(name, (None, _form_value(value))) for name, value in job.inputs.items()] or None,
+                timeout=httpx.Timeout(self._create_timeout, pool=None),
+                lost=KestraAmbiguous,
+            )
+        if response.status_code != 200:
+            _refuse_create(response)
+        try:
+            return parse_execution(_json(response))
+        except ValueError as error:
+            raise KestraAmbiguous(f"create: the answer can't be read ({error})") from error
+
+    async def find(self, job: Job) -> list[Execution]:
+        """All executions of this (job, attempt), whoever created them. Never trusts the server's filter alone."""
+        labels = {JOB_LABEL: job.id, ATTEMPT_LABEL: str(job.attempt)}
+        params = {**_labelled(labels), "filters[childFilter][EQUALS]": "MAIN"}
+        return [
+            execution
+            async for execution in self._search("find", params)
+            if labels.items() <= execution.labels.items()
+            and FlowName(execution.namespace, execution.flow) == job.flow
+        ]
+
+    async def unfinished(self) -> list[Execution]:
+        """All executions that carry the bridge's mark and have not ended, of every replica."""
+        ended = ",".join(sorted(TERMINAL))
+        params = {**_labelled({MARK_LABEL: MARK}), "filters[state][NOT_IN]": ended}
+        return [execution async for execution in self._search("sweep", params) if not execution.state.terminal]
+
+    async def get(self, execution_id: str) -> Execution | None:
+        """The execution of that id, or None where Kestra doesn't know it (any more)."""
+        response = await self._send("get", "GET", self._path(f"/executions/{execution_id}"))
+        if response.status_code == 404 and _message(response):
+            return None
+        _require_success(response, "get")
+        return _readable(response, "get")
+
+    async def kill(self, execution_id: str) -> None:
+        """Ask Kestra to kill an execution and what it started. That one has ended or is unknown is no error."""
+        path = self._path((await self._speak()).action(execution_id, "kill"))
+        response = await self._send("kill", "DELETE", path, params={"isOnKillCascade": "true"})
+        if response.status_code not in (404, 409):
+            _require_success(response, "kill")
+
+    async def outputs(self, execution: Execution) -> dict[str, Any]:
+        """The flow's outputs; empty when it has none."""
+        if (await self._speak()).major >= 2:
+            path = self._path(f"/outputs/executions/{execution.id}")
+            return _object(await self._read("outputs", "GET", path), "outputs")
+        found = _object(await self._read("outputs", "GET", self._path(f"/executions/{execution.id}")), "outputs")
+        outputs = found.get("outputs")
+        return outputs if isinstance(outputs, dict) else {}
+
+    async def explain(self, execution: Execution) -> str:
+        """Why an execution did not end well, on one line: the task that failed and the last error it logged."""
+        details = _object(await self._read("explain", "GET", self._path(f"/executions/{execution.id}")), "explain")
+        task = _failed_task(details)
+        params = (await self._speak()).error_logs()
+        logs = _json(await self._read("explain", "GET", self._path(f"/logs/{execution.id}"), params=params))
+        error = _last_error(logs, task)
+        where = f"task {task}" if task else f"execution {execution.id}"
+        return f"{where} ended {execution.state}" + (f": {error}" if error else "")
+
+    async def flow_source(self, flow: FlowName) -> str | None:
+        """A flow's YAML source as the server has it, or None where there's no such flow."""
+        response = await self._send("flow", "GET", self._path(f"/flows/{flow.namespace}/{flow.id}"), params={"source": "true"})
+        if response.status_code == 404:
+            return None
+        _require_success(response, "flow")
+        source = _object(response, "flow").get("source")
+        return source if isinstance(source, str) else ""
+
+    async def validate_flow(self, source: str) -> list[str]:
+        """What the server finds wrong with a flow's source; nothing when it would take it."""
+        response = await self._send_yaml("POST", "/flows/validate", source)
+        _require_success(response, "validate")
+        results = _json(response)
+        found = [item.get("constraints") for item in results if isinstance(item, dict)] if isinstance(results, list) else []
+        return [str(constraint) for constraint in found if constraint]
+
+    async def save_flow(self, flow: FlowName, source: str, *, exists: bool) -> None:
+        """Create a flow, or replace its source. Never touches another one.
+
+        Raises:
+            KestraRejected: the server does not take the source.
+        """
+        method, path = ("PUT", f"/flows/{flow.namespace}/{flow.id}") if exists else ("POST", "/flows")
+        response = await self._send_yaml(method, path, source)
+        if response.status_code in _REFUSED_FOR_CONTENT:
+            raise KestraRejected(f"{flow}: {_message(response) or response.status_code}")
+        _require_success(response, "deploy")
+
+    @property
+    def version(self) -> str | None:
+        """The server's version as the last probe told it."""
+        return self._dialect.version if self._dialect else None
+
+    async def _speak(self) -> Dialect:
+        if self._dialect is None:
+            await self.probe()
+        assert self._dialect is not None
+        return self._dialect
+
+    def _path(self, path: str) -> str:
+        return f"/{self._tenant}{path}"
+
+    async def _search(self, operation: str, filters: Mapping[str, str]) -> AsyncIterator[Execution]:
+        page, seen = 1, 0
+        while True:
+            params = {**filters, "page": str(page), "size": str(PAGE_SIZE), "sort": "state.startDate:asc"}
+            found = _object(await self._read(operation, "GET", self._path("/executions/search"), params=params), operation)
+            rows, total = found.get("results"), found.get("total")
+            if not isinstance(rows, list) or not isinstance(total, int):
+                raise KestraUnavailable(f"{operation}: the answer has no list of results")
+            for row in rows:
+                try:
+                    yield parse_execution(row)
+                except ValueError as error:
+                    raise KestraUnavailable(f"{operation}: a row can't be read ({error})") from error
+            page, seen = page + 1, seen + len(rows)
+            if not rows or seen >= total:
+                return
+
+    async def _read(self, operation: str, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        response = await self._send(operation, method, path, **kwargs)
+        _require_success(response, operation)
+        return response
+
+    async def _send_yaml(self, method: str, path: str, source: str) -> httpx.Response:
+        headers = {"Content-Type": "application/x-yaml"}
+        return await self._send("deploy", method, self._path(path), content=source.encode(), headers=headers)
+
+    async def _send(
+        self, operation: str, method: str, path: str, *, lost: type[KestraError] = KestraUnavailable, **kwargs: Any
+    ) -> httpx.Response:
+        """One request and its answer, whatever the status, except what concerns the server and not the request."""
+        async with self._measured(operation) as codes:
+            try:
+                response = await self._http.request(method, path, **kwargs)
+            except _NEVER_SENT as error:
+                raise KestraUnavailable(f"can't reach Kestra at {self._url}: {_why(error)}") from error
+            except _HTTPX_ERRORS as error:
+                raise lost(f"{operation}: no answer from Kestra at {self._url}: {_why(error)}") from error
+            codes.append(response.status_code)
+        self._note_clock(response)
+        if response.status_code in (401, 403):
+            raise KestraDenied(f"Kestra refuses the credentials for {operation} (HTTP {response.status_code})")
+        if 300 <= response.status_code < 400:
+            raise KestraUnavailable(f"{operation}: redirected (HTTP {response.status_code}); is BRIDGE_KESTRA_URL right?")
+        if response.status_code == 400 and "Tenant must be" in _message(response):
+            raise KestraDenied(f"Kestra refuses the tenant {self._tenant!r}: {_message(response)}")
+        return response
+
+    @asynccontextmanager
+    async def _measured(self, operation: str) -> AsyncIterator[list[int]]:
+        codes: list[int] = []
+        began = time.perf_counter()
+        try:
+            yield codes
+        finally:
+            code = str(codes[0]) if codes else "none"
+            self._metrics.kestra_request_seconds.labels(operation, code).observe(time.perf_counter() - began)
+            self._metrics.kestra_up.set(1 if codes and codes[0] < 500 and codes[0] not in (401, 403) else 0)
+
+    def _note_clock(self, response: httpx.Response) -> None:
+        try:
+            server = parsedate_to_datetime(response.headers.get("Date", ""))
+            skew = server - datetime.now(UTC)
+        except (TypeError, ValueError):
+            return
+        # The header counts whole seconds: what is within two of them may be no difference at all.
+        self._skew = skew if abs(skew) > timedelta(seconds=2) else timedelta()
+
+
+def parse_execution(data: Any) -> Execution:
+    """An execution from the API's JSON.
+
+    Raises:
+        ValueError: a part that the bridge relies on is missing or of another type.
+    """
+    if not isinstance(data, dict):
+        raise ValueError("not an object")
+    state = data.get("state")
+    if not isinstance(state, dict):
+        raise ValueError("no state")
+    return Execution(
+        id=_text(data, "id"),
+        namespace=_text(data, "namespace"),
+        flow=_text(data, "flowId"),
+        state=State(_text(state, "current")),
+        labels=_labels(data.get("labels")),
+        started=_time(state.get("startDate")),
+        ended=_time(state.get("endDate")),
+        original_id=data.get("originalId") if isinstance(data.get("originalId"), str) else None,
+    )
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    value = data.get(key)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"no {key}")
+    return value
+
+
+def _labels(labels: Any) -> dict[str, str]:
+    if isinstance(labels, dict):
+        return {str(key): str(value) for key, value in labels.items()}
+    rows = labels if isinstance(labels, list) else []
+    return {str(row["key"]): str(row["value"]) for row in rows if isinstance(row, dict) and "key" in row and "value" in row}
+
+
+def _time(value: Any) -> datetime | None:
+    if not isinstance(value, str):
+        return None
+    try:
+        parsed = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def _auth(settings: KestraSettings) -> httpx.BasicAuth | None:
+    if settings.kestra_username and settings.kestra_password:
+        return httpx.BasicAuth(settings.kestra_username, settings.kestra_password.get_secret_value())
+    return None
+
+
+def _bearer(settings: KestraSettings) -> dict[str, str]:
+    return {"Authorization": f"Bearer {settings.kestra_token.get_secret_value()}"} if settings.kestra_token else {}
+
+
+def _tls(settings: KestraSettings) -> ssl.SSLContext | bool:
+    if settings.kestra_ca is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=str(settings.kestra_ca))
+    except (OSError, ssl.SSLError) as error:
+        raise KestraDenied(f"BRIDGE_KESTRA_CA: {settings.kestra_ca} holds no CA certificates ({error})") from error
+
+
+def _labelled(labels: Mapping[str, str]) -> dict[str, str]:
+    return {f"filters[labels][EQUALS][{key}]": value for key, value in labels.items()}
+
+
+def _form_value(value: Any) -> str:
+    """An input as the text of a form part; Kestra parses it by the input's type."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _refuse_create(response: httpx.Response) -> NoReturn:
+    code, message = response.status_code, _message(response)
+    if disappeared := _DISAPPEARED.search(message):
+        raise KestraAmbiguous(f"create: HTTP {code}: {message}", disappeared.group(1))
+    if code in _NOTHING_DONE or (code in _REFUSED_FOR_CONTENT and not message and code not in _REFUSED_BEFORE_KESTRA):
+        raise KestraUnavailable(f"create: HTTP {code}, and not in Kestra's words; is something between us and Kestra?")
+    if code in _REFUSED_FOR_CONTENT or (code == 500 and _TOO_BIG in message):
+        raise KestraRejected(f"HTTP {code}: {message or 'refused'}")
+    raise KestraAmbiguous(f"create: HTTP {code}: {message or 'no reason given'}")
+
+
+def _require_success(response: httpx.Response, operation: str) -> None:
+    if not response.is_success:
+        raise KestraUnavailable(f"{operation}: HTTP {response.status_code}: {_message(response) or 'no reason given'}")
+
+
+def _readable(response: httpx.Response, operation: str) -> Execution:
+    try:
+        return parse_execution(_json(response))
+    except ValueError as error:
+        raise KestraUnavailable(f"{operation}: the answer can't be read ({error})") from error
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except (ValueError, RecursionError) as error:
+        raise KestraUnavailable(f"the answer is not JSON (HTTP {response.status_code})") from error
+
+
+def _object(response: httpx.Response, operation: str) -> dict[str, Any]:
+    data = _json(response)
+    if not isinstance(data, dict):
+        raise KestraUnavailable(f"{operation}: the answer is not a JSON object")
+    return data
+
+
+def _message(response: httpx.Response) -> str:
+    """What Kestra says of an error, on one line; empty where the answer is not in its words."""
+    try:
+        data = response.json()
+    except (ValueError, RecursionError):
+        return ""
+    message = data.get("message") if isinstance(data, dict) else None
+    return " ".join(message.split())[:_REASON_LENGTH] if isinstance(message, str) else ""
+
+
+def _failed_task(details: Mapping[str, Any]) -> str | None:
+    runs = details.get("taskRunList")
+    for run in runs if isinstance(runs, list) else []:
+        state = run.get("state") if isinstance(run, dict) else None
+        if isinstance(state, dict) and state.get("current") in ("FAILED", "KILLED"):
+            return str(run.get("taskId"))
+    return None
+
+
+def _last_error(logs: Any, task: str | None) -> str:
+    rows: Sequence[Any] = logs if isinstance(logs, list) else logs.get("results", []) if isinstance(logs, dict) else []
+    messages = [row for row in rows if isinstance(row, dict) and isinstance(row.get("message"), str)]
+    own = [row for row in messages if row.get("taskId") == task] or messages
+    return " ".join(own[-1]["message"].split())[:_REASON_LENGTH] if own else ""
+
+
+def _why(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

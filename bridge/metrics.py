@@ -1,0 +1,48 @@
+"""Everything that is counted and measured, under the names that dashboards and alerts rely on."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+_JOB_BUCKETS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
+_SETTLE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """One set of metrics on a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.deliveries = self._counter("deliveries", "Deliveries taken from the broker.", "lane", "redelivered")
+        self.executions = self._counter("executions", "Executions created, and found to exist already.", "how")
+        self.duplicates = self._counter("duplicate_executions_killed", "Second executions of one attempt that were killed.")
+        self.outcomes = self._counter("outcomes", "How attempts ended.", "state")
+        self.settlements = self._counter("settlements", "What became of deliveries.", "settlement")
+        self.replies = self._counter("replies", "Replies from Kestra: waited for, not ours, or not readable.", "match")
+        self.reconciled = self._counter("reconciled", "Ends of executions that the sweep found and no reply told.")
+        self.results = self._counter("results", "Results sent to a message's reply_to.", "result")
+        self.consumer_restarts = self._counter("consumer_restarts", "Sessions with the broker that ended.", "cause")
+        self.in_flight = self._gauge("in_flight", "Deliveries taken and not settled.", "lane")
+        self.oldest_in_flight = self._gauge("oldest_in_flight_seconds", "Age of the oldest delivery that is not settled.")
+        self.broker_connected = self._gauge("broker_connected", "Whether a session with the broker is consuming.")
+        self.kestra_up = self._gauge("kestra_up", "Whether the last request to Kestra was answered.")
+        self.job_seconds = self._histogram("job_seconds", "From a delivery to its settlement.", _JOB_BUCKETS)
+        self.settle_seconds = self._histogram(
+            "settle_seconds", "From the end of an execution (by Kestra's clock) to its settlement.", _SETTLE_BUCKETS
+        )
+        self.kestra_request_seconds = self._histogram(
+            "kestra_request_seconds", "Requests to Kestra by operation and status code.", _SETTLE_BUCKETS, "operation", "code"
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"bridge_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"bridge_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"bridge_{name}", text, labels, buckets=buckets, registry=self.registry)
