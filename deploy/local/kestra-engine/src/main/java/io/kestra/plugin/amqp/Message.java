@@ -1,0 +1,32 @@
+package io.kestra.plugin.amqp;
+
+import com.rabbitmq.client.AMQP.BasicProperties;
+import java.time.Duration;
+import java.time.Instant;
+import java.util.Date;
+import java.util.Map;
+
+/** One message of a {@link Publish} task's {@code from}. */
+record Message(
+    String contentType, String contentEncoding, Map<String, Object> headers, Integer deliveryMode, Integer priority,
+    String messageId, String correlationId, String replyTo, Duration expiration, Instant timestamp, String type, String userId,
+    String appId, Object data
+) {
+    BasicProperties properties() {
+        return new BasicProperties.Builder()
+            .contentType(contentType)
+            .contentEncoding(contentEncoding)
+            .headers(headers)
+            .deliveryMode(deliveryMode)
+            .priority(priority)
+            .correlationId(correlationId)
+            .replyTo(replyTo)
+            .expiration(expiration == null ? null : String.valueOf(expiration.toMillis()))
+            .messageId(messageId)
+            .timestamp(timestamp == null ? null : Date.from(timestamp))
+            .type(type)
+            .userId(userId)
+            .appId(appId)
+            .build();
+    }
+}
