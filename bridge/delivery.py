@@ -33,14 +33,14 @@ class Message:
     app_id: str | None = None
 
     def to_republish(self, headers: Headers, *, message_id: str | None = None) -> Message:
-        """The same message, fit to be published again by the bridge, with `headers` added.
+        """The same message, fit to be published again by the bridge, with `headers` in place of what it had set before.
 
         Three properties would do harm on the way and are kept as headers instead: RabbitMQ refuses a `user_id` other
         than the connection's own, an `expiration` would let the message vanish from the queue that keeps it, and `CC`
         and `BCC` would route copies anew (RabbitMQ's "Validated User-ID", "Time-to-Live" and "Sender-selected
         Distribution" documents).
         """
-        kept = {key: value for key, value in self.headers.items() if key not in _ROUTING_HEADERS}
+        kept = {key: value for key, value in self.headers.items() if key not in _DROPPED}
         kept |= {f"x-bridge-{key.lower()}": self.headers[key] for key in _ROUTING_HEADERS if key in self.headers}
         for name in ("user_id", "expiration"):
             if (value := getattr(self, name)) is not None:
@@ -56,6 +56,8 @@ class Message:
 
 
 _ROUTING_HEADERS = ("CC", "BCC")
+DEAD_LETTER_HEADERS = ("x-bridge-reason", "x-bridge-error", "x-bridge-execution", "x-bridge-queue", "x-bridge-at")
+_DROPPED = frozenset({*_ROUTING_HEADERS, *DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -76,6 +76,7 @@ class Kestra:
         self._creating = asyncio.Semaphore(CONCURRENT_CREATES)
         self._dialect: Dialect | None = None
         self._skew = timedelta()
+        self.up = False
         self._http = httpx.AsyncClient(
             base_url=f"{self._url}/api/v1",
             auth=_auth(settings),
@@ -131,7 +132,7 @@ class Kestra:
             _refuse_create(response)
         try:
             return parse_execution(_json(response))
-        except ValueError as error:
+        except (ValueError, KestraUnavailable) as error:
             raise KestraAmbiguous(f"create: the answer can't be read ({error})") from error
 
     async def find(self, job: Job) -> list[Execution]:
@@ -284,7 +285,8 @@ class Kestra:
         finally:
             code = str(codes[0]) if codes else "none"
             self._metrics.kestra_request_seconds.labels(operation, code).observe(time.perf_counter() - began)
-            self._metrics.kestra_up.set(1 if codes and codes[0] < 500 and codes[0] not in (401, 403) else 0)
+            self.up = bool(codes) and codes[0] < 500 and codes[0] not in (401, 403)
+            self._metrics.kestra_up.set(int(self.up))
 
     def _note_clock(self, response: httpx.Response) -> None:
         try:

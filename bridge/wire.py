@@ -37,6 +37,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def short(text: str) -> str:
+    """`printable`, cut to the 255 bytes that a short string may have."""
+    return printable(text).encode()[:255].decode("utf-8", "ignore")
+
+
 def encodable(value: Any) -> Any:
     """A header value as it can be published again, with `printable` applied all through it."""
     match value:

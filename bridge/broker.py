@@ -1,0 +1,367 @@
+"""RabbitMQ: sessions, deliveries and confirmed publishes. With `topology` the only user of aio-pika.
+
+A session is connect, declare, consume. Whatever ends a part of it (a channel, a connection, a consumer that the broker
+cancels) ends the whole, and a new session starts from nothing: no delivery outlives the channel that brought it, and the
+broker delivers again what was not settled.
+
+Deliveries are read below aio-pika's own message class, which raises on properties that RabbitMQ lets pass (a delivery mode
+of 7, an expiration that is no number) and would leave such a message undecided for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any, Literal
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import (
+    CONNECTION_EXCEPTIONS,
+    AuthenticationError,
+    ChannelInvalidStateError,
+    DeliveryError,
+    ProbableAuthenticationError,
+    PublishError,
+)
+from aiormq.abc import AbstractChannel as RawChannel
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused, ConnectionNotAllowed
+from pamqp.commands import Basic
+
+from bridge import topology, wire
+from bridge.delivery import Delivery, Message
+from bridge.errors import BrokerDenied, BrokerUnavailable, PublishFailed
+from bridge.keyed_lock import KeyedLock
+from bridge.settings import BrokerSettings, Lane
+
+CONNECT_TIMEOUT = 15.0
+CONFIRM_TIMEOUT = 30.0
+
+Cause = Literal["connection_closed", "channel_closed", "consumer_cancelled"]
+OnDelivery = Callable[[Lane, Delivery], None]
+OnReply = Callable[[bytes], None]
+
+
+class Publisher:
+    """Publishes by confirm: a message that `publish` returned for is in a queue, and on disk where the queue is durable.
+
+    `lost` is told when the channel can't be relied on any more. With `reopen` a lost channel is replaced by a new one.
+    """
+
+    def __init__(self, connection: AbstractConnection, *, lost: Callable[[str], None], reopen: bool = False) -> None:
+        self._connection = connection
+        self._lost = lost
+        self._reopen = reopen
+        self._ids = KeyedLock()
+        self._opening = asyncio.Lock()
+        self._raw: RawChannel | None = None
+
+    async def open(self) -> Publisher:
+        """Open the channel, so that the first publish need not."""
+        await self._channel()
+        return self
+
+    async def publish(self, message: Message, *, exchange: str = "", routing_key: str = "") -> None:
+        """Publish and wait for the broker's confirm.
+
+        Raises:
+            PublishFailed: it went to no queue, or the queue refused it. Nothing was kept.
+            BrokerUnavailable: the channel is gone or the confirm never came; the message may or may not be in a queue.
+        """
+        # aiormq tells which publish was returned by its message id, so two with one id must not be under way at once.
+        async with self._ids.hold(message.message_id):
+            try:
+                raw = await self._channel()
+                await raw.basic_publish(
+                    message.body,
+                    exchange=exchange,
+                    routing_key=wire.short(routing_key),
+                    properties=_to_properties(message),
+                    mandatory=True,
+                    timeout=CONFIRM_TIMEOUT,
+                )
+            except PublishError as error:
+                raise PublishFailed(f"no queue takes {routing_key!r} of exchange {exchange!r}") from error
+            except DeliveryError as error:
+                raise PublishFailed(f"the broker refused a message for {exchange or routing_key!r}") from error
+            except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
+                self._lost(f"a publish was not confirmed: {_why(error)}")
+                raise BrokerUnavailable(f"a publish was not confirmed: {_why(error)}") from error
+
+    async def _channel(self) -> RawChannel:
+        async with self._opening:
+            if self._raw is None or (self._reopen and self._raw.is_closed):
+                channel = await self._connection.channel(on_return_raises=True)
+                self._raw = await channel.get_underlay_channel()
+            return self._raw
+
+
+class Session:
+    """Consumers on all lanes, for as long as nothing of it breaks."""
+
+    def __init__(self, version: str, kinds: Mapping[str, topology.Kind], publishing: AbstractConnection) -> None:
+        self.version = version
+        self.kinds = kinds
+        self.publisher = Publisher(publishing, lost=lambda why: self.end("channel_closed", why))
+        # A reply_to can be anything, also what makes the broker close the channel: that must cost nothing else.
+        self.results = Publisher(publishing, lost=lambda _: None, reopen=True)
+        self._ended: asyncio.Future[tuple[Cause, str]] = asyncio.get_running_loop().create_future()
+        self._consumers: list[tuple[RawChannel, str]] = []
+
+    async def ended(self) -> tuple[Cause, str]:
+        """Wait until the session is no more; says why, as a word and as a line."""
+        return await asyncio.shield(self._ended)
+
+    async def stop_consuming(self) -> None:
+        """Take no more deliveries. Those that are here can still be settled."""
+        for raw, tag in self._consumers:
+            try:
+                await raw.basic_cancel(tag, timeout=5)
+            except (*CONNECTION_EXCEPTIONS, TimeoutError):
+                continue
+
+    def end(self, cause: Cause, why: str) -> None:
+        """Declare the session over; only the first cause counts."""
+        if not self._ended.done():
+            self._ended.set_result((cause, why))
+
+
+class Broker:
+    """Opens sessions with one RabbitMQ."""
+
+    def __init__(self, settings: BrokerSettings, *, name: str = "kestra-bridge") -> None:
+        wire.install()
+        self._settings = settings
+        self._name = name
+
+    @asynccontextmanager
+    async def session(self, on_delivery: OnDelivery, on_reply: OnReply, *, hold: float) -> AsyncIterator[Session]:
+        """Connect, declare and consume all lanes; leaving the context closes it and leaves unsettled deliveries to the broker.
+
+        The callbacks must only take note. `hold` is how many seconds a delivery may stay unsettled, which brokers that
+        let a consumer say so are told.
+
+        Raises:
+            BrokerUnavailable, BrokerDenied, TopologyMismatch: the session could not be had.
+        """
+        async with AsyncExitStack() as stack:
+            with _translated(self._settings):
+                # A broker in need of memory stops reading from connections that publish: acks must not wait behind them.
+                consuming = await stack.enter_async_context(self._connection("consumer"))
+                publishing = await stack.enter_async_context(self._connection("publisher"))
+                version = announced_version(consuming)
+                kinds = await self.declare(consuming)
+                session = Session(version, kinds, publishing)
+                await session.publisher.open()
+                for connection in (consuming, publishing):
+                    connection.close_callbacks.add(lambda _, error: session.end("connection_closed", _why(error)))
+                await self._consume_replies(consuming, session, on_reply)
+                for lane in self._settings.all_lanes:
+                    await self._consume(consuming, session, lane, on_delivery, hold)
+            yield session
+
+    @asynccontextmanager
+    async def publisher(self) -> AsyncIterator[tuple[AbstractConnection, Publisher]]:
+        """A connection to publish by, for commands; raises as `session` does."""
+        async with AsyncExitStack() as stack:
+            with _translated(self._settings):
+                connection = await stack.enter_async_context(self._connection("command"))
+                publisher = await Publisher(connection, lost=lambda _: None).open()
+            yield connection, publisher
+
+    async def declare(self, connection: AbstractConnection) -> dict[str, topology.Kind]:
+        """Declare every lane; says of each queue which type it has."""
+        version = parse_version(announced_version(connection))
+        return {lane.queue: await self._declare_lane(connection, lane, version) for lane in self._settings.all_lanes}
+
+    async def _declare_lane(self, connection: AbstractConnection, lane: Lane, version: topology.Version) -> topology.Kind:
+        wanted = self._settings.queue_type
+        kinds: list[topology.Kind] = [topology.choose_kind(wanted, version)]
+        if wanted == "auto" and kinds == ["quorum"]:
+            kinds.append("classic")  # a broker that was upgraded keeps the classic queue it had, and that works
+        for kind in kinds:
+            planned = topology.plan(
+                lane.queue,
+                kind=kind,
+                version=version,
+                max_priority=self._settings.max_priority,
+                retry_delays=self._settings.retry_delays,
+            )
+            try:
+                await topology.declare(connection, planned)
+            except topology.TopologyMismatch:
+                if kind == kinds[-1]:
+                    raise
+            else:
+                return kind
+        raise AssertionError("unreachable")
+
+    @asynccontextmanager
+    async def _connection(self, purpose: str) -> AsyncIterator[AbstractConnection]:
+        connection = await aio_pika.connect(
+            self._settings.amqp_url.get_secret_value(),
+            timeout=CONNECT_TIMEOUT,
+            ssl_context=_tls(self._settings),
+            client_properties={"connection_name": f"{self._name} {purpose}"},
+        )
+        try:
+            yield connection
+        finally:
+            try:
+                await asyncio.wait_for(connection.close(), 5)
+            except (*CONNECTION_EXCEPTIONS, TimeoutError):
+                pass  # gone already: there's nothing left to close
+
+    async def _consume(
+        self, connection: AbstractConnection, session: Session, lane: Lane, on_delivery: OnDelivery, hold: float
+    ) -> None:
+        channel = await _watched_channel(connection, session)
+        await channel.set_qos(prefetch_count=lane.prefetch)
+        raw = await channel.get_underlay_channel()
+        tag = f"{self._name}.{lane.queue}"
+
+        async def take(message: DeliveredMessage) -> None:
+            on_delivery(lane, _to_delivery(message, lane.queue, raw, session))
+
+        arguments = _consumer_arguments(parse_version(session.version), session.kinds[lane.queue], hold)
+        session._consumers.append((raw, tag))
+        await raw.basic_consume(lane.queue, take, consumer_tag=tag, arguments=arguments)
+
+    async def _consume_replies(self, connection: AbstractConnection, session: Session, on_reply: OnReply) -> None:
+        channel = await _watched_channel(connection, session)
+        queue = await topology.declare_replies(channel, "")
+        raw = await channel.get_underlay_channel()
+
+        async def take(message: DeliveredMessage) -> None:
+            on_reply(message.body)
+
+        # Unacknowledged on purpose: no single reply matters, and the sweep finds what a lost one would have told.
+        await raw.basic_consume(queue, take, no_ack=True)
+
+
+def announced_version(connection: AbstractConnection) -> str:
+    """The broker's version as it introduced itself."""
+    transport = connection.transport
+    properties: Mapping[str, Any] = getattr(getattr(transport, "connection", None), "server_properties", None) or {}
+    version = properties.get("version", "")
+    return version.decode() if isinstance(version, bytes) else str(version)
+
+
+def parse_version(text: str) -> topology.Version:
+    """Major and minor; an unreadable version counts as the oldest that is supported."""
+    numbers = text.split(".")
+    try:
+        return int(numbers[0]), int(numbers[1])
+    except (IndexError, ValueError):
+        return 3, 10
+
+
+def _consumer_arguments(version: topology.Version, kind: topology.Kind, hold: float) -> dict[str, Any] | None:
+    """4.3 lets a consumer of a quorum queue say how long it may hold a delivery; elsewhere only the operator can."""
+    if version >= (4, 3) and kind == "quorum":
+        return {"x-consumer-timeout": int(hold * 1000)}
+    return None
+
+
+async def _watched_channel(connection: AbstractConnection, session: Session) -> AbstractChannel:
+    channel = await connection.channel(publisher_confirms=False)
+    channel.close_callbacks.add(lambda _, error: session.end("channel_closed", _why(error)))
+    raw = await channel.get_underlay_channel()
+    # Without this a consumer that the broker cancels stays silent for ever, and nothing else tells.
+    raw.on_consumer_cancel_callbacks.add(
+        lambda frame: session.end("consumer_cancelled", f"the broker cancelled consumer {frame.consumer_tag}")
+    )
+    return channel
+
+
+def _to_delivery(message: DeliveredMessage, lane: str, raw: RawChannel, session: Session) -> Delivery:
+    tag = message.delivery_tag
+
+    async def ack() -> None:
+        try:
+            await raw.basic_ack(tag or 0)
+        except CONNECTION_EXCEPTIONS as error:
+            session.end("channel_closed", f"an ack could not be sent: {_why(error)}")
+            raise BrokerUnavailable(f"the ack could not be sent: {_why(error)}") from error
+
+    return Delivery(message=_to_message(message), lane=lane, redelivered=bool(message.redelivered), ack=ack)
+
+
+def _to_message(message: DeliveredMessage) -> Message:
+    properties = message.header.properties
+    return Message(
+        body=message.body,
+        headers=properties.headers or {},
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        delivery_mode=properties.delivery_mode,
+        priority=properties.priority,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        expiration=properties.expiration,
+        message_id=properties.message_id,
+        timestamp=properties.timestamp,
+        message_type=properties.message_type,
+        user_id=properties.user_id,
+        app_id=properties.app_id,
+    )
+
+
+_TEXT_PROPERTIES = (
+    "content_type",
+    "content_encoding",
+    "correlation_id",
+    "reply_to",
+    "expiration",
+    "message_id",
+    "message_type",
+    "user_id",
+    "app_id",
+)
+
+
+def _to_properties(message: Message) -> Basic.Properties:
+    texts = {name: getattr(message, name) for name in _TEXT_PROPERTIES}
+    return Basic.Properties(
+        headers=wire.encodable(dict(message.headers)) or None,
+        delivery_mode=message.delivery_mode or 2,
+        priority=message.priority,
+        timestamp=message.timestamp,
+        **{name: wire.short(text) if text is not None else None for name, text in texts.items()},
+    )
+
+
+def _tls(settings: BrokerSettings) -> ssl.SSLContext | None:
+    if not settings.amqp_url.get_secret_value().startswith("amqps"):
+        return None
+    try:
+        return ssl.create_default_context(cafile=str(settings.amqp_ca) if settings.amqp_ca else None)
+    except (OSError, ssl.SSLError) as error:
+        raise BrokerDenied(f"BRIDGE_AMQP_CA: {settings.amqp_ca} holds no CA certificates ({error})") from error
+
+
+@contextmanager
+def _translated(settings: BrokerSettings) -> Iterator[None]:
+    """Turn what connecting and declaring raises into our own errors, once."""
+    where = settings.broker_address
+    try:
+        yield
+    except (AuthenticationError, ProbableAuthenticationError) as error:
+        raise BrokerDenied(f"RabbitMQ at {where} refuses the user or the password of BRIDGE_AMQP_URL") from error
+    except ConnectionNotAllowed as error:
+        raise BrokerDenied(f"RabbitMQ at {where} refuses the virtual host of BRIDGE_AMQP_URL: {_why(error)}") from error
+    except ChannelAccessRefused as error:
+        raise BrokerDenied(f"RabbitMQ at {where} refuses the user's rights: {_why(error)}") from error
+    except ssl.SSLCertVerificationError as error:
+        raise BrokerDenied(f"RabbitMQ at {where}: its certificate can't be trusted: {error.verify_message}") from error
+    except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
+        raise BrokerUnavailable(f"can't reach RabbitMQ at {where}: {_why(error)}") from error
+
+
+def _why(error: object) -> str:
+    if isinstance(error, ChannelInvalidStateError):
+        return "the channel is closed"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,247 @@
+"""One delivery from its arrival to its settlement. The one place that settles."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from bridge.broker import Publisher
+from bridge.conclude import Concluder, Vanished
+from bridge.delivery import ATTEMPT, FIRST_ATTEMPT, Delivery, Message
+from bridge.errors import BrokerUnavailable, InvalidMessage, KestraError, KestraRejected, PublishFailed
+from bridge.execution import Outcome
+from bridge.job import FlowName, Job, allowed, decode
+from bridge.kestra import Kestra
+from bridge.metrics import Metrics
+from bridge.settlement import Ack, DeadLetter, Policy, Reason, Retry, Settlement, Stamp, decide
+from bridge.start import LeftToBroker, Started, Starter
+from bridge.topology import dead_exchange, retry_queue
+
+OUTPUTS_SECONDS = 30.0
+AFTER_A_BUG = (5.0, 300.0)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Case:
+    """A delivery under way, and what has been learned of it so far."""
+
+    delivery: Delivery
+    arrived: float = field(default_factory=time.monotonic)
+    job: Job | None = None
+    started: Started | None = None
+    outcome: Outcome | None = None
+    settling: bool = False
+
+    @property
+    def age(self) -> float:
+        return time.monotonic() - self.arrived
+
+
+class Handler:
+    """Handles the deliveries of one session: each exactly once, and none affects another."""
+
+    def __init__(
+        self,
+        *,
+        kestra: Kestra,
+        publisher: Publisher,
+        results: Publisher,
+        starter: Starter,
+        concluder: Concluder,
+        metrics: Metrics,
+        policy: Policy,
+        flows: Sequence[str],
+        max_priority: int,
+    ) -> None:
+        self._kestra = kestra
+        self._publisher = publisher
+        self._results = results
+        self._starter = starter
+        self._concluder = concluder
+        self._metrics = metrics
+        self._policy = policy
+        self._flows = flows
+        self._max_priority = max_priority
+
+    async def handle(self, case: Case, default_flow: FlowName | None) -> None:
+        """See a delivery through, whatever happens, or leave it to the broker. Raises nothing but cancellation."""
+        self._metrics.deliveries.labels(case.delivery.lane, str(case.delivery.redelivered).lower()).inc()
+        pause, longest = AFTER_A_BUG
+        while True:
+            try:
+                settlement = await self._judge(case, default_flow)
+                case.settling = True
+                await self._settle(case, settlement)
+                return
+            except (LeftToBroker, BrokerUnavailable) as error:
+                self._metrics.settlements.labels("left").inc()
+                log.info("left to the broker", **_facts(case), why=str(error) or "the bridge is stopping")
+                return
+            except Exception:
+                # A fault of ours must not lose the message, and must not spin either: it is kept and tried again.
+                log.exception("a delivery could not be handled, trying again", **_facts(case), seconds=pause)
+                case.settling = False
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, longest)
+
+    async def _judge(self, case: Case, default_flow: FlowName | None) -> Settlement:
+        """What is to become of the delivery, which for a good one takes as long as its execution does."""
+        try:
+            job = decode(case.delivery.message, default_flow=default_flow, max_priority=self._max_priority)
+        except InvalidMessage as error:
+            return DeadLetter(reason=Reason.INVALID_MESSAGE, error=str(error))
+        case.job = job
+        if not allowed(job.flow, self._flows):
+            return DeadLetter(reason=Reason.FLOW_NOT_ALLOWED, error=f"flow {job.flow} is not in BRIDGE_ALLOWED_FLOWS")
+        if not job.id:
+            return Stamp(uuid.uuid4().hex)
+        try:
+            case.outcome = await self._run(case, job)
+        except KestraRejected as error:
+            return DeadLetter(reason=Reason.REJECTED_BY_KESTRA, error=f"flow {job.flow}: {error}")
+        self._metrics.outcomes.labels(case.outcome.label).inc()
+        return decide(case.outcome, attempt=job.attempt, first_attempt=job.first_attempt, policy=self._policy)
+
+    async def _run(self, case: Case, job: Job) -> Outcome:
+        suspect = case.delivery.redelivered
+        while True:
+            case.started = await self._starter.start(job, redelivered=suspect)
+            try:
+                return await self._concluder.outcome(job, case.started.execution)
+            except Vanished as error:
+                log.error("an execution vanished from Kestra, looking for it and else creating it anew", execution=str(error))
+                suspect = True
+
+    async def _settle(self, case: Case, settlement: Settlement) -> None:
+        """Carry out a settlement: first what must stand elsewhere, by confirm, and the ack last."""
+        queue, message = case.delivery.lane, case.delivery.message
+        match settlement:
+            case Stamp():
+                await self._publish(message.to_republish({}, message_id=settlement.job_id), routing_key=queue)
+            case Retry():
+                headers = {ATTEMPT: settlement.attempt, **_first_attempt(case)}
+                again = message.to_republish(headers)
+                await self._publish(again, routing_key=retry_queue(queue, settlement.delay))
+            case DeadLetter():
+                dead = message.to_republish(_dead_letter_headers(case, settlement))
+                await self._publish(dead, exchange=dead_exchange(queue), routing_key=queue)
+        if isinstance(settlement, (Ack, DeadLetter)) and message.reply_to:
+            await self._send_result(case, settlement, message.reply_to)
+        await case.delivery.ack()
+        self._record(case, settlement)
+
+    async def _publish(self, message: Message, *, exchange: str = "", routing_key: str) -> None:
+        """Publish however often it takes: a full queue or a lost binding is the operator's to mend, and nothing is lost."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(PublishFailed),
+            wait=wait_random_exponential(multiplier=0.5, max=30),
+            before_sleep=lambda state: log.error("a publish failed, trying again", error=str(_failure(state))),
+            reraise=True,
+        ):
+            with attempt:
+                await self._publisher.publish(message, exchange=exchange, routing_key=routing_key)
+
+    async def _send_result(self, case: Case, settlement: Ack | DeadLetter, reply_to: str) -> None:
+        """Tell the publisher how the job ended. One that doesn't listen any more is no reason to keep the job."""
+        body = json.dumps(await self._result(case, settlement)).encode()
+        result = Message(
+            body=body,
+            content_type="application/json",
+            correlation_id=case.delivery.message.correlation_id,
+            message_type="kestra.job.result",
+        )
+        try:
+            await self._results.publish(result, routing_key=reply_to)
+        except (PublishFailed, BrokerUnavailable) as error:
+            self._metrics.results.labels("undeliverable").inc()
+            log.warning("nobody takes a job's result", **_facts(case), error=str(error))
+        else:
+            self._metrics.results.labels("sent").inc()
+
+    async def _result(self, case: Case, settlement: Ack | DeadLetter) -> dict[str, Any]:
+        execution = case.outcome.execution if case.outcome else None
+        result: dict[str, Any] = {
+            "job": case.delivery.message.message_id,
+            "state": execution.state.value if execution else None,
+            "execution": execution.id if execution else None,
+            "url": self._kestra.link(execution) if execution else None,
+            "outputs": await self._outputs(case) if isinstance(settlement, Ack) else {},
+            "attempts": case.job.attempt - case.job.first_attempt + 1 if case.job and execution else 0,
+        }
+        if isinstance(settlement, DeadLetter):
+            result |= {"reason": settlement.reason.value, "error": settlement.error}
+        return result
+
+    async def _outputs(self, case: Case) -> dict[str, Any] | None:
+        """The flow's outputs, or None where Kestra doesn't give them in good time; the job is done all the same."""
+        assert case.outcome is not None
+        question = partial(self._kestra.outputs, case.outcome.execution)
+        try:
+            async with asyncio.timeout(OUTPUTS_SECONDS):
+                return await self._concluder.patience.ask(question)
+        except (KestraError, TimeoutError) as error:
+            log.warning("a result goes without its outputs", **_facts(case), error=str(error))
+            return None
+
+    def _record(self, case: Case, settlement: Settlement) -> None:
+        """The metrics and the one line that tell of a settled delivery."""
+        self._metrics.settlements.labels(settlement.name).inc()
+        self._metrics.job_seconds.observe(case.age)
+        ended = case.outcome.execution.ended if case.outcome else None
+        if ended:
+            self._metrics.settle_seconds.observe(max(0.0, (self._kestra.now() - ended).total_seconds()))
+        extra: dict[str, Any] = {"seconds": round(case.age, 3)}
+        match settlement:
+            case Retry():
+                extra |= {"next_attempt": settlement.attempt, "delay": settlement.delay, "error": settlement.error}
+            case DeadLetter():
+                extra |= {"reason": settlement.reason.value, "error": settlement.error}
+            case Stamp():
+                extra |= {"stamped": settlement.job_id}
+        log.info("settled", settlement=settlement.name, **_facts(case), **extra)
+
+
+def _facts(case: Case) -> dict[str, Any]:
+    """What identifies a delivery in the log."""
+    facts: dict[str, Any] = {"job": case.delivery.message.message_id, "lane": case.delivery.lane}
+    facts["redelivered"] = case.delivery.redelivered
+    if case.job:
+        facts |= {"flow": str(case.job.flow), "attempt": case.job.attempt}
+    if case.started:
+        facts |= {"execution": case.started.execution.id, "how": "adopted" if case.started.adopted else "created"}
+    if case.outcome:
+        facts |= {"execution": case.outcome.execution.id, "state": case.outcome.execution.state.value}
+    return facts
+
+
+def _first_attempt(case: Case) -> dict[str, int]:
+    first = case.job.first_attempt if case.job else 1
+    return {FIRST_ATTEMPT: first} if first > 1 else {}
+
+
+def _dead_letter_headers(case: Case, settlement: DeadLetter) -> dict[str, Any]:
+    execution = case.outcome.execution.id if case.outcome else None
+    return {
+        "x-bridge-reason": settlement.reason.value,
+        "x-bridge-error": settlement.error,
+        ATTEMPT: case.job.attempt if case.job else 1,
+        "x-bridge-queue": case.delivery.lane,
+        "x-bridge-at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        **({"x-bridge-execution": execution} if execution else {}),
+    }
+
+
+def _failure(state: Any) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None

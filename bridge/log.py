@@ -1,0 +1,82 @@
+"""Logging: structured lines, one for each thing that a person would want to know, and never a secret."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+_CHATTY = ("aio_pika", "aiormq", "httpx", "httpcore", "asyncio")
+"""Libraries that log what the bridge says itself, in its own words; they are heard at level debug alone."""
+
+
+def configure(*, style: Literal["auto", "json", "console"], level: str, secrets: Iterable[str] = ()) -> None:
+    """Set up structlog, and the standard library's logging through it, for this process. Lines go to standard error."""
+    console = style == "console" or (style == "auto" and sys.stderr.isatty())
+    debug = level == "debug"
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _traceback_for_debug_only(debug=debug),
+        _mask(tuple(secrets)),
+    ]
+    renderer: Processor = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else _json
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.CRITICAL)
+
+
+_json = structlog.processors.JSONRenderer(sort_keys=False, default=repr)
+
+
+def _traceback_for_debug_only(*, debug: bool) -> Processor:
+    def shorten(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        info = event.pop("exc_info", None)
+        error = sys.exc_info()[1] if info is True else info[1] if isinstance(info, tuple) else info
+        if isinstance(error, BaseException):
+            frames = traceback.extract_tb(error.__traceback__)
+            where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
+            event["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+            if debug:
+                event["exception"] = "".join(traceback.format_exception(error))
+        return event
+
+    return shorten
+
+
+def _mask(secrets: tuple[str, ...]) -> Processor:
+    def mask(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        return {key: _clean(value, secrets) for key, value in event.items()}
+
+    return mask
+
+
+def _clean(value: Any, secrets: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        return {key: _clean(item, secrets) for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    for secret in secrets:
+        value = value.replace(secret, "***")
+    # Lone surrogates stand for bytes that weren't UTF-8; a terminal and a file take none.
+    return value.encode("utf-8", "backslashreplace").decode()

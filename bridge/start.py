@@ -1,0 +1,151 @@
+"""Find or create: one execution for a (job, attempt), whatever became of earlier tries to start it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
+
+from bridge.errors import KestraAmbiguous, KestraDenied, KestraUnavailable
+from bridge.execution import Execution, choose
+from bridge.job import Job
+from bridge.keyed_lock import KeyedLock
+from bridge.kestra import Kestra
+from bridge.metrics import Metrics
+
+LOOK_EVERY = 1.0
+LONGEST_BACKOFF = 15.0
+
+log = structlog.get_logger(__name__)
+Result = TypeVar("Result")
+
+
+class LeftToBroker(Exception):
+    """The bridge is stopping and this delivery has no execution yet: the next replica takes it."""
+
+
+class Patience:
+    """Asks Kestra again, with back-off, for as long as it is away, and gives up only once `stopping` is set."""
+
+    def __init__(self, stopping: asyncio.Event | None = None) -> None:
+        self.stopping = stopping or asyncio.Event()
+
+    async def ask(self, question: Callable[[], Awaitable[Result]]) -> Result:
+        """The answer, however long it takes.
+
+        Raises:
+            LeftToBroker: the bridge stops.
+            KestraError: what the question raises and asking again can't change.
+        """
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type((KestraUnavailable, KestraDenied)),
+            wait=wait_random_exponential(multiplier=0.5, max=LONGEST_BACKOFF),
+            stop=stop_never,
+            sleep=self.pause,
+            before_sleep=_say_why,
+            reraise=True,
+        ):
+            with attempt:
+                return await question()
+        raise AssertionError("unreachable")
+
+    async def pause(self, seconds: float) -> None:
+        """Wait so many seconds; raises `LeftToBroker` as soon as the bridge stops."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.stopping.wait()
+        except TimeoutError:
+            return
+        raise LeftToBroker
+
+
+def _say_why(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    level = "error" if isinstance(error, KestraDenied) else "warning"
+    getattr(log, level)("kestra does not answer, asking again", error=str(error), tries=state.attempt_number)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A job's execution, and whether it was found to exist already."""
+
+    execution: Execution
+    adopted: bool
+
+
+class Starter:
+    """Starts executions, each once. Times in seconds."""
+
+    def __init__(
+        self,
+        *,
+        kestra: Kestra,
+        metrics: Metrics,
+        patience: Patience,
+        always_look: bool,
+        adopt_grace: float,
+        ambiguous_wait: float,
+    ) -> None:
+        self._kestra = kestra
+        self._metrics = metrics
+        self._patience = patience
+        self._always_look = always_look
+        self._adopt_grace = adopt_grace
+        self._ambiguous_wait = ambiguous_wait
+        self._starting = KeyedLock()
+
+    async def start(self, job: Job, *, redelivered: bool) -> Started:
+        """Find this (job, attempt)'s execution, or create it when it is certain that there's none.
+
+        Raises:
+            KestraRejected: Kestra will never run this job.
+            LeftToBroker: the bridge stops.
+        """
+        async with self._starting.hold((job.id, job.attempt)):
+            started = await self._find_or_create(job, suspect=redelivered)
+        self._metrics.executions.labels("adopted" if started.adopted else "created").inc()
+        return started
+
+    async def find(self, job: Job, patience: Patience) -> Execution | None:
+        """The job's own execution, if there is one. Any second one is killed."""
+        found = choose(await patience.ask(lambda: self._kestra.find(job)))
+        for duplicate in found.duplicates:
+            if not duplicate.state.terminal:
+                log.error("a second execution of one attempt is killed", job=job.id, execution=duplicate.id)
+                await patience.ask(partial(self._kestra.kill, duplicate.id))
+                self._metrics.duplicates.inc()
+        return found.current
+
+    async def _find_or_create(self, job: Job, *, suspect: bool) -> Started:
+        """`suspect`: a create of another replica may still be on its way, so that absence means nothing yet."""
+        look = suspect or self._always_look or job.attempt > job.first_attempt
+        look_until = time.monotonic() + (self._adopt_grace if suspect else 0)
+        while True:
+            if look and (execution := await self._look(job, look_until)):
+                return Started(execution, adopted=True)
+            if self._patience.stopping.is_set():
+                raise LeftToBroker
+            try:
+                return Started(await self._patience.ask(lambda: self._kestra.create(job)), adopted=False)
+            except KestraAmbiguous as error:
+                log.warning("a create is in doubt, looking for its execution", job=job.id, error=str(error))
+                if execution := await self._named(error):
+                    return Started(execution, adopted=False)
+                look, look_until = True, time.monotonic() + self._ambiguous_wait
+
+    async def _named(self, error: KestraAmbiguous) -> Execution | None:
+        """The execution that an error names, which Kestra 2.0 does for one that it lost sight of (kestra#17863)."""
+        if error.execution_id is None:
+            return None
+        return await self._patience.ask(partial(self._kestra.get, error.execution_id))
+
+    async def _look(self, job: Job, until: float) -> Execution | None:
+        while (execution := await self.find(job, self._patience)) is None and time.monotonic() < until:
+            await self._patience.pause(min(LOOK_EVERY, max(0.05, until - time.monotonic())))
+        return execution

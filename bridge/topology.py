@@ -1,0 +1,143 @@
+"""The queues and exchanges: what they are to be, as data, and their declaration."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aio_pika import ExchangeType
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+
+from bridge.errors import TopologyMismatch
+
+REPLIES = "kestra.replies"
+
+Kind = Literal["classic", "quorum"]
+Version = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    name: str
+    type: ExchangeType
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable queue, bound to an exchange of the same lane by `routing_key` (None: not bound)."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    exchange: str | None = None
+    routing_key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """All that one lane needs at the broker; names follow the queue's."""
+
+    jobs: Queue
+    dead: Queue
+    retries: tuple[Queue, ...]
+    exchanges: tuple[Exchange, ...]
+
+    @property
+    def kind(self) -> Kind:
+        return "quorum" if self.jobs.arguments.get("x-queue-type") == "quorum" else "classic"
+
+
+def dead_exchange(queue: str) -> str:
+    return f"{queue}.dead"
+
+
+def retry_queue(queue: str, delay: int) -> str:
+    return f"{queue}.retry.{delay}"
+
+
+def choose_kind(wanted: Literal["auto", "classic", "quorum"], version: Version) -> Kind:
+    """The queue type: quorum queues have strict priorities from RabbitMQ 4.3 on, before that only classic ones do."""
+    if wanted == "auto":
+        return "quorum" if version >= (4, 3) else "classic"
+    return wanted
+
+
+def plan(queue: str, *, kind: Kind, version: Version, max_priority: int, retry_delays: Sequence[int]) -> Topology:
+    """What a lane's queues and exchanges are to be."""
+    return Topology(
+        exchanges=(Exchange(queue, ExchangeType.DIRECT), Exchange(dead_exchange(queue), ExchangeType.FANOUT)),
+        jobs=Queue(queue, _jobs_arguments(queue, kind, version, max_priority), exchange=queue, routing_key=queue),
+        # Side queues need no priorities and hold what must not be lost, so they are replicated wherever that is possible.
+        dead=Queue(f"{queue}.dead", {"x-queue-type": "quorum", **_unlimited(version)}, exchange=dead_exchange(queue)),
+        retries=tuple(_retry(queue, delay) for delay in sorted(set(retry_delays))),
+    )
+
+
+async def declare(connection: AbstractConnection, topology: Topology) -> None:
+    """Declare a lane's exchanges and queues. What exists already with the same arguments stays as it is.
+
+    Raises:
+        TopologyMismatch: one exists with other arguments.
+    """
+    for exchange in topology.exchanges:
+        async with _probing(connection, f"exchange {exchange.name}") as channel:
+            await channel.declare_exchange(exchange.name, exchange.type, durable=True)
+    for queue in (topology.jobs, topology.dead, *topology.retries):
+        async with _probing(connection, f"queue {queue.name}") as channel:
+            declared = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
+            if queue.exchange:
+                await declared.bind(queue.exchange, routing_key=queue.routing_key)
+
+
+async def declare_replies(channel: AbstractChannel, name: str) -> str:
+    """Declare the reply exchange and this replica's own queue on it; returns the queue's name."""
+    exchange = await channel.declare_exchange(REPLIES, ExchangeType.TOPIC, durable=True)
+    queue = await channel.declare_queue(name, exclusive=True, auto_delete=True)
+    await queue.bind(exchange, routing_key="#")
+    return queue.name
+
+
+async def exists(connection: AbstractConnection, queue: str) -> bool:
+    """Whether there's such a queue, whatever its arguments."""
+    try:
+        async with connection.channel() as channel:
+            await channel.declare_queue(queue, passive=True)
+    except ChannelNotFoundEntity:
+        return False
+    return True
+
+
+def _jobs_arguments(queue: str, kind: Kind, version: Version, max_priority: int) -> dict[str, Any]:
+    dead = {"x-dead-letter-exchange": dead_exchange(queue)}
+    if kind == "classic":
+        return {"x-max-priority": max_priority, **dead}
+    return {"x-queue-type": "quorum", **dead, **_AT_LEAST_ONCE, **_unlimited(version)}
+
+
+def _retry(queue: str, delay: int) -> Queue:
+    back = {"x-dead-letter-exchange": queue, "x-dead-letter-routing-key": queue}
+    return Queue(retry_queue(queue, delay), {"x-queue-type": "quorum", "x-message-ttl": delay * 1000, **back, **_AT_LEAST_ONCE})
+
+
+# A quorum queue hands a dead letter over by confirm only so (RabbitMQ's "Quorum Queues", since 3.10).
+_AT_LEAST_ONCE = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+
+
+def _unlimited(version: Version) -> dict[str, int]:
+    """From 4.0 on a quorum queue gives up a message after 20 returns by default, and replicas that die aren't its fault."""
+    return {"x-delivery-limit": -1} if version >= (4, 0) else {}
+
+
+@asynccontextmanager
+async def _probing(connection: AbstractConnection, what: str) -> AsyncIterator[AbstractChannel]:
+    """A channel for one declaration, since a refused one closes its channel."""
+    try:
+        async with connection.channel() as channel:
+            yield channel
+    except ChannelPreconditionFailed as error:
+        raise TopologyMismatch(
+            f"{what} exists with other arguments: {error}. Delete it once it is empty, or set BRIDGE_QUEUE_TYPE and "
+            "BRIDGE_MAX_PRIORITY to what it was made with"
+        ) from error
