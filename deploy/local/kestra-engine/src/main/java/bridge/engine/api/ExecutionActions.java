@@ -3,6 +3,7 @@ package bridge.engine.api;
 import static bridge.engine.api.Routes.TENANT;
 
 import bridge.engine.http.HttpError;
+import bridge.engine.http.Json;
 import bridge.engine.http.Multipart;
 import bridge.engine.http.Reply;
 import bridge.engine.http.Request;
@@ -22,7 +23,6 @@ import io.kestra.core.models.executions.Execution;
 import io.kestra.core.models.flows.State;
 import io.kestra.core.repositories.ExecutionRepositoryInterface;
 import io.kestra.core.repositories.FlowRepositoryInterface;
-import io.kestra.core.serializers.JacksonMapper;
 import io.kestra.core.services.ExecutionService;
 import io.kestra.core.utils.IdUtils;
 import io.micronaut.context.ApplicationContext;
@@ -126,7 +126,7 @@ final class ExecutionActions {
     }
 
     private Reply labels(Request request) throws Exception {
-        var labels = JacksonMapper.ofJson().readValue(request.body(), LABELS);
+        var labels = Json.mapper().readValue(request.body(), LABELS);
         var execution = find(request);
         return send(execution, id -> UpdateLabels.from(execution, labels).withOperationId(id));
     }

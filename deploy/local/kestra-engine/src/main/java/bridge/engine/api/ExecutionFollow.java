@@ -1,5 +1,6 @@
 package bridge.engine.api;
 
+import bridge.engine.http.Json;
 import bridge.engine.http.Reply;
 import bridge.engine.http.Request;
 import bridge.engine.http.Router;
@@ -7,7 +8,6 @@ import io.kestra.core.models.executions.Execution;
 import io.kestra.core.models.flows.Flow;
 import io.kestra.core.repositories.ExecutionRepositoryInterface;
 import io.kestra.core.repositories.FlowRepositoryInterface;
-import io.kestra.core.serializers.JacksonMapper;
 import io.kestra.core.services.ExecutionStreamingService;
 import io.micronaut.context.ApplicationContext;
 import io.micronaut.http.sse.Event;
@@ -52,7 +52,7 @@ final class ExecutionFollow {
     }
 
     private static void write(OutputStream output, String id, Object data) throws IOException {
-        var event = "data: " + JacksonMapper.ofJson().writeValueAsString(data) + "\nid: " + id + "\n\n";
+        var event = "data: " + Json.mapper().writeValueAsString(data) + "\nid: " + id + "\n\n";
         output.write(event.getBytes(StandardCharsets.UTF_8));
         output.flush();
     }

@@ -1,9 +1,10 @@
 package bridge.engine.api;
 
+import bridge.engine.http.Json;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.kestra.core.models.executions.Execution;
-import io.kestra.core.serializers.JacksonMapper;
 import java.util.List;
+import java.util.stream.Stream;
 
 /** How Kestra 2.0 shows an execution: whole but for its outputs, or in light rows. */
 final class ExecutionJson {
@@ -12,6 +13,7 @@ final class ExecutionJson {
         "trigger", "scheduleDate", "kind", "loopRun");
     private static final List<String> TASK_RUN = List.of(
         "id", "taskId", "parentTaskRunId", "value", "attempts", "assetEmits", "state", "iteration", "dynamic", "forceExecution");
+    private static final List<String> WHERE = List.of("executionId", "namespace", "flowId");
 
     private ExecutionJson() {
     }
@@ -20,7 +22,7 @@ final class ExecutionJson {
     static ObjectNode whole(Execution execution) {
         var json = tree(execution);
         json.remove(List.of("outputs", "deleted"));
-        json.path("taskRunList").forEach(taskRun -> ((ObjectNode) taskRun).retain(TASK_RUN));
+        retain(json, TASK_RUN);
         return json;
     }
 
@@ -33,6 +35,7 @@ final class ExecutionJson {
     static ObjectNode created(Execution execution) {
         var json = tree(execution);
         json.remove("outputs");
+        retain(json, Stream.concat(TASK_RUN.stream(), WHERE.stream()).toList());
         return json.put("url", url(execution));
     }
 
@@ -41,7 +44,11 @@ final class ExecutionJson {
             execution.getId());
     }
 
+    private static void retain(ObjectNode execution, List<String> ofTaskRun) {
+        execution.path("taskRunList").forEach(taskRun -> ((ObjectNode) taskRun).retain(ofTaskRun));
+    }
+
     private static ObjectNode tree(Execution execution) {
-        return JacksonMapper.ofJson().valueToTree(execution);
+        return Json.mapper().valueToTree(execution);
     }
 }

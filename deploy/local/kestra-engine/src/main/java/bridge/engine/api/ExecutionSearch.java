@@ -7,8 +7,8 @@ import bridge.engine.http.Reply;
 import bridge.engine.http.Request;
 import bridge.engine.http.Router;
 import io.kestra.core.models.QueryFilter;
-import io.kestra.core.repositories.ExecutionRepositoryInterface;
 import io.kestra.core.repositories.ExecutionRepositoryInterface.DateFilter;
+import io.kestra.core.repositories.ExecutionRepositoryInterface;
 import io.micronaut.context.ApplicationContext;
 
 /** The search for executions, by the engine's own repository; its rows are light. */

