@@ -1,0 +1,252 @@
+"""What the tests of a running bridge share: the bridge as a subprocess, a client of the broker, and a proxy that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+from prometheus_client.parser import text_string_to_metric_families
+
+from deploy.local.paths import REPOSITORY
+from deploy.local.processes import Child
+
+Value = TypeVar("Value")
+
+
+async def eventually(
+    probe: Callable[[], Value | Awaitable[Value]], what: str, *, timeout: float = 30.0, every: float = 0.05
+) -> Value:
+    """The first true value of `probe`, asked again and again; fails with `what` after `timeout` seconds."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    last: object = None
+    while asyncio.get_running_loop().time() < deadline:
+        found = probe()
+        last = await found if isinstance(found, Awaitable) else found
+        if last:
+            return last  # type: ignore[return-value]  # a true one, whatever its type
+        await asyncio.sleep(every)
+    raise AssertionError(f"not within {timeout:g} s: {what} (last seen: {last!r})")
+
+
+class Bridge:
+    """`kestra-bridge run` as a subprocess, its log lines and its metrics."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str], *, name: str = "bridge") -> None:
+        self.name = name
+        self.log = directory / f"{name}.log"
+        self._directory = directory
+        self._environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")},
+            "BRIDGE_HTTP_PORT": "0",
+            "BRIDGE_LOG_FORMAT": "json",
+            "BRIDGE_RECONCILE_INTERVAL": "1",
+            "BRIDGE_ADOPT_GRACE": "2",
+            "BRIDGE_AMBIGUOUS_WAIT": "3",
+            "BRIDGE_RETRY_DELAYS": "[1]",
+            "PYTHONPATH": str(REPOSITORY),
+            **environment,
+        }
+        self._child: Child | None = None
+
+    async def start(self, *, until: str | None = "consuming", timeout: float = 30.0) -> Self:
+        """Start it, and return once it has logged the event `until`."""
+        before = self.count(until) if until else 0
+        command = [sys.executable, "-m", "bridge", "run"]
+        self._child = Child(self.name, command, log=self.log, env=self._environment, cwd=self._directory)
+        if until:
+            await eventually(lambda: self.count(until) > before or not self.child.alive, f"{self.name}: {until}", timeout=timeout)
+            assert self.count(until) > before, f"{self.name} ended with {self.child.returncode}{self.child.tail()}"
+        return self
+
+    @property
+    def child(self) -> Child:
+        assert self._child is not None, "not started"
+        return self._child
+
+    async def exit_code(self, timeout: float = 30.0) -> int:
+        """Its exit status, once it has ended by itself."""
+        return await asyncio.to_thread(self.child.wait, timeout)
+
+    async def stop(self, timeout: float = 45.0) -> int:
+        """SIGTERM, and its exit status."""
+        self.child.signal(signal.SIGTERM)
+        return await self.exit_code(timeout)
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        self.child.kill()
+
+    def events(self, event: str | None = None, **fields: object) -> list[dict[str, Any]]:
+        """The log lines with that event and those fields, oldest first."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        found = []
+        for line in lines:
+            with suppress(ValueError):
+                entry = json.loads(line)
+                if event in (None, entry.get("event")) and fields.items() <= entry.items():
+                    found.append(entry)
+        return found
+
+    def count(self, event: str | None, **fields: object) -> int:
+        return len(self.events(event, **fields))
+
+    async def settled(self, count: int = 1, *, timeout: float = 30.0, **fields: object) -> list[dict[str, Any]]:
+        """The lines of settled deliveries with those fields, once there are so many."""
+        await eventually(lambda: self.count("settled", **fields) >= count, f"{count} settled {fields}", timeout=timeout)
+        return self.events("settled", **fields)
+
+    @property
+    def http(self) -> str:
+        return str(self.events("starting")[-1]["http"])
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples with those labels; 0 where there's none."""
+        text = await asyncio.to_thread(_get, f"{self.http}/metrics")
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._child is not None:
+            self._child.kill()
+
+
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as response:
+        return str(response.read().decode())
+
+
+@dataclass
+class Client:
+    """A publisher upstream of the bridge, and an operator who looks into queues."""
+
+    channel: aio_pika.abc.AbstractChannel
+    connection: aio_pika.abc.AbstractConnection
+    kept: list[AbstractIncomingMessage] = field(default_factory=list)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, url: str) -> AsyncIterator[Client]:
+        connection = await aio_pika.connect(url)
+        try:
+            yield cls(await connection.channel(on_return_raises=True), connection)
+        finally:
+            await connection.close()
+
+    async def submit(self, queue: str, body: object = None, *, job: str | None = None, **properties: Any) -> None:
+        """Publish a job message by confirm; `body` is JSON, or bytes as they are."""
+        payload = body if isinstance(body, bytes) else json.dumps(body if body is not None else {}).encode()
+        message = aio_pika.Message(payload, message_id=job, content_type="application/json", delivery_mode=2, **properties)
+        await self.channel.default_exchange.publish(message, queue, mandatory=True)
+
+    async def depth(self, queue: str) -> int:
+        """How many messages are ready in a queue (not those that a consumer holds)."""
+        async with self.connection.channel() as channel:
+            declared = await channel.declare_queue(queue, passive=True)
+            return declared.declaration_result.message_count or 0
+
+    async def take(self, queue: str, count: int = 1, *, timeout: float = 30.0) -> list[AbstractIncomingMessage]:
+        """That many messages of a queue, acked, oldest first; fails if they don't come."""
+        taken: list[AbstractIncomingMessage] = []
+        declared = await self.channel.get_queue(queue, ensure=False)
+        deadline = asyncio.get_running_loop().time() + timeout
+        while len(taken) < count:
+            message = await declared.get(fail=False)
+            if message is not None:
+                await message.ack()
+                taken.append(message)
+            elif asyncio.get_running_loop().time() > deadline:
+                raise AssertionError(f"{len(taken)} of {count} messages in {queue} within {timeout:g} s")
+            else:
+                await asyncio.sleep(0.05)
+        return taken
+
+    async def mailbox(self) -> tuple[str, asyncio.Queue[dict[str, Any]]]:
+        """An exclusive queue for results, and what arrives in it."""
+        queue = await self.channel.declare_queue(exclusive=True)
+        results: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+        async def receive(message: AbstractIncomingMessage) -> None:
+            results.put_nowait(json.loads(message.body) | {"correlation_id": message.correlation_id})
+
+        await queue.consume(receive, no_ack=True)
+        return queue.name, results
+
+
+class Proxy:
+    """A TCP proxy on loopback that can cut, refuse and stall what goes through it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self.refusing = False
+        self.connections = 0
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def cut(self) -> None:
+        """End every connection at once, as a pulled cable and a reset would."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def stall(self) -> None:
+        """Let nothing through in either direction until `resume`; connections stay open."""
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        self._flowing.set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self.resume()
+        self._server.close()
+        self.cut()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._server.wait_closed(), 5)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refusing:
+            writer.transport.abort()
+            return
+        self.connections += 1
+        try:
+            up_reader, up_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers |= {writer, up_writer}
+        await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer))
+        self._writers -= {writer, up_writer}
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65_536):
+                await self._flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        with suppress(OSError, RuntimeError):
+            writer.close()
