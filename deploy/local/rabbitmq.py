@@ -253,7 +253,7 @@ class RabbitMQ:
             raise ProcessError(f"rabbitmqctl {arguments[0]} ended with status {done.returncode}: {output}")
         return done.stdout
 
-    def api(self, path: str, *, method: str = "GET", body: object = None) -> Any:  # noqa: ANN401 - JSON of any shape
+    def api(self, path: str, *, method: str = "GET", body: object = None) -> Any:
         """What the management API answers on `path` (such as `queues` or `definitions`), decoded; None if it is empty.
 
         Raises:
