@@ -51,6 +51,7 @@ class Service:
         self._metrics = Metrics()
         self._stopping = asyncio.Event()
         self._beat = time.monotonic()
+        self._failure: BaseException | None = None
         self._had_session = False
         self._connected = False
         self._cases: dict[asyncio.Task[None], Case] = {}
@@ -92,6 +93,8 @@ class Service:
                 if await self._kestra_answers():
                     async with self._background(self._reconciler.run()):
                         await self._consume()
+                if self._failure:
+                    raise self._failure
                 log.info("stopped")
 
     async def _kestra_answers(self) -> bool:
@@ -243,13 +246,19 @@ class Service:
 
     @asynccontextmanager
     async def _background(self, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-        """Something that goes on beside the block and ends with it; if it fails, so does the block."""
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(work)
-            try:
-                yield
-            finally:
-                task.cancel()
+        """Something that goes on beside the block and ends with it. If it fails, the service stops and says why."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._stop_on_failure)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def _stop_on_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            self._failure = error
+            self._stopping.set()
 
     @asynccontextmanager
     async def _signals(self) -> AsyncIterator[None]:
