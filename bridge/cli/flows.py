@@ -1,0 +1,139 @@
+"""`kestra-bridge flows`: deploy and validate the flows that ship, or one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bridge.cli.app import Json, app, load
+from bridge.errors import KestraRejected, SettingsError
+from bridge.flows import Fate, FlowFile, Verdict, deploy, from_paths, select, shipped, validate
+from bridge.kestra import Kestra
+from bridge.settings import KestraSettings
+
+_EPILOG = (
+    "Needs BRIDGE_KESTRA_URL, and where Kestra asks for them BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD, or "
+    "BRIDGE_KESTRA_TOKEN. Exit codes: 0 done, 1 a flow is refused or Kestra doesn't answer, 2 wrong usage or settings."
+)
+
+flows = typer.Typer(
+    help="Deploy and validate Kestra flows: those that ship with the bridge, or your own.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(flows, name="flows")
+
+Paths = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        exists=True,
+        metavar="[PATH]...",
+        help="Files of your own flows, or folders of them, instead of the flows that ship with the bridge.",
+        show_default=False,
+    ),
+]
+Tls = Annotated[
+    bool,
+    typer.Option(
+        "--tls",
+        help="Take the notifier for a RabbitMQ that demands TLS: it replies by RabbitMQ's management API over HTTPS, "
+        "and needs the secret BRIDGE_AMQP_API_URL in Kestra.",
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="NAME",
+        help="Only this flow, `namespace/id` or `id`. Can be given several times.",
+        show_default=False,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and do nothing.")]
+
+_STYLES = {Fate.CREATED: "green", Fate.UPDATED: "yellow", Fate.REFUSED: "bold red"}
+
+
+@flows.command("deploy", epilog=_EPILOG, short_help="Create the flows that Kestra lacks, update those that differ.")
+def deploy_flows(
+    paths: Paths = None, only: Only = None, tls: Tls = False, dry_run: DryRun = False, as_json: Json = False
+) -> None:
+    """Create the flows that Kestra lacks, and update those that differ.
+
+    By default those are the flows that ship with the bridge, for the version of Kestra that answers: above all
+    bridge.system/notifier, by which Kestra tells the bridge that a job has ended. All flows are validated first, and
+    none is deployed when one is refused. No flow is ever deleted, and none is touched that is not named in the answer.
+    """
+    settings = _settings(paths, tls=tls)
+
+    async def carry_out() -> tuple[str, list[Verdict]]:
+        async with Kestra(settings) as kestra:
+            version = await kestra.probe()
+            return version, await deploy(kestra, _choose(version, paths, only, tls=tls), dry_run=dry_run)
+
+    _report(*asyncio.run(carry_out()), as_json=as_json, dry_run=dry_run)
+
+
+@flows.command("validate", epilog=_EPILOG)
+def validate_flows(paths: Paths = None, only: Only = None, tls: Tls = False, as_json: Json = False) -> None:
+    """Ask Kestra whether it would take the flows, and change nothing.
+
+    By default those are the flows that ship with the bridge, for the version of Kestra that answers.
+    """
+    settings = _settings(paths, tls=tls)
+
+    async def carry_out() -> tuple[str, list[Verdict]]:
+        async with Kestra(settings) as kestra:
+            version = await kestra.probe()
+            return version, await validate(kestra, _choose(version, paths, only, tls=tls))
+
+    _report(*asyncio.run(carry_out()), as_json=as_json)
+
+
+def _settings(paths: Sequence[Path] | None, *, tls: bool) -> KestraSettings:
+    if paths and tls:
+        raise SettingsError("--tls chooses among the flows that ship: it doesn't go with files of your own")
+    return load(KestraSettings)
+
+
+def _choose(version: str, paths: Sequence[Path] | None, only: Sequence[str] | None, *, tls: bool) -> list[FlowFile]:
+    return select(from_paths(paths) if paths else shipped(version, tls=tls), only or ())
+
+
+def _report(version: str, verdicts: Sequence[Verdict], *, as_json: bool, dry_run: bool = False) -> None:
+    """Print the verdicts.
+
+    Raises:
+        KestraRejected: a flow is refused; the text names each such flow and says why.
+    """
+    if as_json:
+        print(json.dumps(_as_data(version, verdicts, dry_run=dry_run), indent=2, ensure_ascii=False))
+    else:
+        print(f"Kestra {version}" + (": dry run, nothing was done" if dry_run else ""))
+        Console().print(_as_table(verdicts, dry_run=dry_run))
+    refused = [f"{verdict.flow} is refused: {'; '.join(verdict.problems)}" for verdict in verdicts if verdict.problems]
+    if refused:
+        raise KestraRejected(" | ".join(refused))
+
+
+def _as_data(version: str, verdicts: Sequence[Verdict], *, dry_run: bool) -> dict[str, Any]:
+    rows = [{"flow": str(verdict.flow), "result": verdict.fate, "problems": verdict.problems} for verdict in verdicts]
+    return {"kestra": version, "dry_run": dry_run, "flows": rows}
+
+
+def _as_table(verdicts: Sequence[Verdict], *, dry_run: bool) -> Table:
+    table = Table()
+    table.add_column("Flow", overflow="fold")
+    table.add_column("Would be" if dry_run else "Result")
+    for verdict in verdicts:
+        table.add_row(Text(str(verdict.flow)), Text(verdict.fate, style=_STYLES.get(verdict.fate, "")))
+    return table
