@@ -22,6 +22,7 @@ from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
     AuthenticationError,
     ChannelInvalidStateError,
+    ChannelNotFoundEntity,
     DeliveryError,
     ProbableAuthenticationError,
     PublishError,
@@ -86,7 +87,9 @@ class Publisher:
             except PublishError as error:
                 raise PublishFailed(f"no queue takes {routing_key!r} of exchange {exchange!r}") from error
             except DeliveryError as error:
-                raise PublishFailed(f"the broker refused a message for {exchange or routing_key!r}") from error
+                raise PublishFailed(
+                    f"the broker refused a message for {exchange or routing_key!r}; is a queue full?"
+                ) from error
             except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
                 self._lost(f"a publish was not confirmed: {_why(error)}")
                 raise BrokerUnavailable(f"a publish was not confirmed: {_why(error)}") from error
@@ -127,6 +130,36 @@ class Session:
         """Declare the session over; only the first cause counts."""
         if not self._ended.done():
             self._ended.set_result((cause, why))
+
+
+class Mailbox:
+    """An exclusive queue for the results of our own jobs; it lives as long as its connection."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._arrived: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._why = ""
+
+    async def take(self) -> Message:
+        """The next message, however long it takes.
+
+        Raises:
+            BrokerUnavailable: the queue is gone, and with it whatever would have come.
+        """
+        message = await self._arrived.get()
+        if message is None:
+            self._arrived.put_nowait(None)
+            raise BrokerUnavailable(f"the connection to RabbitMQ was lost: {self._why}")
+        return message
+
+    def put(self, message: Message) -> None:
+        """Note a message that arrived."""
+        self._arrived.put_nowait(message)
+
+    def lose(self, why: str) -> None:
+        """Declare the queue gone; only the first cause counts."""
+        self._why = self._why or why
+        self._arrived.put_nowait(None)
 
 
 class Broker:
@@ -172,12 +205,46 @@ class Broker:
                 publisher = await Publisher(connection, lost=lambda _: None).open()
             yield connection, publisher
 
+    @asynccontextmanager
+    async def mailbox(self, connection: AbstractConnection) -> AsyncIterator[Mailbox]:
+        """A queue of one's own on a connection that `publisher` gave; raises as `session` does."""
+        with _translated(self._settings):
+            channel = await connection.channel(publisher_confirms=False)
+            queue = await channel.declare_queue(exclusive=True, auto_delete=True)
+            mailbox = Mailbox(queue.name)
+            channel.close_callbacks.add(lambda _, error: mailbox.lose(_why(error)))
+            connection.close_callbacks.add(lambda _, error: mailbox.lose(_why(error)))
+            raw = await channel.get_underlay_channel()
+            raw.on_consumer_cancel_callbacks.add(lambda _: mailbox.lose("the broker cancelled the consumer"))
+
+            async def take(message: DeliveredMessage) -> None:
+                mailbox.put(_to_message(message))
+
+            await raw.basic_consume(queue.name, take, no_ack=True)
+        yield mailbox
+
+    async def ensure(self, connection: AbstractConnection) -> None:
+        """Declare the lanes that aren't there yet. One that is there is left alone, whatever its arguments.
+
+        So who may only write can publish, and settings that differ from the bridge's own do no harm.
+
+        Raises:
+            BrokerUnavailable, BrokerDenied, TopologyMismatch: as `session` does.
+        """
+        with _translated(self._settings):
+            version = parse_version(announced_version(connection))
+            for lane in self._settings.all_lanes:
+                if not await _lane_exists(connection, lane):
+                    await self._declare_lane(connection, lane, version)
+
     async def declare(self, connection: AbstractConnection) -> dict[str, topology.Kind]:
         """Declare every lane; says of each queue which type it has."""
         version = parse_version(announced_version(connection))
         return {lane.queue: await self._declare_lane(connection, lane, version) for lane in self._settings.all_lanes}
 
-    async def _declare_lane(self, connection: AbstractConnection, lane: Lane, version: topology.Version) -> topology.Kind:
+    async def _declare_lane(
+        self, connection: AbstractConnection, lane: Lane, version: topology.Version
+    ) -> topology.Kind:
         wanted = self._settings.queue_type
         kinds: list[topology.Kind] = [topology.choose_kind(wanted, version)]
         if wanted == "auto" and kinds == ["quorum"]:
@@ -240,6 +307,17 @@ class Broker:
 
         # Unacknowledged on purpose: no single reply matters, and the sweep finds what a lost one would have told.
         await raw.basic_consume(queue, take, no_ack=True)
+
+
+async def _lane_exists(connection: AbstractConnection, lane: Lane) -> bool:
+    """Whether a lane's queue and exchange are there."""
+    try:
+        async with connection.channel() as channel:
+            await channel.get_exchange(lane.queue, ensure=True)
+            await channel.get_queue(lane.queue, ensure=True)
+    except ChannelNotFoundEntity:
+        return False
+    return True
 
 
 def announced_version(connection: AbstractConnection) -> str:
