@@ -185,7 +185,9 @@ def _top_level(source: str, key: str) -> str:
     """The text of a key at the top level, where a line begins with it."""
     values = re.findall(rf"^{key}:[ \t]*(.*?)[ \t\r]*$", source, re.MULTILINE)
     if len(values) != 1:
-        raise ValueError(f"it has {len(values) or 'no'} {key}{'s' if values else ''} at the top level, not one")
+        raise ValueError(
+            f"it has {f'{len(values)} lines' if values else 'no line'} '{key}: …' at the top level, in place of one"
+        )
     if quoted := _QUOTED.fullmatch(values[0]):
         return quoted["text"]
     return re.split(r"\s+#", values[0])[0]
