@@ -39,8 +39,9 @@ final class Filters {
             }
         });
         parsed.labels.forEach((operation, value) -> parsed.filters.add(filter(QueryFilter.Field.LABELS, operation, value)));
-        QueryFilter.validateQueryFilters(parsed.filters, resource);
-        return parsed.filters.stream().map(Filters::resolveTimeRange).toList();
+        var filters = parsed.filters.stream().map(Filters::resolveTimeRange).toList();
+        QueryFilter.validateQueryFilters(filters, resource);
+        return filters;
     }
 
     private void add(Matcher matcher, List<String> values) {

@@ -13,6 +13,7 @@ import io.kestra.core.repositories.TaskOutputRepositoryInterface;
 import io.kestra.core.services.ExecutionOutputService;
 import io.kestra.core.services.TaskOutputService;
 import io.micronaut.context.ApplicationContext;
+import java.util.Map;
 
 /** Outputs, which 2.0 keeps apart from the execution. */
 final class Outputs {
@@ -42,7 +43,8 @@ final class Outputs {
     }
 
     private Reply ofExecution(Request request) throws Exception {
-        return Reply.ok(executionService.getOutputs(find(request)));
+        var outputs = executionService.getOutputs(find(request));
+        return Reply.ok(outputs == null ? Map.of() : outputs);
     }
 
     /** Which task runs have outputs; what they are is asked one by one. */

@@ -9,6 +9,7 @@ import io.kestra.worker.systemworker.SystemWorker;
 import io.micronaut.context.ApplicationContext;
 import java.io.IOException;
 import java.nio.file.Files;
+import java.sql.SQLException;
 import java.time.Duration;
 import java.util.HashMap;
 import java.util.List;
@@ -28,8 +29,11 @@ public final class Engine implements AutoCloseable {
     }
 
     /** Start every service and return once each of them runs. */
-    public static Engine start(Settings settings) throws IOException, InterruptedException {
+    public static Engine start(Settings settings) throws IOException, InterruptedException, SQLException {
         Files.createDirectories(settings.directory().resolve("storage"));
+        if (settings.database() == Settings.Database.FILE) {
+            Recovery.run(settings);
+        }
         var context = ApplicationContext.builder().properties(properties(settings)).banner(false).start();
         var engine = new Engine(context);
         engine.startServices(settings.workerThreads());
@@ -75,7 +79,7 @@ public final class Engine implements AutoCloseable {
     private static Map<String, Object> properties(Settings settings) {
         var properties = new HashMap<String, Object>();
         properties.put("datasources.h2.url", settings.jdbcUrl());
-        properties.put("datasources.h2.username", "sa");
+        properties.put("datasources.h2.username", Settings.DATABASE_USER);
         properties.put("datasources.h2.password", "");
         properties.put("datasources.h2.driverClassName", "org.h2.Driver");
         properties.put("datasources.h2.maximum-pool-size", 20);

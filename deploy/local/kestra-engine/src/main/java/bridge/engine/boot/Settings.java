@@ -9,6 +9,8 @@ import java.nio.file.Path;
 public record Settings(
     int port, int grpcPort, Path directory, Database database, String username, String password, int workerThreads
 ) {
+    static final String DATABASE_USER = "sa";
+
     /** Where executions and flows are kept. */
     public enum Database { MEMORY, FILE }
 
