@@ -121,7 +121,9 @@ class Handler:
             try:
                 return await self._concluder.outcome(job, case.started.execution)
             except Vanished as error:
-                log.error("an execution vanished from Kestra, looking for it and else creating it anew", execution=str(error))
+                log.error(
+                    "an execution vanished from Kestra, looking for it and else creating it anew", execution=str(error)
+                )
                 suspect = True
 
     async def _settle(self, case: Case, settlement: Settlement) -> None:

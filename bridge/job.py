@@ -195,9 +195,13 @@ def _correlation_id(value: str | None) -> str | None:
 def _labels(labels: Mapping[str, str]) -> dict[str, str]:
     for key, value in labels.items():
         if not _LABEL.fullmatch(key):
-            raise InvalidMessage(f"label {_show(key)!r} is not a lower-case letter and then letters, digits, '.', '_', '-'")
+            raise InvalidMessage(
+                f"label {_show(key)!r} is not a lower-case letter and then letters, digits, '.', '_', '-'"
+            )
         if key.startswith(_RESERVED_LABELS):
-            raise InvalidMessage(f"label {_show(key)!r} is reserved: 'system.' and 'bridge' belong to Kestra and the bridge")
+            raise InvalidMessage(
+                f"label {_show(key)!r} is reserved: 'system.' and 'bridge' belong to Kestra and the bridge"
+            )
         if not value or not value.isprintable() or value != value.strip():
             raise InvalidMessage(f"label {_show(key)!r} has a value that is empty, padded or not printable")
     # Labels travel in the create call's request line, which Kestra's web server cuts off at 4,096 bytes.

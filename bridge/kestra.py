@@ -30,6 +30,7 @@ CREATE_TIMEOUT = 8.0
 CONCURRENT_CREATES = 16
 PAGE_SIZE = 500
 _REASON_LENGTH = 400
+_ERRORS_SHOWN = 3
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL)
 _HTTPX_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict)
@@ -67,8 +68,14 @@ class Kestra:
     what else one raises is said there. No httpx error leaves this class.
     """
 
-    def __init__(self, settings: KestraSettings, metrics: Metrics | None = None, *, create_timeout: float = CREATE_TIMEOUT,
-                 transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        settings: KestraSettings,
+        metrics: Metrics | None = None,
+        *,
+        create_timeout: float = CREATE_TIMEOUT,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self._url = settings.kestra_url
         self._tenant = settings.kestra_tenant
         self._metrics = metrics or Metrics()
@@ -108,7 +115,9 @@ class Kestra:
         if not isinstance(version, str):
             raise KestraUnavailable(f"{self._url} does not answer as Kestra does: no version in /api/v1/configs")
         self._dialect = Dialect(version)
-        await self._read("probe", "GET", self._path("/executions/search"), params={"size": "1", **_labelled({MARK_LABEL: MARK})})
+        await self._read(
+            "probe", "GET", self._path("/executions/search"), params={"size": "1", **_labelled({MARK_LABEL: MARK})}
+        )
         return version
 
     async def create(self, job: Job) -> Execution:
@@ -142,8 +151,7 @@ class Kestra:
         return [
             execution
             async for execution in self._search("find", params)
-            if labels.items() <= execution.labels.items()
-            and FlowName(execution.namespace, execution.flow) == job.flow
+            if labels.items() <= execution.labels.items() and FlowName(execution.namespace, execution.flow) == job.flow
         ]
 
     async def unfinished(self) -> list[Execution]:
@@ -182,13 +190,15 @@ class Kestra:
         task = _failed_task(details)
         params = (await self._speak()).error_logs()
         logs = _json(await self._read("explain", "GET", self._path(f"/logs/{execution.id}"), params=params))
-        error = _last_error(logs, task)
+        error = _last_errors(logs, task)
         where = f"task {task}" if task else f"execution {execution.id}"
         return f"{where} ended {execution.state}" + (f": {error}" if error else "")
 
     async def flow_source(self, flow: FlowName) -> str | None:
         """A flow's YAML source as the server has it, or None where there's no such flow."""
-        response = await self._send("flow", "GET", self._path(f"/flows/{flow.namespace}/{flow.id}"), params={"source": "true"})
+        response = await self._send(
+            "flow", "GET", self._path(f"/flows/{flow.namespace}/{flow.id}"), params={"source": "true"}
+        )
         if response.status_code == 404:
             return None
         _require_success(response, "flow")
@@ -200,7 +210,9 @@ class Kestra:
         response = await self._send_yaml("POST", "/flows/validate", source)
         _require_success(response, "validate")
         results = _json(response)
-        found = [item.get("constraints") for item in results if isinstance(item, dict)] if isinstance(results, list) else []
+        found = (
+            [item.get("constraints") for item in results if isinstance(item, dict)] if isinstance(results, list) else []
+        )
         return [str(constraint) for constraint in found if constraint]
 
     async def save_flow(self, flow: FlowName, source: str, *, exists: bool) -> None:
@@ -233,7 +245,9 @@ class Kestra:
         page, seen = 1, 0
         while True:
             params = {**filters, "page": str(page), "size": str(PAGE_SIZE), "sort": "state.startDate:asc"}
-            found = _object(await self._read(operation, "GET", self._path("/executions/search"), params=params), operation)
+            found = _object(
+                await self._read(operation, "GET", self._path("/executions/search"), params=params), operation
+            )
             rows, total = found.get("results"), found.get("total")
             if not isinstance(rows, list) or not isinstance(total, int):
                 raise KestraUnavailable(f"{operation}: the answer has no list of results")
@@ -271,7 +285,9 @@ class Kestra:
         if response.status_code in (401, 403):
             raise KestraDenied(f"Kestra refuses the credentials for {operation} (HTTP {response.status_code})")
         if 300 <= response.status_code < 400:
-            raise KestraUnavailable(f"{operation}: redirected (HTTP {response.status_code}); is BRIDGE_KESTRA_URL right?")
+            raise KestraUnavailable(
+                f"{operation}: redirected (HTTP {response.status_code}); is BRIDGE_KESTRA_URL right?"
+            )
         if response.status_code == 400 and "Tenant must be" in _message(response):
             raise KestraDenied(f"Kestra refuses the tenant {self._tenant!r}: {_message(response)}")
         return response
@@ -332,7 +348,9 @@ def _labels(labels: Any) -> dict[str, str]:
     if isinstance(labels, dict):
         return {str(key): str(value) for key, value in labels.items()}
     rows = labels if isinstance(labels, list) else []
-    return {str(row["key"]): str(row["value"]) for row in rows if isinstance(row, dict) and "key" in row and "value" in row}
+    return {
+        str(row["key"]): str(row["value"]) for row in rows if isinstance(row, dict) and "key" in row and "value" in row
+    }
 
 
 def _time(value: Any) -> datetime | None:
@@ -429,11 +447,13 @@ def _failed_task(details: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _last_error(logs: Any, task: str | None) -> str:
+def _last_errors(logs: Any, task: str | None) -> str:
+    """The last things that went wrong, oldest first: a task often says what is wrong, and then only that it failed."""
     rows: Sequence[Any] = logs if isinstance(logs, list) else logs.get("results", []) if isinstance(logs, dict) else []
     messages = [row for row in rows if isinstance(row, dict) and isinstance(row.get("message"), str)]
     own = [row for row in messages if row.get("taskId") == task] or messages
-    return " ".join(own[-1]["message"].split())[:_REASON_LENGTH] if own else ""
+    lines = dict.fromkeys(" ".join(row["message"].split())[:_REASON_LENGTH] for row in own)
+    return "; ".join(list(lines)[-_ERRORS_SHOWN:])
 
 
 def _why(error: Exception) -> str:

@@ -19,7 +19,9 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self.deliveries = self._counter("deliveries", "Deliveries taken from the broker.", "lane", "redelivered")
         self.executions = self._counter("executions", "Executions created, and found to exist already.", "how")
-        self.duplicates = self._counter("duplicate_executions_killed", "Second executions of one attempt that were killed.")
+        self.duplicates = self._counter(
+            "duplicate_executions_killed", "Second executions of one attempt that were killed."
+        )
         self.outcomes = self._counter("outcomes", "How attempts ended.", "state")
         self.settlements = self._counter("settlements", "What became of deliveries.", "settlement")
         self.replies = self._counter("replies", "Replies from Kestra: waited for, not ours, or not readable.", "match")
@@ -27,7 +29,9 @@ class Metrics:
         self.results = self._counter("results", "Results sent to a message's reply_to.", "result")
         self.consumer_restarts = self._counter("consumer_restarts", "Sessions with the broker that ended.", "cause")
         self.in_flight = self._gauge("in_flight", "Deliveries taken and not settled.", "lane")
-        self.oldest_in_flight = self._gauge("oldest_in_flight_seconds", "Age of the oldest delivery that is not settled.")
+        self.oldest_in_flight = self._gauge(
+            "oldest_in_flight_seconds", "Age of the oldest delivery that is not settled."
+        )
         self.broker_connected = self._gauge("broker_connected", "Whether a session with the broker is consuming.")
         self.kestra_up = self._gauge("kestra_up", "Whether the last request to Kestra was answered.")
         self.job_seconds = self._histogram("job_seconds", "From a delivery to its settlement.", _JOB_BUCKETS)
@@ -35,7 +39,11 @@ class Metrics:
             "settle_seconds", "From the end of an execution (by Kestra's clock) to its settlement.", _SETTLE_BUCKETS
         )
         self.kestra_request_seconds = self._histogram(
-            "kestra_request_seconds", "Requests to Kestra by operation and status code.", _SETTLE_BUCKETS, "operation", "code"
+            "kestra_request_seconds",
+            "Requests to Kestra by operation and status code.",
+            _SETTLE_BUCKETS,
+            "operation",
+            "code",
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -89,7 +89,9 @@ class Service:
                 host=self._settings.http_host,
                 port=self._settings.http_port,
             ) as port:
-                log.info("starting", version=__version__, http=f"http://{self._settings.http_host}:{port}", pid=os.getpid())
+                log.info(
+                    "starting", version=__version__, http=f"http://{self._settings.http_host}:{port}", pid=os.getpid()
+                )
                 if await self._kestra_answers():
                     async with self._background(self._reconciler.run()):
                         await self._consume()
@@ -151,7 +153,9 @@ class Service:
         async with opening as session:
             began, self._had_session = time.monotonic(), True
             self._set_connected(True)
-            log.info("consuming", broker=self._settings.broker_address, version=session.version, queues=dict(session.kinds))
+            log.info(
+                "consuming", broker=self._settings.broker_address, version=session.version, queues=dict(session.kinds)
+            )
             try:
                 async with self._background(self._take(arrivals, session)):
                     await _either(session.ended(), self._stopping.wait())

@@ -100,13 +100,20 @@ class Lane(BaseModel):
 
 class _Section(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="`auto` is console on a terminal, else JSON lines."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="The least level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least level that is logged."
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -131,7 +138,9 @@ class BrokerSettings(_Section):
     amqp_url: Annotated[SecretStr, AfterValidator(_amqp_url)] = Field(
         description="RabbitMQ's address, `amqp://user:password@host:port/vhost` or `amqps://…`."
     )
-    amqp_ca: Readable | None = Field(default=None, description="A file of CA certificates to check RabbitMQ's by, for `amqps`.")
+    amqp_ca: Readable | None = Field(
+        default=None, description="A file of CA certificates to check RabbitMQ's by, for `amqps`."
+    )
     queue: Name = Field(default="kestra.jobs", description="The queue of job messages.")
     prefetch: Prefetch = Field(default=8, description="How many jobs at once. Equals what Kestra should run at once.")
     flow: FlowText | None = Field(default=None, description="The flow of messages that name none, `namespace/id`.")
@@ -141,10 +150,12 @@ class BrokerSettings(_Section):
     queue_type: QueueType = Field(
         default="auto", description="`quorum` or `classic`; `auto` is quorum from RabbitMQ 4.3 on, else classic."
     )
-    max_priority: Annotated[int, Field(ge=1, le=255)] = Field(default=10, description="The highest priority of a message.")
-    retry_delays: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=2_000_000)], ...], Field(min_length=1), *FROM_JSON
-    ] = Field(default=(30, 300), description="A JSON list of delays before each further attempt; the last repeats.")
+    max_priority: Annotated[int, Field(ge=1, le=255)] = Field(
+        default=10, description="The highest priority of a message."
+    )
+    retry_delays: Annotated[tuple[Annotated[int, Field(ge=1, le=2_000_000)], ...], Field(min_length=1), *FROM_JSON] = (
+        Field(default=(30, 300), description="A JSON list of delays before each further attempt; the last repeats.")
+    )
 
     @field_validator("lanes")
     @classmethod
@@ -175,8 +186,12 @@ class KestraSettings(_Section):
     )
     kestra_username: str | None = Field(default=None, description="User for Kestra's Basic authentication.")
     kestra_password: SecretStr | None = Field(default=None, description="Its password.")
-    kestra_token: SecretStr | None = Field(default=None, description="An API token (Bearer), instead of user and password.")
-    kestra_ca: Readable | None = Field(default=None, description="A file of CA certificates to check Kestra's by, for `https`.")
+    kestra_token: SecretStr | None = Field(
+        default=None, description="An API token (Bearer), instead of user and password."
+    )
+    kestra_ca: Readable | None = Field(
+        default=None, description="A file of CA certificates to check Kestra's by, for `https`."
+    )
 
     @model_validator(mode="after")
     def _one_way_to_log_in(self) -> Self:
@@ -191,7 +206,8 @@ class Settings(BrokerSettings, KestraSettings):
     """Every setting is an environment variable with the prefix `BRIDGE_`, or a line of a `.env` file. Times are in seconds."""
 
     allowed_flows: Annotated[tuple[str, ...], *FROM_JSON] = Field(
-        default=(), description="A JSON list of patterns of flows that messages may start. Default: the lanes' own flows."
+        default=(),
+        description="A JSON list of patterns of flows that messages may start. Default: the lanes' own flows.",
     )
     max_attempts: Annotated[int, Field(ge=1, le=1000)] = Field(default=3, description="How many attempts a job gets.")
     ack_warning: bool = Field(default=True, description="Whether an execution that ended in WARNING is a success.")
@@ -202,7 +218,8 @@ class Settings(BrokerSettings, KestraSettings):
         default=30, description="How often executions are looked up whose reply may have been lost."
     )
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = Field(
-        default=30, description="How long a stopping bridge waits for executions to end, before it leaves them to the next."
+        default=30,
+        description="How long a stopping bridge waits for executions to end, before it leaves them to the next.",
     )
     deduplicate: Literal["always", "redelivered"] = Field(
         default="always",
@@ -212,9 +229,12 @@ class Settings(BrokerSettings, KestraSettings):
         default=10, description="How long a redelivered message's execution is looked for before another is created."
     )
     ambiguous_wait: Annotated[float, Field(ge=0, le=600)] = Field(
-        default=35, description="How long to look for the execution of a create whose answer never came (Kestra holds one 30 s)."
+        default=35,
+        description="How long to look for the execution of a create whose answer never came (Kestra holds one 30 s).",
     )
-    http_host: str = Field(default="127.0.0.1", description="Where metrics and health are served; `0.0.0.0` in a container.")
+    http_host: str = Field(
+        default="127.0.0.1", description="Where metrics and health are served; `0.0.0.0` in a container."
+    )
     http_port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         default=9464, description="The port for it; 0 takes a free one and logs it."
     )
@@ -275,4 +295,3 @@ def _faults(error: ValidationError) -> list[str]:
         name = f"{PREFIX}{where[0].upper()}" + "".join(f"[{part}]" for part in where[1:]) if where else ""
         faults.append(f"{name} {text[0].lower()}{text[1:]}" if name else text)
     return faults
-

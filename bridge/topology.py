@@ -94,7 +94,7 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
 async def declare_replies(channel: AbstractChannel, name: str) -> str:
     """Declare the reply exchange and this replica's own queue on it; returns the queue's name."""
     exchange = await channel.declare_exchange(REPLIES, ExchangeType.TOPIC, durable=True)
-    queue = await channel.declare_queue(name, exclusive=True, auto_delete=True)
+    queue = await channel.declare_queue(name, exclusive=True, auto_delete=True, arguments={"x-queue-type": "classic"})
     await queue.bind(exchange, routing_key="#")
     return queue.name
 
@@ -112,13 +112,15 @@ async def exists(connection: AbstractConnection, queue: str) -> bool:
 def _jobs_arguments(queue: str, kind: Kind, version: Version, max_priority: int) -> dict[str, Any]:
     dead = {"x-dead-letter-exchange": dead_exchange(queue)}
     if kind == "classic":
-        return {"x-max-priority": max_priority, **dead}
+        return {"x-queue-type": "classic", "x-max-priority": max_priority, **dead}
     return {"x-queue-type": "quorum", **dead, **_AT_LEAST_ONCE, **_unlimited(version)}
 
 
 def _retry(queue: str, delay: int) -> Queue:
     back = {"x-dead-letter-exchange": queue, "x-dead-letter-routing-key": queue}
-    return Queue(retry_queue(queue, delay), {"x-queue-type": "quorum", "x-message-ttl": delay * 1000, **back, **_AT_LEAST_ONCE})
+    return Queue(
+        retry_queue(queue, delay), {"x-queue-type": "quorum", "x-message-ttl": delay * 1000, **back, **_AT_LEAST_ONCE}
+    )
 
 
 # A quorum queue hands a dead letter over by confirm only so (RabbitMQ's "Quorum Queues", since 3.10).

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
@@ -25,19 +25,26 @@ from deploy.local.processes import Child
 Value = TypeVar("Value")
 
 
+@overload
 async def eventually(
-    probe: Callable[[], Value | Awaitable[Value]], what: str, *, timeout: float = 30.0, every: float = 0.05
-) -> Value:
+    probe: Callable[[], Awaitable[Value]], what: str, *, timeout: float = 30.0, every: float = 0.05
+) -> Value: ...
+
+
+@overload
+async def eventually(probe: Callable[[], Value], what: str, *, timeout: float = 30.0, every: float = 0.05) -> Value: ...
+
+
+async def eventually(probe: Callable[[], Any], what: str, *, timeout: float = 30.0, every: float = 0.05) -> Any:
     """The first true value of `probe`, asked again and again; fails with `what` after `timeout` seconds."""
     deadline = asyncio.get_running_loop().time() + timeout
-    last: object = None
-    while asyncio.get_running_loop().time() < deadline:
+    while True:
         found = probe()
-        last = await found if isinstance(found, Awaitable) else found
-        if last:
-            return last  # type: ignore[return-value]  # a true one, whatever its type
+        value = await found if isinstance(found, Awaitable) else found
+        if value:
+            return value
+        assert asyncio.get_running_loop().time() < deadline, f"not within {timeout:g} s: {what} (last seen: {value!r})"
         await asyncio.sleep(every)
-    raise AssertionError(f"not within {timeout:g} s: {what} (last seen: {last!r})")
 
 
 class Bridge:
@@ -66,7 +73,9 @@ class Bridge:
         command = [sys.executable, "-m", "bridge", "run"]
         self._child = Child(self.name, command, log=self.log, env=self._environment, cwd=self._directory)
         if until:
-            await eventually(lambda: self.count(until) > before or not self.child.alive, f"{self.name}: {until}", timeout=timeout)
+            await eventually(
+                lambda: self.count(until) > before or not self.child.alive, f"{self.name}: {until}", timeout=timeout
+            )
             assert self.count(until) > before, f"{self.name} ended with {self.child.returncode}{self.child.tail()}"
         return self
 
@@ -115,12 +124,16 @@ class Bridge:
         """The sum of a metric's samples with those labels; 0 where there's none."""
         text = await asyncio.to_thread(_get, f"{self.http}/metrics")
         samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
-        return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
+        return sum(
+            sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     async def __aenter__(self) -> Self:
         return await self.start()
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._child is not None:
             self._child.kill()
 
@@ -150,7 +163,9 @@ class Client:
     async def submit(self, queue: str, body: object = None, *, job: str | None = None, **properties: Any) -> None:
         """Publish a job message by confirm; `body` is JSON, or bytes as they are."""
         payload = body if isinstance(body, bytes) else json.dumps(body if body is not None else {}).encode()
-        message = aio_pika.Message(payload, message_id=job, content_type="application/json", delivery_mode=2, **properties)
+        message = aio_pika.Message(
+            payload, message_id=job, content_type="application/json", delivery_mode=2, **properties
+        )
         await self.channel.default_exchange.publish(message, queue, mandatory=True)
 
     async def depth(self, queue: str) -> int:

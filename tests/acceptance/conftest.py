@@ -1,0 +1,166 @@
+"""A real RabbitMQ and Kestra's real engine, started once, and a bridge of its own for each test."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bridge.execution import Execution
+from bridge.kestra import parse_execution
+from deploy.local.kestra_engine import AmqpAddress, Engine
+from deploy.local.paths import REPOSITORY
+from deploy.local.rabbitmq import RabbitMQ
+from tests.harness import Bridge, Client, eventually
+
+JOB_FLOW = """
+id: job
+namespace: {namespace}
+description: Sleeps, then fails for as many attempts as it is told to.
+inputs:
+  - {{id: seconds, type: INT, defaults: 0}}
+  - {{id: failures, type: INT, defaults: 0}}
+  - {{id: text, type: STRING, defaults: none}}
+  - {{id: data, type: JSON, required: false}}
+tasks:
+  - id: perhaps
+    type: io.kestra.plugin.core.flow.If
+    condition: "{{{{ inputs.seconds > 0 }}}}"
+    then:
+      - {{id: sleep, type: io.kestra.plugin.core.flow.Sleep, duration: "PT{{{{ inputs.seconds }}}}S"}}
+  - id: fail
+    type: io.kestra.plugin.core.execution.Fail
+    condition: "{{{{ inputs.failures >= (labels.bridgeAttempt ?? '1') | number }}}}"
+    errorMessage: failed on purpose
+outputs:
+  - {{id: text, type: STRING, value: "{{{{ inputs.text }}}}"}}
+"""
+
+
+@pytest.fixture(scope="session")
+def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    with RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), series="4.3") as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory, rabbit: RabbitMQ) -> Iterator[Engine]:
+    amqp = AmqpAddress.from_url(rabbit.amqp_url)
+    with Engine(tmp_path_factory.mktemp("kestra"), amqp=amqp) as running:
+        settings = kestra_settings(running)
+        command = [sys.executable, "-m", "bridge", "flows", "deploy"]
+        done = subprocess.run(
+            command, env={"PATH": "", "PYTHONPATH": str(REPOSITORY), **settings}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        yield running
+
+
+def kestra_settings(engine: Engine) -> dict[str, str]:
+    return {
+        "BRIDGE_KESTRA_URL": engine.url,
+        "BRIDGE_KESTRA_USERNAME": engine.username,
+        "BRIDGE_KESTRA_PASSWORD": engine.password,
+    }
+
+
+@dataclass
+class Stage:
+    """One test's own queue, namespace and flow, and what happens there."""
+
+    directory: Path
+    rabbit: RabbitMQ
+    engine: Engine
+    client: Client
+    api: httpx.AsyncClient
+    name: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:10]}")
+    bridges: list[Bridge] = field(default_factory=list)
+
+    @property
+    def queue(self) -> str:
+        return f"{self.name}.jobs"
+
+    def bridge(self, *, amqp_url: str | None = None, kestra_url: str | None = None, **settings: object) -> Bridge:
+        """A replica that isn't started yet; `settings` are names of settings in lower case."""
+        environment = {
+            "BRIDGE_AMQP_URL": amqp_url or self.rabbit.amqp_url,
+            **kestra_settings(self.engine),
+            **({"BRIDGE_KESTRA_URL": kestra_url} if kestra_url else {}),
+            "BRIDGE_QUEUE": self.queue,
+            "BRIDGE_FLOW": f"{self.name}/job",
+            **{f"BRIDGE_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        bridge = Bridge(self.directory, environment, name=f"bridge-{len(self.bridges) + 1}")
+        self.bridges.append(bridge)
+        return bridge
+
+    async def submit(self, job: str, *, body: object = None, **properties: Any) -> None:
+        await self.client.submit(self.queue, body, job=job, **properties)
+
+    async def deploy(self, source: str) -> None:
+        answer = await self.api.post("/flows", content=source.encode(), headers={"Content-Type": "application/x-yaml"})
+        assert answer.status_code == 200, answer.text
+
+    async def executions(self, **labels: str) -> list[Execution]:
+        """All executions in this test's namespace with those labels, oldest first."""
+        found: list[Execution] = []
+        params = {"filters[namespace][EQUALS]": self.name, "size": "100", "sort": "state.startDate:asc"}
+        params |= {f"filters[labels][EQUALS][{key}]": value for key, value in labels.items()}
+        while True:
+            answer = await self.api.get("/executions/search", params=params | {"page": str(len(found) // 100 + 1)})
+            assert answer.status_code == 200, answer.text
+            rows = answer.json()["results"]
+            found += [parse_execution(row) for row in rows]
+            if len(found) >= answer.json()["total"] or not rows:
+                return found
+
+    async def running(self, count: int = 1, **labels: str) -> list[Execution]:
+        """The test's executions that run, once there are so many."""
+
+        async def enough() -> list[Execution]:
+            found = [execution for execution in await self.executions(**labels) if execution.state == "RUNNING"]
+            return found if len(found) >= count else []
+
+        return await eventually(enough, f"{count} running executions")
+
+    async def kill(self, execution: Execution) -> None:
+        answer = await self.api.delete(f"/executions/{execution.id}/actions/kill")
+        assert answer.status_code == 200, answer.text
+
+    async def dead_letter(self) -> Any:
+        """The one message of the dead-letter queue."""
+        (message,) = await self.client.take(f"{self.queue}.dead")
+        return message
+
+    async def peek(self) -> list[str]:
+        """The job ids that are ready in the queue."""
+        connection_ids = []
+        async with self.client.connection.channel() as channel:
+            queue = await channel.get_queue(self.queue, ensure=False)
+            while message := await queue.get(fail=False):
+                connection_ids.append(str(message.message_id))
+        return connection_ids  # closing the channel gives them all back
+
+
+@pytest.fixture
+async def stage(tmp_path: Path, rabbit: RabbitMQ, engine: Engine) -> AsyncIterator[Stage]:
+    auth = httpx.BasicAuth(engine.username, engine.password)
+    async with (
+        httpx.AsyncClient(base_url=f"{engine.url}/api/v1/main", auth=auth, timeout=30) as api,
+        Client.connect(rabbit.amqp_url) as client,
+    ):
+        stage = Stage(tmp_path, rabbit, engine, client, api)
+        await stage.deploy(JOB_FLOW.format(namespace=stage.name))
+        try:
+            yield stage
+        finally:
+            for bridge in stage.bridges:
+                if bridge._child is not None:
+                    bridge.kill()

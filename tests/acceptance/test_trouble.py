@@ -1,0 +1,165 @@
+"""Replies that are lost, doubled or early, and answers of Kestra that never came."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aio_pika
+import pytest
+
+from tests.acceptance.conftest import Stage
+from tests.harness import Proxy, eventually
+from tests.http_proxy import (
+    HttpProxy,
+    gateway_timeout_after_the_work,
+    gateway_timeout_without_the_work,
+    late,
+)
+
+NOTIFIER = "/flows/bridge.system/notifier"
+
+
+@asynccontextmanager
+async def no_notifier(stage: Stage) -> AsyncIterator[None]:
+    """Take the notifier away for a while, so that no reply comes."""
+    source = (await stage.api.get(NOTIFIER, params={"source": "true"})).json()["source"]
+    headers = {"Content-Type": "application/x-yaml"}
+    changed = await stage.api.put(NOTIFIER, content=f"{source}\ndisabled: true\n".encode(), headers=headers)
+    assert changed.status_code == 200, changed.text
+    try:
+        yield
+    finally:
+        await stage.api.put(NOTIFIER, content=source.encode(), headers=headers)
+
+
+async def reply(stage: Stage, execution_id: str, state: str, times: int = 1) -> None:
+    """Publish a reply as the notifier would."""
+    body = {"executionId": execution_id, "state": state, "namespace": stage.name, "flowId": "job"}
+    exchange = await stage.client.channel.get_exchange("kestra.replies", ensure=False)
+    for _ in range(times):
+        await exchange.publish(
+            aio_pika.Message(json.dumps(body).encode()), f"{state}.{stage.name}.job", mandatory=False
+        )
+
+
+async def test_without_any_reply_the_sweep_settles_every_job(stage: Stage) -> None:
+    async with no_notifier(stage), stage.bridge(reconcile_interval=1) as bridge:
+        for number in range(5):
+            await stage.submit(f"job-{number}", body={"inputs": {"seconds": number % 2}})
+        await bridge.settled(5, settlement="ack")
+        assert await bridge.metric("bridge_reconciled_total") == 5
+
+
+async def test_without_any_reply_a_failure_is_retried_by_the_sweep(stage: Stage) -> None:
+    async with no_notifier(stage), stage.bridge(reconcile_interval=1) as bridge:
+        await stage.submit("one", body={"inputs": {"failures": 1}})
+        await bridge.settled(job="one", settlement="ack")
+    assert bridge.count("settled", settlement="retry") == 1
+
+
+async def test_doubled_replies_settle_a_job_once(stage: Stage) -> None:
+    async with no_notifier(stage), stage.bridge(reconcile_interval=60) as bridge:
+        await stage.submit("one", body={"inputs": {"seconds": 1}})
+        (execution,) = await stage.running()
+        await eventually(lambda: _ended(stage), "the execution ended")
+        await reply(stage, execution.id, "SUCCESS", times=5)
+        await bridge.settled(job="one")
+        await stage.submit("two")
+        await eventually(lambda: bridge.metric("bridge_replies_total", match="unknown"), "a late reply counted")
+    assert bridge.count("settled", job="one") == 1
+
+
+async def _ended(stage: Stage) -> bool:
+    return all(one.state.terminal for one in await stage.executions())
+
+
+async def test_a_reply_of_failure_that_is_not_true_settles_nothing(stage: Stage) -> None:
+    async with stage.bridge() as bridge:
+        await stage.submit("one", body={"inputs": {"seconds": 4}})
+        (execution,) = await stage.running()
+        await reply(stage, execution.id, "FAILED")
+        (line,) = await bridge.settled(job="one")
+    assert line["settlement"] == "ack"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"executionId": 5}', b"\xff\xfe", b"[" * 100_000])
+async def test_a_malformed_reply_is_counted_and_harms_nothing(stage: Stage, body: bytes) -> None:
+    async with stage.bridge() as bridge:
+        exchange = await stage.client.channel.get_exchange("kestra.replies", ensure=False)
+        await exchange.publish(aio_pika.Message(body), "SUCCESS.a.b", mandatory=False)
+        await eventually(lambda: bridge.metric("bridge_replies_total", match="malformed"), "the reply counted")
+        await stage.submit("one")
+        await bridge.settled(job="one", settlement="ack")
+
+
+async def test_a_reply_before_the_answer_to_the_create_call_counts(stage: Stage) -> None:
+    async with (
+        HttpProxy(stage.engine.url) as proxy,
+        stage.bridge(kestra_url=proxy.url, reconcile_interval=3600, adopt_grace=10) as bridge,
+    ):
+        proxy.once("POST", f"/executions/{stage.name}", late(3))
+        await stage.submit("one")
+        (line,) = await bridge.settled(job="one")
+    assert (line["settlement"], line["how"]) == ("ack", "created")
+
+
+async def test_a_create_that_answers_504_but_did_create_is_not_repeated(stage: Stage) -> None:
+    async with HttpProxy(stage.engine.url) as proxy, stage.bridge(kestra_url=proxy.url) as bridge:
+        proxy.once("POST", f"/executions/{stage.name}", gateway_timeout_after_the_work)
+        await stage.submit("one")
+        await bridge.settled(job="one", settlement="ack")
+    assert len(await stage.executions(bridgeJob="one")) == 1
+
+
+async def test_a_create_that_answers_504_and_did_nothing_is_repeated_after_the_wait(stage: Stage) -> None:
+    async with HttpProxy(stage.engine.url) as proxy, stage.bridge(kestra_url=proxy.url, ambiguous_wait=2) as bridge:
+        proxy.once("POST", f"/executions/{stage.name}", gateway_timeout_without_the_work)
+        await stage.submit("one")
+        await bridge.settled(job="one", settlement="ack")
+    assert len(await stage.executions(bridgeJob="one")) == 1
+
+
+async def test_a_create_whose_answer_never_comes_is_found_by_its_labels(stage: Stage) -> None:
+    async with HttpProxy(stage.engine.url) as proxy, stage.bridge(kestra_url=proxy.url, adopt_grace=2) as bridge:
+        proxy.once("POST", f"/executions/{stage.name}", late(10))
+        await stage.submit("one")
+        (line,) = await bridge.settled(job="one", settlement="ack")
+    assert line["how"] == "adopted"
+
+
+async def test_kestra_away_for_a_while_costs_no_job_an_attempt(stage: Stage) -> None:
+    host, port = stage.engine.url.removeprefix("http://").split(":")
+    async with Proxy(host, int(port)) as proxy, stage.bridge(kestra_url=f"http://127.0.0.1:{proxy.port}") as bridge:
+        proxy.refusing = True
+        proxy.cut()
+        await stage.submit("one")
+        await eventually(lambda: bridge.count("kestra does not answer, asking again") >= 3, "the bridge asks again")
+        proxy.refusing = False
+        (line,) = await bridge.settled(job="one", settlement="ack")
+    assert line["attempt"] == 1
+
+
+async def test_a_second_execution_of_one_attempt_is_killed_and_the_first_one_counts(stage: Stage) -> None:
+    first = await stage.bridge().start()
+    await stage.submit("one", body={"inputs": {"seconds": 6}})
+    (original,) = await stage.running()
+    labels = [("labels", "bridge:amqp"), ("labels", "bridgeJob:one"), ("labels", "bridgeAttempt:1")]
+    answer = await stage.api.post(f"/executions/{stage.name}/job", params=labels, files=[("seconds", (None, "60"))])
+    assert answer.status_code == 200, answer.text
+    first.kill()
+    async with stage.bridge() as second:
+        (line,) = await second.settled(job="one")
+    states = {one.id: one.state.value for one in await stage.executions(bridgeJob="one")}
+    assert (line["execution"], states[answer.json()["id"]]) == (original.id, "KILLED")
+
+
+async def test_an_execution_that_somebody_deletes_is_created_anew(stage: Stage) -> None:
+    async with stage.bridge(adopt_grace=1) as bridge:
+        await stage.submit("one", body={"inputs": {"seconds": 5}})
+        (execution,) = await stage.running()
+        deleted = await stage.api.delete(f"/executions/{execution.id}")
+        assert deleted.status_code in (200, 204), deleted.text
+        (line,) = await bridge.settled(job="one", settlement="ack")
+    assert line["execution"] != execution.id
