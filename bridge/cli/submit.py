@@ -251,7 +251,7 @@ def _run(settings: BrokerSettings, ledger: Ledger, output: Output, *, wait: bool
 
 
 def _interrupted(ledger: Ledger) -> NoReturn:
-    goes_on = "; what was submitted and has not ended goes on" if ledger.submitted else ""
+    goes_on = "; what was submitted and has not ended goes on" if ledger.submitted or ledger.in_doubt else ""
     print(f"kestra-bridge: interrupted: {ledger.count}{goes_on}", file=sys.stderr)
     raise typer.Exit(130)
 

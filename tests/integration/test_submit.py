@@ -1,0 +1,436 @@
+"""`kestra-bridge submit` as a user runs it, against the oldest and the newest RabbitMQ that are supported."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractIncomingMessage
+
+from deploy.local.paths import REPOSITORY
+from deploy.local.rabbitmq import RabbitMQ, Series
+from tests.harness import Client, Proxy, eventually
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module", params=["3.10", "4.3"])
+def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    series: Series = request.param
+    with RabbitMQ(tmp_path_factory.mktemp("node"), series=series) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def client(node: RabbitMQ) -> AsyncIterator[Client]:
+    async with Client.connect(node.amqp_url) as client:
+        yield client
+
+
+@pytest.fixture
+def queue() -> str:
+    return f"q{uuid.uuid4().hex[:8]}"
+
+
+@dataclass
+class Ended:
+    """A command that has ended: its status and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@asynccontextmanager
+async def submitting(*arguments: str, url: str, **settings: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`kestra-bridge submit` under way; killed at the end of the block."""
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")},
+        "PYTHONPATH": str(REPOSITORY),
+        "BRIDGE_AMQP_URL": url,
+        **settings,
+    }
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bridge", "submit", *arguments, env=environment, stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def ended(process: asyncio.subprocess.Process, stdin: str = "") -> Ended:
+    async with asyncio.timeout(60):
+        out, err = await process.communicate(stdin.encode())
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
+async def submit(*arguments: str, url: str, stdin: str = "", **settings: str) -> Ended:
+    async with submitting(*arguments, url=url, **settings) as process:
+        return await ended(process, stdin)
+
+
+async def first_line(process: asyncio.subprocess.Process, stdin: str) -> bytes:
+    """What it prints first, while it goes on."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(stdin.encode())
+    process.stdin.write_eof()
+    async with asyncio.timeout(30):
+        return await process.stdout.readline()
+
+
+@asynccontextmanager
+async def answering(client: Client, queue: str, answers: Mapping[str, dict[str, Any]]) -> AsyncIterator[None]:
+    """Stand in for the bridge: answer the jobs of a queue with these results, and leave the others without one."""
+    await declare_lane(client, queue)
+    async with client.connection.channel() as channel:
+
+        async def answer(message: AbstractIncomingMessage) -> None:
+            result = answers.get(str(message.message_id))
+            if result is not None and message.reply_to:
+                body = json.dumps({"job": message.message_id, **result}).encode()
+                reply = aio_pika.Message(body, correlation_id=message.correlation_id)
+                await channel.default_exchange.publish(reply, message.reply_to)
+            await message.ack()
+
+        await (await channel.get_queue(queue)).consume(answer)
+        yield
+
+
+async def declare_lane(client: Client, queue: str, **arguments: Any) -> None:
+    """A queue and an exchange of one name, bound by it, as somebody else may have made them."""
+    declared = await client.channel.declare_queue(queue, durable=True, arguments=arguments)
+    exchange = await client.channel.declare_exchange(queue, durable=True)
+    await declared.bind(exchange, queue)
+
+
+def success(**more: Any) -> dict[str, Any]:
+    return {"state": "SUCCESS", "execution": "abc123", "url": "http://k/abc123", "outputs": {}, "attempts": 1, **more}
+
+
+def failure(**more: Any) -> dict[str, Any]:
+    return success(state="FAILED", attempts=3, reason="failed", error="task fail ended FAILED: on purpose", **more)
+
+
+# -- on the wire --
+
+
+async def test_a_job_from_options_arrives_with_its_body(node: RabbitMQ, client: Client, queue: str) -> None:
+    options = (
+        "--flow",
+        "n.s/f",
+        "--input",
+        "a=1",
+        "--inputs-json",
+        '{"b": [2]}',
+        "--label",
+        "team=blue",
+        "--timeout",
+        "9",
+    )
+    await submit("--queue", queue, *options, url=node.amqp_url)
+    (message,) = await client.take(queue)
+    assert json.loads(message.body) == {
+        "flow": "n.s/f",
+        "inputs": {"a": "1", "b": [2]},
+        "labels": {"team": "blue"},
+        "timeout": 9.0,
+    }
+
+
+async def test_a_job_arrives_with_its_properties(node: RabbitMQ, client: Client, queue: str) -> None:
+    await submit("--queue", queue, "--flow", "n.s/f", "--id", "j-1", "--priority", "9", url=node.amqp_url)
+    (message,) = await client.take(queue)
+    properties = (message.message_id, message.priority, message.delivery_mode, message.content_type, message.exchange)
+    assert properties == ("j-1", 9, 2, "application/json", queue)
+
+
+async def test_the_id_that_was_made_is_printed(node: RabbitMQ, client: Client, queue: str) -> None:
+    done = await submit("--queue", queue, "--flow", "n.s/f", url=node.amqp_url)
+    (message,) = await client.take(queue)
+    assert (done.code, done.out.strip()) == (0, message.message_id)
+
+
+async def test_json_output_has_a_line_for_each_job(node: RabbitMQ, queue: str) -> None:
+    done = await submit(
+        "--queue", queue, "--file", "-", "--json", url=node.amqp_url, stdin='{"id": "a"}\n{"id": "b"}\n'
+    )
+    assert done.rows == [{"job": "a", "queue": queue}, {"job": "b", "queue": queue}]
+
+
+async def test_higher_priorities_come_first(node: RabbitMQ, client: Client, queue: str) -> None:
+    lines = "".join(f'{{"id": "p{priority}", "priority": {priority}}}\n' for priority in (1, 9, 5))
+    await submit("--queue", queue, "--file", "-", url=node.amqp_url, stdin=lines)
+    assert [message.message_id for message in await client.take(queue, 3)] == ["p9", "p5", "p1"]
+
+
+async def test_jobs_of_one_priority_keep_their_order(node: RabbitMQ, client: Client, queue: str) -> None:
+    lines = "".join(f'{{"id": "j{number}"}}\n' for number in range(1000))
+    await submit("--queue", queue, "--file", "-", url=node.amqp_url, stdin=lines)
+    assert [message.message_id for message in await client.take(queue, 1000)] == [f"j{n}" for n in range(1000)]
+
+
+async def test_csv_from_a_file_is_submitted(node: RabbitMQ, client: Client, queue: str, tmp_path: Path) -> None:
+    path = tmp_path / "jobs.csv"
+    path.write_text("id,flow,priority,input.x\na,n.s/f,3,one\n")
+    await submit("--queue", queue, "--file", str(path), url=node.amqp_url)
+    (message,) = await client.take(queue)
+    assert (message.message_id, message.priority, json.loads(message.body)) == (
+        "a",
+        3,
+        {"flow": "n.s/f", "inputs": {"x": "one"}},
+    )
+
+
+async def test_options_fill_in_what_a_file_lacks(node: RabbitMQ, client: Client, queue: str) -> None:
+    arguments = ("--queue", queue, "--file", "-", "--flow", "n.s/f", "--priority", "4")
+    await submit(*arguments, url=node.amqp_url, stdin="input.x\none\n")
+    (message,) = await client.take(queue)
+    assert (message.priority, json.loads(message.body)["flow"]) == (4, "n.s/f")
+
+
+async def test_a_missing_queue_is_declared_with_priorities(node: RabbitMQ, queue: str) -> None:
+    await submit("--queue", queue, "--flow", "n.s/f", url=node.amqp_url)
+    arguments = node.api(f"queues/%2F/{queue}")["arguments"]
+    assert arguments.get("x-max-priority") == 10 or arguments.get("x-queue-type") == "quorum"
+
+
+async def test_a_missing_queue_is_declared_with_its_dead_letter_queue(node: RabbitMQ, queue: str) -> None:
+    await submit("--queue", queue, "--flow", "n.s/f", url=node.amqp_url)
+    assert node.api(f"queues/%2F/{queue}.dead")["durable"]
+
+
+async def test_a_queue_of_other_arguments_is_used_as_it_is(node: RabbitMQ, client: Client, queue: str) -> None:
+    await declare_lane(client, queue, **{"x-max-priority": 3})
+    await submit("--queue", queue, "--flow", "n.s/f", "--id", "a", url=node.amqp_url)
+    assert (await client.take(queue))[0].message_id == "a"
+
+
+async def test_without_wait_no_answer_is_asked_for(node: RabbitMQ, client: Client, queue: str) -> None:
+    await submit("--queue", queue, "--flow", "n.s/f", url=node.amqp_url)
+    (message,) = await client.take(queue)
+    assert (message.reply_to, message.correlation_id) == (None, None)
+
+
+# -- what changes nothing --
+
+
+async def test_a_bad_last_line_submits_nothing(node: RabbitMQ, client: Client, queue: str) -> None:
+    await declare_lane(client, queue)
+    await submit("--queue", queue, "--file", "-", url=node.amqp_url, stdin='{"id": "a"}\n{"priority": 11}\n')
+    assert await client.depth(queue) == 0
+
+
+async def test_a_bad_line_is_wrong_usage_and_one_line_says_which(node: RabbitMQ, queue: str) -> None:
+    done = await submit("--queue", queue, "--file", "-", url=node.amqp_url, stdin='{"id": "a"}\n{"priority": 11}\n')
+    assert (done.code, done.err) == (
+        2,
+        "kestra-bridge: standard input:2: priority 11 is not a whole number from 0 to 10\n",
+    )
+
+
+# -- waiting --
+
+
+async def test_all_succeeded_is_success(node: RabbitMQ, client: Client, queue: str) -> None:
+    async with answering(client, queue, {"a": success(), "b": success(state="WARNING")}):
+        done = await submit("--queue", queue, "--file", "-", "--wait", url=node.amqp_url, stdin="id\na\nb\n")
+    assert done.code == 0, done
+
+
+async def test_one_that_failed_is_failure(node: RabbitMQ, client: Client, queue: str) -> None:
+    async with answering(client, queue, {"a": success(), "b": failure()}):
+        done = await submit("--queue", queue, "--file", "-", "--wait", url=node.amqp_url, stdin="id\na\nb\n")
+    assert done.code == 1, done
+
+
+async def test_a_warning_that_was_dead_lettered_is_failure(node: RabbitMQ, client: Client, queue: str) -> None:
+    async with answering(client, queue, {"a": failure() | {"state": "WARNING"}}):
+        done = await submit("--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=node.amqp_url)
+    assert done.code == 1, done
+
+
+async def test_a_job_that_never_had_an_execution_is_failure(node: RabbitMQ, client: Client, queue: str) -> None:
+    refused = {"state": None, "execution": None, "attempts": 0, "reason": "flow_not_allowed", "error": "not allowed"}
+    async with answering(client, queue, {"a": refused}):
+        done = await submit("--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=node.amqp_url)
+    assert (done.code, done.out) == (1, "a\t-\t0\t-\tflow_not_allowed: not allowed\n")
+
+
+async def test_a_result_is_a_line_with_its_outputs(node: RabbitMQ, client: Client, queue: str) -> None:
+    async with answering(client, queue, {"a": success(outputs={"answer": 42})}):
+        done = await submit("--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=node.amqp_url)
+    assert done.out == 'a\tSUCCESS\t1\tabc123\t{"answer": 42}\n'
+
+
+async def test_results_in_json_are_the_bridges_own(node: RabbitMQ, client: Client, queue: str) -> None:
+    async with answering(client, queue, {"a": failure()}):
+        done = await submit("--queue", queue, "--flow", "n/f", "--id", "a", "--wait", "--json", url=node.amqp_url)
+    assert done.rows == [{"job": "a", **failure()}]
+
+
+async def test_results_in_json_come_as_they_come(node: RabbitMQ, client: Client, queue: str) -> None:
+    arguments = ("--queue", queue, "--file", "-", "--wait", "--json")
+    async with answering(client, queue, {"a": success()}), submitting(*arguments, url=node.amqp_url) as process:
+        line = await first_line(process, "id\na\nb\n")
+        assert (json.loads(line)["job"], process.returncode) == ("a", None)
+
+
+async def test_an_end_of_the_wait_names_the_open_jobs(node: RabbitMQ, client: Client, queue: str) -> None:
+    arguments = ("--queue", queue, "--file", "-", "--wait", "--wait-timeout", "1")
+    async with answering(client, queue, {"a": success()}):
+        done = await submit(*arguments, url=node.amqp_url, stdin="id\na\nb\n")
+    assert (done.code, done.err) == (1, "kestra-bridge: no result within 1 s from b\n")
+
+
+async def test_strange_messages_in_the_mailbox_are_passed_over(node: RabbitMQ, client: Client, queue: str) -> None:
+    async with submitting("--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=node.amqp_url) as process:
+        await eventually(lambda: _has_queue(node, queue), "the queue is declared")
+        (message,) = await client.take(queue)
+        assert message.reply_to is not None
+        for body, correlation in ((b"\xff", "a"), (b"[]", "a"), (b"{}", "other"), (b'{"state": "SUCCESS"}', "a")):
+            reply = aio_pika.Message(body, correlation_id=correlation)
+            await client.channel.default_exchange.publish(reply, message.reply_to)
+        done = await ended(process)
+    assert (done.code, done.out) == (0, "a\tSUCCESS\t-\t-\t-\n")
+
+
+def _has_queue(node: RabbitMQ, queue: str) -> bool:
+    return queue in [each["name"] for each in node.api("queues")]
+
+
+async def test_ctrl_c_says_that_the_jobs_go_on(node: RabbitMQ, client: Client, queue: str) -> None:
+    arguments = ("--queue", queue, "--file", "-", "--wait")
+    async with answering(client, queue, {"a": success()}), submitting(*arguments, url=node.amqp_url) as process:
+        await first_line(process, "id\na\nb\n")
+        process.send_signal(signal.SIGINT)
+        done = await ended(process)
+    words = "interrupted: 2 of 2 jobs were submitted; what was submitted and has not ended goes on"
+    assert (done.code, done.err) == (130, f"kestra-bridge: {words}\n")
+
+
+async def test_ctrl_c_leaves_the_jobs_in_the_queue(node: RabbitMQ, client: Client, queue: str) -> None:
+    await declare_lane(client, queue)
+    async with submitting("--queue", queue, "--flow", "n/f", "--wait", url=node.amqp_url) as process:
+        await eventually(lambda: client.depth(queue), "the job is submitted")
+        process.send_signal(signal.SIGINT)
+        await ended(process)
+    assert await client.depth(queue) == 1
+
+
+async def test_a_connection_lost_while_waiting_is_one_clear_line(node: RabbitMQ, client: Client, queue: str) -> None:
+    await declare_lane(client, queue)
+    async with Proxy(node.host, node.port) as proxy:
+        url = node.amqp_url.replace(f":{node.port}/", f":{proxy.port}/")
+        async with submitting("--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=url) as process:
+            await eventually(lambda: client.depth(queue), "the job is submitted")
+            proxy.cut()
+            done = await ended(process)
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+    assert "connection to RabbitMQ was lost" in done.err
+    assert done.err.endswith("; the job was submitted, and the result is not known of a\n")
+
+
+async def test_a_terminal_gets_a_table_of_the_results(node: RabbitMQ, client: Client, queue: str) -> None:
+    async with answering(client, queue, {"a": success(), "b": failure()}):
+        screen = await asyncio.to_thread(_on_a_terminal, node.amqp_url, queue, "id\na\nb\n")
+    assert "Execution" in screen
+    assert "failed: task fail ended FAILED" in " ".join(screen.split())
+
+
+def _on_a_terminal(url: str, queue: str, jobs: str) -> str:
+    """What a person with 100 columns would see."""
+    Path("jobs.csv").write_text(jobs)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environment = {"PATH": "/usr/bin", "PYTHONPATH": str(REPOSITORY), "BRIDGE_AMQP_URL": url, "COLUMNS": "100"}
+        command = [sys.executable, "-m", "bridge", "submit", "--queue", queue, "--file", "jobs.csv", "--wait"]
+        os.execve(sys.executable, command, {**environment, "TERM": "xterm"})  # noqa: S606 (there's no shell on purpose)
+    shown = b""
+    deadline = time.monotonic() + 60
+    try:
+        while time.monotonic() < deadline and (data := os.read(terminal, 65536)):
+            shown += data
+    except OSError:
+        pass  # how the kernel tells that the other side has closed
+    os.waitpid(pid, 0)
+    return shown.decode()
+
+
+# -- brokers that don't take it --
+
+
+async def test_a_wrong_password_is_wrong_settings(node: RabbitMQ) -> None:
+    done = await submit("--flow", "n/f", url=node.amqp_url.replace(node.password, "wrong"))
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "refuses the user or the password" in done.err
+
+
+async def test_no_password_is_ever_shown(node: RabbitMQ, queue: str) -> None:
+    url = node.amqp_url.replace(f":{node.port}/", ":1/")
+    done = await submit("--queue", queue, "--flow", "n/f", url=url, BRIDGE_LOG_LEVEL="debug")
+    assert node.password not in done.out + done.err
+
+
+async def test_an_unreachable_broker_is_a_failure(node: RabbitMQ) -> None:
+    done = await submit("--flow", "n/f", url=node.amqp_url.replace(f":{node.port}/", ":1/"))
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "can't reach RabbitMQ at 127.0.0.1:1" in done.err
+
+
+async def test_an_exchange_without_a_binding_is_a_failure(node: RabbitMQ, client: Client, queue: str) -> None:
+    await client.channel.declare_queue(queue, durable=True)
+    await client.channel.declare_exchange(queue, durable=True)
+    done = await submit("--queue", queue, "--flow", "n/f", url=node.amqp_url)
+    assert (done.code, done.err) == (
+        1,
+        f"kestra-bridge: no queue takes '{queue}' of exchange '{queue}'; the job was not submitted\n",
+    )
+
+
+async def test_a_full_queue_is_a_failure_that_says_what_was_taken(node: RabbitMQ, client: Client, queue: str) -> None:
+    await declare_lane(client, queue, **{"x-max-length": 3, "x-overflow": "reject-publish"})
+    lines = "".join(f'{{"id": "j{number}"}}\n' for number in range(5))
+    done = await submit("--queue", queue, "--file", "-", url=node.amqp_url, stdin=lines)
+    taken = len(done.out.split())
+    assert (done.code, taken, await client.depth(queue)) == (1, 3, 3)
+    assert done.err.endswith("queue full?; 3 of 5 jobs were submitted\n")
+
+
+async def test_of_several_lanes_one_must_be_named(node: RabbitMQ) -> None:
+    lanes = '[{"queue": "slow"}, {"queue": "fast"}]'
+    done = await submit("--flow", "n/f", url=node.amqp_url, BRIDGE_LANES=lanes)
+    assert (done.code, done.err) == (2, "kestra-bridge: --queue is needed: BRIDGE_LANES has slow, fast\n")
+
+
+async def test_a_reader_who_has_gone_is_no_noise(node: RabbitMQ, queue: str) -> None:
+    script = f"'{sys.executable}' -m bridge submit --queue {queue} --file - | head -n 1"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY), "BRIDGE_AMQP_URL": node.amqp_url}
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_shell(script, env=environment, stdin=pipe, stdout=pipe, stderr=pipe)
+    lines = "".join(f'{{"id": "j{number}"}}\n' for number in range(3000))
+    done = await ended(process, lines)
+    assert (done.out, done.err) == ("j0\n", "")
