@@ -545,8 +545,7 @@ class Standin:
     def _on_outputs(self, _: Call, execution_id: str) -> Answer:
         if execution_id not in self.executions:
             raise refusal(404, "Not Found")
-        # Kestra has no outputs where the flow has none, which is not the same as an empty object.
-        return Answer(200, self.executions[execution_id].outputs if self._has_outputs(execution_id) else b"null")
+        return Answer(200, dict(self.executions[execution_id].outputs or {}))
 
     def _on_logs(self, call: Call, execution_id: str) -> Answer:
         name = "filters[level][GREATER_THAN_OR_EQUAL_TO]" if self.major >= 2 else "minLevel"
@@ -667,9 +666,6 @@ class Standin:
             return self.executions[execution_id]
         except KeyError:
             raise refusal(404, f"Not Found: Unable to find execution id '{execution_id}'") from None
-
-    def _has_outputs(self, execution_id: str) -> bool:
-        return self.executions[execution_id].outputs is not None
 
     def _search(self, filters: list[Filter]) -> list[Run]:
         """By the smallest set that a filter points to, then the other filters."""

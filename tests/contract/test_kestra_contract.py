@@ -1,0 +1,572 @@
+"""The stand-in answers as Kestra's real engine does, wherever the bridge looks: each test runs against both."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from bridge.errors import KestraDenied, KestraRejected
+from bridge.execution import Execution, State
+from bridge.job import FlowName, Job
+from bridge.kestra import Kestra
+from bridge.settings import KestraSettings
+from deploy.local.kestra_engine import Engine
+from tests.harness import eventually
+from tests.standin import Standin
+
+# The engine's jars are fetched on first use.
+pytestmark = pytest.mark.timeout(600)
+
+NAMESPACE = "contract.flows"
+FLOWS = {
+    "works": """
+id: works
+namespace: contract.flows
+inputs:
+  - {id: text, type: STRING, required: false}
+  - {id: number, type: INT, required: false}
+  - {id: data, type: JSON, required: false}
+tasks:
+  - {id: say, type: io.kestra.plugin.core.log.Log, message: hello}
+outputs:
+  - {id: answer, type: STRING, value: "{{ inputs.text }}"}
+""",
+    "silent": """
+id: silent
+namespace: contract.flows
+tasks:
+  - {id: say, type: io.kestra.plugin.core.log.Log, message: hello}
+""",
+    "demanding": """
+id: demanding
+namespace: contract.flows
+inputs:
+  - {id: text, type: STRING}
+tasks:
+  - {id: say, type: io.kestra.plugin.core.log.Log, message: hello}
+""",
+    "fails": """
+id: fails
+namespace: contract.flows
+tasks:
+  - {id: boom, type: io.kestra.plugin.core.execution.Fail, errorMessage: the disk is full}
+""",
+    "sleeps": """
+id: sleeps
+namespace: contract.flows
+tasks:
+  - {id: nap, type: io.kestra.plugin.core.flow.Sleep, duration: PT600S}
+""",
+    "disabled": """
+id: disabled
+namespace: contract.flows
+disabled: true
+tasks:
+  - {id: say, type: io.kestra.plugin.core.log.Log, message: hello}
+""",
+}
+HOSTILE = [
+    "two words",
+    "a:b:c",
+    "a,b",
+    "100%",
+    "a%20b",
+    "a+b",
+    "a&b=c",
+    "a/b?c#d",
+    '"quoted"',
+    "it's",
+    "' OR '1'='1",
+    "[brackets]",
+    "{{ 1 + 1 }}",
+    "$.key",
+    "back\\slash",
+    "*",
+    "null",
+    "üñí 日本 😀",
+    "x" * 200,
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Where a Kestra answers, real or not."""
+
+    url: str
+    username: str
+    password: str
+
+    def settings(self, **changed: Any) -> KestraSettings:
+        whole = {
+            "kestra_url": self.url,
+            "kestra_username": self.username,
+            "kestra_password": SecretStr(self.password),
+            **changed,
+        }
+        return KestraSettings(**whole)
+
+
+@contextmanager
+def standin() -> Iterator[Server]:
+    """A stand-in on a thread and an event loop of its own, so that it outlives a single test."""
+    ready: queue.SimpleQueue[tuple[Server, asyncio.AbstractEventLoop, asyncio.Event]] = queue.SimpleQueue()
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        async with Standin() as kestra:
+            server = Server(url=kestra.url, username=kestra.username, password=kestra.password)
+            ready.put((server, asyncio.get_running_loop(), stop))
+            await stop.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    server, loop, stop = ready.get(timeout=10)
+    yield server
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(timeout=10)
+
+
+@pytest.fixture(scope="module", params=["engine", "standin"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if request.param == "standin":
+        with standin() as made:
+            deploy(made)
+            yield made
+    else:
+        with Engine(tmp_path_factory.mktemp("kestra")) as engine:
+            made = Server(url=engine.url, username=engine.username, password=engine.password)
+            deploy(made)
+            yield made
+
+
+def deploy(server: Server) -> None:
+    with httpx.Client(auth=(server.username, server.password), timeout=40) as client:
+        for source in FLOWS.values():
+            answer = client.post(f"{server.url}/api/v1/main/flows", content=source, headers=YAML)
+            assert answer.status_code == 200, answer.text
+
+
+YAML = {"Content-Type": "application/x-yaml"}
+
+
+@pytest.fixture
+async def api(server: Server) -> AsyncIterator[httpx.AsyncClient]:
+    """The raw API below the tenant."""
+    auth = httpx.BasicAuth(server.username, server.password)
+    async with httpx.AsyncClient(base_url=f"{server.url}/api/v1/main", auth=auth, timeout=40) as client:
+        yield client
+
+
+@pytest.fixture
+async def kestra(server: Server) -> AsyncIterator[Kestra]:
+    async with Kestra(server.settings(), create_timeout=40) as client:
+        yield client
+
+
+def job(flow: str = "works", **changed: Any) -> Job:
+    return Job(**{"id": uuid.uuid4().hex, "flow": FlowName(NAMESPACE, flow), **changed})
+
+
+async def create(
+    api: httpx.AsyncClient, flow: str, *labels: str, inputs: Mapping[str, str] | None = None
+) -> httpx.Response:
+    return await api.post(
+        f"/executions/{NAMESPACE}/{flow}",
+        params=[("labels", label) for label in labels],
+        files=[(name, (None, value)) for name, value in (inputs or {}).items()] or None,
+    )
+
+
+async def ended(kestra: Kestra, execution: Execution) -> Execution:
+    async def look() -> Execution | None:
+        found = await kestra.get(execution.id)
+        return found if found and found.state.terminal else None
+
+    found = await eventually(look, "the execution's end")
+    assert found is not None
+    return found
+
+
+def message(answer: httpx.Response) -> str:
+    return str(answer.json()["message"])
+
+
+class TestCreate:
+    async def test_answers_with_what_the_bridge_reads(self, api: httpx.AsyncClient) -> None:
+        answer = await create(api, "sleeps", "bridge:amqp", "bridgeJob:a")
+        body = answer.json()
+        await api.delete(f"/executions/{body['id']}/actions/kill")
+        assert answer.status_code == 200
+        assert answer.headers["Content-Type"] == "application/json"
+        assert (body["namespace"], body["flowId"], body["originalId"]) == (NAMESPACE, "sleeps", body["id"])
+        assert body["state"]["current"] in ("CREATED", "RUNNING")
+        assert {"key": "bridgeJob", "value": "a"} in body["labels"]
+        assert "outputs" not in body
+
+    async def test_tells_the_start_as_an_instant_of_now(self, api: httpx.AsyncClient) -> None:
+        body = (await create(api, "works")).json()
+        started = datetime.fromisoformat(body["state"]["startDate"])
+        assert abs(started - datetime.now(UTC)) < timedelta(seconds=20)
+
+    async def test_takes_a_correlation_id(self, api: httpx.AsyncClient) -> None:
+        body = (await create(api, "works", "system.correlationId:mine")).json()
+        assert {"key": "system.correlationId", "value": "mine"} in body["labels"]
+
+    async def test_gives_the_executions_id_as_correlation_id_where_none_is_given(self, api: httpx.AsyncClient) -> None:
+        body = (await create(api, "works")).json()
+        assert {"key": "system.correlationId", "value": body["id"]} in body["labels"]
+
+    async def test_splits_a_label_at_its_first_colon_and_trims_its_value(self, api: httpx.AsyncClient) -> None:
+        body = (await create(api, "works", "key: a:b ")).json()
+        assert {"key": "key", "value": "a:b"} in body["labels"]
+
+    async def test_reads_inputs_by_their_types(self, api: httpx.AsyncClient) -> None:
+        given = {"text": "a b", "number": "7", "data": '{"list": [1, "zwei"]}'}
+        body = (await create(api, "works", inputs=given)).json()
+        assert body["inputs"] == {"text": "a b", "number": 7, "data": {"list": [1, "zwei"]}}
+
+    async def test_passes_over_an_input_that_the_flow_has_not(self, api: httpx.AsyncClient) -> None:
+        answer = await create(api, "works", inputs={"other": "x"})
+        assert answer.status_code == 200
+        assert "other" not in answer.json()["inputs"]
+
+    @pytest.mark.parametrize(
+        ("flow", "labels", "inputs", "refusal"),
+        [
+            ("nowhere", (), {}, (404, "Requested Flow is not found.")),
+            ("disabled", (), {}, (409, "Requested Flow is disabled.")),
+            ("works", (), {"number": "seven"}, (422, "Invalid value for input `number`")),
+            ("works", (), {"data": "{"}, (422, "Invalid entity")),
+            ("demanding", (), {}, (422, "text")),
+            ("works", ("empty:",), {}, (422, "Invalid queryString parameter: 'empty:'")),
+            ("works", ("nocolon",), {}, (422, "Invalid queryString parameter: 'nocolon'")),
+            ("works", ("system.other:x",), {}, (422, "System labels can only be set by Kestra itself")),
+            ("works", ("twice:1", "twice:2"), {}, (409, "Duplicate key twice")),
+        ],
+    )
+    async def test_refuses_what_it_can_never_run(
+        self,
+        api: httpx.AsyncClient,
+        flow: str,
+        labels: tuple[str, ...],
+        inputs: dict[str, str],
+        refusal: tuple[int, str],
+    ) -> None:
+        answer = await create(api, flow, *labels, inputs=inputs)
+        status, reason = refusal
+        assert (answer.status_code, reason in message(answer)) == (status, True), answer.text
+
+    async def test_gives_a_link_to_itself_with_each_refusal(self, api: httpx.AsyncClient) -> None:
+        assert "self" in (await create(api, "nowhere")).json()["_links"]
+
+    async def test_refuses_json_in_place_of_a_form(self, api: httpx.AsyncClient) -> None:
+        answer = await api.post(f"/executions/{NAMESPACE}/works", json={"text": "x"})
+        assert answer.status_code == 415
+
+    async def test_refuses_a_request_line_beyond_4096_bytes(self, api: httpx.AsyncClient) -> None:
+        answer = await create(api, "works", f"long:{'x' * 4096}")
+        assert answer.status_code == 414
+
+
+class TestCreateByTheBridge:
+    async def test_starts_the_jobs_execution_with_its_labels(self, kestra: Kestra) -> None:
+        wanted = job(labels={"team": "blue"})
+        made = await kestra.create(wanted)
+        assert wanted.execution_labels.items() <= made.labels.items()
+
+    @pytest.mark.parametrize("flow", ["nowhere", "disabled", "demanding"])
+    async def test_is_rejected_for_a_flow_that_cannot_run(self, kestra: Kestra, flow: str) -> None:
+        with pytest.raises(KestraRejected):
+            await kestra.create(job(flow))
+
+    async def test_sends_what_is_no_text_as_json(self, kestra: Kestra) -> None:
+        made = await kestra.create(job(inputs={"number": 7, "data": {"a": [True, None, 1.5]}, "text": "ü\n"}))
+        assert (await ended(kestra, made)).state == State.SUCCESS
+
+
+class TestSearch:
+    @pytest.mark.parametrize("value", HOSTILE)
+    async def test_finds_a_job_by_whatever_its_id_is(self, kestra: Kestra, value: str) -> None:
+        wanted = job("silent", id=value)
+        made = await kestra.create(wanted)
+        assert made.id in [found.id for found in await kestra.find(wanted)]
+
+    @pytest.mark.parametrize("value", HOSTILE)
+    async def test_finds_nothing_but_the_very_value(self, api: httpx.AsyncClient, value: str) -> None:
+        await create(api, "silent", "very:other")
+        answer = await api.get("/executions/search", params={"filters[labels][EQUALS][very]": value})
+        assert answer.json() == {"results": [], "total": 0}
+
+    async def test_asks_for_all_labels_at_once(self, api: httpx.AsyncClient) -> None:
+        mark = uuid.uuid4().hex
+        await create(api, "silent", f"mark:{mark}", "n:1")
+        second = (await create(api, "silent", f"mark:{mark}", "n:2")).json()
+        params = {"filters[labels][EQUALS][mark]": mark, "filters[labels][EQUALS][n]": "2"}
+        answer = (await api.get("/executions/search", params=params)).json()
+        assert ([row["id"] for row in answer["results"]], answer["total"]) == ([second["id"]], 1)
+
+    async def test_tells_attempts_of_a_job_apart(self, kestra: Kestra) -> None:
+        first = job("silent")
+        second = Job(id=first.id, flow=first.flow, attempt=2)
+        await kestra.create(first)
+        made = await kestra.create(second)
+        assert [found.id for found in await kestra.find(second)] == [made.id]
+
+    async def test_leaves_out_states_and_lists_only_what_goes_on(self, api: httpx.AsyncClient) -> None:
+        mark = uuid.uuid4().hex
+        done = (await create(api, "silent", f"mark:{mark}")).json()
+        going = (await create(api, "sleeps", f"mark:{mark}")).json()
+        params = {"filters[labels][EQUALS][mark]": mark, "filters[state][NOT_IN]": "SUCCESS,FAILED"}
+
+        async def only_one() -> bool:
+            answer = (await api.get("/executions/search", params=params)).json()
+            return [row["id"] for row in answer["results"]] == [going["id"]]
+
+        await eventually(only_one, f"{done['id']} to be left out")
+        await api.delete(f"/executions/{going['id']}/actions/kill")
+
+    async def test_filters_by_namespace_flow_and_parentage(self, api: httpx.AsyncClient) -> None:
+        mark = uuid.uuid4().hex
+        await create(api, "works", f"mark:{mark}")
+        wanted = (await create(api, "silent", f"mark:{mark}")).json()
+        params = {
+            "filters[labels][EQUALS][mark]": mark,
+            "filters[namespace][EQUALS]": NAMESPACE,
+            "filters[flowId][EQUALS]": "silent",
+            "filters[childFilter][EQUALS]": "MAIN",
+        }
+        answer = (await api.get("/executions/search", params=params)).json()
+        assert [row["id"] for row in answer["results"]] == [wanted["id"]]
+
+    async def test_pages_in_the_order_of_the_start_without_gap_or_overlap(self, api: httpx.AsyncClient) -> None:
+        mark = uuid.uuid4().hex
+        made = [(await create(api, "silent", f"mark:{mark}")).json()["id"] for _ in range(5)]
+        params = {"filters[labels][EQUALS][mark]": mark, "size": "2", "sort": "state.startDate:asc"}
+        pages = [(await api.get("/executions/search", params=params | {"page": str(n)})).json() for n in (1, 2, 3)]
+        assert [row["id"] for page in pages for row in page["results"]] == made
+        assert [page["total"] for page in pages] == [5, 5, 5]
+
+    async def test_has_nothing_past_the_last_page(self, api: httpx.AsyncClient) -> None:
+        answer = await api.get("/executions/search", params={"size": "10", "page": "9999"})
+        assert answer.json() == {"results": [], "total": 0}
+
+    async def test_shows_light_rows_with_what_the_bridge_reads(self, api: httpx.AsyncClient) -> None:
+        mark = uuid.uuid4().hex
+        made = (await create(api, "silent", f"mark:{mark}")).json()
+        (row,) = (await api.get("/executions/search", params={"filters[labels][EQUALS][mark]": mark})).json()["results"]
+        assert {"id", "namespace", "flowId", "state", "labels", "originalId"} <= row.keys()
+        assert {"taskRunList", "outputs"}.isdisjoint(row)
+        assert row["state"]["startDate"] == made["state"]["startDate"]
+
+    async def test_ignores_the_flat_parameters_of_1x(self, api: httpx.AsyncClient) -> None:
+        await create(api, "silent")
+        answer = await api.get("/executions/search", params={"labels": "nobody:has-this"})
+        assert answer.json()["total"] > 0
+
+    @pytest.mark.parametrize(
+        ("params", "status"),
+        [
+            ({"filters[nothing][EQUALS]": "x"}, 400),
+            ({"filters[labels][LOOKS_LIKE][a]": "x"}, 400),
+            ({"filters[state][NOT_IN]": "DREAMING"}, 422),
+            ({"page": "0"}, 422),
+        ],
+    )
+    async def test_refuses_a_question_that_it_does_not_understand(
+        self, api: httpx.AsyncClient, params: dict[str, str], status: int
+    ) -> None:
+        answer = await api.get("/executions/search", params=params)
+        assert (answer.status_code, bool(message(answer))) == (status, True)
+
+
+class TestGet:
+    async def test_shows_how_an_execution_ended(self, kestra: Kestra) -> None:
+        found = await ended(kestra, await kestra.create(job("silent")))
+        assert found.state == State.SUCCESS
+        assert found.started is not None
+        assert found.ended is not None
+        assert found.started <= found.ended
+
+    async def test_names_the_task_that_failed(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
+        failed = await ended(kestra, await kestra.create(job("fails")))
+        runs = (await api.get(f"/executions/{failed.id}")).json()["taskRunList"]
+        assert [run["taskId"] for run in runs if run["state"]["current"] == "FAILED"] == ["boom"]
+
+    async def test_knows_nothing_of_an_unknown_id(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
+        answer = await api.get("/executions/unknown")
+        assert (answer.status_code, message(answer)) == (404, "Not Found: Unable to find execution id 'unknown'")
+        assert await kestra.get("unknown") is None
+
+
+class TestKill:
+    async def test_ends_what_runs(self, kestra: Kestra) -> None:
+        made = await kestra.create(job("sleeps"))
+        await kestra.kill(made.id)
+        assert (await ended(kestra, made)).state == State.KILLED
+
+    async def test_answers_with_the_execution(self, api: httpx.AsyncClient) -> None:
+        made = (await create(api, "sleeps")).json()
+        answer = await api.delete(f"/executions/{made['id']}/actions/kill", params={"isOnKillCascade": "true"})
+        assert (answer.status_code, answer.json()["id"]) == (200, made["id"])
+
+    async def test_of_what_has_ended_changes_nothing(self, kestra: Kestra) -> None:
+        done = await ended(kestra, await kestra.create(job("silent")))
+        await kestra.kill(done.id)
+        assert (await ended(kestra, done)).state == State.SUCCESS
+
+    async def test_of_what_has_ended_is_a_conflict_without_cascade(
+        self, api: httpx.AsyncClient, kestra: Kestra
+    ) -> None:
+        done = await ended(kestra, await kestra.create(job("silent")))
+        answer = await api.delete(f"/executions/{done.id}/actions/kill", params={"isOnKillCascade": "false"})
+        assert answer.status_code == 409
+
+    async def test_of_an_unknown_id_is_not_found(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
+        answer = await api.delete("/executions/unknown/actions/kill")
+        assert (answer.status_code, message(answer)) == (404, "Not Found: Unable to find execution id 'unknown'")
+        await kestra.kill("unknown")
+
+
+class TestOutputs:
+    async def test_are_those_that_the_flow_declares(self, kestra: Kestra) -> None:
+        done = await ended(kestra, await kestra.create(job("works", inputs={"text": "42"})))
+        assert await kestra.outputs(done) == {"answer": "42"}
+
+    async def test_of_a_flow_without_any_are_empty(self, kestra: Kestra) -> None:
+        done = await ended(kestra, await kestra.create(job("silent")))
+        assert await kestra.outputs(done) == {}
+
+    @pytest.mark.parametrize("flow", ["silent", "fails"])
+    async def test_are_an_object_on_the_wire_even_where_there_are_none(
+        self, api: httpx.AsyncClient, kestra: Kestra, flow: str
+    ) -> None:
+        done = await ended(kestra, await kestra.create(job(flow)))
+        assert (await api.get(f"/outputs/executions/{done.id}")).json() == {}
+
+    async def test_of_an_unknown_id_are_not_found(self, api: httpx.AsyncClient) -> None:
+        assert (await api.get("/outputs/executions/unknown")).status_code == 404
+
+
+class TestLogs:
+    async def test_say_why_a_task_failed(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
+        failed = await ended(kestra, await kestra.create(job("fails")))
+
+        async def errors() -> Any:
+            params = {"filters[level][GREATER_THAN_OR_EQUAL_TO]": "ERROR"}
+            return (await api.get(f"/logs/{failed.id}", params=params)).json()
+
+        (entry,) = await eventually(errors, "the error in the log")
+        assert (entry["level"], entry["taskId"], entry["message"]) == ("ERROR", "boom", "the disk is full")
+
+    async def test_explain_a_failure_in_one_line(self, kestra: Kestra) -> None:
+        failed = await ended(kestra, await kestra.create(job("fails")))
+
+        async def reason() -> str | None:
+            explained = await kestra.explain(failed)
+            return explained if "full" in explained else None
+
+        assert await eventually(reason, "the reason") == "task boom ended FAILED: the disk is full"
+
+    async def test_of_an_unknown_id_are_none(self, api: httpx.AsyncClient) -> None:
+        assert (await api.get("/logs/unknown")).json() == []
+
+
+class TestServer:
+    async def test_tells_its_version(self, kestra: Kestra) -> None:
+        assert (await kestra.probe()).startswith("2.")
+
+    async def test_tells_the_time_with_each_answer(self, api: httpx.AsyncClient) -> None:
+        moment = parsedate_to_datetime((await api.get("/configs")).headers["Date"])
+        assert abs(moment - datetime.now(UTC)) < timedelta(seconds=3)
+
+    @pytest.mark.parametrize("auth", [None, ("admin@example.org", "wrong")])
+    async def test_lets_nobody_in_without_the_password(self, server: Server, auth: tuple[str, str] | None) -> None:
+        async with httpx.AsyncClient(auth=auth) as stranger:
+            answer = await stranger.get(f"{server.url}/api/v1/main/executions/search")
+        assert (answer.status_code, answer.content, answer.headers["WWW-Authenticate"]) == (401, b"", "Basic")
+
+    async def test_denies_the_bridge_with_a_wrong_password(self, server: Server) -> None:
+        async with Kestra(server.settings(kestra_password=SecretStr("Wrong000"))) as kestra:
+            with pytest.raises(KestraDenied):
+                await kestra.create(job())
+
+    async def test_has_one_tenant(self, server: Server) -> None:
+        async with Kestra(server.settings(kestra_tenant="other")) as kestra:
+            with pytest.raises(KestraDenied, match="Tenant must be 'main'"):
+                await kestra.create(job())
+
+    async def test_has_no_actions_of_1x(self, api: httpx.AsyncClient) -> None:
+        assert (await api.delete("/executions/unknown/kill")).status_code in (404, 405)
+
+    async def test_says_in_its_own_words_that_there_is_no_such_path(self, api: httpx.AsyncClient) -> None:
+        answer = await api.get("/nothing/here")
+        assert (answer.status_code, message(answer)) == (404, "Not Found")
+
+
+class TestFlows:
+    SOURCE = """
+id: {id}
+namespace: contract.flows
+tasks:
+  - {{id: say, type: io.kestra.plugin.core.log.Log, message: {text}}}
+"""
+
+    def named(self) -> FlowName:
+        return FlowName(NAMESPACE, f"f{uuid.uuid4().hex[:8]}")
+
+    async def test_are_kept_as_they_were_sent(self, kestra: Kestra) -> None:
+        flow = self.named()
+        source = self.SOURCE.format(id=flow.id, text="one")
+        await kestra.save_flow(flow, source, exists=False)
+        assert await kestra.flow_source(flow) == source
+
+    async def test_are_replaced(self, kestra: Kestra) -> None:
+        flow = self.named()
+        await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="one"), exists=False)
+        await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="two"), exists=True)
+        assert await kestra.flow_source(flow) == self.SOURCE.format(id=flow.id, text="two")
+
+    async def test_that_are_unknown_have_no_source(self, kestra: Kestra) -> None:
+        assert await kestra.flow_source(self.named()) is None
+
+    async def test_are_not_created_twice(self, kestra: Kestra) -> None:
+        with pytest.raises(KestraRejected, match="already exists"):
+            await kestra.save_flow(FlowName(NAMESPACE, "works"), FLOWS["works"], exists=False)
+
+    async def test_that_are_unknown_are_not_replaced(self, kestra: Kestra) -> None:
+        flow = self.named()
+        with pytest.raises(KestraRejected, match="Flow not found"):
+            await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="one"), exists=True)
+
+    async def test_do_not_change_their_names(self, kestra: Kestra) -> None:
+        with pytest.raises(KestraRejected, match="can't be changed"):
+            await kestra.save_flow(FlowName(NAMESPACE, "works"), FLOWS["silent"], exists=True)
+
+    @pytest.mark.parametrize(
+        ("source", "fault"),
+        [
+            ("id: v\nnamespace: contract.flows\n", "tasks: must not be empty"),
+            ("id: v\nnamespace: contract.flows\ntasks: [{id: a, type: io.no.Such}]", "Invalid type: io.no.Such"),
+            ("id: [broken", "YAML parsing error"),
+        ],
+    )
+    async def test_with_a_fault_are_refused_and_found_at_fault(self, kestra: Kestra, source: str, fault: str) -> None:
+        with pytest.raises(KestraRejected):
+            await kestra.save_flow(FlowName(NAMESPACE, "v"), source, exists=False)
+        (constraint,) = await kestra.validate_flow(source)
+        assert fault in constraint
+
+    async def test_without_a_fault_are_found_so(self, kestra: Kestra) -> None:
+        assert await kestra.validate_flow(FLOWS["works"]) == []
