@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -34,25 +34,44 @@ QueueType = Literal["auto", "classic", "quorum"]
 
 
 def _flow_name(text: str) -> str:
-    return str(FlowName.parse(text))
+    try:
+        return str(FlowName.parse(text))
+    except ValueError:
+        raise ValueError("must be namespace/id") from None
 
 
 def _amqp_url(secret: SecretStr) -> SecretStr:
-    parts = urlsplit(secret.get_secret_value())
-    if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
-        raise ValueError("must be amqp://user:password@host:port/vhost or amqps://…")
-    _ = parts.port  # raises ValueError for a port that is none
+    parts = _url_parts(secret.get_secret_value())
+    if parts is None or parts.scheme not in ("amqp", "amqps") or not parts.hostname:
+        raise ValueError("must be amqp://user:password@host:port/vhost or amqps://…, with %2F for a / in the password")
     return secret
 
 
 def _http_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    parts = _url_parts(text)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be http://host:port or https://…")
     if parts.username or parts.password:
         raise ValueError("must not hold credentials: use BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD")
-    _ = parts.port
     return text.rstrip("/")
+
+
+def _url_parts(text: str) -> SplitResult | None:
+    """A URL's parts, or None where it is none. The library's errors aren't shown: they quote what may be a password."""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises ValueError for a port that is none
+    except ValueError:
+        return None
+    return parts
+
+
+def _header_text(secret: SecretStr) -> SecretStr:
+    """A line break at a token's end is common, and the error that it would end in quotes the token."""
+    text = secret.get_secret_value()
+    if not text.isascii() or not text.isprintable() or text != text.strip():
+        raise ValueError("must be printable ASCII without a space or a line break around it")
+    return secret
 
 
 def _from_json(value: Any) -> Any:
@@ -66,14 +85,16 @@ def _from_json(value: Any) -> Any:
 
 def _readable(path: Path) -> Path:
     if not os.access(path, os.R_OK):
-        raise ValueError(f"can't read {path}")
+        raise ValueError("is no file that can be read")
     return path
 
 
 def _secret_parts(text: str) -> set[str]:
     """A secret as it is, or only the password where it is a URL."""
-    url = urlsplit(text)
-    return {url.password, unquote(url.password)} if url.scheme and url.password else {text} - {""}
+    url = _url_parts(text)
+    if url and url.scheme in ("amqp", "amqps") and url.password:
+        return {url.password, unquote(url.password)}
+    return {text} - {""}
 
 
 # Decoded here and not by pydantic-settings, which would stop at the first one that isn't JSON.
@@ -186,7 +207,7 @@ class KestraSettings(_Section):
     )
     kestra_username: str | None = Field(default=None, description="User for Kestra's Basic authentication.")
     kestra_password: SecretStr | None = Field(default=None, description="Its password.")
-    kestra_token: SecretStr | None = Field(
+    kestra_token: Annotated[SecretStr, AfterValidator(_header_text)] | None = Field(
         default=None, description="An API token (Bearer), instead of user and password."
     )
     kestra_ca: Readable | None = Field(
