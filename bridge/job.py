@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ def decode(message: Message, *, default_flow: FlowName | None, max_priority: int
         flow=flow,
         attempt=_attempt(message.headers, ATTEMPT),
         first_attempt=_attempt(message.headers, FIRST_ATTEMPT),
-        inputs={name: value for name, value in body.inputs.items() if value is not None},
+        inputs=_inputs(body.inputs),
         labels=_labels(body.labels),
         timeout=body.timeout,
         correlation_id=_correlation_id(message.correlation_id),
@@ -155,7 +156,7 @@ def _describe(error: ValidationError) -> str:
 
 
 def _show(part: object) -> str:
-    return str(part).encode("ascii", "backslashreplace").decode()[:60]
+    return str(part).encode("unicode_escape").decode()[:60]
 
 
 def _json_type(value: object) -> str:
@@ -190,6 +191,26 @@ def _attempt(headers: Mapping[str, Any], name: str) -> int:
 def _correlation_id(value: str | None) -> str | None:
     """The publisher's correlation id where it can be a label; a reply carries it unchanged in any case."""
     return value if value and value.isprintable() and value == value.strip() else None
+
+
+def _inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in inputs.items():
+        if not _finite(value):
+            raise InvalidMessage(f"input {name} has a number that is too large for JSON's readers")
+    return {name: value for name, value in inputs.items() if value is not None}
+
+
+def _finite(value: Any) -> bool:
+    """Whether a JSON value has no number like 1e999, which is read as infinity and can't be written again."""
+    match value:
+        case float():
+            return math.isfinite(value)
+        case dict():
+            return all(map(_finite, value.values()))
+        case list():
+            return all(map(_finite, value))
+        case _:
+            return True
 
 
 def _labels(labels: Mapping[str, str]) -> dict[str, str]:
