@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
 
@@ -91,9 +91,8 @@ def choose(executions: Iterable[Execution]) -> Found:
     return Found(own[-1], others)
 
 
-def _age(execution: Execution) -> tuple[str, str]:
-    started = execution.started.isoformat() if execution.started else ""
-    return started, execution.id
+def _age(execution: Execution) -> tuple[datetime, str]:
+    return execution.started or datetime.min.replace(tzinfo=UTC), execution.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
