@@ -7,7 +7,7 @@ import json
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -172,14 +172,16 @@ class Kestra:
         """Ask Kestra to kill an execution and what it started. That one has ended or is unknown is no error."""
         path = self._path((await self._speak()).action(execution_id, "kill"))
         response = await self._send("kill", "DELETE", path, params={"isOnKillCascade": "true"})
-        if response.status_code not in (404, 409):
+        if response.status_code not in (404, 409) or not _message(response):
             _require_success(response, "kill")
 
     async def outputs(self, execution: Execution) -> dict[str, Any]:
         """The flow's outputs; empty when it has none."""
         if (await self._speak()).major >= 2:
             path = self._path(f"/outputs/executions/{execution.id}")
-            return _object(await self._read("outputs", "GET", path), "outputs")
+            response = await self._read("outputs", "GET", path)
+            # The engine itself has null, and no empty object, for an execution without outputs.
+            return {} if _json(response) is None else _object(response, "outputs")
         found = _object(await self._read("outputs", "GET", self._path(f"/executions/{execution.id}")), "outputs")
         outputs = found.get("outputs")
         return outputs if isinstance(outputs, dict) else {}
@@ -199,7 +201,7 @@ class Kestra:
         response = await self._send(
             "flow", "GET", self._path(f"/flows/{flow.namespace}/{flow.id}"), params={"source": "true"}
         )
-        if response.status_code == 404:
+        if response.status_code == 404 and _message(response):
             return None
         _require_success(response, "flow")
         source = _object(response, "flow").get("source")
@@ -210,10 +212,9 @@ class Kestra:
         response = await self._send_yaml("POST", "/flows/validate", source)
         _require_success(response, "validate")
         results = _json(response)
-        found = (
-            [item.get("constraints") for item in results if isinstance(item, dict)] if isinstance(results, list) else []
-        )
-        return [str(constraint) for constraint in found if constraint]
+        if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
+            raise KestraUnavailable("validate: the answer is not a list of objects")
+        return [str(item["constraints"]) for item in results if item.get("constraints")]
 
     async def save_flow(self, flow: FlowName, source: str, *, exists: bool) -> None:
         """Create a flow, or replace its source. Never touches another one.
@@ -308,7 +309,7 @@ class Kestra:
         try:
             server = parsedate_to_datetime(response.headers.get("Date", ""))
             skew = server - datetime.now(UTC)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return
         # The header counts whole seconds: what is within two of them may be no difference at all.
         self._skew = skew if abs(skew) > timedelta(seconds=2) else timedelta()
@@ -449,8 +450,12 @@ def _failed_task(details: Mapping[str, Any]) -> str | None:
 
 def _last_errors(logs: Any, task: str | None) -> str:
     """The last things that went wrong, oldest first: a task often says what is wrong, and then only that it failed."""
-    rows: Sequence[Any] = logs if isinstance(logs, list) else logs.get("results", []) if isinstance(logs, dict) else []
-    messages = [row for row in rows if isinstance(row, dict) and isinstance(row.get("message"), str)]
+    rows = logs.get("results") if isinstance(logs, dict) else logs
+    messages = [
+        row
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and isinstance(row.get("message"), str)
+    ]
     own = [row for row in messages if row.get("taskId") == task] or messages
     lines = dict.fromkeys(" ".join(row["message"].split())[:_REASON_LENGTH] for row in own)
     return "; ".join(list(lines)[-_ERRORS_SHOWN:])
