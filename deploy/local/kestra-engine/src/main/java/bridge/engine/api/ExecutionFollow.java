@@ -4,30 +4,24 @@ import bridge.engine.http.Json;
 import bridge.engine.http.Reply;
 import bridge.engine.http.Request;
 import bridge.engine.http.Router;
-import io.kestra.core.models.executions.Execution;
-import io.kestra.core.models.flows.Flow;
 import io.kestra.core.repositories.ExecutionRepositoryInterface;
 import io.kestra.core.repositories.FlowRepositoryInterface;
-import io.kestra.core.services.ExecutionStreamingService;
 import io.micronaut.context.ApplicationContext;
-import io.micronaut.http.sse.Event;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.nio.charset.StandardCharsets;
 import java.util.Map;
-import java.util.UUID;
-import reactor.core.publisher.Flux;
 
 /** The state changes of one execution as server-sent events, until it has ended. */
 final class ExecutionFollow {
     private final ExecutionRepositoryInterface repository;
     private final FlowRepositoryInterface flows;
-    private final ExecutionStreamingService streaming;
+    private final Following following;
 
     ExecutionFollow(ApplicationContext context) {
         this.repository = context.getBean(ExecutionRepositoryInterface.class);
         this.flows = context.getBean(FlowRepositoryInterface.class);
-        this.streaming = context.getBean(ExecutionStreamingService.class);
+        this.following = new Following(context);
     }
 
     void addTo(Router router) {
@@ -39,16 +33,10 @@ final class ExecutionFollow {
         var flow = flows.findByExecution(execution);
         return Reply.stream("text/event-stream", Map.of("Cache-Control", "no-cache"), output -> {
             write(output, "start", Map.of("id", execution.getId()));
-            for (var event : events(execution, flow).toIterable()) {
+            for (var event : following.events(execution, flow).toIterable()) {
                 write(output, event.getId(), event.getData() == null ? Map.of() : ExecutionJson.whole(event.getData()));
             }
         });
-    }
-
-    private Flux<Event<Execution>> events(Execution execution, Flow flow) {
-        var subscriber = UUID.randomUUID().toString();
-        return Flux.<Event<Execution>>create(sink -> streaming.registerSubscriber(execution.getId(), subscriber, sink, flow))
-            .doFinally(signal -> streaming.unregisterSubscriber(execution.getId(), subscriber));
     }
 
     private static void write(OutputStream output, String id, Object data) throws IOException {

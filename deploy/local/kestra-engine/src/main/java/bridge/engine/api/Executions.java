@@ -18,7 +18,6 @@ import io.kestra.core.models.flows.State;
 import io.kestra.core.models.flows.check.Check;
 import io.kestra.core.repositories.ExecutionRepositoryInterface;
 import io.kestra.core.runners.FlowInputOutput;
-import io.kestra.core.services.ExecutionStreamingService;
 import io.kestra.core.services.FlowService;
 import io.micronaut.context.ApplicationContext;
 import io.micronaut.http.multipart.CompletedPart;
@@ -29,7 +28,6 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.NoSuchElementException;
-import java.util.UUID;
 import reactor.core.publisher.Flux;
 
 /** Executions: create and look up. */
@@ -39,14 +37,14 @@ final class Executions {
     private final FlowService flows;
     private final FlowInputOutput inputs;
     private final ExecutionRepositoryInterface repository;
-    private final ExecutionStreamingService streaming;
+    private final Following following;
     private final Commands commands;
 
     Executions(ApplicationContext context) {
         this.flows = context.getBean(FlowService.class);
         this.inputs = context.getBean(FlowInputOutput.class);
         this.repository = context.getBean(ExecutionRepositoryInterface.class);
-        this.streaming = context.getBean(ExecutionStreamingService.class);
+        this.following = new Following(context);
         this.commands = new Commands(context);
     }
 
@@ -105,12 +103,7 @@ final class Executions {
     }
 
     private Execution await(Execution execution, Flow flow) {
-        var subscriber = UUID.randomUUID().toString();
-        return Flux.<Event<Execution>>create(sink -> streaming.registerSubscriber(execution.getId(), subscriber, sink, flow))
-            .doFinally(signal -> streaming.unregisterSubscriber(execution.getId(), subscriber))
-            .last()
-            .map(Event::getData)
-            .block(LONGEST_WAIT);
+        return following.events(execution, flow).last().map(Event::getData).block(LONGEST_WAIT);
     }
 
     private static ExecutionKind kind(String name) {

@@ -5,6 +5,7 @@ import java.time.Duration;
 import java.time.Instant;
 import java.util.Date;
 import java.util.Map;
+import java.util.stream.Collectors;
 
 /** One message of a {@link Publish} task's {@code from}. */
 record Message(
@@ -12,11 +13,12 @@ record Message(
     String messageId, String correlationId, String replyTo, Duration expiration, Instant timestamp, String type, String userId,
     String appId, Object data
 ) {
+    /** The properties as the real plugin sends them: it writes a header's name into its value, as in {@code x-run=42}. */
     BasicProperties properties() {
         return new BasicProperties.Builder()
             .contentType(contentType)
             .contentEncoding(contentEncoding)
-            .headers(headers)
+            .headers(namedHeaders())
             .deliveryMode(deliveryMode)
             .priority(priority)
             .correlationId(correlationId)
@@ -28,5 +30,9 @@ record Message(
             .userId(userId)
             .appId(appId)
             .build();
+    }
+
+    private Map<String, Object> namedHeaders() {
+        return headers == null ? null : headers.entrySet().stream().collect(Collectors.toMap(Map.Entry::getKey, String::valueOf));
     }
 }
