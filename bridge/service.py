@@ -148,7 +148,7 @@ class Service:
         opening = self._broker.session(
             lambda lane, delivery: arrivals.put_nowait((lane, delivery)),
             self._watch.receive,
-            hold=2 * self._settings.job_timeout + 3600,
+            hold=self._settings.hold,
         )
         async with opening as session:
             began, self._had_session = time.monotonic(), True

@@ -253,6 +253,11 @@ class Settings(BrokerSettings, KestraSettings):
         default=35,
         description="How long to look for the execution of a create whose answer never came (Kestra holds one 30 s).",
     )
+    consumer_timeout: Annotated[float, Field(ge=1, le=100_000_000)] | None = Field(
+        default=None,
+        description="How long a delivery may stay unsettled, which RabbitMQ 4.3 lets a consumer of a quorum queue say. "
+        "Default: twice the job time-out and an hour.",
+    )
     http_host: str = Field(
         default="127.0.0.1", description="Where metrics and health are served; `0.0.0.0` in a container."
     )
@@ -264,6 +269,11 @@ class Settings(BrokerSettings, KestraSettings):
     def flow_patterns(self) -> tuple[str, ...]:
         """The allow-list: as given, else the lanes' own flows."""
         return self.allowed_flows or tuple(sorted({lane.flow for lane in self.all_lanes if lane.flow}))
+
+    @property
+    def hold(self) -> float:
+        """How long a delivery may stay unsettled: queueing, an execution to its deadline, and trouble on the way."""
+        return self.consumer_timeout or 2 * self.job_timeout + 3600
 
     @property
     def policy(self) -> Policy:

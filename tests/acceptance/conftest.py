@@ -162,5 +162,4 @@ async def stage(tmp_path: Path, rabbit: RabbitMQ, engine: Engine) -> AsyncIterat
             yield stage
         finally:
             for bridge in stage.bridges:
-                if bridge._child is not None:
-                    bridge.kill()
+                bridge.end()
