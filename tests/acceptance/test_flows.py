@@ -1,6 +1,6 @@
 """`kestra-bridge flows` against Kestra's own engine 2.0, and the notifier flows from there to a real RabbitMQ.
 
-The flows for Kestra 1.x can't run on this engine: `tests/unit/test_flows.py` looks at what they consist of.
+The flows for Kestra 1.x can't run on this engine; `tests/unit/test_flows.py` looks at what they consist of.
 """
 
 from __future__ import annotations
