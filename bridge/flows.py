@@ -68,9 +68,9 @@ def layers(version: str, *, tls: bool) -> tuple[str, ...]:
     return ("common", series, *((f"tls/{series}",) if tls else ()))
 
 
-def shipped(version: str, *, tls: bool = False, root: Path | None = None) -> list[FlowFile]:
+def shipped(version: str, *, tls: bool = False) -> list[FlowFile]:
     """The flows that ship, for a server of that version, with the notifier for brokers that demand TLS if so wished."""
-    folder = root or home()
+    folder = home()
     found: dict[FlowName, FlowFile] = {}
     for layer in layers(version, tls=tls):
         found |= {flow.name: flow for flow in _in_folder(folder / layer)}
