@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import aio_pika
 import aio_pika.exceptions
 import httpx
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -437,7 +437,7 @@ def _look(settled: Sequence[Mapping[str, Any]], runs: Sequence[Execution]) -> Lo
     if line["settlement"] == "ack":
         return Look(f"{line['state']}, done", attempt, execution)
     if line["settlement"] == "dead_letter":
-        return Look(f"dead letter: {line['reason']}", attempt, execution)
+        return Look(f"dead: {line['reason']}", attempt, execution)
     if last and attempt == line["next_attempt"]:
         return Look(last.state.value, attempt, execution)
     return Look(f"{line['state']}, again in {line['delay']} s", attempt, execution)
@@ -474,7 +474,7 @@ def _dead_letter_check(stack: Stack) -> Check:
     held = sorted(f"{each.get('message_id')}: {each['headers'].get('x-bridge-reason')}" for each in letters)
     wanted = sorted(f"{case.id}: {case.expected.reason}" for case in CASES if case.expected.reason)
     seen = f"{QUEUE}.dead holds {', '.join(held)}" if held != wanted else f"{QUEUE}.dead holds {len(held)}"
-    return Check("The dead letters are those expected, with their reasons", held == wanted, seen)
+    return Check("Dead letters as expected, with their reasons", held == wanted, seen)
 
 
 def _order_check(stack: Stack) -> Check:
@@ -486,7 +486,7 @@ def _order_check(stack: Stack) -> Check:
         (low, high) for began, low in started for later, high in started if low < high and later - began > SAME_MOMENT
     ]
     order = ", ".join(str(number) for _, number in sorted(started))
-    return Check("Higher priorities began first", not late, f"as they began, three at once: {order}")
+    return Check("Higher priorities began first", not late, f"three at once: {order}")
 
 
 def _single_check(stack: Stack) -> Check:
@@ -527,12 +527,15 @@ def _table(headings: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         numeric = heading in ("Priority", "Prio", "Attempt")
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        # An error can be long, and its beginning says what happened.
+        one_line = numeric or heading == "Error"
+        overflow: OverflowMethod = "ellipsis" if one_line else "fold"
+        table.add_column(heading, justify="right" if numeric else "left", overflow=overflow, no_wrap=one_line)
     return table
 
 
 def _colour(state: str) -> str:
-    if state.startswith("dead letter"):
+    if state.startswith("dead"):
         return "red"
     if state.endswith("done"):
         return "green"
