@@ -3,7 +3,8 @@
 pamqp raises on a short string that isn't UTF-8, on a time stamp past year 9999 and on tables nested too deeply. RabbitMQ
 takes such messages, and the error ends aiormq's reader and with it the connection, so that one message would keep every
 consumer of its queue from working for ever. Here those values are decoded to something that can be judged (and refused)
-one message at a time.
+one message at a time. What was decoded can be published again, which pamqp refuses of some values that it has read, and
+a double stays one, where pamqp would make it a float of half the size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-from pamqp import decode
+from pamqp import decode, encode
 
 MAX_DEPTH = 32
 """Tables and arrays nested deeper than this are dropped; a hundred thousand levels fit into one frame."""
@@ -23,13 +24,14 @@ _depth: ContextVar[int] = ContextVar("amqp_table_depth", default=0)
 
 
 def install() -> None:
-    """Replace pamqp's decoders for this process; doing it twice changes nothing."""
+    """Replace some of pamqp's decoders and encoders for this process; doing it twice changes nothing."""
     if decode.METHODS["shortstr"] is _short_string:
         return
     decode.METHODS["shortstr"] = _short_string
     decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = _never_failing(decode.timestamp, length=lambda _: 8)
     decode.METHODS["table"] = decode.TABLE_MAPPING[b"F"] = _nested(_table, instead={})
     decode.METHODS["array"] = decode.TABLE_MAPPING[b"A"] = _nested(decode.field_array, instead=[])
+    encode.encode_table_value = _table_value
 
 
 def printable(text: str) -> str:
@@ -51,8 +53,17 @@ def encodable(value: Any) -> Any:
             return {printable(key)[:128]: encodable(item) for key, item in value.items()}
         case list():
             return [encodable(item) for item in value]
+        case bytes():
+            return bytearray(value)
         case _:
             return value
+
+
+_encode_table_value = encode.encode_table_value
+
+
+def _table_value(value: Any) -> bytes:
+    return b"d" + encode.double(value) if isinstance(value, float) else _encode_table_value(value)
 
 
 def _short_string(value: bytes) -> tuple[int, str]:
