@@ -24,6 +24,8 @@ from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ, Series
 from tests.harness import Client, Proxy, eventually
 
+MANY = 30_000
+
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -381,6 +383,24 @@ def _on_a_terminal(url: str, queue: str, jobs: str) -> str:
 
 
 # -- brokers that don't take it --
+
+
+async def test_what_is_printed_of_a_broken_submission_is_in_the_queue(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
+    await declare_lane(client, queue)
+    async with Proxy(node.host, node.port) as proxy:
+        url = node.amqp_url.replace(f":{node.port}/", f":{proxy.port}/")
+        async with submitting("--queue", queue, "--file", "-", url=url) as process:
+            lines = "".join(f'{{"id": "j{number}"}}\n' for number in range(MANY))
+            ending = asyncio.create_task(ended(process, lines))
+            await eventually(lambda: client.depth(queue), "the first jobs are submitted")
+            proxy.cut()
+            done = await ending
+    printed = done.out.split()
+    assert (done.code, len(printed) < MANY) == (1, True)
+    assert f"; {len(printed)} of {MANY} jobs were submitted, " in done.err
+    assert await client.depth(queue) >= len(printed)
 
 
 async def test_a_wrong_password_is_wrong_settings(node: RabbitMQ) -> None:
