@@ -89,12 +89,10 @@ def _readable(path: Path) -> Path:
     return path
 
 
-def _secret_parts(text: str) -> set[str]:
-    """A secret as it is, or only the password where it is a URL."""
-    url = _url_parts(text)
-    if url and url.scheme in ("amqp", "amqps") and url.password:
-        return {url.password, unquote(url.password)}
-    return {text} - {""}
+def _password(secret: SecretStr) -> set[str]:
+    """The password in a URL, as it is written and as it is sent."""
+    parts = _url_parts(secret.get_secret_value())
+    return {parts.password, unquote(parts.password)} if parts and parts.password else set()
 
 
 # Decoded here and not by pydantic-settings, which would stop at the first one that isn't JSON.
@@ -149,7 +147,7 @@ class _Section(BaseSettings):
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, SecretStr):
-                texts |= _secret_parts(value.get_secret_value())
+                texts |= _password(value) if name == "amqp_url" else {value.get_secret_value()} - {""}
         return tuple(sorted(texts, key=len, reverse=True))
 
 

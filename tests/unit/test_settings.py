@@ -1,0 +1,324 @@
+"""The settings are read whole: every fault is named at once, no value is shown, and the defaults are the contract's."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from bridge.errors import SettingsError
+from bridge.job import FlowName
+from bridge.settings import BrokerSettings, KestraSettings, Lane, Settings, check_for_run, load, unknown
+from bridge.settlement import Policy
+
+NEEDED = {"BRIDGE_AMQP_URL": "amqp://user:geheim@rabbit:5672/jobs", "BRIDGE_KESTRA_URL": "http://kestra:8080"}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment with what is needed and nothing else of ours."""
+    for name, value in NEEDED.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def loaded(environment: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name, value in variables.items():
+        environment.setenv(f"BRIDGE_{name}", value)
+    return load(Settings)
+
+
+def fault(environment: pytest.MonkeyPatch, **variables: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        loaded(environment, **variables)
+    return str(caught.value)
+
+
+class TestDefaults:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("kestra_tenant", "main"),
+            ("kestra_username", None),
+            ("kestra_password", None),
+            ("kestra_token", None),
+            ("queue", "kestra.jobs"),
+            ("prefetch", 8),
+            ("flow", None),
+            ("lanes", ()),
+            ("queue_type", "auto"),
+            ("max_priority", 10),
+            ("allowed_flows", ()),
+            ("max_attempts", 3),
+            ("retry_delays", (30, 300)),
+            ("ack_warning", True),
+            ("job_timeout", 21_600),
+            ("reconcile_interval", 30),
+            ("drain_timeout", 30),
+            ("deduplicate", "always"),
+            ("adopt_grace", 10),
+            ("http_port", 9464),
+            ("log_format", "auto"),
+            ("log_level", "info"),
+        ],
+    )
+    def test_are_those_of_the_contract(self, environment: pytest.MonkeyPatch, name: str, value: Any) -> None:
+        assert getattr(loaded(environment), name) == value
+
+    def test_hold_for_an_empty_variable(self, environment: pytest.MonkeyPatch) -> None:
+        assert loaded(environment, PREFETCH="", QUEUE="", FLOW="").all_lanes == (Lane(queue="kestra.jobs", prefetch=8),)
+
+    def test_serve_http_on_loopback_alone(self, environment: pytest.MonkeyPatch) -> None:
+        assert loaded(environment).http_host == "127.0.0.1"
+
+    def test_hold_a_delivery_for_longer_than_a_job_may_take(self, environment: pytest.MonkeyPatch) -> None:
+        settings = loaded(environment)
+        assert settings.hold > 2 * settings.job_timeout
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("name", "text", "value"),
+        [
+            ("PREFETCH", "1", 1),
+            ("MAX_PRIORITY", "255", 255),
+            ("RETRY_DELAYS", "[1, 2]", (1, 2)),
+            ("ALLOWED_FLOWS", '["a/*", "b/c"]', ("a/*", "b/c")),
+            ("ACK_WARNING", "false", False),
+            ("JOB_TIMEOUT", "0.5", 0.5),
+            ("LOG_LEVEL", "DEBUG", "debug"),
+            ("LOG_FORMAT", "Json", "json"),
+            ("QUEUE_TYPE", "QUORUM", "quorum"),
+            ("DEDUPLICATE", "Redelivered", "redelivered"),
+            ("FLOW", "bridge.jobs/example", "bridge.jobs/example"),
+            ("KESTRA_URL", "https://kestra.example/base/", "https://kestra.example/base"),
+            ("HTTP_PORT", "0", 0),
+        ],
+    )
+    def test_are_read_from_the_environment(
+        self, environment: pytest.MonkeyPatch, name: str, text: str, value: Any
+    ) -> None:
+        assert getattr(loaded(environment, **{name: text}), name.lower()) == value
+
+    def test_are_read_from_a_env_file(self, tmp_path: Path) -> None:
+        lines = [f"{name}={value}" for name, value in (NEEDED | {"BRIDGE_PREFETCH": "3"}).items()]
+        (tmp_path / ".env").write_text("\n".join(lines))
+        assert load(Settings).prefetch == 3
+
+    def test_of_the_environment_come_before_those_of_the_file(
+        self, environment: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / ".env").write_text("BRIDGE_PREFETCH=3\nBRIDGE_MAX_ATTEMPTS=7")
+        settings = loaded(environment, PREFETCH="5")
+        assert (settings.prefetch, settings.max_attempts) == (5, 7)
+
+    def test_can_not_be_changed(self, environment: pytest.MonkeyPatch) -> None:
+        settings = loaded(environment)
+        with pytest.raises(ValueError, match="frozen"):
+            settings.prefetch = 9  # type: ignore[misc]
+
+    def test_make_the_policy(self, environment: pytest.MonkeyPatch) -> None:
+        settings = loaded(environment, MAX_ATTEMPTS="5", RETRY_DELAYS="[7]", ACK_WARNING="no")
+        assert settings.policy == Policy(max_attempts=5, retry_delays=(7,), ack_warning=False)
+
+    def test_of_one_side_need_nothing_of_the_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BRIDGE_AMQP_URL", NEEDED["BRIDGE_AMQP_URL"])
+        assert load(BrokerSettings).queue == "kestra.jobs"
+        with pytest.raises(SettingsError, match="BRIDGE_KESTRA_URL is not set"):
+            load(KestraSettings)
+
+    def test_tell_the_brokers_address_without_credentials(self, environment: pytest.MonkeyPatch) -> None:
+        assert loaded(environment).broker_address == "rabbit:5672/jobs"
+
+    @pytest.mark.parametrize(
+        ("url", "address"), [("amqp://rabbit", "rabbit:5672/"), ("amqps://u:p@rabbit/%2Fa", "rabbit:5671/%2Fa")]
+    )
+    def test_know_the_brokers_default_port(self, environment: pytest.MonkeyPatch, url: str, address: str) -> None:
+        assert loaded(environment, AMQP_URL=url).broker_address == address
+
+
+class TestLanes:
+    def test_are_one_by_default(self, environment: pytest.MonkeyPatch) -> None:
+        settings = loaded(environment, QUEUE="q", PREFETCH="2", FLOW="a/b")
+        assert settings.all_lanes == (Lane(queue="q", prefetch=2, flow="a/b"),)
+
+    def test_are_read_from_a_json_list(self, environment: pytest.MonkeyPatch) -> None:
+        settings = loaded(environment, LANES='[{"queue": "a", "prefetch": 1, "flow": "n/f"}, {"queue": "b"}]')
+        assert settings.all_lanes == (Lane(queue="a", prefetch=1, flow="n/f"), Lane(queue="b", prefetch=8))
+
+    def test_know_their_flow(self) -> None:
+        assert Lane(queue="q", flow="a/b").flow_name == FlowName("a", "b")
+        assert Lane(queue="q").flow_name is None
+
+    def test_allow_their_own_flows(self, environment: pytest.MonkeyPatch) -> None:
+        queues = [("a", "n/g"), ("b", None), ("c", "n/f"), ("d", "n/f")]
+        lanes = json.dumps([{"queue": queue, "flow": flow} for queue, flow in queues])
+        assert loaded(environment, LANES=lanes).flow_patterns == ("n/f", "n/g")
+
+    def test_allow_nothing_else_once_there_is_a_list(self, environment: pytest.MonkeyPatch) -> None:
+        assert loaded(environment, FLOW="n/f", ALLOWED_FLOWS='["m/*"]').flow_patterns == ("m/*",)
+
+    def test_that_can_start_nothing_are_a_fault_for_the_consumer(self, environment: pytest.MonkeyPatch) -> None:
+        with pytest.raises(SettingsError, match="no flow may be started: set BRIDGE_FLOW"):
+            check_for_run(loaded(environment))
+
+    def test_that_can_start_a_flow_are_none(self, environment: pytest.MonkeyPatch) -> None:
+        check_for_run(loaded(environment, ALLOWED_FLOWS='["m/*"]'))
+
+
+class TestFaults:
+    def test_are_all_named_at_once(self, environment: pytest.MonkeyPatch) -> None:
+        environment.delenv("BRIDGE_AMQP_URL")
+        named = fault(
+            environment,
+            KESTRA_URL="kestra",
+            PREFETCH="many",
+            LANES="[",
+            RETRY_DELAYS="{}",
+            LOG_LEVEL="loud",
+            HTTP_PORT="70000",
+            MAX_ATTEMPTS="0",
+        )
+        names = "AMQP_URL KESTRA_URL PREFETCH LANES RETRY_DELAYS LOG_LEVEL HTTP_PORT MAX_ATTEMPTS".split()  # noqa: SIM905
+        assert [name for name in names if f"BRIDGE_{name}" not in named] == []
+
+    @pytest.mark.parametrize(
+        ("name", "text", "reason"),
+        [
+            ("AMQP_URL", "http://rabbit", "must be amqp://user:password@host:port/vhost"),
+            ("AMQP_URL", "rabbit", "must be amqp://user:password@host:port/vhost"),
+            ("AMQP_URL", "amqp://", "must be amqp://user:password@host:port/vhost"),
+            ("AMQP_URL", "amqp://rabbit:99999", "must be amqp://user:password@host:port/vhost"),
+            ("AMQP_CA", "/no/such/file", "is no file that can be read"),
+            ("KESTRA_URL", "ftp://kestra", "must be http://host:port"),
+            ("KESTRA_URL", "http://[::1", "must be http://host:port"),
+            ("KESTRA_URL", "http://kestra?x=1", "must be http://host:port"),
+            ("KESTRA_URL", "http://u:p@kestra", "must not hold credentials"),
+            ("KESTRA_TENANT", "a/b", "string should match pattern"),
+            ("KESTRA_TOKEN", "token\n", "must be printable ASCII"),
+            ("KESTRA_TOKEN", "tökén", "must be printable ASCII"),
+            ("QUEUE", "two words", "string should match pattern"),
+            ("QUEUE", "q" * 201, "string should have at most 200"),
+            ("PREFETCH", "0", "greater than or equal to 1"),
+            ("FLOW", "example", "must be namespace/id"),
+            ("LANES", "[", "is not valid JSON"),
+            ("LANES", '[{"queue": "a"}, {"queue": "a"}]', "names a queue twice"),
+            ("LANES", '[{"prefetch": 1}]', "BRIDGE_LANES[0][queue] is not set"),
+            ("LANES", '[{"queue": "a", "flow": "x"}]', "BRIDGE_LANES[0][flow] must be namespace/id"),
+            ("LANES", '[{"queue": "a", "speed": 1}]', "BRIDGE_LANES[0][speed] extra inputs are not permitted"),
+            ("RETRY_DELAYS", "[]", "at least 1 item"),
+            ("RETRY_DELAYS", "[0]", "BRIDGE_RETRY_DELAYS[0] input should be greater than or equal to 1"),
+            ("RETRY_DELAYS", "30,300", "is not valid JSON"),
+            ("QUEUE_TYPE", "stream", "input should be 'auto', 'classic' or 'quorum'"),
+            ("MAX_PRIORITY", "256", "less than or equal to 255"),
+            ("JOB_TIMEOUT", "nan", "input should be"),
+            ("JOB_TIMEOUT", "0", "greater than 0"),
+            ("DEDUPLICATE", "never", "input should be 'always' or 'redelivered'"),
+            ("ACK_WARNING", "perhaps", "valid boolean"),
+        ],
+    )
+    def test_say_which_setting_is_wrong_and_why(
+        self, environment: pytest.MonkeyPatch, name: str, text: str, reason: str
+    ) -> None:
+        named = fault(environment, **{name: text})
+        assert (f"BRIDGE_{name}" in named, reason in named) == (True, True), named
+
+    @pytest.mark.parametrize(
+        ("variables", "reason"),
+        [
+            ({"KESTRA_USERNAME": "u"}, "BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD go together"),
+            ({"KESTRA_PASSWORD": "p"}, "BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD go together"),
+            ({"KESTRA_TOKEN": "t", "KESTRA_USERNAME": "u", "KESTRA_PASSWORD": "p"}, "exclude each other"),
+        ],
+    )
+    def test_say_which_settings_do_not_go_together(
+        self, environment: pytest.MonkeyPatch, variables: dict[str, str], reason: str
+    ) -> None:
+        assert reason in fault(environment, **variables)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "amqp://user:geheim/geheim@rabbit",
+            "amqp://user:geheim#geheim@rabbit",
+            "amqp://user:geheim℀@rabbit",
+            "amqp://user:[geheim@rabbit",
+            "amqp://user:geheim@rabbit:geheim",
+            "geheim://rabbit",
+        ],
+    )
+    def test_show_no_part_of_a_url_that_can_not_be_read(self, environment: pytest.MonkeyPatch, url: str) -> None:
+        assert "geheim" not in fault(environment, AMQP_URL=url)
+
+    @pytest.mark.parametrize("name", sorted(Settings.model_fields))
+    def test_show_no_value(self, environment: pytest.MonkeyPatch, name: str) -> None:
+        """Somebody may put a password into the wrong variable."""
+        environment.setenv(f"BRIDGE_{name.upper()}", "[geheim ]")
+        try:
+            loaded(environment)
+        except SettingsError as error:
+            text = str(error)
+            assert ("geheim" not in text, f"BRIDGE_{name.upper()}" in text) == (True, True), text
+
+    @given(url=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30))
+    @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_are_all_that_can_come_of_a_url(self, environment: pytest.MonkeyPatch, url: str) -> None:
+        for prefix in ("", "amqp://", "http://u:"):
+            environment.setenv("BRIDGE_AMQP_URL", prefix + url)
+            environment.setenv("BRIDGE_KESTRA_URL", prefix + url)
+            with suppress(SettingsError):
+                load(Settings)
+
+
+class TestUnknownVariables:
+    @pytest.mark.parametrize(
+        ("name", "warning"),
+        [
+            ("BRIDGE_PREFECH", "BRIDGE_PREFECH is no setting; did you mean BRIDGE_PREFETCH?"),
+            ("bridge_kestra_uri", "bridge_kestra_uri is no setting; did you mean BRIDGE_KESTRA_URL?"),
+            ("BRIDGE_QQQQQQQQQQQQQ", "BRIDGE_QQQQQQQQQQQQQ is no setting"),
+        ],
+    )
+    def test_are_warned_of_with_a_hint(self, name: str, warning: str) -> None:
+        assert unknown([name, "PATH"]) == [warning]
+
+    def test_are_none_among_the_settings(self) -> None:
+        assert unknown(f"BRIDGE_{name.upper()}" for name in Settings.model_fields) == []
+
+    def test_stop_nothing(self, environment: pytest.MonkeyPatch) -> None:
+        assert loaded(environment, PREFECH="1").prefetch == 8
+
+
+class TestSecrets:
+    def test_are_told_in_every_spelling_the_longest_first(self, environment: pytest.MonkeyPatch) -> None:
+        settings = loaded(
+            environment, AMQP_URL="amqp://u:p%40ss%2Fword@rabbit", KESTRA_USERNAME="u", KESTRA_PASSWORD="k"
+        )
+        assert settings.secrets == ("p%40ss%2Fword", "p@ss/word", "k")
+
+    @pytest.mark.parametrize("password", ["//[x", "http://a:b@c", "amqp", "%"])
+    def test_are_whole_whatever_they_look_like(self, environment: pytest.MonkeyPatch, password: str) -> None:
+        assert password in loaded(environment, KESTRA_USERNAME="u", KESTRA_PASSWORD=password).secrets
+
+    def test_are_none_where_there_are_none(self, environment: pytest.MonkeyPatch) -> None:
+        assert loaded(environment, AMQP_URL="amqp://rabbit").secrets == ()
+
+    def test_are_not_shown_by_the_settings(self, environment: pytest.MonkeyPatch) -> None:
+        settings = loaded(environment, KESTRA_TOKEN="sehr-geheim")
+        assert "geheim" not in f"{settings!r} {settings}"
+
+    def test_are_kept_apart_from_what_can_be_shown(self, environment: pytest.MonkeyPatch) -> None:
+        secret = {name for name, value in loaded(environment) if isinstance(value, SecretStr)}
+        assert secret == {"amqp_url"}
+
+
+def test_the_environment_of_whoever_runs_the_tests_does_not_matter() -> None:
+    assert [name for name in os.environ if name.startswith("BRIDGE_")] == []
