@@ -1,0 +1,85 @@
+"""A message that is published again is the same message, but for what would do harm on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from bridge.delivery import ATTEMPT, DEAD_LETTER_HEADERS, FIRST_ATTEMPT, Message
+
+WHOLE = Message(
+    body=b"{}",
+    headers={"traceparent": "00-1", "x-death": [{"count": 1}]},
+    content_type="application/json",
+    content_encoding="utf-8",
+    delivery_mode=1,
+    priority=7,
+    correlation_id="c-1",
+    reply_to="results",
+    expiration="60000",
+    message_id="job-1",
+    timestamp=datetime(2026, 1, 2, tzinfo=UTC),
+    message_type="job",
+    user_id="guest",
+    app_id="shop",
+)
+
+
+def again(headers: dict[str, Any]) -> dict[str, Any]:
+    """The headers of a message with these, once it is published again with nothing new."""
+    return dict(Message(body=b"", headers=headers).to_republish({}).headers)
+
+
+def test_keeps_every_property_but_three() -> None:
+    changed = WHOLE.to_republish({})
+    assert replace(changed, headers={}) == replace(WHOLE, headers={}, delivery_mode=2, user_id=None, expiration=None)
+
+
+def test_keeps_the_publishers_headers() -> None:
+    assert WHOLE.headers.items() <= WHOLE.to_republish({}).headers.items()
+
+
+@pytest.mark.parametrize(("name", "value"), [("x-bridge-user-id", "guest"), ("x-bridge-expiration", "60000")])
+def test_keeps_a_property_that_would_do_harm_as_a_header(name: str, value: str) -> None:
+    assert WHOLE.to_republish({}).headers[name] == value
+
+
+@pytest.mark.parametrize("name", ["CC", "BCC"])
+def test_routes_no_copies_anew(name: str) -> None:
+    assert again({name: ["elsewhere"]}) == {f"x-bridge-{name.lower()}": ["elsewhere"]}
+
+
+@pytest.mark.parametrize("name", [*DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT])
+def test_drops_what_the_bridge_said_of_it_before(name: str) -> None:
+    assert again({name: "old", "other": 1}) == {"other": 1}
+
+
+def test_says_what_is_new() -> None:
+    message = Message(body=b"", headers={ATTEMPT: 1, "other": 1})
+    assert message.to_republish({ATTEMPT: 2}).headers == {ATTEMPT: 2, "other": 1}
+
+
+def test_is_durable_whatever_it_was() -> None:
+    assert Message(body=b"", delivery_mode=None).to_republish({}).delivery_mode == 2
+
+
+def test_gets_the_id_that_it_is_stamped_with() -> None:
+    assert Message(body=b"").to_republish({}, message_id="fresh").message_id == "fresh"
+
+
+def test_keeps_its_id_where_it_is_stamped_with_none() -> None:
+    assert WHOLE.to_republish({}).message_id == "job-1"
+
+
+def test_twice_is_as_good_as_once() -> None:
+    once = WHOLE.to_republish({ATTEMPT: 2})
+    assert once.to_republish({ATTEMPT: 2}) == once
+
+
+def test_leaves_the_message_itself_as_it_was() -> None:
+    headers = {"CC": ["elsewhere"], ATTEMPT: 1}
+    Message(body=b"", headers=headers).to_republish({ATTEMPT: 2})
+    assert headers == {"CC": ["elsewhere"], ATTEMPT: 1}

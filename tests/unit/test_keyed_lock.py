@@ -1,0 +1,101 @@
+"""Work on one key goes one after the other, work on different keys side by side, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+
+import pytest
+
+from bridge.keyed_lock import KeyedLock
+
+
+@pytest.fixture
+def lock() -> KeyedLock:
+    return KeyedLock()
+
+
+class Worker:
+    """A task that holds a key until it is let go, and tells when it has it."""
+
+    def __init__(self, lock: KeyedLock, key: Hashable) -> None:
+        self.holds = asyncio.Event()
+        self.go = asyncio.Event()
+        self.task = asyncio.create_task(self._work(lock, key))
+
+    async def _work(self, lock: KeyedLock, key: Hashable) -> None:
+        async with lock.hold(key):
+            self.holds.set()
+            await self.go.wait()
+
+    async def has_it(self) -> None:
+        async with asyncio.timeout(5):
+            await self.holds.wait()
+
+    async def finish(self) -> None:
+        self.go.set()
+        async with asyncio.timeout(5):
+            await self.task
+
+
+async def settled() -> None:
+    """Let every task run as far as it can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_key_has_one_holder_at_a_time(lock: KeyedLock) -> None:
+    first, second = Worker(lock, "a"), Worker(lock, "a")
+    await first.has_it()
+    await settled()
+    assert not second.holds.is_set()
+    await first.finish()
+    await second.has_it()
+    await second.finish()
+
+
+async def test_different_keys_are_held_side_by_side(lock: KeyedLock) -> None:
+    first, second = Worker(lock, ("job", 1)), Worker(lock, ("job", 2))
+    await first.has_it()
+    await second.has_it()
+    await first.finish()
+    await second.finish()
+
+
+async def test_holders_come_in_the_order_of_asking(lock: KeyedLock) -> None:
+    order: list[int] = []
+
+    async def work(number: int) -> None:
+        async with lock.hold("a"):
+            order.append(number)
+
+    await asyncio.gather(*map(work, range(20)))
+    assert order == list(range(20))
+
+
+async def test_a_key_that_nobody_holds_takes_no_memory(lock: KeyedLock) -> None:
+    for number in range(100):
+        async with lock.hold(number):
+            pass
+    assert lock._locks == {}
+
+
+async def test_a_waiter_that_is_cancelled_leaves_the_key_to_the_next(lock: KeyedLock) -> None:
+    first, second, third = Worker(lock, "a"), Worker(lock, "a"), Worker(lock, "a")
+    await first.has_it()
+    await settled()
+    second.task.cancel()
+    await first.finish()
+    await third.has_it()
+    assert not second.holds.is_set()
+    await third.finish()
+    assert lock._locks == {}
+
+
+async def test_a_holder_that_fails_leaves_the_key_to_the_next(lock: KeyedLock) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with lock.hold("a"):
+            raise ZeroDivisionError
+    async with asyncio.timeout(5), lock.hold("a"):
+        pass
+    assert lock._locks == {}
