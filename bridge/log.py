@@ -66,17 +66,21 @@ def _traceback_for_debug_only(*, debug: bool) -> Processor:
 
 def _mask(secrets: tuple[str, ...]) -> Processor:
     def mask(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-        return {key: _clean(value, secrets) for key, value in event.items()}
+        return {key: value if key.startswith("_") else _clean(value, secrets) for key, value in event.items()}
 
     return mask
 
 
 def _clean(value: Any, secrets: tuple[str, ...]) -> Any:
-    if isinstance(value, dict):
-        return {key: _clean(item, secrets) for key, item in value.items()}
-    if not isinstance(value, str):
-        return value
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case dict():
+            return {key: _clean(item, secrets) for key, item in value.items()}
+        case list() | tuple():
+            return [_clean(item, secrets) for item in value]
+    text = value if isinstance(value, str) else repr(value)
     for secret in secrets:
-        value = value.replace(secret, "***")
+        text = text.replace(secret, "***").replace(repr(secret)[1:-1], "***")
     # Lone surrogates stand for bytes that weren't UTF-8; a terminal and a file take none.
-    return value.encode("utf-8", "backslashreplace").decode()
+    return text.encode("utf-8", "backslashreplace").decode()
