@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +29,9 @@ from bridge.submission import Draft, Format, Submission
 UNCONFIRMED_AT_ONCE = 256
 NAMED_AT_MOST = 10
 BAR_FROM = 20
+MADE_ID = 32
+WIDE = 100
+"""Columns of a terminal from which on the executions' ids fit beside the rest."""
 
 EXAMPLES = """\b
 Examples:
@@ -135,7 +138,8 @@ class Output:
     def table(self, ledger: Ledger) -> None:
         """Tell of all jobs, where a person looks at them."""
         if self.at_end:
-            Console().print(_table(ledger))
+            console = Console()
+            console.print(_table(ledger, wide=console.width >= WIDE))
 
     def _line(self, data: dict[str, Any], text: str) -> None:
         # Flushed line by line: who reads it may be waiting, or be gone.
@@ -271,6 +275,7 @@ async def _submit(
         if error:
             raise type(error)(f"{error}; {ledger.count}")
         if mailbox:
+            bars.waiting()
             await _collect(mailbox, ledger, output, bars.ended, limit)
 
 
@@ -339,9 +344,10 @@ def _to_result(message: Message) -> Result | None:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """What to call when one more job is submitted, and when one more has ended."""
+    """What to call when one more job is submitted, when the wait begins, and when one more job has ended."""
 
     submitted: Callable[[], None]
+    waiting: Callable[[], None]
     ended: Callable[[], None]
 
 
@@ -355,24 +361,30 @@ def _bars(ledger: Ledger) -> Iterator[Bars]:
         submitted = progress.add_task("submitted", total=total, visible=total >= BAR_FROM)
         ended = progress.add_task("ended", total=total, visible=False)
         yield Bars(
-            submitted=lambda: progress.advance(submitted), ended=lambda: progress.update(ended, advance=1, visible=True)
+            submitted=lambda: progress.advance(submitted),
+            waiting=lambda: progress.update(ended, visible=True),
+            ended=lambda: progress.advance(ended),
         )
 
 
-def _table(ledger: Ledger) -> Table:
+def _table(ledger: Ledger, *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("Job", "State", "Attempts", "Execution", "Result"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "Attempts" else "left")
+    for heading in ("Job", "State", "Attempts", *(("Execution",) if wide else ()), "Result"):
+        # An id that we made stays in one piece, so that it can be copied.
+        least = MADE_ID if heading == "Job" and any(len(job.id) == MADE_ID for job in ledger.jobs) else None
+        justify: JustifyMethod = "right" if heading == "Attempts" else "left"
+        table.add_column(heading, overflow="fold", justify=justify, min_width=least)
     for job in ledger.jobs:
         result = ledger.results.get(job.id)
         style = "dim" if result is None else "" if result.succeeded else "red"
-        cells = _cells(result) if result else ("no result yet", "", "", "")
+        cells = _cells(result, wide=wide) if result else ("no result yet",)
         table.add_row(*(Text(_printable(cell), style) for cell in (job.id, *cells)))
     return table
 
 
-def _cells(result: Result) -> tuple[str, str, str, str]:
-    return result.state, str(result.data.get("attempts", "")), str(result.data.get("execution") or ""), result.told
+def _cells(result: Result, *, wide: bool) -> tuple[str, ...]:
+    execution = (str(result.data.get("execution") or ""),) if wide else ()
+    return result.state, str(result.data.get("attempts", "")), *execution, result.told
 
 
 def _named(jobs: Sequence[str]) -> str:
