@@ -29,7 +29,7 @@ from aio_pika.exceptions import (
 )
 from aiormq.abc import AbstractChannel as RawChannel
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelAccessRefused, ConnectionNotAllowed
+from aiormq.exceptions import ChannelAccessRefused, ConnectionNotAllowed, InvalidFrameError
 from pamqp.commands import Basic
 
 from bridge import topology, wire
@@ -429,8 +429,11 @@ def _translated(settings: BrokerSettings) -> Iterator[None]:
         yield
     except (AuthenticationError, ProbableAuthenticationError) as error:
         raise BrokerDenied(f"RabbitMQ at {where} refuses the user or the password of BRIDGE_AMQP_URL") from error
-    except ConnectionNotAllowed as error:
-        raise BrokerDenied(f"RabbitMQ at {where} refuses the virtual host of BRIDGE_AMQP_URL: {_why(error)}") from error
+    except (ConnectionNotAllowed, InvalidFrameError) as error:
+        # aiormq tells a refused virtual host as an unexpected frame, and keeps the broker's reason to itself.
+        if isinstance(error, InvalidFrameError) and "Connection.OpenOk" not in str(error):
+            raise BrokerUnavailable(f"RabbitMQ at {where} does not speak AMQP 0-9-1: {_why(error)}") from error
+        raise BrokerDenied(f"RabbitMQ at {where} refuses the virtual host of BRIDGE_AMQP_URL to its user") from error
     except ChannelAccessRefused as error:
         raise BrokerDenied(f"RabbitMQ at {where} refuses the user's rights: {_why(error)}") from error
     except ssl.SSLCertVerificationError as error:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 import aio_pika
+import httpx
 from aio_pika.abc import AbstractIncomingMessage
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -124,6 +125,13 @@ class Bridge:
     @property
     def http(self) -> str:
         return str(self.events("starting")[-1]["http"])
+
+    async def health(self, which: str) -> tuple[int, dict[str, bool]]:
+        """The status and the conditions of `/health/live` or `/health/ready`."""
+        url = f"{self.http}/health/{which}"
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(url)
+        return answer.status_code, answer.json()
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with those labels; 0 where there's none."""

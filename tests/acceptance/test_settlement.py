@@ -126,9 +126,10 @@ async def test_a_warning_is_a_success_unless_the_operator_says_otherwise(
         ({"inputs": "none"}, "invalid_message"),
         ({"flow": "somebody/else"}, "flow_not_allowed"),
         ({"inputs": {"seconds": "many"}}, "rejected_by_kestra"),
+        ({"inputs": {"text": "x" * 1_500_000}}, "rejected_by_kestra"),
         ({"inputs": {"text": "x" * 17_000_000}}, "invalid_message"),
     ],
-    ids=["not-json", "not-an-object", "wrong-shape", "not-allowed", "refused-input", "huge"],
+    ids=["not-json", "not-an-object", "wrong-shape", "not-allowed", "refused-input", "huge", "monstrous"],
 )
 async def test_bad_input_is_a_dead_letter_with_its_reason(stage: Stage, body: object, reason: str) -> None:
     async with stage.bridge() as bridge:

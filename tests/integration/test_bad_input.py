@@ -1,0 +1,240 @@
+"""Messages that no well-meaning publisher sends: each ends in a reasoned dead letter or runs, and none stops the service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pamqp import encode
+from pamqp.commands import Basic
+
+from bridge import wire
+from deploy.local.rabbitmq import Series
+from tests.harness import eventually
+from tests.integration.conftest import Kind, Node, Stage, open_stage
+
+MESSAGES = 500
+
+
+@contextmanager
+def any_bytes_in_short_strings() -> Iterator[None]:
+    """Let this process publish short strings that are no UTF-8, written with surrogates."""
+
+    def lax(value: str) -> bytes:
+        data = value.encode("utf-8", "surrogateescape")[:255]
+        return bytes([len(data)]) + data
+
+    wire.install()
+    before = encode.METHODS["shortstr"]
+    encode.METHODS["shortstr"] = lax
+    try:
+        yield
+    finally:
+        encode.METHODS["shortstr"] = before
+
+
+async def publish(stage: Stage, body: bytes = b"{}", **properties: Any) -> None:
+    raw = await stage.client.channel.get_underlay_channel()
+    sent = Basic.Properties(message_id=uuid.uuid4().hex)
+    for name, value in properties.items():  # one by one, since the constructor refuses what RabbitMQ lets pass
+        setattr(sent, name, value)
+    with any_bytes_in_short_strings():
+        await raw.basic_publish(body, routing_key=stage.queue, properties=sent, mandatory=True)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    table: dict[str, Any] = {"end": 1}
+    for _ in range(depth):
+        table = {"n": table}
+    return table
+
+
+HARMLESS = {
+    "cluster-id": {"cluster_id": "reserved"},
+    "type-not-utf8": {"message_type": "\udcff\udcfe"},
+    "time-stamp-far-away": {"timestamp": datetime(9999, 12, 31, tzinfo=UTC)},
+    "deep-headers": {"headers": nested(200)},
+    "odd-headers": {"headers": {"a": [1, "x", {"b": None}], "c": bytearray(b"\xff"), "d": 2**62, "e": 1.5, "f": True}},
+    "copies-to-nowhere": {"headers": {"CC": ["nowhere"]}},
+    "correlation-not-utf8": {"correlation_id": "\udcff"},
+    "content-type-of-another": {"content_type": "text/plain"},
+    "reply-to-not-utf8": {"reply_to": "\udcff\udcfe"},
+}
+
+
+@pytest.mark.parametrize("properties", HARMLESS.values(), ids=HARMLESS)
+async def test_odd_properties_do_not_keep_a_job_from_running(stage: Stage, properties: dict[str, Any]) -> None:
+    async with stage.bridge() as bridge:
+        await publish(stage, message_id="odd", **properties)
+        await bridge.settled(job="odd", settlement="ack")
+
+
+INVALID = {
+    "id-not-utf8": {"message_id": "\udcff\udcfe"},
+    "id-with-a-line-break": {"message_id": "a\nb"},
+    "id-too-long": {"message_id": "x" * 201},
+    "id-with-a-space-at-its-end": {"message_id": "a "},
+    "priority-out-of-range": {"priority": 200},
+    "attempt-no-number": {"headers": {"x-bridge-attempt": "first"}},
+    "attempt-below-one": {"headers": {"x-bridge-attempt": 0}},
+    "attempt-beyond-reason": {"headers": {"x-bridge-attempt": 2**62}},
+    "attempt-a-table": {"headers": {"x-bridge-attempt": {"a": 1}}},
+}
+
+
+@pytest.mark.parametrize("properties", INVALID.values(), ids=INVALID)
+async def test_properties_that_make_no_job_are_a_dead_letter(stage: Stage, properties: dict[str, Any]) -> None:
+    async with stage.bridge() as bridge:
+        await publish(stage, **properties)
+        await bridge.settled(settlement="dead_letter")
+        letter = await stage.dead_letter()
+    assert (letter.headers["x-bridge-reason"], letter.headers["x-bridge-error"] != "") == ("invalid_message", True)
+
+
+BODIES = {
+    "empty": b"",
+    "not-utf8": b'{"inputs": {"a": "\xff"}}',
+    "number": b"1",
+    "null": b"null",
+    "not-a-number": b'{"inputs": {"a": NaN}}',
+    "deep": b'{"inputs": {"a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}}",
+    "huge-number": b'{"timeout": 1' + b"0" * 5_000 + b"}",
+    "lone-surrogate": b'{"inputs": {"a": "\\ud800"}}',
+    "unknown-field": b'{"input": {}}',
+    "input-name": b'{"inputs": {"a\\"b": 1}}',
+    "label-reserved": b'{"labels": {"bridgeJob": "x"}}',
+    "label-of-the-system": b'{"labels": {"system.from": "x"}}',
+    "label-empty": b'{"labels": {"a": ""}}',
+    "labels-too-long": json.dumps({"labels": {f"k{n}": "v" * 200 for n in range(20)}}).encode(),
+    "timeout-negative": b'{"timeout": -1}',
+    "flow-no-name": b'{"flow": "x"}',
+    "flow-path": b'{"flow": "test/../../x"}',
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+async def test_a_body_that_makes_no_job_is_a_dead_letter(one_stage: Stage, body: bytes) -> None:
+    async with one_stage.bridge() as bridge:
+        await publish(one_stage, body)
+        await bridge.settled(settlement="dead_letter")
+        letter = await one_stage.dead_letter()
+    assert (letter.headers["x-bridge-reason"], letter.body) == ("invalid_message", body)
+
+
+async def test_a_dead_letter_is_not_routed_to_the_copies_of_its_message(one_stage: Stage) -> None:
+    copies = await one_stage.client.channel.declare_queue(exclusive=True)
+    async with one_stage.bridge() as bridge:
+        await publish(one_stage, b"bad", headers={"CC": [copies.name]})
+        await bridge.settled(settlement="dead_letter")
+    declared = await one_stage.client.channel.declare_queue(copies.name, passive=True)
+    assert declared.declaration_result.message_count == 1  # the publisher's own copy
+
+
+async def test_a_dead_letter_of_another_user_keeps_that_users_name_as_a_header(one_stage: Stage) -> None:
+    rabbit = one_stage.rabbit
+    await asyncio.to_thread(rabbit.ctl, "add_user", one_stage.name, "pw")
+    await asyncio.to_thread(rabbit.ctl, "set_permissions", "-p", "/", one_stage.name, ".*", ".*", ".*")
+    async with one_stage.bridge() as bridge:
+        connection = await aio_pika.connect(f"amqp://{one_stage.name}:pw@{rabbit.host}:{rabbit.port}/")
+        async with connection, connection.channel() as channel:
+            message = aio_pika.Message(b"bad", user_id=one_stage.name, message_id="theirs")
+            await channel.default_exchange.publish(message, one_stage.queue)
+        await bridge.settled(job="theirs")
+        letter = await one_stage.dead_letter()
+    assert letter.headers["x-bridge-user-id"] == one_stage.name
+
+
+async def test_a_dead_letter_does_not_expire(one_stage: Stage) -> None:
+    async with one_stage.bridge() as bridge:
+        await publish(one_stage, b"bad", expiration="60000")
+        await bridge.settled(settlement="dead_letter")
+        letter = await one_stage.dead_letter()
+    assert (letter.expiration, letter.headers["x-bridge-expiration"]) == (None, "60000")
+
+
+texts = st.text(st.characters(codec=None, exclude_categories=[]), max_size=40).map(
+    lambda text: text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
+)
+leaves = st.one_of(
+    texts,
+    st.binary(max_size=20).map(bytearray),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.none(),
+    st.decimals(-(10**6), 10**6, places=2),
+)
+names = st.text(max_size=20)
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=6
+)
+jsons = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+bodies = st.one_of(
+    st.binary(max_size=200),
+    jsons.map(lambda value: json.dumps(value).encode()),
+    st.fixed_dictionaries(
+        {}, optional={"flow": st.just("test/job") | st.text(), "inputs": jsons, "labels": jsons, "timeout": jsons}
+    ).map(lambda value: json.dumps(value).encode()),
+)
+properties = st.fixed_dictionaries(
+    {},
+    optional={
+        "message_id": texts,
+        "correlation_id": texts,
+        "reply_to": texts,
+        "content_type": texts,
+        "content_encoding": texts,
+        "message_type": texts,
+        "app_id": texts,
+        "cluster_id": texts,
+        "priority": st.integers(0, 255),
+        "delivery_mode": st.sampled_from([1, 2]),
+        "headers": st.dictionaries(names, values, max_size=4),
+    },
+)
+
+
+def drawn(count: int) -> list[tuple[bytes, dict[str, Any]]]:
+    """So many messages, as different from each other as Hypothesis makes them."""
+    messages: list[tuple[bytes, dict[str, Any]]] = []
+
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(bodies, properties)
+    def draw(body: bytes, some: dict[str, Any]) -> None:
+        messages.append((body, some))
+
+    draw()
+    return messages
+
+
+@pytest.mark.parametrize(("series", "kind"), [("3.10", "classic"), ("4.3", "quorum")])
+async def test_any_bytes_and_headers_are_settled_one_by_one(
+    series: Series, kind: Kind, node: Node, tmp_path: Path
+) -> None:
+    messages = drawn(MESSAGES)
+    async with open_stage(tmp_path, node(series), kind) as stage, stage.bridge(prefetch=50) as bridge:
+        for body, some in messages:
+            await publish(stage, body, **some)
+
+        def all_settled() -> bool:
+            final = [line for line in bridge.events("settled") if line["settlement"] in ("ack", "dead_letter")]
+            return len(final) >= len(messages)
+
+        await eventually(all_settled, f"{len(messages)} messages settled", timeout=60, every=0.5)
+        assert len({repr(message) for message in messages}) > MESSAGES / 2
+        assert bridge.count("a delivery could not be handled, trying again") == 0
+        assert await bridge.metric("bridge_consumer_restarts_total") == 0

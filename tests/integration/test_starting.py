@@ -1,0 +1,161 @@
+"""How the bridge starts, and what it says when it can't."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from deploy.local.paths import free_port
+from deploy.local.rabbitmq import RabbitMQ
+from tests.harness import Bridge, eventually
+from tests.integration.conftest import Node, Stage
+
+
+async def ended(bridge: Bridge) -> tuple[int, str]:
+    """The exit status of a bridge that can't start, and the last line it said."""
+    await bridge.start(until=None)
+    code = await bridge.exit_code()
+    return code, bridge.log.read_text().splitlines()[-1]
+
+
+@pytest.fixture(params=["3.10", "4.3"])
+def any_node(request: pytest.FixtureRequest, node: Node) -> RabbitMQ:
+    return node(request.param)
+
+
+async def test_a_queue_with_other_arguments_is_a_clear_error_and_exit_2(stage: Stage) -> None:
+    await stage.client.channel.declare_queue(
+        stage.queue, durable=True, arguments={"x-queue-type": "classic", "x-max-priority": 3}
+    )
+    code, line = await ended(stage.bridge(queue_type="classic"))
+    assert (code, f"queue {stage.queue} exists with other arguments" in line, "BRIDGE_MAX_PRIORITY" in line) == (
+        2,
+        True,
+        True,
+    )
+
+
+async def test_an_exchange_of_another_type_is_a_clear_error_and_exit_2(one_stage: Stage) -> None:
+    await one_stage.client.channel.declare_exchange(one_stage.queue, "fanout", durable=True)
+    code, line = await ended(one_stage.bridge())
+    assert (code, f"exchange {one_stage.queue} exists with other arguments" in line) == (2, True)
+
+
+async def test_auto_takes_a_classic_queue_that_an_upgraded_broker_still_has(one_stage: Stage) -> None:
+    await one_stage.declare(queue_type="classic")
+    async with one_stage.bridge(queue_type="auto") as bridge:
+        assert bridge.events("consuming")[0]["queues"] == {one_stage.queue: "classic"}
+
+
+async def test_auto_is_quorum_from_4_3_on_and_classic_before(stage: Stage) -> None:
+    async with stage.bridge(queue_type="auto") as bridge:
+        expected = "classic" if stage.rabbit.series == "3.10" else "quorum"
+        assert bridge.events("consuming")[0]["queues"] == {stage.queue: expected}
+
+
+async def test_a_wrong_password_is_exit_2_and_is_not_shown(stage: Stage) -> None:
+    bridge = stage.bridge(amqp_url=stage.rabbit.amqp_url.replace(stage.rabbit.password, "wrong-Passw0rd"))
+    code, line = await ended(bridge)
+    assert (code, "refuses the user or the password" in line, "wrong-Passw0rd" in bridge.log.read_text()) == (
+        2,
+        True,
+        False,
+    )
+
+
+async def test_an_unknown_virtual_host_is_exit_2(stage: Stage) -> None:
+    code, line = await ended(stage.bridge(amqp_url=f"{stage.rabbit.amqp_url}nowhere"))
+    assert (code, "virtual host" in line) == (2, True)
+
+
+async def test_a_user_without_rights_is_exit_2(one_stage: Stage) -> None:
+    rabbit = one_stage.rabbit
+    await asyncio.to_thread(rabbit.ctl, "add_user", one_stage.name, "some-Passw0rd")
+    await asyncio.to_thread(rabbit.ctl, "set_permissions", "-p", "/", one_stage.name, "^$", "^$", "^$")
+    url = f"amqp://{one_stage.name}:some-Passw0rd@{rabbit.host}:{rabbit.port}/"
+    code, line = await ended(one_stage.bridge(amqp_url=url))
+    assert (code, "refuses the user's rights" in line) == (2, True)
+
+
+async def test_a_wrong_password_for_kestra_is_exit_2_and_is_not_shown(one_stage: Stage) -> None:
+    bridge = one_stage.bridge(kestra_password="wrong-Passw0rd")
+    code, line = await ended(bridge)
+    assert (code, "refuses the credentials" in line, "wrong-Passw0rd" in bridge.log.read_text()) == (2, True, False)
+
+
+async def test_another_tenant_than_main_is_exit_2_on_the_open_source_edition(one_stage: Stage) -> None:
+    code, line = await ended(one_stage.bridge(kestra_tenant="other"))
+    assert (code, "tenant" in line) == (2, True)
+
+
+async def test_wrong_settings_are_named_all_at_once_and_exit_2(one_stage: Stage) -> None:
+    code, line = await ended(
+        one_stage.bridge(prefetch="none", retry_delays="[", flow="no-namespace", kestra_url="ftp://x")
+    )
+    names = ["BRIDGE_PREFETCH", "BRIDGE_RETRY_DELAYS", "BRIDGE_FLOW", "BRIDGE_KESTRA_URL"]
+    assert (code, [name for name in names if name not in line]) == (2, [])
+
+
+async def test_without_any_flow_to_start_the_settings_are_wrong(one_stage: Stage) -> None:
+    code, line = await ended(one_stage.bridge(flow=""))
+    assert (code, "BRIDGE_ALLOWED_FLOWS" in line) == (2, True)
+
+
+async def test_a_port_that_is_taken_is_exit_2(one_stage: Stage) -> None:
+    code, line = await ended(one_stage.bridge(http_port=one_stage.rabbit.port))
+    assert (code, "BRIDGE_HTTP_PORT" in line) == (2, True)
+
+
+async def test_a_broker_that_comes_later_is_waited_for(one_stage: Stage, tmp_path: Path) -> None:
+    late = RabbitMQ(tmp_path / "late", series="4.3")
+    bridge = await one_stage.bridge(amqp_url=late.amqp_url).start(until="no session with RabbitMQ")
+    try:
+        await asyncio.to_thread(late.start)
+        await eventually(lambda: bridge.count("consuming"), "the bridge consumes", timeout=40)
+    finally:
+        bridge.kill()
+        late.kill()
+
+
+async def test_kestra_that_comes_later_is_waited_for_before_anything_is_taken(one_stage: Stage) -> None:
+    await one_stage.kestra.down()
+    bridge = await one_stage.bridge().start(until="waiting for Kestra")
+    await one_stage.kestra.up()
+    await eventually(lambda: bridge.count("consuming"), "the bridge consumes")
+
+
+@pytest.mark.parametrize("setting", ["amqp_url", "kestra_url"])
+async def test_a_bridge_that_still_waits_stops_at_once_when_told_to(one_stage: Stage, setting: str) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    urls = {"amqp_url": f"amqp://{address}/", "kestra_url": f"http://{address}"}
+    event = {"amqp_url": "no session with RabbitMQ", "kestra_url": "waiting for Kestra"}[setting]
+    bridge = await one_stage.bridge(**{setting: urls[setting]}).start(until=event)
+    assert await bridge.stop(10) == 0
+
+
+async def test_it_is_ready_once_it_consumes(one_stage: Stage) -> None:
+    async with one_stage.bridge() as bridge:
+        assert await bridge.health("ready") == (200, {"broker": True, "kestra": True, "accepting": True})
+
+
+async def test_it_is_alive_but_not_ready_while_kestra_is_away(one_stage: Stage) -> None:
+    await one_stage.kestra.down()
+    bridge = await one_stage.bridge().start(until="waiting for Kestra")
+    assert [(await bridge.health(which))[0] for which in ("live", "ready")] == [200, 503]
+
+
+async def test_a_setting_that_is_none_is_warned_of_with_a_hint(one_stage: Stage) -> None:
+    async with one_stage.bridge(prefech=3) as bridge:
+        assert "BRIDGE_PREFECH is no setting; did you mean BRIDGE_PREFETCH?" in bridge.log.read_text()
+
+
+async def test_no_secret_is_in_the_log_even_at_level_debug(one_stage: Stage) -> None:
+    async with one_stage.bridge(log_level="debug") as bridge:
+        await one_stage.submit("one", {"inputs": {"secret": "s3cr3t-input"}})
+        await bridge.settled(job="one")
+    text = bridge.log.read_text()
+    assert [
+        secret for secret in (one_stage.rabbit.password, one_stage.kestra.password, "s3cr3t-input") if secret in text
+    ] == []
