@@ -47,7 +47,8 @@ def serve(registry: CollectorRegistry, *, live: Check, ready: Check, host: str, 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
-            return metrics(environ, start_response)
+            scraped: Iterable[bytes] = metrics(environ, start_response)
+            return scraped
         if check := checks.get(path):
             return _answer(start_response, check())
         return _send(start_response, "404 Not Found", {"paths": ["/metrics", *checks]})

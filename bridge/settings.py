@@ -99,7 +99,7 @@ def _password(secret: SecretStr) -> set[str]:
 FROM_JSON = (NoDecode, BeforeValidator(_from_json))
 Readable = Annotated[Path, AfterValidator(_readable)]
 FlowText = Annotated[str, AfterValidator(_flow_name)]
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w.:-]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:-]+$")]
 Prefetch = Annotated[int, Field(ge=1, le=65_535)]
 
 

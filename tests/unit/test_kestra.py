@@ -470,6 +470,47 @@ class TestDialects:
             assert await kestra.probe() == "2.0.0"
 
 
+class TestOutputs:
+    @pytest.mark.parametrize(("body", "outputs"), [(b"null", {}), (b"{}", {}), (b'{"a": null}', {"a": None})])
+    async def test_are_an_object_even_where_kestra_has_none(self, body: bytes, outputs: dict[str, Any]) -> None:
+        async with answering(lambda _: httpx.Response(200, content=body)) as kestra:
+            assert await kestra.outputs(EXECUTION) == outputs
+
+
+class TestExplain:
+    async def explained(self, run: Any, logs: Any) -> str:
+        def answer(request: httpx.Request) -> httpx.Response:
+            found = logs if "/logs/" in request.url.path else {"taskRunList": run}
+            return httpx.Response(200, content=json.dumps(found))
+
+        async with answering(answer) as kestra:
+            return await kestra.explain(EXECUTION)
+
+    FAILED_RUN: ClassVar[list[Any]] = [{"taskId": "boom", "state": {"current": "FAILED"}}]
+
+    async def test_falls_back_to_the_executions_own_errors(self) -> None:
+        assert await self.explained([], [{"message": "over quota"}]) == "execution e1 ended FAILED: over quota"
+
+    async def test_prefers_the_errors_of_the_task_that_failed(self) -> None:
+        logs = [{"taskId": "boom", "message": "full"}, {"taskId": "other", "message": "later"}]
+        assert await self.explained(self.FAILED_RUN, logs) == "task boom ended FAILED: full"
+
+    @pytest.mark.parametrize("logs", [[], {}, None, {"results": None}, {"results": 5}, "text", [None, {"message": 1}]])
+    async def test_says_what_it_knows_where_there_are_no_logs(self, logs: Any) -> None:
+        assert await self.explained(self.FAILED_RUN, logs) == "task boom ended FAILED"
+
+    async def test_stays_short_however_much_was_logged(self) -> None:
+        logs = [{"taskId": "boom", "message": f"{n} " + "x" * 10_000} for n in range(100)]
+        assert len(await self.explained(self.FAILED_RUN, logs)) < 1500
+
+
+class TestValidateFlow:
+    @pytest.mark.parametrize("body", [b"{}", b"null", b"[1]", b'{"message": "x"}'])
+    async def test_takes_no_answer_of_another_shape_for_a_flow_without_faults(self, body: bytes) -> None:
+        async with answering(lambda _: httpx.Response(200, content=body)) as kestra:
+            assert isinstance(await raised(CALLS["validate_flow"], kestra), KestraUnavailable)
+
+
 class TestProbe:
     async def test_is_unavailable_where_something_else_answers(self) -> None:
         async with Standin() as standin, against(standin) as kestra:

@@ -206,6 +206,7 @@ class TestFaults:
             ("KESTRA_TOKEN", "token\n", "must be printable ASCII"),
             ("KESTRA_TOKEN", "tökén", "must be printable ASCII"),
             ("QUEUE", "two words", "string should match pattern"),
+            ("QUEUE", "ü" * 200, "string should match pattern"),
             ("QUEUE", "q" * 201, "string should have at most 200"),
             ("PREFETCH", "0", "greater than or equal to 1"),
             ("FLOW", "example", "must be namespace/id"),
