@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import aio_pika
 import aio_pika.exceptions
 import httpx
-from rich.console import Console, OverflowMethod
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -59,7 +59,9 @@ LOOK_EVERY = 0.25
 KILL_AFTER = 1.0
 SAME_MOMENT = 0.5
 NEVER_RUN = ("invalid_message", "flow_not_allowed")
-WIDE = 120
+WIDE = 140
+OTHER_COLUMNS = 113
+"""What the columns beside the error take."""
 
 
 class DemoError(RuntimeError):
@@ -516,21 +518,23 @@ def _verdict_table(verdicts: Sequence[Verdict], width: int) -> Table:
     )
     for each in verdicts:
         case, became = each.case, str(each.ended or "unsettled")
-        what, error = ((case.what,), (each.error or "",)) if wide else ((), ())
+        what, error = ((case.what,), (_clipped(each.error or "", width - OTHER_COLUMNS),)) if wide else ((), ())
         mark = "✓" if each.ok else "✗"
         cells = (case.id, str(case.priority), *what, str(case.expected), became, mark, *error)
         table.add_row(*(Text(cell, "" if each.ok else "bold red") for cell in cells))
     return table
 
 
+def _clipped(text: str, width: int) -> str:
+    """The beginning of an error, which says what happened."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
 def _table(headings: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         numeric = heading in ("Priority", "Prio", "Attempt")
-        # An error can be long, and its beginning says what happened.
-        one_line = numeric or heading == "Error"
-        overflow: OverflowMethod = "ellipsis" if one_line else "fold"
-        table.add_column(heading, justify="right" if numeric else "left", overflow=overflow, no_wrap=one_line)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     return table
 
 
