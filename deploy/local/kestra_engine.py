@@ -1,7 +1,8 @@
-"""Kestra's own engine 2.0, built from Maven Central and run as one process behind a REST façade of ours.
+"""Kestra's own engine, 2.0 or 1.3, built from Maven Central and run as one process behind a REST façade of ours.
 
 The official images can't run without a container engine, and their web server isn't on Maven Central; the engine is.
-The façade in `kestra-engine/` speaks the REST paths of Kestra 2.0 in front of it, on loopback alone.
+The façade in `kestra-engine/` speaks the REST paths of that version in front of it, on loopback alone: what the versions
+share lies in `src/common`, and what one of them has for itself in `src/1.3` and `src/2.0`, under the same names.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from typing import Literal, Self
 from deploy.local.paths import cache_directory, free_port, locked
 from deploy.local.processes import Child, ProcessError
 
-__all__ = ["AmqpAddress", "Build", "BuildError", "Engine", "build"]
+__all__ = ["AmqpAddress", "Build", "BuildError", "Engine", "Series", "build"]
 
 Say = Callable[[str], None]
 Database = Literal["memory", "file"]
+Series = Literal["1.3", "2.0"]
 
 _PROJECT = Path(__file__).resolve().parent / "kestra-engine"
 _MAIN_CLASS = "bridge.engine.Main"
@@ -97,16 +99,16 @@ class Build:
         return os.pathsep.join((str(self.classes), str(self.jars / "*")))
 
 
-def build(say: Say = lambda _: None) -> Build:
-    """The engine's jars and classes, made once and kept in the cache.
+def build(say: Say = lambda _: None, *, series: Series = "2.0") -> Build:
+    """The jars and classes of an engine, made once and kept in the cache.
 
     Raises:
         BuildError: there is no Java 25, no Maven, or one of them failed.
     """
     java = find_java()
     with locked("kestra-engine"):
-        jars = _jars(say)
-        classes = _classes(java, jars, say)
+        jars = _jars(series, say)
+        classes = _classes(series, java, jars, say)
     return Build(java=java, jars=jars / "run", classes=classes)
 
 
@@ -148,16 +150,16 @@ def _java_version(java: Path) -> int:
     return int(found.group(1)) if found else 0
 
 
-def _jars(say: Say) -> Path:
+def _jars(series: Series, say: Say) -> Path:
     """The folder of all jars by the pom's hash: `run` for the engine's, `compiler` for the compiler's."""
     pom = _PROJECT / "pom.xml"
-    jars = cache_directory("kestra-engine") / f"jars-{_digest([pom])}"
+    jars = cache_directory("kestra-engine") / f"jars-{series}-{_digest([pom])}"
     if jars.is_dir():
         return jars
-    say("Resolving Kestra's engine from Maven Central (about 100 MB the first time)")
+    say(f"Resolving Kestra's engine {series} from Maven Central (about 100 MB the first time)")
     with tempfile.TemporaryDirectory(dir=jars.parent) as temporary:
         made = Path(temporary, "jars")
-        _maven(pom, made / "run")
+        _maven(pom, series, made / "run")
         (made / "compiler").mkdir()
         for compiler in (made / "run").glob("ecj-*.jar"):
             compiler.rename(made / "compiler" / "ecj.jar")
@@ -165,38 +167,40 @@ def _jars(say: Say) -> Path:
     return jars
 
 
-def _maven(pom: Path, into: Path) -> None:
+def _maven(pom: Path, series: Series, into: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
         raise BuildError(
             "Kestra's engine is resolved by Maven, and there is no mvn on the PATH: install it (Debian: maven)"
         )
     copy = ["dependency:copy-dependencies", f"-DoutputDirectory={into}"]
-    _run([maven, "--batch-mode", "--quiet", "--file", str(pom), *copy], "Maven failed to resolve Kestra's engine")
+    command = [maven, "--batch-mode", "--quiet", "--file", str(pom), "--activate-profiles", f"kestra-{series}", *copy]
+    _run(command, "Maven failed to resolve Kestra's engine")
 
 
-def _classes(java: Path, jars: Path, say: Say) -> Path:
-    """The folder of the façade's classes and resources, by the hash of the jars' folder and the sources."""
-    sources = sorted(path for path in (_PROJECT / "src").rglob("*") if path.is_file())
-    classes = jars.parent / f"classes-{_digest([_PROJECT / 'pom.xml', *sources])}"
+def _classes(series: Series, java: Path, jars: Path, say: Say) -> Path:
+    """The folder of the façade's classes and resources, by the hash of the pom and the sources."""
+    parts = [_PROJECT / "src/common", _PROJECT / "src" / series]
+    sources = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
+    classes = jars.parent / f"classes-{series}-{_digest([_PROJECT / 'pom.xml', *sources])}"
     if classes.is_dir():
         return classes
-    say("Compiling the façade")
+    say(f"Compiling the façade of {series}")
     with tempfile.TemporaryDirectory(dir=jars.parent) as temporary:
         made = Path(temporary, "classes")
-        shutil.copytree(_PROJECT / "src/main/resources", made)
-        _run(_compile_command(java, jars, made), "The façade doesn't compile")
+        shutil.copytree(_PROJECT / "src/common/resources", made)
+        _run(_compile_command(java, jars, [part / "java" for part in parts], made), "The façade doesn't compile")
         made.rename(classes)
     return classes
 
 
-def _compile_command(java: Path, jars: Path, into: Path) -> list[str]:
+def _compile_command(java: Path, jars: Path, sources: Sequence[Path], into: Path) -> list[str]:
     """Eclipse's compiler: it needs no more than a Java runtime, so there is one way for every machine."""
     level = str(_JAVA_VERSION)
     class_path = os.pathsep.join(str(jar) for jar in sorted((jars / "run").glob("*.jar")))
     compiler = [str(java), "-jar", str(jars / "compiler/ecj.jar")]
     options = ["-source", level, "-target", level, "-proc:none", "-nowarn", "-encoding", "UTF-8"]
-    return [*compiler, *options, "-d", str(into), "-classpath", class_path, str(_PROJECT / "src/main/java")]
+    return [*compiler, *options, "-d", str(into), "-classpath", class_path, *map(str, sources)]
 
 
 def _run(command: Sequence[str], what: str) -> None:
@@ -225,6 +229,7 @@ class Engine:
         self,
         directory: Path,
         *,
+        series: Series = "2.0",
         amqp: AmqpAddress | None = None,
         database: Database = "memory",
         port: int = 0,
@@ -235,6 +240,7 @@ class Engine:
         say: Say = lambda _: None,
     ) -> None:
         self.directory = directory
+        self.series = series
         self.port = port or free_port()
         self.password = password or f"Aa0{random.token_hex(8)}"
         self._database = database
@@ -275,7 +281,7 @@ class Engine:
         """
         if self.alive:
             raise ProcessError("Kestra's engine is started already")
-        made = build(self._say)
+        made = build(self._say, series=self.series)
         self.directory.mkdir(parents=True, exist_ok=True)
         said = self.log.stat().st_size if self.log.exists() else 0
         child = Child("Kestra's engine", self._command(made), log=self.log, env=self._environment())
@@ -356,6 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: stopped.set())
     engine = Engine(
         options.directory or Path(tempfile.mkdtemp(prefix="kestra-engine-")),
+        series=options.series,
         amqp=options.amqp_url,
         database=options.database,
         port=options.port,
@@ -379,6 +386,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.local.kestra_engine", description="Run Kestra's engine behind our façade."
     )
+    parser.add_argument("--series", choices=("1.3", "2.0"), default="2.0", help="Kestra's version (default: 2.0)")
     parser.add_argument("--port", type=int, default=0, help="port on loopback (default: a free one)")
     parser.add_argument(
         "--directory", type=Path, help="where data and log lie (default: a new folder in the temporary one)"

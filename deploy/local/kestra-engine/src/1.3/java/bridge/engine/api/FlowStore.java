@@ -1,0 +1,26 @@
+package bridge.engine.api;
+
+import io.kestra.core.models.flows.FlowWithSource;
+import io.kestra.core.models.flows.GenericFlow;
+import io.kestra.core.repositories.FlowRepositoryInterface;
+import io.kestra.core.services.FlowService;
+import io.micronaut.context.ApplicationContext;
+
+/** Keeps flows as Kestra 1.3 does: created by its flow service, updated in its repository. */
+final class FlowStore {
+    private final FlowService service;
+    private final FlowRepositoryInterface repository;
+
+    FlowStore(ApplicationContext context) {
+        this.service = context.getBean(FlowService.class);
+        this.repository = context.getBean(FlowRepositoryInterface.class);
+    }
+
+    FlowWithSource create(GenericFlow flow) throws Exception {
+        return service.create(flow, true);
+    }
+
+    FlowWithSource update(GenericFlow flow, FlowWithSource previous) {
+        return repository.update(flow, previous);
+    }
+}

@@ -1,0 +1,15 @@
+package bridge.engine.api;
+
+import bridge.engine.http.Request;
+import io.kestra.core.models.QueryFilter;
+import java.util.List;
+
+/** The flat parameters of 1.x, such as {@code labels=key:value}: Kestra 2.0 ignores them, and finds everything. */
+final class FlatFilters {
+    private FlatFilters() {
+    }
+
+    static List<QueryFilter> of(Request request) {
+        return List.of();
+    }
+}

@@ -1,0 +1,27 @@
+package bridge.engine.api;
+
+import bridge.engine.http.Reply;
+import bridge.engine.http.Request;
+import bridge.engine.http.Router;
+import io.kestra.core.models.executions.LogEntry;
+import io.micronaut.context.ApplicationContext;
+import java.util.stream.Collectors;
+
+/** What an execution logged. */
+final class Logs {
+    private final LogSearch logs;
+
+    Logs(ApplicationContext context) {
+        this.logs = new LogSearch(context);
+    }
+
+    void addTo(Router router) {
+        router
+            .add("GET", "/logs/{id}", request -> Reply.ok(logs.find(request)))
+            .add("GET", "/logs/{id}/download", this::download);
+    }
+
+    private Reply download(Request request) {
+        return Reply.text(logs.find(request).stream().map(entry -> LogEntry.toPrettyString(entry)).collect(Collectors.joining("\n")));
+    }
+}
