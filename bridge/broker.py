@@ -1,11 +1,11 @@
 """RabbitMQ: sessions, deliveries and confirmed publishes. With `topology` the only user of aio-pika.
 
 A session is connect, declare, consume. Whatever ends a part of it (a channel, a connection, a consumer that the broker
-cancels) ends the whole, and a new session starts from nothing: no delivery outlives the channel that brought it, and the
-broker delivers again what was not settled.
+cancels) ends the whole, and a new session starts from nothing: no delivery outlives the channel that brought it, and
+the broker delivers again what was not settled.
 
-Deliveries are read below aio-pika's own message class, which raises on properties that RabbitMQ lets pass (a delivery mode
-of 7, an expiration that is no number) and would leave such a message undecided for ever.
+Deliveries are read below aio-pika's own message class, which raises on properties that RabbitMQ lets pass (a delivery
+mode of 7, an expiration that is no number) and would leave such a message undecided for ever.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pamqp.commands import Basic
 
 from bridge import topology, wire
 from bridge.delivery import Delivery, Message
-from bridge.errors import BrokerDenied, BrokerUnavailable, PublishFailed
+from bridge.errors import BrokerDenied, BrokerUnavailable, PublishFailed, TopologyMismatch
 from bridge.keyed_lock import KeyedLock
 from bridge.settings import BrokerSettings, Lane
 
@@ -47,7 +47,7 @@ OnReply = Callable[[bytes], None]
 
 
 class Publisher:
-    """Publishes by confirm: a message that `publish` returned for is in a queue, and on disk where the queue is durable.
+    """Publishes by confirm: what `publish` returned for is in a queue, and on disk where the queue is durable.
 
     `lost` is told when the channel can't be relied on any more. With `reopen` a lost channel is replaced by a new one.
     """
@@ -118,6 +118,10 @@ class Session:
         """Wait until the session is no more; says why, as a word and as a line."""
         return await asyncio.shield(self._ended)
 
+    def add_consumer(self, raw: RawChannel, tag: str) -> None:
+        """Know of a consumer, to stop it later."""
+        self._consumers.append((raw, tag))
+
     async def stop_consuming(self) -> None:
         """Take no more deliveries. Those that are here can still be settled."""
         for raw, tag in self._consumers:
@@ -172,7 +176,7 @@ class Broker:
 
     @asynccontextmanager
     async def session(self, on_delivery: OnDelivery, on_reply: OnReply, *, hold: float) -> AsyncIterator[Session]:
-        """Connect, declare and consume all lanes; leaving the context closes it and leaves unsettled deliveries to the broker.
+        """Connect, declare and consume all lanes; what is unsettled when the context ends is left to the broker.
 
         The callbacks must only take note. `hold` is how many seconds a delivery may stay unsettled, which brokers that
         let a consumer say so are told.
@@ -182,7 +186,7 @@ class Broker:
         """
         async with AsyncExitStack() as stack:
             with _translated(self._settings):
-                # A broker in need of memory stops reading from connections that publish: acks must not wait behind them.
+                # A broker in need of memory reads no more from connections that publish: acks must not wait there.
                 consuming = await stack.enter_async_context(self._connection("consumer"))
                 publishing = await stack.enter_async_context(self._connection("publisher"))
                 version = announced_version(consuming)
@@ -259,7 +263,7 @@ class Broker:
             )
             try:
                 await topology.declare(connection, planned)
-            except topology.TopologyMismatch:
+            except TopologyMismatch:
                 if kind == kinds[-1]:
                     raise
             else:
@@ -294,7 +298,7 @@ class Broker:
             on_delivery(lane, _to_delivery(message, lane.queue, raw, session))
 
         arguments = _consumer_arguments(parse_version(session.version), session.kinds[lane.queue], hold)
-        session._consumers.append((raw, tag))
+        session.add_consumer(raw, tag)
         await raw.basic_consume(lane.queue, take, consumer_tag=tag, arguments=arguments)
 
     async def _consume_replies(self, connection: AbstractConnection, session: Session, on_reply: OnReply) -> None:
@@ -403,12 +407,13 @@ _TEXT_PROPERTIES = (
 
 def _to_properties(message: Message) -> Basic.Properties:
     texts = {name: getattr(message, name) for name in _TEXT_PROPERTIES}
+    shortened: dict[str, Any] = {name: wire.short(text) for name, text in texts.items() if text is not None}
     return Basic.Properties(
         headers=wire.encodable(dict(message.headers)) or None,
         delivery_mode=message.delivery_mode or 2,
         priority=message.priority,
         timestamp=message.timestamp,
-        **{name: wire.short(text) if text is not None else None for name, text in texts.items()},
+        **shortened,
     )
 
 

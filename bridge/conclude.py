@@ -18,7 +18,7 @@ from bridge.replies import Follower, News, Watch
 from bridge.start import Patience, Starter
 
 CONFIRM_AFTER = 1.0
-"""A failure counts once it has stood so many seconds: Kestra 2.0 tells FAILED and, 20 ms later, RETRIED of one execution."""
+"""A failure counts once it has stood so many seconds: Kestra 2.0 tells FAILED and, 20 ms later, RETRIED of the same."""
 
 SUCCESSOR_WITHIN = 60.0
 KILL_ROUNDS = 4
@@ -28,6 +28,10 @@ EXPLAIN_SECONDS = 10.0
 log = structlog.get_logger(__name__)
 
 
+class KillStuck(Exception):
+    """Kestra was told to kill an execution, several times, and it still hasn't ended."""
+
+
 class Vanished(Exception):
     """Kestra has no trace of an execution that it had: somebody deleted it, or it lost its database."""
 
@@ -35,11 +39,20 @@ class Vanished(Exception):
 class Concluder:
     """Waits for executions' outcomes. Times in seconds."""
 
-    def __init__(self, *, kestra: Kestra, watch: Watch, starter: Starter, job_timeout: float) -> None:
+    def __init__(
+        self,
+        *,
+        kestra: Kestra,
+        watch: Watch,
+        starter: Starter,
+        job_timeout: float,
+        kill_round: float = KILL_ROUND_SECONDS,
+    ) -> None:
         self._kestra = kestra
         self._watch = watch
         self._starter = starter
         self._job_timeout = job_timeout
+        self._kill_round = kill_round
         self.patience = Patience()
 
     async def outcome(self, job: Job, execution: Execution) -> Outcome:
@@ -52,7 +65,11 @@ class Concluder:
         began = execution.started or self._kestra.now()
         while True:
             if not execution.state.terminal:
-                execution = await self._until_end(execution, began + timedelta(seconds=limit))
+                try:
+                    execution = await self._until_end(execution, began + timedelta(seconds=limit))
+                except KillStuck:
+                    error = f"its time of {limit:g} s was up, and the kill of execution {execution.id} is stuck"
+                    return Outcome(execution=execution, timed_out=True, error=error)
             if execution.state.ended_well:
                 return Outcome(execution=execution)
             confirmed = await self._confirm(job, execution)
@@ -71,23 +88,22 @@ class Concluder:
         return (deadline - self._kestra.now()).total_seconds()
 
     async def _kill(self, execution: Execution, follower: Follower) -> Execution:
-        """Kill, and make sure: a kill can stick, so it is repeated, and in the end the attempt counts as over all the same."""
+        """Kill, and make sure; a kill can stick in KILLING (kestra#19683), so it is repeated."""
         log.warning("the job's time is up, killing its execution", execution=execution.id)
         for _ in range(KILL_ROUNDS):
             await self.patience.ask(partial(self._kestra.kill, execution.id))
             try:
-                return _ended(execution, await follower.news(timeout=KILL_ROUND_SECONDS))
+                return _ended(execution, await follower.news(timeout=self._kill_round))
             except TimeoutError:
                 current = await self.patience.ask(partial(self._kestra.get, execution.id))
             if current is None:
                 raise Vanished(execution.id)
             if current.state.terminal:
                 return current
-        log.error("the kill is stuck, counting the attempt as over", execution=execution.id)
-        return replace(execution, state=State.KILLED, ended=self._kestra.now())
+        raise KillStuck(execution.id)
 
     async def _confirm(self, job: Job, execution: Execution) -> Execution:
-        """What has become of an execution that is told to have ended badly: the same, restarted, or followed by another."""
+        """What became of an execution that is said to have ended badly: the same, restarted, or followed by another."""
         if execution.ended is None or self._kestra.now() - execution.ended < timedelta(seconds=60):
             await asyncio.sleep(CONFIRM_AFTER)
         give_up = time.monotonic() + SUCCESSOR_WITHIN

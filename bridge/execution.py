@@ -30,7 +30,7 @@ class State(StrEnum):
     UNKNOWN = "UNKNOWN"
 
     @classmethod
-    def _missing_(cls, value: object) -> State:
+    def _missing_(cls, value: object) -> State:  # noqa: ARG003 (any value that is none of these)
         return cls.UNKNOWN
 
     @property
@@ -40,6 +40,7 @@ class State(StrEnum):
 
     @property
     def ended_well(self) -> bool:
+        """Whether the flow did what it should; a WARNING is for the operator's policy to judge."""
         return self in (State.SUCCESS, State.WARNING)
 
 
@@ -63,7 +64,7 @@ class Execution:
 
     @property
     def chain(self) -> str:
-        """What an execution shares with those that Kestra itself made of it (flow retry, replay): the first one's id."""
+        """What an execution shares with those that Kestra made of it (flow retry, replay): the first one's id."""
         return self.original_id or self.id
 
 
@@ -97,7 +98,7 @@ def _age(execution: Execution) -> tuple[datetime, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. `timed_out` says that the bridge killed it at its deadline; `error` is one line for a person."""
+    """How an attempt ended. `timed_out`: the bridge killed it at its deadline. `error`: one line for a person."""
 
     execution: Execution
     timed_out: bool = False

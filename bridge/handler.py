@@ -46,6 +46,7 @@ class Case:
 
     @property
     def age(self) -> float:
+        """Seconds since the delivery arrived."""
         return time.monotonic() - self.arrived
 
 
@@ -83,12 +84,11 @@ class Handler:
             try:
                 settlement = await self._judge(case, default_flow)
                 case.settling = True
-                await self._settle(case, settlement)
-                return
+                return await self._settle(case, settlement)
             except (LeftToBroker, BrokerUnavailable) as error:
                 self._metrics.settlements.labels("left").inc()
                 log.info("left to the broker", **_facts(case), why=str(error) or "the bridge is stopping")
-                return
+                return None
             except Exception:
                 # A fault of ours must not lose the message, and must not spin either: it is kept and tried again.
                 log.exception("a delivery could not be handled, trying again", **_facts(case), seconds=pause)
@@ -145,7 +145,7 @@ class Handler:
         self._record(case, settlement)
 
     async def _publish(self, message: Message, *, exchange: str = "", routing_key: str) -> None:
-        """Publish however often it takes: a full queue or a lost binding is the operator's to mend, and nothing is lost."""
+        """Publish however often it takes: a full queue is the operator's to mend, and nothing is lost meanwhile."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(PublishFailed),
             wait=wait_random_exponential(multiplier=0.5, max=30),

@@ -7,6 +7,7 @@ They are served from a thread of their own, so that they answer also when the ev
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,13 +25,16 @@ Check = Callable[[], Mapping[str, bool]]
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
-    allow_reuse_address = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Quiet(WSGIRequestHandler):
     timeout = 10
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
         """Scrapes and probes are no news."""
 
 
@@ -54,7 +58,7 @@ def serve(registry: CollectorRegistry, *, live: Check, ready: Check, host: str, 
         return _send(start_response, "404 Not Found", {"paths": ["/metrics", *checks]})
 
     try:
-        server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+        server = make_server(host, port, app, server_class=_Server6 if ":" in host else _Server, handler_class=_Quiet)
     except (OSError, OverflowError) as error:
         raise SettingsError(f"can't listen on {host}:{port} (BRIDGE_HTTP_HOST, BRIDGE_HTTP_PORT): {error}") from error
     thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)

@@ -26,7 +26,7 @@ MAX_JOB_ID = 200
 MAX_LABELS_LENGTH = 2000
 _MAX_ATTEMPT = 1_000_000
 
-# Kestra's own rules for the names (its `Label`, `Flow` and `Input` classes), so that what it would refuse never leaves here.
+# Kestra's own rules for names (its `Label`, `Flow` and `Input` classes): what it would refuse never leaves here.
 _FLOW = r"^[a-z0-9][a-z0-9._-]{0,149}/[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}$"
 _INPUT = r"^[a-zA-Z0-9][.a-zA-Z0-9_-]{0,127}$"
 _LABEL = re.compile(r"[a-z][\w.-]{0,127}")

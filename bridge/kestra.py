@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import httpx
 
@@ -49,13 +49,16 @@ class Dialect:
 
     @property
     def major(self) -> int:
+        """The version's first number; 2 where it has none, which is how development builds behave."""
         digits = re.match(r"\d+", self.version)
         return int(digits.group()) if digits else 2
 
     def action(self, execution_id: str, name: str) -> str:
+        """The path of an action on one execution."""
         return f"/executions/{execution_id}/actions/{name}" if self.major >= 2 else f"/executions/{execution_id}/{name}"
 
     def error_logs(self) -> dict[str, str]:
+        """The query that asks for error messages alone."""
         if self.major >= 2:
             return {"filters[level][GREATER_THAN_OR_EQUAL_TO]": "ERROR"}
         return {"minLevel": "ERROR"}
@@ -94,7 +97,7 @@ class Kestra:
             transport=transport,
         )
 
-    async def __aenter__(self) -> Kestra:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -109,7 +112,7 @@ class Kestra:
         return f"{self._url}/ui/{self._tenant}/executions/{execution.namespace}/{execution.flow}/{execution.id}"
 
     async def probe(self) -> str:
-        """Ask the server for its version, which decides the dialect from now on, and check that the tenant lets us in."""
+        """Ask for the server's version, which decides the dialect from now on, and check that the tenant lets us in."""
         configs = _object(await self._read("probe", "GET", "/configs"), "configs")
         version = configs.get("version")
         if not isinstance(version, str):
@@ -163,7 +166,7 @@ class Kestra:
     async def get(self, execution_id: str) -> Execution | None:
         """The execution of that id, or None where Kestra doesn't know it (any more)."""
         response = await self._send("get", "GET", self._path(f"/executions/{execution_id}"))
-        if response.status_code == 404 and _message(response):
+        if response.status_code == 404 and _is_kestras(response):
             return None
         _require_success(response, "get")
         return _readable(response, "get")
@@ -172,7 +175,7 @@ class Kestra:
         """Ask Kestra to kill an execution and what it started. That one has ended or is unknown is no error."""
         path = self._path((await self._speak()).action(execution_id, "kill"))
         response = await self._send("kill", "DELETE", path, params={"isOnKillCascade": "true"})
-        if response.status_code not in (404, 409) or not _message(response):
+        if response.status_code not in (404, 409) or not _is_kestras(response):
             _require_success(response, "kill")
 
     async def outputs(self, execution: Execution) -> dict[str, Any]:
@@ -201,7 +204,7 @@ class Kestra:
         response = await self._send(
             "flow", "GET", self._path(f"/flows/{flow.namespace}/{flow.id}"), params={"source": "true"}
         )
-        if response.status_code == 404 and _message(response):
+        if response.status_code == 404 and _is_kestras(response):
             return None
         _require_success(response, "flow")
         source = _object(response, "flow").get("source")
@@ -396,7 +399,8 @@ def _refuse_create(response: httpx.Response) -> NoReturn:
     code, message = response.status_code, _message(response)
     if disappeared := _DISAPPEARED.search(message):
         raise KestraAmbiguous(f"create: HTTP {code}: {message}", disappeared.group(1))
-    if code in _NOTHING_DONE or (code in _REFUSED_FOR_CONTENT and not message and code not in _REFUSED_BEFORE_KESTRA):
+    not_by_kestra = code in _REFUSED_FOR_CONTENT - _REFUSED_BEFORE_KESTRA and not _is_kestras(response)
+    if code in _NOTHING_DONE or not_by_kestra:
         raise KestraUnavailable(f"create: HTTP {code}, and not in Kestra's words; is something between us and Kestra?")
     if code in _REFUSED_FOR_CONTENT or (code == 500 and _TOO_BIG in message):
         raise KestraRejected(f"HTTP {code}: {message or 'refused'}")
@@ -429,12 +433,22 @@ def _object(response: httpx.Response, operation: str) -> dict[str, Any]:
     return data
 
 
-def _message(response: httpx.Response) -> str:
-    """What Kestra says of an error, on one line; empty where the answer is not in its words."""
+def _try_json(response: httpx.Response) -> Any:
     try:
-        data = response.json()
+        return response.json()
     except (ValueError, RecursionError):
-        return ""
+        return None
+
+
+def _is_kestras(response: httpx.Response) -> bool:
+    """Whether a refusal is Kestra's own: its error controller links to the request, which no gateway's words do."""
+    data = _try_json(response)
+    return isinstance(data, dict) and isinstance(data.get("message"), str) and "_links" in data
+
+
+def _message(response: httpx.Response) -> str:
+    """What an error's answer says, on one line; empty where it says nothing that can be read."""
+    data = _try_json(response)
     message = data.get("message") if isinstance(data, dict) else None
     return " ".join(message.split())[:_REASON_LENGTH] if isinstance(message, str) else ""
 
@@ -457,8 +471,10 @@ def _last_errors(logs: Any, task: str | None) -> str:
         if isinstance(row, dict) and isinstance(row.get("message"), str)
     ]
     own = [row for row in messages if row.get("taskId") == task] or messages
-    lines = dict.fromkeys(" ".join(row["message"].split())[:_REASON_LENGTH] for row in own)
-    return "; ".join(list(lines)[-_ERRORS_SHOWN:])
+    lines = list(dict.fromkeys(" ".join(row["message"].split())[:_REASON_LENGTH] for row in own))
+    # An exception is often logged twice, once with its class's name in front of the same message.
+    shortest = [line for line in lines if not any(other in line for other in lines if other != line)]
+    return "; ".join(shortest[-_ERRORS_SHOWN:])
 
 
 def _why(error: Exception) -> str:

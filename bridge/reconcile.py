@@ -1,8 +1,8 @@
 """The sweep: find the ends of executions that no reply told of.
 
-It asks Kestra once for all executions that have *not* ended, and then only for those that somebody waits for and that are
-not among them. A page of that listing that shifts while it is read costs a needless question and never hides an end, which
-listing the ended ones by date would.
+It asks Kestra once for all executions that have *not* ended, and then only for those that somebody waits for and that
+are not among them. A page of that listing that shifts while it is read costs a needless question and never hides an
+end, which listing the ended ones by date would.
 """
 
 from __future__ import annotations

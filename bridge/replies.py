@@ -65,14 +65,15 @@ class Follower:
             return await self._news.get()
 
     def tell(self, news: News) -> None:
+        """Hand over news; it waits until `news` is asked for."""
         self._news.put_nowait(news)
 
 
 class Watch:
     """Brings news of executions to those who wait for them.
 
-    A reply can come before anybody knows its execution's id, since Kestra may be quicker than its own answer to the create
-    call. News that nobody waits for is therefore kept for a while.
+    A reply can come before anybody knows its execution's id, since Kestra may be quicker than its own answer to the
+    create call. News that nobody waits for is therefore kept for a while.
     """
 
     def __init__(self, metrics: Metrics) -> None:

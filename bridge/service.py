@@ -7,8 +7,8 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
 
 import structlog
 from tenacity import (
@@ -41,6 +41,7 @@ LOOP_STUCK_AFTER = 30.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = structlog.get_logger(__name__)
+Result = TypeVar("Result")
 
 
 class Service:
@@ -101,13 +102,10 @@ class Service:
 
     async def _kestra_answers(self) -> bool:
         """Wait for Kestra before taking anything from the broker; False when told to stop meanwhile."""
-        asking = asyncio.ensure_future(self._first_probe())
-        await _either(asking, self._stopping.wait())
-        if not asking.done():
-            asking.cancel()
-            return False
-        log.info("kestra answers", url=self._settings.kestra_url, version=asking.result())
-        return True
+        version = await self._unless_stopping(self._first_probe())
+        if version is not None:
+            log.info("kestra answers", url=self._settings.kestra_url, version=version)
+        return version is not None
 
     async def _first_probe(self) -> str:
         async for attempt in AsyncRetrying(
@@ -135,7 +133,7 @@ class Service:
                         await self._session()
 
     def _worth_waiting(self, error: BaseException) -> bool:
-        """Whether another try can help. What was right once is an operator's change under way; else he has to be told."""
+        """Whether another try can help: what was right once may only be an operator's change under way."""
         return isinstance(error, BrokerError if self._had_session else BrokerUnavailable)
 
     async def _session(self) -> None:
@@ -150,7 +148,11 @@ class Service:
             self._watch.receive,
             hold=self._settings.hold,
         )
-        async with opening as session:
+        async with AsyncExitStack() as stack:
+            # A broker that takes connections and says nothing must not keep us from stopping.
+            session = await self._unless_stopping(stack.enter_async_context(opening))
+            if session is None:
+                return
             began, self._had_session = time.monotonic(), True
             self._set_connected(True)
             log.info(
@@ -170,6 +172,16 @@ class Service:
         log.warning("the session with RabbitMQ ended", cause=cause, why=why)
         if time.monotonic() - began < STABLE_AFTER:
             raise BrokerUnavailable(why)
+
+    async def _unless_stopping(self, work: Coroutine[Any, Any, Result]) -> Result | None:
+        """What the work gives, or None when told to stop before it is done."""
+        task = asyncio.create_task(work)
+        await _either(task, self._stopping.wait())
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.wait([task])
+        return None
 
     def _set_connected(self, connected: bool) -> None:
         self._connected = connected
@@ -200,7 +212,7 @@ class Service:
         self._metrics.in_flight.labels(case.delivery.lane).dec()
 
     async def _drain(self, session: Session) -> None:
-        """Take nothing new and let what runs end, for the drain time; what is being settled may take a little longer."""
+        """Take nothing new and let what runs end, for the drain time; a settlement may take a little longer."""
         log.info("draining", in_flight=len(self._cases), seconds=self._settings.drain_timeout)
         await session.stop_consuming()
         ended = asyncio.ensure_future(session.ended())
@@ -284,7 +296,7 @@ class Service:
 
 
 async def _either(*waits: Awaitable[object], timeout: float | None = None) -> None:
-    """Return when the first of them is done, or after so many seconds. What was made a task for it here is cancelled."""
+    """Return when the first of them is done, or after so many seconds. What was made a task here is cancelled."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

@@ -114,6 +114,7 @@ class Lane(BaseModel):
 
     @property
     def flow_name(self) -> FlowName | None:
+        """The flow, parsed."""
         return FlowName.parse(self.flow) if self.flow else None
 
 
@@ -222,7 +223,7 @@ class KestraSettings(_Section):
 
 
 class Settings(BrokerSettings, KestraSettings):
-    """Every setting is an environment variable with the prefix `BRIDGE_`, or a line of a `.env` file. Times are in seconds."""
+    """Every setting: an environment variable that begins with `BRIDGE_`, or a line of `.env`. Times are in seconds."""
 
     allowed_flows: Annotated[tuple[str, ...], *FROM_JSON] = Field(
         default=(),
@@ -242,7 +243,7 @@ class Settings(BrokerSettings, KestraSettings):
     )
     deduplicate: Literal["always", "redelivered"] = Field(
         default="always",
-        description="When to look for a job's execution before creating one: for every message, or for redelivered ones.",
+        description="Which messages' executions are looked for before one is created: `always` or only `redelivered`.",
     )
     adopt_grace: Annotated[float, Field(ge=0, le=600)] = Field(
         default=10, description="How long a redelivered message's execution is looked for before another is created."
@@ -275,6 +276,7 @@ class Settings(BrokerSettings, KestraSettings):
 
     @property
     def policy(self) -> Policy:
+        """The choices that settlements depend on."""
         return Policy(max_attempts=self.max_attempts, retry_delays=self.retry_delays, ack_warning=self.ack_warning)
 
 

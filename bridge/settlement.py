@@ -73,9 +73,9 @@ _RETRIED_REASONS = frozenset({Reason.FAILED, Reason.CANCELLED, Reason.TIMED_OUT}
 def decide(outcome: Outcome, *, attempt: int, first_attempt: int, policy: Policy) -> Settlement:
     """What becomes of the delivery whose attempt ended so.
 
-    A failure, a cancellation (Kestra's concurrency limit or SLA) and a time-out are tried again while the budget lasts,
-    which counts from `first_attempt` (1, or later for a message that was replayed). A kill is somebody's decision and is
-    final.
+    A failure, a cancellation (Kestra's concurrency limit or SLA) and a time-out are tried again while the budget
+    lasts, which counts from `first_attempt` (1, or later for a message that was replayed). A kill is somebody's
+    decision and is final.
     """
     reason = _reason(outcome, policy)
     if reason is None:

@@ -15,8 +15,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraUnavailable
 from bridge.execution import Execution, choose
 from bridge.job import Job
-from bridge.keyed_lock import KeyedLock
 from bridge.kestra import Kestra
+from bridge.keyed_lock import KeyedLock
 from bridge.metrics import Metrics
 
 LOOK_EVERY = 1.0

@@ -21,6 +21,8 @@ Version = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
+    """A durable exchange."""
+
     name: str
     type: ExchangeType
 
@@ -46,14 +48,17 @@ class Topology:
 
     @property
     def kind(self) -> Kind:
+        """The jobs queue's type."""
         return "quorum" if self.jobs.arguments.get("x-queue-type") == "quorum" else "classic"
 
 
 def dead_exchange(queue: str) -> str:
+    """The exchange that a lane's dead letters go to; the queue behind it has the same name."""
     return f"{queue}.dead"
 
 
 def retry_queue(queue: str, delay: int) -> str:
+    """The queue in which a lane's retries wait so many seconds."""
     return f"{queue}.retry.{delay}"
 
 
@@ -69,7 +74,7 @@ def plan(queue: str, *, kind: Kind, version: Version, max_priority: int, retry_d
     return Topology(
         exchanges=(Exchange(queue, ExchangeType.DIRECT), Exchange(dead_exchange(queue), ExchangeType.FANOUT)),
         jobs=Queue(queue, _jobs_arguments(queue, kind, version, max_priority), exchange=queue, routing_key=queue),
-        # Side queues need no priorities and hold what must not be lost, so they are replicated wherever that is possible.
+        # Side queues need no priorities and hold what must not be lost: replicated wherever that is possible.
         dead=Queue(f"{queue}.dead", {"x-queue-type": "quorum", **_unlimited(version)}, exchange=dead_exchange(queue)),
         retries=tuple(_retry(queue, delay) for delay in sorted(set(retry_delays))),
     )
@@ -128,7 +133,7 @@ _AT_LEAST_ONCE = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reje
 
 
 def _unlimited(version: Version) -> dict[str, int]:
-    """From 4.0 on a quorum queue gives up a message after 20 returns by default, and replicas that die aren't its fault."""
+    """From 4.0 on a quorum queue gives a message up after 20 returns by default: replicas that die aren't its fault."""
     return {"x-delivery-limit": -1} if version >= (4, 0) else {}
 
 

@@ -1,10 +1,10 @@
 """Make AMQP decoding total: whatever bytes a publisher put into properties and headers, a delivery arrives.
 
-pamqp raises on a short string that isn't UTF-8, on a time stamp past year 9999 and on tables nested too deeply. RabbitMQ
-takes such messages, and the error ends aiormq's reader and with it the connection, so that one message would keep every
-consumer of its queue from working for ever. Here those values are decoded to something that can be judged (and refused)
-one message at a time. What was decoded can be published again, which pamqp refuses of some values that it has read, and
-a double stays one, where pamqp would make it a float of half the size.
+pamqp raises on a short string that isn't UTF-8, on a time stamp past year 9999 and on tables nested too deeply.
+RabbitMQ takes such messages, and the error ends aiormq's reader and with it the connection, so that one message would
+keep every consumer of its queue from working for ever. Here those values are decoded to something that can be judged
+(and refused) one message at a time. What was decoded can be published again, which pamqp refuses of some values that
+it has read, and a double stays one, where pamqp would make it a float of half the size.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def install() -> None:
 
 
 def printable(text: str) -> str:
-    """Text that UTF-8 can carry: bytes that weren't UTF-8 become `\\xff`."""
+    r"""Text that UTF-8 can carry: bytes that weren't UTF-8 become `\xff`."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

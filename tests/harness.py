@@ -1,4 +1,4 @@
-"""What the tests of a running bridge share: the bridge as a subprocess, a client of the broker, and a proxy that fails."""
+"""What the tests of a running bridge share: the bridge as a subprocess, a client of the broker, a failing proxy."""
 
 from __future__ import annotations
 

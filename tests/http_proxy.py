@@ -16,7 +16,7 @@ Rule = Callable[[web.Request, Forward], Awaitable[Answer]]
 
 
 class HttpProxy:
-    """Forwards every request to `target`, unless a rule in `rules` takes it; the first rule of a request wins, once each."""
+    """Forwards every request to `target`, unless a rule takes it; the first that fits wins, and serves once."""
 
     def __init__(self, target: str) -> None:
         self._target = target

@@ -369,6 +369,15 @@ class Standin:
         """End an execution now and wait until its replies are out."""
         await self._end(self.executions[execution_id], state)
 
+    def forget(self, execution_id: str) -> None:
+        """Lose an execution without a trace, as when somebody deletes it."""
+        run = self.executions.pop(execution_id)
+        self._open.pop(execution_id, None)
+        for label in run.labels.items():
+            self._by_label[label].pop(execution_id, None)
+        if run.timer is not None:
+            run.timer.cancel()
+
     async def until(self, condition: Callable[[], bool], what: str, *, timeout: float = 10.0) -> None:
         """Wait for something to come true of this server.
 
@@ -528,10 +537,15 @@ class Standin:
             found = _sorted(found, order)
         rows = found[(page - 1) * size : page * size]
         # A page past the end has no rows and, in Kestra, no total either.
-        return Answer(200, {"results": [_light(run) for run in rows], "total": len(found) if rows else 0})
+        show = _light if self.major >= 2 else self._whole
+        return Answer(200, {"results": [show(run) for run in rows], "total": len(found) if rows else 0})
 
     def _on_get(self, _: Call, execution_id: str) -> Answer:
         return Answer(200, self._whole(self._find(execution_id)))
+
+    def _on_delete(self, _: Call, execution_id: str) -> Answer:
+        self.forget(self._find(execution_id).id)
+        return Answer(204)
 
     def _on_kill(self, call: Call, execution_id: str) -> Answer:
         run = self._find(execution_id)
@@ -680,7 +694,7 @@ class Standin:
     def _whole(self, run: Run) -> dict[str, Any]:
         task_state = _state([(run.state, moment) for _, moment in run.histories[-1:]])
         shown = {**_light(run), "taskRunList": [{"id": f"{run.id}t", "taskId": run.task, "state": task_state}]}
-        return shown if self.major >= 2 else {**shown, "outputs": run.outputs}
+        return shown if self.major >= 2 or run.outputs is None else {**shown, "outputs": run.outputs}
 
 
 _2 = range(2, 100)
@@ -691,6 +705,7 @@ _ROUTES = [
     for method, pattern, operation, majors in (
         ("GET", "/executions/search", "search", _BOTH),
         ("GET", "/executions/([^/]+)", "get", _BOTH),
+        ("DELETE", "/executions/([^/]+)", "delete", _BOTH),
         ("DELETE", "/executions/([^/]+)/actions/kill", "kill", _2),
         ("DELETE", "/executions/([^/]+)/kill", "kill", _1),
         ("POST", "/executions/([^/]+)/([^/]+)", "create", _BOTH),

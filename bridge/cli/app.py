@@ -23,8 +23,8 @@ _WRONG_SETTINGS = (SettingsError, BrokerDenied, KestraDenied, TopologyMismatch, 
 
 app = typer.Typer(
     name="kestra-bridge",
-    help="Run the jobs of a RabbitMQ priority queue as Kestra executions: one execution a message, acked when it has succeeded.",
-    epilog="Settings are environment variables with the prefix BRIDGE_, or lines of a .env file; 'run --help' lists them.",
+    help="Run the jobs of a RabbitMQ priority queue as Kestra executions: one for each message, acked on success.",
+    epilog="Settings are environment variables that begin with BRIDGE_, or lines of a .env file: see 'run --help'.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,6 +55,9 @@ def reported() -> Iterator[None]:
         # Whoever read our output has gone (`| head`), and Python would complain of that once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
+    except OSError as error:
+        print(f"kestra-bridge: {error.strerror or error}", file=sys.stderr)
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -80,7 +83,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Options that hold for every command."""
 

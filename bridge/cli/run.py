@@ -21,8 +21,8 @@ def _settings_help() -> str:
 def run(as_json: Json = False) -> None:
     """Take jobs from the queue and see each through, until SIGTERM or Ctrl-C.
 
-    The first signal drains: nothing new is taken, what ends within BRIDGE_DRAIN_TIMEOUT is settled, and the rest is left to
-    the next replica, which finds the executions that go on in Kestra. A second signal ends the process at once.
+    The first signal drains: nothing new is taken, what ends within BRIDGE_DRAIN_TIMEOUT is settled, and the rest is
+    left to the next replica, which finds the executions that go on in Kestra. A second signal ends the process at once.
     """
     settings = load(Settings, json_logs=as_json)
     check_for_run(settings)

@@ -14,10 +14,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def cache_directory(*parts: str) -> Path:
     """The folder for what is costly to make and safe to delete (`KESTRA_BRIDGE_CACHE`, else the user's cache)."""
-    base = os.environ.get("KESTRA_BRIDGE_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "kestra-bridge"
-    )
-    path = Path(base).joinpath(*parts)
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    path = Path(os.environ.get("KESTRA_BRIDGE_CACHE") or user / "kestra-bridge").joinpath(*parts)
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from collections import Counter
 
+from aio_pika.abc import AbstractIncomingMessage
+
 from tests.acceptance.conftest import Stage
 from tests.harness import Bridge, eventually
 
@@ -67,7 +69,7 @@ async def test_at_a_crash_every_job_is_in_a_queue_or_has_succeeded(stage: Stage)
     assert set(names) - waiting <= succeeded
 
 
-async def _retrying(stage: Stage) -> list[object]:
+async def _retrying(stage: Stage) -> list[AbstractIncomingMessage]:
     queue = f"{stage.queue}.retry.600"
     return list(await stage.client.take(queue, await stage.client.depth(queue)))
 

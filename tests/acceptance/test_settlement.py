@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -110,7 +111,8 @@ async def test_a_warning_is_a_success_unless_the_operator_says_otherwise(
     stage: Stage, ack_warning: str, settlement: str
 ) -> None:
     await stage.deploy(
-        f"{{id: warns, namespace: {stage.name}, tasks: [{{id: no, type: io.kestra.plugin.core.execution.Fail, allowFailure: true}}]}}"
+        f"{{id: warns, namespace: {stage.name},"
+        " tasks: [{id: no, type: io.kestra.plugin.core.execution.Fail, allowFailure: true}]}"
     )
     async with stage.bridge(flow=f"{stage.name}/warns", ack_warning=ack_warning, max_attempts=1) as bridge:
         await stage.submit("one")
@@ -142,7 +144,8 @@ async def test_bad_input_is_a_dead_letter_with_its_reason(stage: Stage, body: ob
 @pytest.mark.parametrize("flow", ["missing", "disabled"])
 async def test_a_flow_that_kestra_does_not_run_is_a_dead_letter(stage: Stage, flow: str) -> None:
     await stage.deploy(
-        f"{{id: disabled, namespace: {stage.name}, disabled: true, tasks: [{{id: a, type: io.kestra.plugin.core.log.Log, message: a}}]}}"
+        f"{{id: disabled, namespace: {stage.name}, disabled: true,"
+        " tasks: [{id: a, type: io.kestra.plugin.core.log.Log, message: a}]}"
     )
     async with stage.bridge(flow=f"{stage.name}/{flow}") as bridge:
         await stage.submit("one")
@@ -245,7 +248,8 @@ async def publish_without_id(stage: Stage) -> None:
 
 async def test_a_retry_by_the_flow_itself_is_followed_to_its_end(stage: Stage) -> None:
     await stage.deploy(
-        f"{{id: again, namespace: {stage.name}, retry: {{type: constant, interval: PT2S, maxAttempts: 3, behavior: CREATE_NEW_EXECUTION}},"
+        f"{{id: again, namespace: {stage.name},"
+        " retry: {type: constant, interval: PT2S, maxAttempts: 3, behavior: CREATE_NEW_EXECUTION},"
         " tasks: [{id: no, type: io.kestra.plugin.core.execution.Fail,"
         ' condition: "{{ execution.originalId == execution.id }}"}]}'
     )
@@ -282,7 +286,7 @@ async def test_two_messages_with_one_id_at_the_same_instant_are_one_execution(st
 
 async def test_a_lane_takes_no_slot_of_another(stage: Stage) -> None:
     fast, slow = f"{stage.name}.fast", f"{stage.name}.slow"
-    lanes = f'[{{"queue": "{fast}", "prefetch": 1, "flow": "{stage.name}/job"}}, {{"queue": "{slow}", "prefetch": 1, "flow": "{stage.name}/job"}}]'
+    lanes = json.dumps([{"queue": queue, "prefetch": 1, "flow": f"{stage.name}/job"} for queue in (fast, slow)])
     async with stage.bridge(lanes=lanes) as bridge:
         await stage.client.submit(slow, {"inputs": {"seconds": 60}}, job="slow-1")
         await stage.running(bridgeJob="slow-1")

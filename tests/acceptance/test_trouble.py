@@ -145,7 +145,7 @@ async def test_a_second_execution_of_one_attempt_is_killed_and_the_first_one_cou
     first = await stage.bridge().start()
     await stage.submit("one", body={"inputs": {"seconds": 6}})
     (original,) = await stage.running()
-    labels = [("labels", "bridge:amqp"), ("labels", "bridgeJob:one"), ("labels", "bridgeAttempt:1")]
+    labels = {"labels": ["bridge:amqp", "bridgeJob:one", "bridgeAttempt:1"]}
     answer = await stage.api.post(f"/executions/{stage.name}/job", params=labels, files=[("seconds", (None, "60"))])
     assert answer.status_code == 200, answer.text
     first.kill()

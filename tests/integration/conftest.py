@@ -1,4 +1,4 @@
-"""Real RabbitMQ nodes of several versions, each started once, and a stand-in for Kestra, so that faults come when they should."""
+"""Real RabbitMQ nodes of several versions, each started once, and a stand-in for Kestra that fails on command."""
 
 from __future__ import annotations
 

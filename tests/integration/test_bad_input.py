@@ -1,4 +1,4 @@
-"""Messages that no well-meaning publisher sends: each ends in a reasoned dead letter or runs, and none stops the service."""
+"""Messages that no well-meaning publisher sends: each is a reasoned dead letter or runs, and none stops the service."""
 
 from __future__ import annotations
 

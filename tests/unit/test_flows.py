@@ -77,14 +77,14 @@ class Server:
 
     def _get(self, name: str) -> httpx.Response:
         if name not in self.flows:
-            return httpx.Response(404, json={"message": "Flow not found"})
+            return httpx.Response(404, json={"message": "Flow not found", "_links": {}})
         return httpx.Response(200, json={"source": self.flows[name]})
 
     def _save(self, method: str, path: str, source: str) -> httpx.Response:
         name = str(flows.name_in(source))
         expected = ("POST", "/main/flows") if name not in self.flows else ("PUT", f"/main/flows/{name}")
         if (method, path) != expected or name in self.refuse_to_save:
-            return httpx.Response(422, json={"message": "Invalid entity: not like this"})
+            return httpx.Response(422, json={"message": "Invalid entity: not like this", "_links": {}})
         self.flows[name] = source
         return httpx.Response(200, json={"source": source})
 

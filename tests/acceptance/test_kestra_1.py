@@ -1,0 +1,179 @@
+"""The bridge with Kestra 1.3: its real engine, its dialect, and the notifier that ships for it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from deploy.local.kestra_engine import AmqpAddress, Engine
+from deploy.local.paths import REPOSITORY
+from deploy.local.rabbitmq import RabbitMQ
+from tests.acceptance.conftest import Stage, kestra_settings
+from tests.harness import eventually
+
+NEVER = 3600
+
+
+def deploy_flows(engine: Engine) -> None:
+    """As an operator would: the command itself finds out which notifier this server needs."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bridge", "flows", "deploy"],
+        env={"PATH": "", "PYTHONPATH": str(REPOSITORY), **kestra_settings(engine)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, rabbit: RabbitMQ) -> Iterator[Engine]:
+    amqp = AmqpAddress.from_url(rabbit.amqp_url)
+    with Engine(tmp_path_factory.mktemp("kestra-1"), series="1.3", amqp=amqp) as running:
+        deploy_flows(running)
+        yield running
+
+
+@asynccontextmanager
+async def no_notifier(stage: Stage) -> AsyncIterator[None]:
+    answer = await stage.api.delete("/flows/bridge.system/notifier")
+    assert answer.status_code == 204, answer.text
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(deploy_flows, stage.engine)
+
+
+async def states(stage: Stage) -> list[str]:
+    return [execution.state.value for execution in await stage.executions()]
+
+
+async def test_a_job_that_succeeds_is_acked_by_its_reply(stage: Stage) -> None:
+    async with stage.bridge(reconcile_interval=NEVER) as bridge:
+        await stage.submit("one")
+        (line,) = await bridge.settled(job="one")
+    assert (line["state"], line["settlement"]) == ("SUCCESS", "ack")
+
+
+async def test_a_job_whose_reply_never_comes_is_settled_by_the_sweep(stage: Stage) -> None:
+    async with no_notifier(stage), stage.bridge() as bridge:
+        await stage.submit("one", body={"inputs": {"seconds": 1}})
+        (line,) = await bridge.settled(job="one")
+    assert (line["state"], line["settlement"]) == ("SUCCESS", "ack")
+
+
+async def test_a_job_that_fails_once_is_tried_again_and_acked(stage: Stage) -> None:
+    async with stage.bridge(reconcile_interval=NEVER) as bridge:
+        await stage.submit("one", body={"inputs": {"failures": 1}})
+        await bridge.settled(job="one", settlement="ack")
+    assert [line["attempt"] for line in bridge.events("settled")] == [1, 2]
+
+
+async def test_a_dead_letter_quotes_what_the_failed_task_logged(stage: Stage) -> None:
+    async with stage.bridge(max_attempts=1) as bridge:
+        await stage.submit("one", body={"inputs": {"failures": 9}})
+        await bridge.settled(job="one", settlement="dead_letter")
+        letter = await stage.dead_letter()
+    assert letter.headers["x-bridge-error"] == "task fail ended FAILED: failed on purpose"
+
+
+async def test_an_execution_that_an_operator_kills_is_a_dead_letter(stage: Stage) -> None:
+    async with stage.bridge(max_attempts=3, reconcile_interval=NEVER) as bridge:
+        await stage.submit("one", body={"inputs": {"seconds": 60}})
+        (execution,) = await stage.running()
+        await stage.api.delete(f"/executions/{execution.id}/kill")
+        (line,) = await bridge.settled(job="one")
+    assert (line["settlement"], line["reason"]) == ("dead_letter", "killed")
+
+
+async def test_a_job_past_its_time_is_killed(stage: Stage) -> None:
+    async with stage.bridge(max_attempts=1, job_timeout=1) as bridge:
+        await stage.submit("one", body={"inputs": {"seconds": 60}})
+        (line,) = await bridge.settled(job="one")
+    assert (line["reason"], await states(stage)) == ("timed_out", ["KILLED"])
+
+
+async def test_a_cancelled_execution_is_tried_again_and_then_a_dead_letter(stage: Stage) -> None:
+    await stage.deploy(
+        f"{{id: crowded, namespace: {stage.name}, concurrency: {{limit: 1, behavior: CANCEL}},"
+        " tasks: [{id: hold, type: io.kestra.plugin.core.flow.Pause}]}"
+    )
+    async with stage.bridge(flow=f"{stage.name}/crowded", max_attempts=2) as bridge:
+        await stage.submit("first")
+        await eventually(lambda: _holds(stage), "the first one holds the slot")
+        await stage.submit("second")
+        await bridge.settled(job="second", settlement="dead_letter")
+    assert [line.get("reason", "retry") for line in bridge.events("settled", job="second")] == ["retry", "cancelled"]
+
+
+async def _holds(stage: Stage) -> bool:
+    return await states(stage) == ["PAUSED"]
+
+
+async def test_the_flow_s_outputs_go_to_reply_to(stage: Stage) -> None:
+    async with stage.bridge() as bridge:
+        mailbox, results = await stage.client.mailbox()
+        await stage.submit("one", body={"inputs": {"text": "hi"}}, reply_to=mailbox)
+        await bridge.settled(job="one")
+        result = await asyncio.wait_for(results.get(), 10)
+    assert (result["state"], result["outputs"]) == ("SUCCESS", {"text": "hi"})
+
+
+async def test_a_retry_by_the_flow_itself_is_followed_to_its_end(stage: Stage) -> None:
+    await stage.deploy(
+        f"{{id: again, namespace: {stage.name},"
+        " retry: {type: constant, interval: PT1S, maxAttempts: 3, behavior: CREATE_NEW_EXECUTION},"
+        " tasks: [{id: no, type: io.kestra.plugin.core.execution.Fail,"
+        ' condition: "{{ execution.originalId == execution.id }}"}]}'
+    )
+    async with stage.bridge(flow=f"{stage.name}/again") as bridge:
+        await stage.submit("one")
+        (line,) = await bridge.settled(job="one", timeout=60)
+    assert (line["settlement"], line["attempt"], await states(stage)) == ("ack", 1, ["RETRIED", "SUCCESS"])
+
+
+async def test_a_job_of_a_bridge_that_died_is_adopted_by_the_next(stage: Stage) -> None:
+    first = await stage.bridge().start()
+    await stage.submit("one", body={"inputs": {"seconds": 4}})
+    (execution,) = await stage.running()
+    first.kill()
+    async with stage.bridge() as second:
+        (line,) = await second.settled(job="one")
+    assert (line["how"], line["execution"], line["settlement"]) == ("adopted", execution.id, "ack")
+
+
+async def test_a_job_that_ended_while_no_bridge_lived_is_settled_by_the_next(stage: Stage) -> None:
+    first = await stage.bridge().start()
+    await stage.submit("one", body={"inputs": {"seconds": 1}})
+    await stage.running()
+    first.kill()
+    await eventually(lambda: _succeeded(stage), "the execution went on to its end")
+    async with stage.bridge() as second:
+        await second.settled(job="one", settlement="ack")
+    assert await states(stage) == ["SUCCESS"]
+
+
+async def _succeeded(stage: Stage) -> bool:
+    return await states(stage) == ["SUCCESS"]
+
+
+@pytest.mark.parametrize("job", ["a\"b'c\\d %41 {{ 1 + 1 }} :x,y&z=w", "é漢字🎉"])
+async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(stage: Stage, job: str) -> None:
+    async with stage.bridge() as bridge:
+        await stage.submit(job)
+        await stage.submit(job)
+        await bridge.settled(2, settlement="ack")
+    assert len(await stage.executions()) == 1
+
+
+@pytest.mark.parametrize("body", [{"inputs": {"seconds": "many"}}, {"inputs": {"text": "x" * 1_500_000}}])
+async def test_a_job_that_kestra_refuses_is_a_dead_letter_at_once(stage: Stage, body: object) -> None:
+    async with stage.bridge() as bridge:
+        await stage.submit("one", body=body)
+        (line,) = await bridge.settled(job="one")
+    assert (line["settlement"], line["reason"]) == ("dead_letter", "rejected_by_kestra")

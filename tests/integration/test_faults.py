@@ -1,0 +1,151 @@
+"""Kestra failing in every way that a server can: no job is lost, none runs twice, and none pays with an attempt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.harness import eventually
+from tests.integration.conftest import Stage
+from tests.standin import EMPTY, HTML, TRUNCATED, Ends
+
+# How the answer to a create call can go wrong, with the work done all the same or not.
+CREATE_FAULTS: dict[str, dict[str, Any]] = {
+    "500": {"status": 500},
+    "500-html": {"status": 500, "body": HTML},
+    "502-html": {"status": 502, "body": HTML},
+    "503": {"status": 503},
+    "504": {"status": 504},
+    "429": {"status": 429},
+    "401": {"status": 401},
+    "403": {"status": 403},
+    "404-html": {"status": 404, "body": HTML},
+    "redirect": {"status": 302, "body": ""},
+    "reset": {"reset": True},
+    "never": {"hang": True},
+    "500-after-the-work": {"status": 500, "worked": True},
+    "502-after-the-work": {"status": 502, "body": HTML, "worked": True},
+    "504-after-the-work": {"status": 504, "worked": True},
+    "reset-after-the-work": {"reset": True, "worked": True},
+    "never-after-the-work": {"hang": True, "worked": True},
+    "empty-after-the-work": {"status": 200, "body": EMPTY, "worked": True},
+    "truncated-after-the-work": {"status": 200, "body": TRUNCATED, "worked": True},
+    "wrong-shape-after-the-work": {"status": 200, "body": ["?"], "worked": True},
+    "html-after-the-work": {"status": 200, "body": HTML, "worked": True},
+    "disappeared": {"disappeared": True},
+}
+
+
+@pytest.mark.parametrize("fault", CREATE_FAULTS.values(), ids=CREATE_FAULTS)
+async def test_a_create_that_goes_wrong_ends_in_one_execution(one_stage: Stage, fault: dict[str, Any]) -> None:
+    one_stage.kestra.flow("test", "job", Ends(after=0.2))
+    async with one_stage.bridge(ambiguous_wait=1, adopt_grace=1) as bridge:
+        one_stage.kestra.faults.add("create", **fault)
+        await one_stage.submit("one")
+        await bridge.settled(job="one")
+    assert one_stage.kestra.per_attempt() == Counter({("one", "1"): 1})
+
+
+@pytest.mark.parametrize("operation", ["search", "get", "configs"])
+@pytest.mark.parametrize("fault", ["500", "502-html", "401", "reset", "redirect"])
+async def test_a_question_that_goes_wrong_is_asked_again(one_stage: Stage, operation: str, fault: str) -> None:
+    one_stage.kestra.flow("test", "job", Ends(after=0.5))
+    one_stage.kestra.replies.drop = 1.0
+    async with one_stage.bridge(reconcile_interval=0.5) as bridge:
+        one_stage.kestra.faults.add(operation, times=2, **CREATE_FAULTS[fault])
+        await one_stage.submit("one")
+        (line,) = await bridge.settled(job="one")
+    assert (line["settlement"], line["attempt"], len(one_stage.kestra.created)) == ("ack", 1, 1)
+
+
+async def test_a_kestra_that_is_down_for_a_while_costs_nothing(one_stage: Stage) -> None:
+    one_stage.kestra.flow("test", "job", Ends(after=0.5))
+    async with one_stage.bridge(prefetch=5) as bridge:
+        for number in range(10):
+            await one_stage.submit(f"job-{number}")
+        await bridge.settled(2, settlement="ack")
+        await one_stage.kestra.down()
+        await eventually(lambda: bridge.count("kestra does not answer, asking again") >= 3, "the bridge asks again")
+        await one_stage.kestra.up()
+        await bridge.settled(10, settlement="ack")
+    assert one_stage.kestra.per_attempt() == Counter({(f"job-{number}", "1"): 1 for number in range(10)})
+
+
+async def test_faults_and_lost_replies_at_random_lose_no_job_and_run_none_twice(one_stage: Stage) -> None:
+    kestra, count = one_stage.kestra, 100
+    kestra.flow("test", "job", Ends(after=0.1))
+    kestra.replies.drop, kestra.replies.copies, kestra.replies.shuffle = 0.3, 2, 3
+    for fault in ({"status": 500}, {"status": 504, "worked": True}, {"reset": True, "worked": True}, {"reset": True}):
+        kestra.faults.add("create", times=None, share=0.1, **fault)
+    kestra.faults.add("search", times=None, share=0.1, status=503)
+    async with one_stage.bridge(prefetch=20, reconcile_interval=0.5, ambiguous_wait=1, adopt_grace=1) as bridge:
+        for number in range(count):
+            await one_stage.submit(f"job-{number}")
+        await bridge.settled(count, settlement="ack", timeout=90)
+    assert kestra.per_attempt() == Counter({(f"job-{number}", "1"): 1 for number in range(count)})
+
+
+async def test_a_kill_that_sticks_is_repeated_and_does_not_hold_the_job_for_ever(one_stage: Stage) -> None:
+    one_stage.kestra.flow("test", "job", Ends(after=None, kill_sticks=True))
+    async with one_stage.bridge(job_timeout=1, max_attempts=1) as bridge:
+        await one_stage.submit("one")
+        (line,) = await bridge.settled(job="one", timeout=90)
+    assert (line["reason"], len(one_stage.kestra.kills) > 1) == ("timed_out", True)
+
+
+async def test_a_flows_own_retry_is_followed_to_its_end(one_stage: Stage) -> None:
+    one_stage.kestra.flow("test", "job", Ends(retries=2, after=0.1))
+    async with one_stage.bridge() as bridge:
+        await one_stage.submit("one")
+        (line,) = await bridge.settled(job="one")
+    assert (line["settlement"], line["attempt"]) == ("ack", 1)
+
+
+async def test_an_execution_that_somebody_deletes_is_created_anew(one_stage: Stage) -> None:
+    kestra = one_stage.kestra
+    kestra.flow("test", "job", Ends(after=None))
+    async with one_stage.bridge(reconcile_interval=0.5, adopt_grace=1) as bridge:
+        await one_stage.submit("one")
+        await kestra.until(lambda: len(kestra.created) == 1, "the job runs")
+        kestra.flow("test", "job")
+        kestra.forget(kestra.created[0].id)
+        (line,) = await bridge.settled(job="one")
+    assert (line["settlement"], len(kestra.created)) == ("ack", 2)
+
+
+async def test_with_deduplication_of_redelivered_messages_alone_a_fresh_one_costs_no_search(one_stage: Stage) -> None:
+    async with one_stage.bridge(deduplicate="redelivered", reconcile_interval=3600) as bridge:
+        before = one_stage.kestra.requests["search"]
+        await one_stage.submit("one")
+        await bridge.settled(job="one")
+    assert one_stage.kestra.requests["search"] == before
+
+
+async def test_a_sweep_is_one_search_for_many_jobs(one_stage: Stage) -> None:
+    kestra = one_stage.kestra
+    kestra.flow("test", "job", Ends(after=None))
+    async with one_stage.bridge(prefetch=40, deduplicate="redelivered", reconcile_interval=0.5) as bridge:
+        for number in range(40):
+            await one_stage.submit(f"job-{number}")
+        await kestra.until(lambda: len(kestra.created) == 40, "all jobs run")
+        swept = kestra.requests["configs"]
+        searches = kestra.requests["search"]
+        await kestra.until(lambda: kestra.requests["configs"] >= swept + 4, "four sweeps")
+        assert bridge.count("settled") == 0
+    # Each sweep probes with one search and lists with another.
+    assert kestra.requests["search"] - searches <= 2 * (kestra.requests["configs"] - swept) + 1
+
+
+@pytest.mark.parametrize("version", ["1.3.25", "2.0.0"])
+async def test_both_dialects_of_kestra_are_spoken(one_stage: Stage, version: str) -> None:
+    one_stage.kestra.version, one_stage.kestra.major = version, int(version[0])
+    one_stage.kestra.flow("test", "job", Ends(outputs={"answer": 42}))
+    async with one_stage.bridge() as bridge:
+        mailbox, results = await one_stage.client.mailbox()
+        await one_stage.submit("one", reply_to=mailbox)
+        await bridge.settled(job="one")
+        result = await asyncio.wait_for(results.get(), 10)
+    assert result["outputs"] == {"answer": 42}
