@@ -23,6 +23,8 @@ CREATE_FAULTS: dict[str, dict[str, Any]] = {
     "401": {"status": 401},
     "403": {"status": 403},
     "404-html": {"status": 404, "body": HTML},
+    "404-of-a-gateway": {"status": 404, "body": {"message": "no Route matched with those values"}},
+    "409-of-a-gateway": {"status": 409, "body": {"message": "conflict"}},
     "redirect": {"status": 302, "body": ""},
     "reset": {"reset": True},
     "never": {"hang": True},
@@ -86,14 +88,6 @@ async def test_faults_and_lost_replies_at_random_lose_no_job_and_run_none_twice(
             await one_stage.submit(f"job-{number}")
         await bridge.settled(count, settlement="ack", timeout=90)
     assert kestra.per_attempt() == Counter({(f"job-{number}", "1"): 1 for number in range(count)})
-
-
-async def test_a_kill_that_sticks_is_repeated_and_does_not_hold_the_job_for_ever(one_stage: Stage) -> None:
-    one_stage.kestra.flow("test", "job", Ends(after=None, kill_sticks=True))
-    async with one_stage.bridge(job_timeout=1, max_attempts=1) as bridge:
-        await one_stage.submit("one")
-        (line,) = await bridge.settled(job="one", timeout=90)
-    assert (line["reason"], len(one_stage.kestra.kills) > 1) == ("timed_out", True)
 
 
 async def test_a_flows_own_retry_is_followed_to_its_end(one_stage: Stage) -> None:
