@@ -1,8 +1,8 @@
 """Kestra's own engine, 2.0 or 1.3, built from Maven Central and run as one process behind a REST façade of ours.
 
 The official images can't run without a container engine, and their web server isn't on Maven Central; the engine is.
-The façade in `kestra-engine/` speaks the REST paths of that version in front of it, on loopback alone: what the versions
-share lies in `src/common`, and what one of them has for itself in `src/1.3` and `src/2.0`, under the same names.
+The façade in `kestra-engine/` speaks the REST paths of that version in front of it, on loopback alone. What the
+versions share lies in `src/common`; what differs lies in `src/1.3` and `src/2.0`, in classes of the same names.
 """
 
 from __future__ import annotations

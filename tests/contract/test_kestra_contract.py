@@ -1,4 +1,7 @@
-"""The stand-in answers as Kestra's real engine does, wherever the bridge looks: each test runs against both."""
+"""The stand-in answers as Kestra's real engine does, wherever the bridge looks: each test runs against both.
+
+So it does as 2.0 and as 1.3; where the two differ, a test says of which it is.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,9 +24,9 @@ from pydantic import SecretStr
 from bridge.errors import KestraDenied, KestraRejected
 from bridge.execution import Execution, State
 from bridge.job import FlowName, Job
-from bridge.kestra import Kestra
+from bridge.kestra import Kestra, parse_execution
 from bridge.settings import KestraSettings
-from deploy.local.kestra_engine import Engine
+from deploy.local.kestra_engine import Engine, Series
 from tests.harness import eventually
 from tests.standin import Standin
 
@@ -30,6 +34,7 @@ from tests.standin import Standin
 pytestmark = pytest.mark.timeout(600)
 
 NAMESPACE = "contract.flows"
+VERSIONS: dict[Series, str] = {"1.3": "1.3.31", "2.0": "2.0.0"}
 FLOWS = {
     "works": """
 id: works
@@ -107,6 +112,15 @@ class Server:
     url: str
     username: str
     password: str
+    series: Series
+
+    def path(self, execution_id: str, action: str) -> str:
+        """Where an action on an execution is asked for."""
+        return f"/executions/{execution_id}/{action if self.series == '1.3' else f'actions/{action}'}"
+
+    def errors(self) -> dict[str, str]:
+        """The parameters of a question for errors in the log."""
+        return {"minLevel": "ERROR"} if self.series == "1.3" else {"filters[level][GREATER_THAN_OR_EQUAL_TO]": "ERROR"}
 
     def settings(self, **changed: Any) -> KestraSettings:
         whole = {
@@ -119,14 +133,14 @@ class Server:
 
 
 @contextmanager
-def standin() -> Iterator[Server]:
+def standin(series: Series) -> Iterator[Server]:
     """A stand-in on a thread and an event loop of its own, so that it outlives a single test."""
     ready: queue.SimpleQueue[tuple[Server, asyncio.AbstractEventLoop, asyncio.Event]] = queue.SimpleQueue()
 
     async def serve() -> None:
         stop = asyncio.Event()
-        async with Standin() as kestra:
-            server = Server(url=kestra.url, username=kestra.username, password=kestra.password)
+        async with Standin(version=VERSIONS[series]) as kestra:
+            server = Server(url=kestra.url, username=kestra.username, password=kestra.password, series=series)
             ready.put((server, asyncio.get_running_loop(), stop))
             await stop.wait()
 
@@ -138,17 +152,22 @@ def standin() -> Iterator[Server]:
     thread.join(timeout=10)
 
 
-@pytest.fixture(scope="module", params=["engine", "standin"])
+@contextmanager
+def engine(series: Series, directory: Path) -> Iterator[Server]:
+    with Engine(directory, series=series) as running:
+        yield Server(url=running.url, username=running.username, password=running.password, series=series)
+
+
+@pytest.fixture(scope="module", params=["engine-2.0", "standin-2.0", "engine-1.3", "standin-1.3"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if request.param == "standin":
-        with standin() as made:
-            deploy(made)
-            yield made
-    else:
-        with Engine(tmp_path_factory.mktemp("kestra")) as engine:
-            made = Server(url=engine.url, username=engine.username, password=engine.password)
-            deploy(made)
-            yield made
+    kind, _, series = request.param.partition("-")
+    with standin(series) if kind == "standin" else engine(series, tmp_path_factory.mktemp("kestra")) as made:
+        deploy(made)
+        yield made
+
+
+SINCE_2 = pytest.mark.parametrize("server", ["engine-2.0", "standin-2.0"], indirect=True, scope="module")
+BEFORE_2 = pytest.mark.parametrize("server", ["engine-1.3", "standin-1.3"], indirect=True, scope="module")
 
 
 def deploy(server: Server) -> None:
@@ -204,10 +223,10 @@ def message(answer: httpx.Response) -> str:
 
 
 class TestCreate:
-    async def test_answers_with_what_the_bridge_reads(self, api: httpx.AsyncClient) -> None:
+    async def test_answers_with_what_the_bridge_reads(self, server: Server, api: httpx.AsyncClient) -> None:
         answer = await create(api, "sleeps", "bridge:amqp", "bridgeJob:a")
         body = answer.json()
-        await api.delete(f"/executions/{body['id']}/actions/kill")
+        await api.delete(server.path(body["id"], "kill"))
         assert answer.status_code == 200
         assert answer.headers["Content-Type"] == "application/json"
         assert (body["namespace"], body["flowId"], body["originalId"]) == (NAMESPACE, "sleeps", body["id"])
@@ -324,7 +343,7 @@ class TestSearch:
         made = await kestra.create(second)
         assert [found.id for found in await kestra.find(second)] == [made.id]
 
-    async def test_leaves_out_states_and_lists_only_what_goes_on(self, api: httpx.AsyncClient) -> None:
+    async def test_leaves_out_states_and_lists_only_what_goes_on(self, server: Server, api: httpx.AsyncClient) -> None:
         mark = uuid.uuid4().hex
         done = (await create(api, "silent", f"mark:{mark}")).json()
         going = (await create(api, "sleeps", f"mark:{mark}")).json()
@@ -335,7 +354,7 @@ class TestSearch:
             return [row["id"] for row in answer["results"]] == [going["id"]]
 
         await eventually(only_one, f"{done['id']} to be left out")
-        await api.delete(f"/executions/{going['id']}/actions/kill")
+        await api.delete(server.path(going["id"], "kill"))
 
     async def test_filters_by_namespace_flow_and_parentage(self, api: httpx.AsyncClient) -> None:
         mark = uuid.uuid4().hex
@@ -362,6 +381,7 @@ class TestSearch:
         answer = await api.get("/executions/search", params={"size": "10", "page": "9999"})
         assert answer.json() == {"results": [], "total": 0}
 
+    @SINCE_2
     async def test_shows_light_rows_with_what_the_bridge_reads(self, api: httpx.AsyncClient) -> None:
         mark = uuid.uuid4().hex
         made = (await create(api, "silent", f"mark:{mark}")).json()
@@ -370,6 +390,26 @@ class TestSearch:
         assert {"taskRunList", "outputs"}.isdisjoint(row)
         assert row["state"]["startDate"] == made["state"]["startDate"]
 
+    @BEFORE_2
+    async def test_shows_whole_rows(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
+        mark = uuid.uuid4().hex
+        made = (await create(api, "works", f"mark:{mark}", inputs={"text": "42"})).json()
+        await ended(kestra, parse_execution(made))
+        (row,) = (await api.get("/executions/search", params={"filters[labels][EQUALS][mark]": mark})).json()["results"]
+        assert {"id", "namespace", "flowId", "state", "labels", "originalId", "taskRunList"} <= row.keys()
+        assert row["outputs"] == {"answer": "42"}
+        # The answer to a create counts nanoseconds, the database microseconds.
+        assert parse_execution(row).started == parse_execution(made).started
+
+    @BEFORE_2
+    async def test_heeds_the_flat_parameters_too(self, api: httpx.AsyncClient) -> None:
+        mark = uuid.uuid4().hex
+        made = (await create(api, "silent", f"mark:{mark}", "n:1")).json()
+        await create(api, "silent", f"mark:{mark}", "n:2")
+        answer = (await api.get("/executions/search", params=[("labels", f"mark:{mark}"), ("labels", "n:1")])).json()
+        assert [row["id"] for row in answer["results"]] == [made["id"]]
+
+    @SINCE_2
     async def test_ignores_the_flat_parameters_of_1x(self, api: httpx.AsyncClient) -> None:
         await create(api, "silent")
         answer = await api.get("/executions/search", params={"labels": "nobody:has-this"})
@@ -416,6 +456,13 @@ class TestKill:
         await kestra.kill(made.id)
         assert (await ended(kestra, made)).state == State.KILLED
 
+    @BEFORE_2
+    async def test_is_only_accepted(self, api: httpx.AsyncClient) -> None:
+        made = (await create(api, "sleeps")).json()
+        answer = await api.delete(f"/executions/{made['id']}/kill", params={"isOnKillCascade": "true"})
+        assert (answer.status_code, answer.content) == (202, b"")
+
+    @SINCE_2
     async def test_answers_with_the_execution(self, api: httpx.AsyncClient) -> None:
         made = (await create(api, "sleeps")).json()
         answer = await api.delete(f"/executions/{made['id']}/actions/kill", params={"isOnKillCascade": "true"})
@@ -427,16 +474,33 @@ class TestKill:
         assert (await ended(kestra, done)).state == State.SUCCESS
 
     async def test_of_what_has_ended_is_a_conflict_without_cascade(
-        self, api: httpx.AsyncClient, kestra: Kestra
+        self, server: Server, api: httpx.AsyncClient, kestra: Kestra
     ) -> None:
         done = await ended(kestra, await kestra.create(job("silent")))
-        answer = await api.delete(f"/executions/{done.id}/actions/kill", params={"isOnKillCascade": "false"})
+        answer = await api.delete(server.path(done.id, "kill"), params={"isOnKillCascade": "false"})
         assert answer.status_code == 409
 
-    async def test_of_an_unknown_id_is_not_found(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
-        answer = await api.delete("/executions/unknown/actions/kill")
+    async def test_of_an_unknown_id_is_not_found(self, server: Server, api: httpx.AsyncClient, kestra: Kestra) -> None:
+        answer = await api.delete(server.path("unknown", "kill"))
         assert (answer.status_code, message(answer)) == (404, "Not Found: Unable to find execution id 'unknown'")
         await kestra.kill("unknown")
+
+
+class TestDelete:
+    async def test_takes_the_execution_away(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
+        done = await ended(kestra, await kestra.create(job("silent")))
+        answer = await api.delete(f"/executions/{done.id}")
+        assert (answer.status_code, answer.content, await kestra.get(done.id)) == (204, b"", None)
+
+    async def test_takes_it_out_of_searches_too(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
+        wanted = job("silent")
+        done = await ended(kestra, await kestra.create(wanted))
+        await api.delete(f"/executions/{done.id}")
+        assert await kestra.find(wanted) == []
+
+    async def test_of_an_unknown_id_is_not_found(self, api: httpx.AsyncClient) -> None:
+        answer = await api.delete("/executions/unknown")
+        assert (answer.status_code, bool(message(answer))) == (404, True)
 
 
 class TestOutputs:
@@ -448,6 +512,17 @@ class TestOutputs:
         done = await ended(kestra, await kestra.create(job("silent")))
         assert await kestra.outputs(done) == {}
 
+    @BEFORE_2
+    async def test_are_within_the_execution(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
+        done = await ended(kestra, await kestra.create(job("works", inputs={"text": "42"})))
+        assert (await api.get(f"/executions/{done.id}")).json()["outputs"] == {"answer": "42"}
+
+    @BEFORE_2
+    async def test_have_no_path_of_their_own(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
+        done = await ended(kestra, await kestra.create(job("works", inputs={"text": "42"})))
+        assert (await api.get(f"/outputs/executions/{done.id}")).status_code == 404
+
+    @SINCE_2
     @pytest.mark.parametrize("flow", ["silent", "fails"])
     async def test_are_an_object_on_the_wire_even_where_there_are_none(
         self, api: httpx.AsyncClient, kestra: Kestra, flow: str
@@ -455,17 +530,17 @@ class TestOutputs:
         done = await ended(kestra, await kestra.create(job(flow)))
         assert (await api.get(f"/outputs/executions/{done.id}")).json() == {}
 
+    @SINCE_2
     async def test_of_an_unknown_id_are_not_found(self, api: httpx.AsyncClient) -> None:
         assert (await api.get("/outputs/executions/unknown")).status_code == 404
 
 
 class TestLogs:
-    async def test_say_why_a_task_failed(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
+    async def test_say_why_a_task_failed(self, server: Server, api: httpx.AsyncClient, kestra: Kestra) -> None:
         failed = await ended(kestra, await kestra.create(job("fails")))
 
         async def errors() -> Any:
-            params = {"filters[level][GREATER_THAN_OR_EQUAL_TO]": "ERROR"}
-            return (await api.get(f"/logs/{failed.id}", params=params)).json()
+            return (await api.get(f"/logs/{failed.id}", params=server.errors())).json()
 
         (entry,) = await eventually(errors, "the error in the log")
         assert (entry["level"], entry["taskId"], entry["message"]) == ("ERROR", "boom", "the disk is full")
@@ -484,8 +559,8 @@ class TestLogs:
 
 
 class TestServer:
-    async def test_tells_its_version(self, kestra: Kestra) -> None:
-        assert (await kestra.probe()).startswith("2.")
+    async def test_tells_its_version(self, server: Server, kestra: Kestra) -> None:
+        assert await kestra.probe() == VERSIONS[server.series]
 
     async def test_tells_the_time_with_each_answer(self, api: httpx.AsyncClient) -> None:
         moment = parsedate_to_datetime((await api.get("/configs")).headers["Date"])
@@ -507,8 +582,14 @@ class TestServer:
             with pytest.raises(KestraDenied, match="Tenant must be 'main'"):
                 await kestra.create(job())
 
-    async def test_has_no_actions_of_1x(self, api: httpx.AsyncClient) -> None:
-        assert (await api.delete("/executions/unknown/kill")).status_code in (404, 405)
+    @pytest.mark.parametrize("path", ["/executions/{id}/kill", "/executions/{id}/actions/kill"])
+    async def test_has_no_actions_but_its_own(
+        self, server: Server, api: httpx.AsyncClient, kestra: Kestra, path: str
+    ) -> None:
+        made = await kestra.create(job("sleeps"))
+        answer = await api.delete(path.format(id=made.id))
+        await kestra.kill(made.id)
+        assert answer.is_success == (path.format(id=made.id) == server.path(made.id, "kill"))
 
     async def test_says_in_its_own_words_that_there_is_no_such_path(self, api: httpx.AsyncClient) -> None:
         answer = await api.get("/nothing/here")
@@ -551,7 +632,7 @@ tasks:
             await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="one"), exists=True)
 
     async def test_do_not_change_their_names(self, kestra: Kestra) -> None:
-        with pytest.raises(KestraRejected, match="can't be changed"):
+        with pytest.raises(KestraRejected, match=r"can't be changed|Illegal flow id update"):
             await kestra.save_flow(FlowName(NAMESPACE, "works"), FLOWS["silent"], exists=True)
 
     @pytest.mark.parametrize(
