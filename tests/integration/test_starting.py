@@ -9,7 +9,7 @@ import pytest
 
 from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ
-from tests.harness import Bridge, eventually
+from tests.harness import Bridge, Client, Proxy, eventually
 from tests.integration.conftest import Node, Stage
 
 
@@ -77,6 +77,32 @@ async def test_a_user_without_rights_is_exit_2(one_stage: Stage) -> None:
     url = f"amqp://{one_stage.name}:some-Passw0rd@{rabbit.host}:{rabbit.port}/"
     code, line = await ended(one_stage.bridge(amqp_url=url))
     assert (code, "refuses the user's rights" in line) == (2, True)
+
+
+async def test_the_rights_that_the_readme_names_suffice(one_stage: Stage) -> None:
+    rabbit, name = one_stage.rabbit, one_stage.name
+    await asyncio.to_thread(rabbit.ctl, "add_vhost", name)
+    await asyncio.to_thread(rabbit.ctl, "add_user", name, "some-Passw0rd")
+    await asyncio.to_thread(rabbit.ctl, "set_permissions", "-p", name, rabbit.username, ".*", ".*", ".*")
+    ours = r"^(kestra\.|amq\.gen-).*$"
+    writable = r"^(kestra\.|amq\.gen-).*$|^amq\.default$"
+    await asyncio.to_thread(rabbit.ctl, "set_permissions", "-p", name, name, ours, writable, ours)
+    url = f"amqp://{name}:some-Passw0rd@{rabbit.host}:{rabbit.port}/{name}"
+    async with one_stage.bridge(amqp_url=url, queue="kestra.jobs") as bridge:
+        async with Client.connect(f"{rabbit.amqp_url}{name}") as client:
+            mailbox, _ = await client.mailbox()
+            await client.submit("kestra.jobs", {}, job="good", reply_to=mailbox)
+            await client.submit("kestra.jobs", b"bad", job="bad")
+        await bridge.settled(job="good", settlement="ack")
+        await bridge.settled(job="bad", settlement="dead_letter")
+
+
+async def test_a_broker_that_says_nothing_does_not_keep_the_bridge_from_stopping(one_stage: Stage) -> None:
+    async with Proxy(one_stage.rabbit.host, one_stage.rabbit.port) as proxy:
+        proxy.stall()
+        bridge = await one_stage.bridge(amqp_url=f"amqp://127.0.0.1:{proxy.port}/").start(until="kestra answers")
+        await eventually(lambda: proxy.connections, "the bridge connects")
+        assert await bridge.stop(8) == 0
 
 
 async def test_a_wrong_password_for_kestra_is_exit_2_and_is_not_shown(one_stage: Stage) -> None:

@@ -1,0 +1,42 @@
+"""The README says what the code does, where that can be told by a program."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bridge.metrics import Metrics
+from bridge.settings import Settings
+from bridge.settlement import Reason
+from deploy.local.paths import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def test_every_setting_is_in_the_table() -> None:
+    rows = "\n".join(line for line in README.splitlines() if line.startswith("| `BRIDGE_"))
+    assert [name for name in Settings.model_fields if f"`BRIDGE_{name.upper()}`" not in rows] == []
+
+
+def test_no_setting_is_named_that_is_none() -> None:
+    named = {name.removeprefix("BRIDGE_").lower() for name in re.findall(r"(?<![A-Z_])BRIDGE_[A-Z_]+[A-Z]", README)}
+    assert named - set(Settings.model_fields) == set()
+
+
+@pytest.mark.parametrize(
+    "name", ["prefetch", "max_priority", "max_attempts", "job_timeout", "adopt_grace", "http_port"]
+)
+def test_a_default_in_the_table_is_the_codes(name: str) -> None:
+    rows = [line.split("|") for line in README.splitlines() if line.startswith("| `BRIDGE_")]
+    (default,) = [cells[2] for cells in rows if f"`BRIDGE_{name.upper()}`" in cells[1]]
+    assert f"{Settings.model_fields[name].default:g}" in default
+
+
+def test_every_metric_is_in_the_table() -> None:
+    ours = {metric.name for metric in Metrics().registry.collect() if metric.name.startswith("bridge_")}
+    assert [name for name in ours if name not in README] == []
+
+
+def test_every_reason_of_a_dead_letter_is_named() -> None:
+    assert [reason for reason in Reason if f"`{reason}`" not in README] == []
