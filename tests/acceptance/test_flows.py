@@ -1,7 +1,4 @@
-"""`kestra-bridge flows` against Kestra's own engine 2.0, and the notifier flows from there to a real RabbitMQ.
-
-The flows for Kestra 1.x can't run on this engine; `tests/unit/test_flows.py` looks at what they consist of.
-"""
+"""`kestra-bridge flows` against Kestra's own engines 2.0 and 1.3, and their notifier flows to a real RabbitMQ."""
 
 from __future__ import annotations
 
@@ -223,12 +220,12 @@ def results(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     return {row["flow"]: row["result"] for row in json.loads(done.stdout)["flows"]}
 
 
-@pytest.fixture(scope="module")
-def rig(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+@pytest.fixture(scope="module", params=["2.0", "1.3"])
+def rig(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """An engine with the plain notifier, which knows nothing of the broker's CA."""
     amqp = AmqpAddress.from_url(broker.amqp_url())
     secrets = {"BRIDGE_AMQP_API_URL": broker.api_url}
-    engine = Engine(tmp_path_factory.mktemp("engine"), amqp=amqp, secrets=secrets)
+    engine = Engine(tmp_path_factory.mktemp("engine"), series=request.param, amqp=amqp, secrets=secrets)
     engine.start()
     try:
         yield Rig(engine=engine, deployed=run_flows(engine, "deploy", "--json"))
@@ -237,11 +234,11 @@ def rig(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ri
         engine.kill()
 
 
-@pytest.fixture(scope="module")
-def tls_rig(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+@pytest.fixture(scope="module", params=["2.0", "1.3"])
+def tls_rig(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """An engine with the notifier for TLS, whose Java trusts the broker's CA. It has no other way to the broker."""
     trust = f"-Djavax.net.ssl.trustStore={broker.trust_store} -Djavax.net.ssl.trustStorePassword=changeit"
-    engine = Engine(tmp_path_factory.mktemp("tls-engine"), secrets=broker.secrets(VHOST))
+    engine = Engine(tmp_path_factory.mktemp("tls-engine"), series=request.param, secrets=broker.secrets(VHOST))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAVA_TOOL_OPTIONS", trust)
         engine.start()
@@ -249,6 +246,12 @@ def tls_rig(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield Rig(engine=engine, deployed=run_flows(engine, "deploy", "--tls", "--json"))
     finally:
         engine.kill()
+
+
+# What is no matter of the server's version is asked of one.
+ON_2 = pytest.mark.parametrize("rig", ["2.0"], indirect=True, scope="module")
+ON_1 = pytest.mark.parametrize("rig", ["1.3"], indirect=True, scope="module")
+TLS_ON_2 = pytest.mark.parametrize("tls_rig", ["2.0"], indirect=True, scope="module")
 
 
 class Replies:
@@ -363,6 +366,7 @@ def test_deploying_again_changes_nothing(rig: Rig) -> None:
     assert set(results(run_flows(rig.engine, "deploy", "--json")).values()) == {"unchanged"}
 
 
+@ON_2
 def test_a_changed_source_is_updated(rig: Rig, tmp_path: Path) -> None:
     run_flows(rig.engine, "deploy", write_flow(tmp_path, "changing", message="one"))
     done = run_flows(rig.engine, "deploy", "--json", write_flow(tmp_path, "changing", message="two"))
@@ -376,16 +380,19 @@ async def test_an_updated_source_is_what_the_server_has(rig: Rig, kestra: Kestra
     assert (await kestra.flow_source(FlowName(NAMESPACE, "kept")) or "").strip() == path.read_text().strip()
 
 
+@ON_2
 def test_a_dry_run_tells_what_it_would_do(rig: Rig, tmp_path: Path) -> None:
     done = run_flows(rig.engine, "deploy", "--dry-run", "--json", write_flow(tmp_path, "imagined"))
     assert results(done) == {f"{NAMESPACE}/imagined": "created"}
 
 
+@ON_2
 async def test_a_dry_run_deploys_nothing(rig: Rig, kestra: Kestra, tmp_path: Path) -> None:
     run_flows(rig.engine, "deploy", "--dry-run", write_flow(tmp_path, "undone"))
     assert await kestra.flow_source(FlowName(NAMESPACE, "undone")) is None
 
 
+@ON_2
 def test_a_broken_flow_is_refused_with_exit_code_1(rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text(BROKEN)
     assert run_flows(rig.engine, "deploy", tmp_path).returncode == 1
@@ -397,6 +404,7 @@ def test_a_broken_flow_is_named_with_the_reason_on_one_line(rig: Rig, tmp_path: 
     assert re.fullmatch(rf"kestra-bridge: {NAMESPACE}/broken is refused: .*io\.kestra\.plugin\.nowhere.*", line)
 
 
+@ON_2
 def test_beside_a_broken_flow_no_other_is_deployed(rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text(BROKEN)
     write_flow(tmp_path, "a-first", namespace="bridge.tests.beside")
@@ -404,6 +412,7 @@ def test_beside_a_broken_flow_no_other_is_deployed(rig: Rig, tmp_path: Path) -> 
     assert sources_in(rig, "bridge.tests.beside") == []
 
 
+@ON_2
 def test_a_flow_of_somebody_elses_stays(rig: Rig, tmp_path: Path) -> None:
     run_flows(rig.engine, "deploy", write_flow(tmp_path, "theirs", namespace="bridge.system"))
     run_flows(rig.engine, "deploy")
@@ -418,6 +427,7 @@ def test_every_flow_that_ships_for_tls_is_valid(rig: Rig) -> None:
     assert set(results(run_flows(rig.engine, "validate", "--tls", "--json")).values()) == {"valid"}
 
 
+@ON_2
 def test_wrong_credentials_are_wrong_settings(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rig.engine, "password", "Wrong0password")
     assert run_flows(rig.engine, "deploy").returncode == 2
@@ -433,6 +443,7 @@ async def test_the_example_hands_its_message_on_as_it_came(kestra: Kestra) -> No
     assert await kestra.outputs(execution) == {"message": message, "characters": len(message)}
 
 
+@ON_2
 async def test_the_example_fails_on_the_first_attempt_when_asked_to(kestra: Kestra) -> None:
     execution = await start(kestra, inputs={"failFirst": True})
     assert (await wait_for_state(kestra, execution.id, "SUCCESS", "FAILED")).state == "FAILED"
@@ -444,6 +455,7 @@ async def test_the_example_succeeds_on_the_attempt_after_that(kestra: Kestra) ->
     assert (await wait_for_state(kestra, execution.id, "SUCCESS", "FAILED")).state == "SUCCESS"
 
 
+@ON_2
 async def test_the_example_takes_as_long_as_it_is_told_to(kestra: Kestra) -> None:
     execution = await start(kestra, inputs={"seconds": 2})
     ended = await wait_for_state(kestra, execution.id, "SUCCESS")
@@ -499,10 +511,20 @@ async def test_a_reply_names_the_execution_and_its_flow(kestra: Kestra, replies:
     assert (told["executionId"], told["namespace"], told["flowId"]) == (execution.id, "bridge.jobs", "example")
 
 
+@ON_2
 async def test_a_reply_has_the_instant_when_the_execution_ended(kestra: Kestra, replies: Replies) -> None:
     execution = await start(kestra)
     told = datetime.fromisoformat(body(await replies.of(execution.id))["endedAt"])
     assert told == (await wait_for_state(kestra, execution.id, "SUCCESS")).ended
+
+
+@ON_1
+async def test_a_reply_of_1_3_has_an_instant_within_seconds_of_the_end(kestra: Kestra, replies: Replies) -> None:
+    execution = await start(kestra)
+    told = datetime.fromisoformat(body(await replies.of(execution.id))["endedAt"])
+    ended = (await wait_for_state(kestra, execution.id, "SUCCESS")).ended
+    assert ended is not None
+    assert timedelta() <= told - ended < timedelta(seconds=10)
 
 
 async def test_a_reply_s_routing_key_is_state_namespace_and_flow(kestra: Kestra, replies: Replies) -> None:
@@ -553,6 +575,7 @@ async def test_a_reply_over_tls_names_the_execution_and_its_flow(tls_kestra: Kes
     assert (told["executionId"], told["namespace"], told["flowId"]) == (execution.id, "bridge.jobs", "example")
 
 
+@TLS_ON_2
 async def test_a_reply_over_tls_has_the_instant_when_the_execution_ended(
     tls_kestra: Kestra, tls_replies: Replies
 ) -> None:
@@ -583,8 +606,8 @@ async def test_a_reply_over_tls_that_nobody_listens_to_is_no_failure(
 
 async def test_a_broker_whose_ca_is_not_trusted_gets_no_password(rig: Rig, kestra: Kestra, tmp_path: Path) -> None:
     # The notifier for TLS under another name, for executions with another mark, on the engine that doesn't know the CA.
-    shipped = (home() / "tls/kestra-2/bridge.system/notifier.yaml").read_text()
-    distrustful = shipped.replace("id: notifier", "id: distrustful").replace("== 'amqp'", "== 'distrusted'")
+    shipped = (home() / f"tls/kestra-{rig.engine.series[0]}/bridge.system/notifier.yaml").read_text()
+    distrustful = re.sub(r"(bridge: |== ')amqp", r"\1distrusted", shipped).replace("id: notifier", "id: distrustful")
     (tmp_path / "distrustful.yaml").write_text(distrustful)
     run_flows(rig.engine, "deploy", tmp_path)
     execution = create_by_hand(rig, EXAMPLE, label="bridge:distrusted")
@@ -632,7 +655,8 @@ async def notice_of(rig: Rig, execution_id: str) -> str:
 
 async def first_error(rig: Rig, execution_id: str) -> str:
     """The first error that an execution logged."""
-    params = {"filters[level][GREATER_THAN_OR_EQUAL_TO]": "ERROR"}
+    name = "minLevel" if rig.engine.series == "1.3" else "filters[level][GREATER_THAN_OR_EQUAL_TO]"
+    params = {name: "ERROR"}
     deadline = time.monotonic() + REPLY_SECONDS
     while time.monotonic() < deadline:
         if rows := _api(rig, "GET", f"logs/{execution_id}", params=params):
