@@ -73,7 +73,7 @@ class Publisher:
             BrokerUnavailable: the channel is gone or the confirm never came; the message may or may not be in a queue.
         """
         # aiormq tells which publish was returned by its message id, so two with one id must not be under way at once.
-        async with self._ids.hold(message.message_id):
+        async with self._ids.hold(message.message_id or object()):
             try:
                 raw = await self._channel()
                 await raw.basic_publish(
@@ -361,10 +361,11 @@ async def _watched_channel(connection: AbstractConnection, session: Session) -> 
 
 def _to_delivery(message: DeliveredMessage, lane: str, raw: RawChannel, session: Session) -> Delivery:
     tag = message.delivery_tag
+    assert tag is not None, "a delivery has a tag"
 
     async def ack() -> None:
         try:
-            await raw.basic_ack(tag or 0)
+            await raw.basic_ack(tag)
         except CONNECTION_EXCEPTIONS as error:
             session.end("channel_closed", f"an ack could not be sent: {_why(error)}")
             raise BrokerUnavailable(f"the ack could not be sent: {_why(error)}") from error

@@ -52,11 +52,13 @@ class KestraAmbiguous(KestraError):
     """A create whose answer never came or was an error of the server's: the execution may exist.
 
     `execution_id` is known in the one case where the answer names it ("Execution disappeared after create").
+    `blames_request` says that Kestra itself failed over it (500): its own trouble, or the request's content.
     """
 
-    def __init__(self, message: str, execution_id: str | None = None) -> None:
+    def __init__(self, message: str, execution_id: str | None = None, *, blames_request: bool = False) -> None:
         super().__init__(message)
         self.execution_id = execution_id
+        self.blames_request = blames_request
 
 
 class BrokerError(BridgeError):

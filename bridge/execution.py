@@ -61,6 +61,8 @@ class Execution:
     started: datetime | None = None
     ended: datetime | None = None
     original_id: str | None = None
+    triggered: bool = False
+    """Started by a trigger or by another execution, which may have handed its labels down; never by the bridge."""
 
     @property
     def chain(self) -> str:

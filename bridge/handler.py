@@ -85,6 +85,9 @@ class Handler:
                 settlement = await self._judge(case, default_flow)
                 case.settling = True
                 return await self._settle(case, settlement)
+            except asyncio.CancelledError:
+                self._metrics.settlements.labels("left").inc()
+                raise
             except (LeftToBroker, BrokerUnavailable) as error:
                 self._metrics.settlements.labels("left").inc()
                 log.info("left to the broker", **_facts(case), why=str(error) or "the bridge is stopping")
@@ -161,6 +164,7 @@ class Handler:
         result = Message(
             body=body,
             content_type="application/json",
+            message_id=uuid.uuid4().hex,
             correlation_id=case.delivery.message.correlation_id,
             message_type="kestra.job.result",
         )

@@ -30,6 +30,7 @@ _MAX_ATTEMPT = 1_000_000
 _FLOW = r"^[a-z0-9][a-z0-9._-]{0,149}/[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}$"
 _INPUT = r"^[a-zA-Z0-9][.a-zA-Z0-9_-]{0,127}$"
 _LABEL = re.compile(r"[a-z][\w.-]{0,127}")
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _RESERVED_LABELS = ("system.", MARK_LABEL)
 
 
@@ -108,6 +109,9 @@ def decode(message: Message, *, default_flow: FlowName | None, max_priority: int
         raise InvalidMessage("no flow: the body names none and its queue has no default flow")
     if (message.priority or 0) > max_priority:
         raise InvalidMessage(f"priority {message.priority} is above the queue's maximum of {max_priority}")
+    if _NUL.search(message.body):
+        # JSON's only way to write it. Kestra's PostgreSQL can't store it and fails over it, again and again.
+        raise InvalidMessage("the body holds a NUL character (\\u0000)")
     job = Job(
         id=_job_id(message.message_id),
         flow=flow,

@@ -154,7 +154,7 @@ class Kestra:
         return [
             execution
             async for execution in self._search("find", params)
-            if labels.items() <= execution.labels.items() and FlowName(execution.namespace, execution.flow) == job.flow
+            if labels.items() <= execution.labels.items() and not execution.triggered
         ]
 
     async def unfinished(self) -> list[Execution]:
@@ -338,6 +338,7 @@ def parse_execution(data: Any) -> Execution:
         started=_time(state.get("startDate")),
         ended=_time(state.get("endDate")),
         original_id=data.get("originalId") if isinstance(data.get("originalId"), str) else None,
+        triggered=data.get("trigger") is not None,
     )
 
 
@@ -404,7 +405,8 @@ def _refuse_create(response: httpx.Response) -> NoReturn:
         raise KestraUnavailable(f"create: HTTP {code}, and not in Kestra's words; is something between us and Kestra?")
     if code in _REFUSED_FOR_CONTENT or (code == 500 and _TOO_BIG in message):
         raise KestraRejected(f"HTTP {code}: {message or 'refused'}")
-    raise KestraAmbiguous(f"create: HTTP {code}: {message or 'no reason given'}")
+    blamed = code == 500 and _is_kestras(response)
+    raise KestraAmbiguous(f"create: HTTP {code}: {message or 'no reason given'}", blames_request=blamed)
 
 
 def _require_success(response: httpx.Response, operation: str) -> None:

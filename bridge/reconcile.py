@@ -49,7 +49,7 @@ class Reconciler:
         to one that was upgraded meanwhile.
         """
         await self._kestra.probe()
-        awaited = self._watch.awaited(longer_than=self._interval / 2)
+        awaited = self._watch.awaited()
         if not awaited:
             return 0
         unfinished = {execution.id for execution in await self._kestra.unfinished()}

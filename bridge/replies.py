@@ -56,7 +56,6 @@ class Follower:
     """One waiter for one execution's end."""
 
     def __init__(self) -> None:
-        self.since = time.monotonic()
         self._news: asyncio.Queue[News] = asyncio.Queue()
 
     async def news(self, *, timeout: float) -> News:
@@ -117,10 +116,9 @@ class Watch:
             self._metrics.replies.labels("unknown").inc()
             self._keep(news)
 
-    def awaited(self, *, longer_than: float = 0.0) -> set[str]:
-        """The executions that somebody has waited for longer than so many seconds."""
-        since = time.monotonic() - longer_than
-        return {key for key, followers in self._followers.items() if any(one.since <= since for one in followers)}
+    def awaited(self) -> set[str]:
+        """The executions that somebody waits for."""
+        return set(self._followers)
 
     def _keep(self, news: News) -> None:
         now = time.monotonic()

@@ -12,7 +12,7 @@ from typing import TypeVar
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
 
-from bridge.errors import KestraAmbiguous, KestraDenied, KestraUnavailable
+from bridge.errors import KestraAmbiguous, KestraDenied, KestraRejected, KestraUnavailable
 from bridge.execution import Execution, choose
 from bridge.job import Job
 from bridge.kestra import Kestra
@@ -21,6 +21,8 @@ from bridge.metrics import Metrics
 
 LOOK_EVERY = 1.0
 LONGEST_BACKOFF = 15.0
+MANY_FAILURES = 12
+"""So many answers of 500 in a row, while other jobs are created, are no chance; a job must not hold a slot for ever."""
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
@@ -79,6 +81,26 @@ class Started:
     adopted: bool
 
 
+class Failures:
+    """How often in a row Kestra itself failed over one job's create call."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = 0.0
+
+    def note(self, error: KestraAmbiguous) -> None:
+        """Count a failure, or begin anew after one that says nothing of the job."""
+        if not error.blames_request:
+            self.count = 0
+            return
+        self.first = self.first if self.count else time.monotonic()
+        self.count += 1
+
+    def speak_against_the_job(self, last_create: float) -> bool:
+        """Whether the job's content must be the cause: many failures, while others were created."""
+        return self.count >= MANY_FAILURES and last_create > self.first
+
+
 class Starter:
     """Starts executions, each once. Times in seconds."""
 
@@ -99,6 +121,7 @@ class Starter:
         self._adopt_grace = adopt_grace
         self._ambiguous_wait = ambiguous_wait
         self._starting = KeyedLock()
+        self._last_create = 0.0
 
     async def start(self, job: Job, *, redelivered: bool) -> Started:
         """Find this (job, attempt)'s execution, or create it when it is certain that there's none.
@@ -126,18 +149,25 @@ class Starter:
         """`suspect`: a create of another replica may still be on its way, so that absence means nothing yet."""
         look = suspect or self._always_look or job.attempt > job.first_attempt
         look_until = time.monotonic() + (self._adopt_grace if suspect else 0)
+        failures = Failures()
         while True:
             if look and (execution := await self._look(job, look_until)):
                 return Started(execution, adopted=True)
             if self._patience.stopping.is_set():
                 raise LeftToBroker
             try:
-                return Started(await self._patience.ask(lambda: self._kestra.create(job)), adopted=False)
+                created = await self._patience.ask(lambda: self._kestra.create(job))
             except KestraAmbiguous as error:
                 log.warning("a create is in doubt, looking for its execution", job=job.id, error=str(error))
                 if execution := await self._named(error):
                     return Started(execution, adopted=False)
+                failures.note(error)
+                if failures.speak_against_the_job(self._last_create):
+                    raise KestraRejected(f"it fails over this job again and again: {error}") from error
                 look, look_until = True, time.monotonic() + self._ambiguous_wait
+            else:
+                self._last_create = time.monotonic()
+                return Started(created, adopted=False)
 
     async def _named(self, error: KestraAmbiguous) -> Execution | None:
         """The execution that an error names, which Kestra 2.0 does for one that it lost sight of (kestra#17863)."""

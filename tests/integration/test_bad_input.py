@@ -110,6 +110,7 @@ BODIES = {
     "deep": b'{"inputs": {"a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}}",
     "huge-number": b'{"timeout": 1' + b"0" * 5_000 + b"}",
     "lone-surrogate": b'{"inputs": {"a": "\\ud800"}}',
+    "nul": b'{"inputs": {"a": "\\u0000"}}',
     "unknown-field": b'{"input": {}}',
     "input-name": b'{"inputs": {"a\\"b": 1}}',
     "label-reserved": b'{"labels": {"bridgeJob": "x"}}',

@@ -10,7 +10,7 @@ import pytest
 from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ
 from tests.harness import Bridge, Client, Proxy, eventually
-from tests.integration.conftest import Node, Stage
+from tests.integration.conftest import Kind, Node, Stage, open_stage
 
 
 async def ended(bridge: Bridge) -> tuple[int, str]:
@@ -53,6 +53,13 @@ async def test_auto_is_quorum_from_4_3_on_and_classic_before(stage: Stage) -> No
     async with stage.bridge(queue_type="auto") as bridge:
         expected = "classic" if stage.rabbit.series == "3.10" else "quorum"
         assert bridge.events("consuming")[0]["queues"] == {stage.queue: expected}
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+async def test_a_job_runs_on_4_0_too(kind: Kind, node: Node, tmp_path: Path) -> None:
+    async with open_stage(tmp_path, node("4.0"), kind) as stage, stage.bridge() as bridge:
+        await stage.submit("one")
+        await bridge.settled(job="one", settlement="ack")
 
 
 async def test_a_wrong_password_is_exit_2_and_is_not_shown(stage: Stage) -> None:

@@ -1,15 +1,17 @@
-"""Waiting for an execution's end, in all the ways in which it can come or stay away."""
+"""Starting an execution once, and waiting for its end in all the ways in which it can come or stay away."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 import pytest
 from pydantic import SecretStr
 
-from bridge import conclude
+from bridge import conclude, start
 from bridge.conclude import Concluder, Vanished
+from bridge.errors import KestraRejected
 from bridge.execution import Outcome, State
 from bridge.job import FlowName, Job
 from bridge.kestra import Kestra
@@ -127,3 +129,28 @@ async def test_an_execution_that_is_gone_has_vanished(rig: Rig) -> None:
     failed = replace(started.execution, state=State.FAILED)
     with pytest.raises(Vanished):
         await rig.concluder.outcome(JOB, failed)
+
+
+async def test_a_job_over_which_kestra_fails_while_others_are_created_is_refused(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "MANY_FAILURES", 3)
+    rig.kestra.faults.add("create", status=500, times=None, when=lambda call: "poison" in call.url)
+    poison = asyncio.create_task(rig.starter.start(Job(id="poison", flow=JOB.flow), redelivered=False))
+    await rig.kestra.until(lambda: rig.kestra.requests["create"] >= 1, "the first failure")
+    await rig.starter.start(JOB, redelivered=False)
+    with pytest.raises(KestraRejected):
+        await asyncio.wait_for(poison, 10)
+
+
+async def test_a_kestra_that_fails_over_every_job_is_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "MANY_FAILURES", 3)
+    rig.kestra.faults.add("create", status=500, times=6)
+    assert (await rig.starter.start(JOB, redelivered=False)).execution.labels["bridgeJob"] == "one"
+
+
+async def test_an_execution_of_another_flow_is_found_after_the_lanes_flow_was_changed(rig: Rig) -> None:
+    rig.kestra.flow("test", "new")
+    first = await rig.starter.start(JOB, redelivered=False)
+    second = await rig.starter.start(Job(id="one", flow=FlowName("test", "new")), redelivered=True)
+    assert (second.adopted, second.execution.id) == (True, first.execution.id)

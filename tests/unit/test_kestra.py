@@ -365,8 +365,7 @@ class TestFind:
             {"labels": [{"key": "bridgeJob", "value": "job-2"}, {"key": "bridgeAttempt", "value": "1"}]},
             {"labels": [{"key": "bridgeJob", "value": "job-1"}, {"key": "bridgeAttempt", "value": "2"}]},
             {"labels": []},
-            {"namespace": "bridge.other"},
-            {"flowId": "other"},
+            {"trigger": {"id": "child", "type": "io.kestra.plugin.core.flow.Subflow"}},
         ],
     )
     async def test_passes_over_what_the_server_should_not_have_found(self, changed: dict[str, Any]) -> None:

@@ -126,11 +126,6 @@ class TestWatch:
             raise KeyError
         assert watch.awaited() == set()
 
-    def test_lists_those_who_have_waited_for_so_long(self, watch: Watch) -> None:
-        with watch.follow("e1") as early, watch.follow("e2"):
-            early.since -= 10
-            assert watch.awaited(longer_than=5) == {"e1"}
-
     def test_says_whether_anybody_waited(self, watch: Watch) -> None:
         with watch.follow("e1"):
             assert watch.tell(ended("e1", None))

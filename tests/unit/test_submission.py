@@ -16,13 +16,14 @@ from bridge.errors import InvalidMessage
 from bridge.job import FlowName, decode
 from bridge.submission import Draft, Submission, fields, json_object, judge, read
 
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"))
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**60), 2**60)
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True)
