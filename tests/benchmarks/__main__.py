@@ -1,0 +1,136 @@
+"""The benchmarks' command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from aio_pika.exceptions import AMQPError
+from rich.console import Console
+
+from bridge.errors import BridgeError
+from deploy.local.kestra_engine import BuildError, Engine
+from deploy.local.processes import ProcessError
+from tests.benchmarks import engine, own, report
+from tests.benchmarks.measure import BenchmarkError, Comparison
+from tests.benchmarks.stage import Stage, open_stage
+
+FORMAT = 1
+RESULTS = Path(__file__).parent / "results"
+OWN_JOBS, ENGINE_JOBS = 1000, 400
+OWN_ROUNDS, ENGINE_ROUNDS = 5, 3
+INTERRUPTED = 130
+DESCRIPTION = """
+Measure what the bridge costs, all in one run on this machine, so that its ratios count and not its rates.
+
+own: jobs per second with a stand-in for Kestra that answers at once, against a bare loop that does the same input and
+output for each job. engine: jobs per second on Kestra's own engine, against the same jobs created by its API.
+What is compared is taken in turn, round by round.
+"""
+EPILOG = """
+Exit status: 0 measured, 1 something failed (or with --check an aim was missed), 2 wrong usage, 130 interrupted.
+"""
+
+_FAILURES = (BenchmarkError, BridgeError, BuildError, ProcessError, AMQPError, httpx.HTTPError, OSError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began = time.monotonic()
+    progress = Console(stderr=True, highlight=False)
+
+    def say(text: str) -> None:
+        progress.print(f"{time.monotonic() - began:6.1f} s  {text}", soft_wrap=True)
+
+    try:
+        with open_stage(options.rabbitmq, say) as stage:
+            result, comparisons = _measure(stage, options)
+        _write(options.output, result)
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+    except _FAILURES as error:
+        progress.print(f"error: {error}", style="red", markup=False)
+        return 1
+    # Not narrower where nobody watches, so that nothing is cut off in a file.
+    report.show(Console(width=None if sys.stdout.isatty() else 160, highlight=False), result, comparisons)
+    say(f"written to {options.output}")
+    return 1 if options.check and not all(one.met for one in comparisons) else 0
+
+
+def _measure(stage: Stage, options: argparse.Namespace) -> tuple[dict[str, Any], list[Comparison]]:
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    machine = report.machine({"rabbitmq": stage.rabbit.version, "kestra": Engine(stage.directory).series})
+    comparisons: list[Comparison] = []
+    if options.only in (None, "own"):
+        comparisons += own.compare(stage, jobs=options.jobs or OWN_JOBS, rounds=options.rounds or OWN_ROUNDS)
+    if options.only in (None, "engine"):
+        jobs, rounds = options.jobs or ENGINE_JOBS, options.rounds or ENGINE_ROUNDS
+        comparisons += engine.compare(stage, jobs=jobs, rounds=rounds, clients=options.clients)
+    result = {
+        "format": FORMAT,
+        "at": at,
+        "machine": machine,
+        "load_after": [round(load, 2) for load in os.getloadavg()],
+        "comparisons": [one.as_data() for one in comparisons],
+    }
+    return result, comparisons
+
+
+def _write(output: Path, result: dict[str, Any]) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tests/benchmarks/run",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", choices=("own", "engine"), help="which one to measure (default: both)")
+    parser.add_argument(
+        "--jobs", type=_positive, help=f"jobs in each run (default: own {OWN_JOBS}, engine {ENGINE_JOBS})"
+    )
+    parser.add_argument(
+        "--rounds", type=_positive, help=f"how often each is run (default: own {OWN_ROUNDS}, engine {ENGINE_ROUNDS})"
+    )
+    parser.add_argument(
+        "--clients", type=_positive, default=16, help="how many create by the API at once (default: 16)"
+    )
+    parser.add_argument(
+        "--rabbitmq",
+        choices=("3.10", "4.3"),
+        default="4.3",
+        help="4.3 with a quorum queue (default), or 3.10 with a classic one",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="the JSON file to write (default: one under tests/benchmarks/results/)"
+    )
+    parser.add_argument("--check", action="store_true", help="fail if an aim is missed")
+    options = parser.parse_args(arguments)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    options.output = (options.output or RESULTS / f"{stamp}.json").resolve()
+    return options
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

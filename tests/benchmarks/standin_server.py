@@ -1,0 +1,38 @@
+"""The stand-in for Kestra as a process of its own, whose executions end at once and whose replies go to RabbitMQ.
+
+It publishes what the notifier flow would. Where it listens is printed as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from typing import Any
+
+import aio_pika
+
+from bridge.topology import REPLIES
+from tests.standin import Ends, Standin
+
+
+async def _serve(amqp_url: str) -> None:
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    async with await aio_pika.connect(amqp_url) as connection, Standin() as kestra:
+        channel = await connection.channel(publisher_confirms=False)
+        exchange = await channel.declare_exchange(REPLIES, "topic", durable=True)
+
+        async def publish(reply: dict[str, Any]) -> None:
+            key = f"{reply['state']}.{reply['namespace']}.{reply['flowId']}"
+            await exchange.publish(aio_pika.Message(json.dumps(reply).encode()), key, mandatory=False)
+
+        kestra.any_flow = Ends()
+        kestra.replies.on_end = publish
+        print(json.dumps({"url": kestra.url, "username": kestra.username, "password": kestra.password}), flush=True)
+        await stopping.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(os.environ["BRIDGE_AMQP_URL"]))
