@@ -29,6 +29,8 @@ from bridge.job import FlowName
 from bridge.settlement import Policy
 
 PREFIX = "BRIDGE_"
+OTHERS_PREFIX = "BRIDGE_MACHINE_"
+"""Settings of `kestra-bridge machine` alone, which are declared in `bridge.machines.settings`."""
 
 QueueType = Literal["auto", "classic", "quorum"]
 
@@ -118,7 +120,9 @@ class Lane(BaseModel):
         return FlowName.parse(self.flow) if self.flow else None
 
 
-class _Section(BaseSettings):
+class CommandSettings(BaseSettings):
+    """What every command has: how it logs, and that no secret of its own is shown."""
+
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_file=".env",
@@ -152,7 +156,7 @@ class _Section(BaseSettings):
         return tuple(sorted(texts, key=len, reverse=True))
 
 
-class BrokerSettings(_Section):
+class BrokerSettings(CommandSettings):
     """What it takes to talk to RabbitMQ: where it is, and its queues."""
 
     amqp_url: Annotated[SecretStr, AfterValidator(_amqp_url)] = Field(
@@ -197,7 +201,7 @@ class BrokerSettings(_Section):
         return f"{url.hostname}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}{url.path or '/'}"
 
 
-class KestraSettings(_Section):
+class KestraSettings(CommandSettings):
     """What it takes to talk to Kestra."""
 
     kestra_url: Annotated[str, AfterValidator(_http_url)] = Field(description="Kestra's address, `http://host:8080`.")
@@ -280,7 +284,7 @@ class Settings(BrokerSettings, KestraSettings):
         return Policy(max_attempts=self.max_attempts, retry_delays=self.retry_delays, ack_warning=self.ack_warning)
 
 
-Section = TypeVar("Section", bound=_Section)
+Section = TypeVar("Section", bound=CommandSettings)
 
 
 def load(section: type[Section]) -> Section:
@@ -310,7 +314,8 @@ def unknown(environment: Iterable[str]) -> list[str]:
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     warnings = []
     for name in sorted(environment):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
+        ours = name.upper().startswith(PREFIX) and not name.upper().startswith(OTHERS_PREFIX)
+        if ours and name.upper() not in known:
             near = difflib.get_close_matches(name.upper(), known, n=1)
             warnings.append(f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
     return warnings
