@@ -1,4 +1,7 @@
-"""Kestra's engine behind our façade answers as Kestra 2.0's own server does, and loses nothing when it's killed."""
+"""Kestra's engine behind our façade answers as Kestra's own server does, and loses nothing when it's killed.
+
+Most of it is asked of 2.0; of 1.3, what it has for itself beyond the contract in `tests/contract`.
+"""
 
 from __future__ import annotations
 
@@ -89,9 +92,9 @@ class Kestra:
         """Deploy the flow, run it, and give its execution at the end."""
         return answer(self.create(self.deploy(body), *labels, wait=True, **inputs))
 
-    def begin(self, body: str, *labels: str) -> str:
+    def begin(self, body: str, *labels: str, flow: str = "job") -> str:
         """Deploy the flow and start it; the id of its execution."""
-        return str(answer(self.create(self.deploy(body), *labels))["id"])
+        return str(answer(self.create(self.deploy(body, flow), *labels))["id"])
 
     def get(self, execution: str) -> Json:
         return answer(self.http.get(f"/executions/{execution}"))
@@ -747,6 +750,78 @@ def test_a_value_is_kept_in_the_store_of_its_namespace(kestra: Kestra) -> None:
 
 def test_an_unknown_value_is_not_found(kestra: Kestra) -> None:
     assert kestra.http.get(f"/namespaces/{kestra.namespace}/kv/nothing").status_code == 404
+
+
+# What can be done to an execution of 1.3
+
+
+@pytest.fixture(scope="module")
+def kestra_1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kestra]:
+    with Engine(tmp_path_factory.mktemp("engine-1"), series="1.3") as running, client(running) as opened:
+        yield Kestra(opened)
+
+
+def test_a_kill_in_1_3_ends_a_running_shell_and_its_process(kestra_1: Kestra, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    execution = kestra_1.begin(shell(f"echo $$ > {file}.new && mv {file}.new {file} && sleep 300"), flow="killed")
+    eventually(file.exists, "started")
+    kestra_1.http.delete(f"/executions/{execution}/kill").raise_for_status()
+    kestra_1.await_state(execution, "KILLED")
+    eventually(lambda: not Path(f"/proc/{file.read_text().strip()}").exists(), "the shell's process gone")
+
+
+def test_a_paused_execution_of_1_3_is_resumed(kestra_1: Kestra) -> None:
+    execution = kestra_1.begin(PAUSING, flow="pausing")
+    kestra_1.await_state(execution, "PAUSED")
+    status = kestra_1.http.post(f"/executions/{execution}/resume").status_code
+    kestra_1.await_state(execution, "SUCCESS")
+    assert status == 204
+
+
+def test_a_restart_in_1_3_keeps_the_id_and_counts(kestra_1: Kestra) -> None:
+    execution = kestra_1.begin(FAILING, flow="failing")
+    kestra_1.await_state(execution, "FAILED")
+    answer(kestra_1.http.post(f"/executions/{execution}/restart"))
+    eventually(lambda: kestra_1.get(execution)["metadata"]["attemptNumber"] == 2, "restarted")
+
+
+def test_a_replay_in_1_3_is_a_new_execution_with_the_same_labels(kestra_1: Kestra) -> None:
+    execution = kestra_1.begin(SHORT, "bridgeJob:x", flow="replayed")
+    kestra_1.await_state(execution, "SUCCESS")
+    replay = answer(kestra_1.http.post(f"/executions/{execution}/replay"))
+    assert (replay["originalId"], replay["id"] != execution) == (execution, True)
+    assert {"key": "bridgeJob", "value": "x"} in replay["labels"]
+
+
+def test_a_state_in_1_3_can_be_changed_after_the_end(kestra_1: Kestra) -> None:
+    execution = kestra_1.begin(FAILING, flow="changed")
+    kestra_1.await_state(execution, "FAILED")
+    answer(kestra_1.http.post(f"/executions/{execution}/change-status", params={"status": "SUCCESS"}))
+    kestra_1.await_state(execution, "SUCCESS")
+
+
+def test_a_queued_execution_of_1_3_can_be_forced(kestra_1: Kestra) -> None:
+    flow = kestra_1.deploy("concurrency: {limit: 1, behavior: QUEUE}\n" + PAUSING, "crowded")
+    first, second = (str(answer(kestra_1.create(flow))["id"]) for _ in range(2))
+    kestra_1.await_state(first, "PAUSED")
+    kestra_1.await_state(second, "QUEUED")
+    answer(kestra_1.http.post(f"/executions/{second}/force-run"))
+    kestra_1.await_state(second, "PAUSED")
+
+
+def test_a_webhook_of_1_3_starts_an_execution_with_what_it_was_sent(kestra_1: Kestra) -> None:
+    kestra_1.deploy(
+        """
+tasks:
+  - {id: log, type: io.kestra.plugin.core.log.Log, message: "{{ trigger.body.who }}"}
+triggers:
+  - {id: hook, type: io.kestra.plugin.core.trigger.Webhook, key: key-of-the-hook}
+""",
+        "hooked",
+    )
+    path = f"/executions/webhook/{kestra_1.namespace}/hooked/key-of-the-hook"
+    started = answer(kestra_1.http.post(path, json={"who": "Ann"}))
+    eventually(lambda: "Ann" in kestra_1.logged(started["id"]), "logged")
 
 
 # Crash and start
