@@ -49,7 +49,8 @@ OnReply = Callable[[bytes], None]
 class Publisher:
     """Publishes by confirm: what `publish` returned for is in a queue, and on disk where the queue is durable.
 
-    `lost` is told when the channel can't be relied on any more. With `reopen` a lost channel is replaced by a new one.
+    `lost` is told when the channel, or what it publishes to, can't be relied on any more. With `reopen` a lost channel is
+    replaced by a new one.
     """
 
     def __init__(self, connection: AbstractConnection, *, lost: Callable[[str], None], reopen: bool = False) -> None:
@@ -85,6 +86,8 @@ class Publisher:
                     timeout=CONFIRM_TIMEOUT,
                 )
             except PublishError as error:
+                # Somebody took a queue or a binding away; a new session declares them again.
+                self._lost(f"no queue takes {routing_key!r} of exchange {exchange!r}")
                 raise PublishFailed(f"no queue takes {routing_key!r} of exchange {exchange!r}") from error
             except DeliveryError as error:
                 raise PublishFailed(

@@ -8,6 +8,7 @@ end, which listing the ended ones by date would.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import structlog
 
@@ -17,6 +18,8 @@ from bridge.metrics import Metrics
 from bridge.replies import News, Watch
 
 CONCURRENT_LOOKS = 8
+GONE_AFTER = 3
+"""In so many sweeps in a row must an execution be unknown to be gone: a clustered Kestra may show a new one late."""
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +33,7 @@ class Reconciler:
         self._metrics = metrics
         self._interval = interval
         self._looking = asyncio.Semaphore(CONCURRENT_LOOKS)
+        self._unknown: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Sweep for ever. Kestra being away only means that this sweep tells nothing."""
@@ -53,16 +57,26 @@ class Reconciler:
         if not awaited:
             return 0
         unfinished = {execution.id for execution in await self._kestra.unfinished()}
+        self._unknown = Counter({key: count for key, count in self._unknown.items() if key in awaited - unfinished})
         found = await asyncio.gather(*(self._look(execution_id) for execution_id in awaited - unfinished))
         return sum(found)
 
     async def _look(self, execution_id: str) -> bool:
         async with self._looking:
             execution = await self._kestra.get(execution_id)
-        if execution is not None and not execution.state.terminal:
+        if execution is None:
+            return self._miss(execution_id)
+        del self._unknown[execution_id]
+        if not execution.state.terminal:
             return False
-        state, ended = (execution.state, execution.ended) if execution else (None, None)
-        told = self._watch.tell(News(execution_id=execution_id, state=state, ended=ended))
+        return self._tell(News(execution_id=execution_id, state=execution.state, ended=execution.ended))
+
+    def _miss(self, execution_id: str) -> bool:
+        self._unknown[execution_id] += 1
+        return self._unknown[execution_id] >= GONE_AFTER and self._tell(News(execution_id=execution_id, state=None))
+
+    def _tell(self, news: News) -> bool:
+        told = self._watch.tell(news)
         if told:
             self._metrics.reconciled.inc()
         return told

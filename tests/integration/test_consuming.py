@@ -166,6 +166,17 @@ async def test_a_deleted_dead_letter_exchange_costs_no_dead_letter(one_stage: St
         assert (await one_stage.dead_letter()).message_id == "bad"
 
 
+async def test_a_deleted_retry_queue_costs_no_retry(one_stage: Stage) -> None:
+    one_stage.kestra.flow(
+        "test", "job", lambda run: Ends("FAILED" if run.labels["bridgeAttempt"] == "1" else "SUCCESS")
+    )
+    async with one_stage.bridge() as bridge:
+        await one_stage.client.channel.queue_delete(f"{one_stage.queue}.retry.1")
+        await one_stage.submit("one")
+        await bridge.settled(job="one", settlement="ack", timeout=40)
+    assert one_stage.kestra.per_attempt() == Counter({("one", "1"): 1, ("one", "2"): 1})
+
+
 async def test_a_deleted_queue_is_noticed_and_made_anew(one_stage: Stage) -> None:
     async with one_stage.bridge() as bridge:
         await one_stage.client.channel.queue_delete(one_stage.queue)
