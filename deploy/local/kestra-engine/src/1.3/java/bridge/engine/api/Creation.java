@@ -21,7 +21,8 @@ final class Creation {
     }
 
     Execution create(Order order) throws Exception {
-        var empty = Execution.newExecution(order.flow(), null, order.labels(), Optional.ofNullable(order.scheduleDate()), order.kind())
+        var date = Optional.ofNullable(order.scheduleDate());
+        var empty = Execution.newExecution(order.flow(), null, order.labels(), date, order.kind())
             .withBreakpoints(order.breakpoints());
         var values = inputs.readExecutionInputs(order.flow(), empty, Flux.fromIterable(order.parts())).block();
         var filled = empty.withInputs(values);

@@ -20,7 +20,8 @@ final class FlatFilters {
 
     static List<QueryFilter> of(Request request) {
         var filters = new ArrayList<QueryFilter>();
-        EQUAL.forEach((name, field) -> request.query(name).ifPresent(value -> filters.add(Filters.filter(field, Op.EQUALS, value))));
+        EQUAL.forEach((name, field) ->
+            request.query(name).ifPresent(value -> filters.add(Filters.filter(field, Op.EQUALS, value))));
         request.query("namespace").ifPresent(value -> filters.add(Filters.filter(Field.NAMESPACE, Op.PREFIX, value)));
         request.query("startDate").ifPresent(value -> filters.add(Filters.filter(Field.START_DATE, Op.GREATER_THAN, value)));
         request.query("endDate").ifPresent(value -> filters.add(Filters.filter(Field.END_DATE, Op.LESS_THAN, value)));

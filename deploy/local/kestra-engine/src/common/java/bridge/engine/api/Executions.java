@@ -55,7 +55,8 @@ final class Executions {
     /** Out of the database, with its logs, metrics and files unless the request keeps them; nothing stops what runs. */
     private Reply delete(Request request) throws IOException {
         var execution = find(repository, request.variable("id"));
-        service.delete(execution, unlessKept(request, "deleteLogs"), unlessKept(request, "deleteMetrics"), unlessKept(request, "deleteStorage"));
+        service.delete(
+            execution, unlessKept(request, "deleteLogs"), unlessKept(request, "deleteMetrics"), unlessKept(request, "deleteStorage"));
         return Reply.empty(204);
     }
 

@@ -22,6 +22,7 @@ final class Logs {
     }
 
     private Reply download(Request request) {
-        return Reply.text(logs.find(request).stream().map(entry -> LogEntry.toPrettyString(entry)).collect(Collectors.joining("\n")));
+        var lines = logs.find(request).stream().map(entry -> LogEntry.toPrettyString(entry));
+        return Reply.text(lines.collect(Collectors.joining("\n")));
     }
 }
