@@ -57,7 +57,10 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run: its rate, the CPU milliseconds that each process used per job, and the consumer's peak memory."""
+    """One run: its rate, the CPU milliseconds that each process used per job, and the consumer's peak memory.
+
+    `executions_before` says how many Kestra had at its beginning, which a look-up by label may have to read through.
+    """
 
     who: str
     round: int
@@ -67,6 +70,7 @@ class Run:
     cpu_ms_per_job: Mapping[str, float]
     peak_mb: float
     load: float
+    executions_before: int
 
     @property
     def cpu_of_first(self) -> float:
@@ -227,7 +231,7 @@ def _process(pid: int) -> list[psutil.Process]:
         return []
 
 
-def figures(span: Span, sampler: Sampler, *, who: str, round_: int) -> Run:
+def figures(span: Span, sampler: Sampler, *, who: str, round_: int, before: int) -> Run:
     """The figures of a span. The first of the processes is the one whose memory counts."""
     seconds = span.end - span.begin
     return Run(
@@ -241,6 +245,7 @@ def figures(span: Span, sampler: Sampler, *, who: str, round_: int) -> Run:
         },
         peak_mb=sampler.peak_mb(sampler.names[0]),
         load=os.getloadavg()[0],
+        executions_before=before,
     )
 
 

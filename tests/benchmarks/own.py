@@ -54,4 +54,4 @@ class _Bench:
         ):
             timeline = consumer.timeline()
         self.stage.check(who, executions=self.kestra.count() - before, jobs=self.jobs)
-        return figures(timeline.without_warm_up(), sampler, who=who, round_=number)
+        return figures(timeline.without_warm_up(), sampler, who=who, round_=number, before=before)
