@@ -49,8 +49,8 @@ OnReply = Callable[[bytes], None]
 class Publisher:
     """Publishes by confirm: what `publish` returned for is in a queue, and on disk where the queue is durable.
 
-    `lost` is told when the channel, or what it publishes to, can't be relied on any more. With `reopen` a lost channel is
-    replaced by a new one.
+    `lost` is told when the channel, or what it publishes to, can't be relied on any more. With `reopen` a new channel
+    takes the place of a lost one.
     """
 
     def __init__(self, connection: AbstractConnection, *, lost: Callable[[str], None], reopen: bool = False) -> None:

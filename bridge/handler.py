@@ -102,7 +102,12 @@ class Handler:
     async def _judge(self, case: Case, default_flow: FlowName | None) -> Settlement:
         """What is to become of the delivery, which for a good one takes as long as its execution does."""
         try:
-            job = decode(case.delivery.message, default_flow=default_flow, max_priority=self._max_priority)
+            job = decode(
+                case.delivery.message,
+                default_flow=default_flow,
+                max_priority=self._max_priority,
+                queue=case.delivery.lane,
+            )
         except InvalidMessage as error:
             return DeadLetter(reason=Reason.INVALID_MESSAGE, error=str(error))
         case.job = job

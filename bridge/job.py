@@ -18,6 +18,7 @@ from bridge.errors import InvalidMessage
 
 JOB_LABEL = "bridgeJob"
 ATTEMPT_LABEL = "bridgeAttempt"
+QUEUE_LABEL = "bridgeQueue"
 MARK_LABEL = "bridge"
 MARK = "amqp"
 
@@ -74,10 +75,14 @@ class FlowName:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One job at one attempt. `timeout` is in seconds; an empty `id` says that the message has none yet."""
+    """One job at one attempt. `timeout` is in seconds; an empty `id` says that the message has none yet.
+
+    An id means something within its queue: publishers of different queues need not agree on theirs.
+    """
 
     id: str
     flow: FlowName
+    queue: str = ""
     attempt: int = 1
     first_attempt: int = 1
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -92,13 +97,22 @@ class Job:
             MARK_LABEL: MARK,
             JOB_LABEL: self.id,
             ATTEMPT_LABEL: str(self.attempt),
+            **({QUEUE_LABEL: self.queue} if self.queue else {}),
             "system.correlationId": self.correlation_id or self.id,
             **self.labels,
         }
 
+    def owns(self, labels: Mapping[str, str], flow: FlowName) -> bool:
+        """Whether an execution with these labels, of this flow, is one of this (job, attempt).
 
-def decode(message: Message, *, default_flow: FlowName | None, max_priority: int) -> Job:
-    """The job that a message asks for.
+        Where none says of which queue it is, the flow decides: somebody else gave it our labels.
+        """
+        same = labels.get(JOB_LABEL) == self.id and labels.get(ATTEMPT_LABEL) == str(self.attempt)
+        return same and (labels[QUEUE_LABEL] == self.queue if labels.get(QUEUE_LABEL) else flow == self.flow)
+
+
+def decode(message: Message, *, default_flow: FlowName | None, max_priority: int, queue: str = "") -> Job:
+    """The job that a message of that queue asks for.
 
     Raises:
         InvalidMessage: the message can never become a job; the text says which part is wrong and why.
@@ -115,6 +129,7 @@ def decode(message: Message, *, default_flow: FlowName | None, max_priority: int
     job = Job(
         id=_job_id(message.message_id),
         flow=flow,
+        queue=queue,
         attempt=_attempt(message.headers, ATTEMPT),
         first_attempt=_attempt(message.headers, FIRST_ATTEMPT),
         inputs=_inputs(body.inputs),

@@ -154,7 +154,7 @@ class Kestra:
         return [
             execution
             async for execution in self._search("find", params)
-            if labels.items() <= execution.labels.items() and not execution.triggered
+            if job.owns(execution.labels, FlowName(execution.namespace, execution.flow)) and not execution.triggered
         ]
 
     async def unfinished(self) -> list[Execution]:

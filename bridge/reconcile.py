@@ -12,6 +12,7 @@ from collections import Counter
 
 import structlog
 
+from bridge import duplicates
 from bridge.errors import KestraDenied, KestraError
 from bridge.kestra import Kestra
 from bridge.metrics import Metrics
@@ -33,6 +34,7 @@ class Reconciler:
         self._metrics = metrics
         self._interval = interval
         self._looking = asyncio.Semaphore(CONCURRENT_LOOKS)
+        self._duplicates = duplicates.Duplicates(kestra=kestra, metrics=metrics)
         self._unknown: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -56,7 +58,9 @@ class Reconciler:
         awaited = self._watch.awaited()
         if not awaited:
             return 0
-        unfinished = {execution.id for execution in await self._kestra.unfinished()}
+        running = await self._kestra.unfinished()
+        await self._duplicates.end(duplicates.among(running))
+        unfinished = {execution.id for execution in running}
         self._unknown = Counter({key: count for key, count in self._unknown.items() if key in awaited - unfinished})
         found = await asyncio.gather(*(self._look(execution_id) for execution_id in awaited - unfinished))
         return sum(found)

@@ -12,6 +12,7 @@ from typing import TypeVar
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
 
+from bridge.duplicates import Duplicates
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraRejected, KestraUnavailable
 from bridge.execution import Execution, choose
 from bridge.job import Job
@@ -120,6 +121,7 @@ class Starter:
         self._always_look = always_look
         self._adopt_grace = adopt_grace
         self._ambiguous_wait = ambiguous_wait
+        self._duplicates = Duplicates(kestra=kestra, metrics=metrics)
         self._starting = KeyedLock()
         self._last_create = 0.0
 
@@ -130,7 +132,7 @@ class Starter:
             KestraRejected: Kestra will never run this job.
             LeftToBroker: the bridge stops.
         """
-        async with self._starting.hold((job.id, job.attempt)):
+        async with self._starting.hold((job.queue, job.id, job.attempt)):
             started = await self._find_or_create(job, suspect=redelivered)
         self._metrics.executions.labels("adopted" if started.adopted else "created").inc()
         return started
@@ -138,11 +140,7 @@ class Starter:
     async def find(self, job: Job, patience: Patience) -> Execution | None:
         """The job's own execution, if there is one. Any second one is killed."""
         found = choose(await patience.ask(lambda: self._kestra.find(job)))
-        for duplicate in found.duplicates:
-            if not duplicate.state.terminal:
-                log.error("a second execution of one attempt is killed", job=job.id, execution=duplicate.id)
-                await patience.ask(partial(self._kestra.kill, duplicate.id))
-                self._metrics.duplicates.inc()
+        await patience.ask(partial(self._duplicates.end, found.duplicates))
         return found.current
 
     async def _find_or_create(self, job: Job, *, suspect: bool) -> Started:

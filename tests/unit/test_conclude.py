@@ -151,6 +151,12 @@ async def test_a_kestra_that_fails_over_every_job_is_waited_for(rig: Rig, monkey
 
 async def test_an_execution_of_another_flow_is_found_after_the_lanes_flow_was_changed(rig: Rig) -> None:
     rig.kestra.flow("test", "new")
-    first = await rig.starter.start(JOB, redelivered=False)
-    second = await rig.starter.start(Job(id="one", flow=FlowName("test", "new")), redelivered=True)
+    first = await rig.starter.start(Job(id="one", flow=JOB.flow, queue="q"), redelivered=False)
+    second = await rig.starter.start(Job(id="one", flow=FlowName("test", "new"), queue="q"), redelivered=True)
     assert (second.adopted, second.execution.id) == (True, first.execution.id)
+
+
+async def test_a_job_of_the_same_id_in_another_queue_is_another_job(rig: Rig) -> None:
+    first = await rig.starter.start(Job(id="one", flow=JOB.flow, queue="q"), redelivered=False)
+    second = await rig.starter.start(Job(id="one", flow=JOB.flow, queue="other"), redelivered=False)
+    assert (second.adopted, second.execution.id != first.execution.id) == (False, True)

@@ -365,6 +365,8 @@ class TestFind:
             {"labels": [{"key": "bridgeJob", "value": "job-2"}, {"key": "bridgeAttempt", "value": "1"}]},
             {"labels": [{"key": "bridgeJob", "value": "job-1"}, {"key": "bridgeAttempt", "value": "2"}]},
             {"labels": []},
+            {"namespace": "bridge.other"},
+            {"flowId": "other"},
             {"trigger": {"id": "child", "type": "io.kestra.plugin.core.flow.Subflow"}},
         ],
     )

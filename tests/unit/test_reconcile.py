@@ -74,6 +74,13 @@ async def test_a_hundred_that_run_cost_one_listing(rig: Rig) -> None:
     assert (rig.kestra.requests["search"], rig.kestra.requests["get"]) == (2, 0)
 
 
+async def test_a_second_execution_of_one_attempt_is_killed(rig: Rig) -> None:
+    first, second = await rig.create(), await rig.create()
+    with rig.watch.follow(second):
+        await rig.reconciler.sweep()
+    assert (rig.kestra.kills, rig.kestra.executions[first].state) == ([second], "RUNNING")
+
+
 async def test_an_execution_that_is_unknown_once_is_not_gone(rig: Rig) -> None:
     execution = await rig.create()
     rig.kestra.forget(execution)
