@@ -8,13 +8,18 @@
     │   ├── KestraDenied       Kestra refuses our credentials, tenant or rights
     │   ├── KestraUnavailable  nothing was done; asking again later can help
     │   └── KestraAmbiguous    a create may or may not have been done: look before asking again
-    └── BrokerError
-        ├── BrokerUnavailable  no connection, or it was lost; connecting again can help
-        ├── BrokerDenied       the broker refuses our credentials, virtual host or rights
-        ├── TopologyMismatch   a queue or exchange exists with other arguments than the settings ask for
-        └── PublishFailed      the broker did not take a message: returned, refused, or the channel was lost
+    ├── BrokerError
+    │   ├── BrokerUnavailable  no connection, or it was lost; connecting again can help
+    │   ├── BrokerDenied       the broker refuses our credentials, virtual host or rights
+    │   ├── TopologyMismatch   a queue or exchange exists with other arguments than the settings ask for
+    │   └── PublishFailed      the broker did not take a message: returned, refused, or the channel was lost
+    └── MachineError
+        ├── MachineRejected    the provider has no such image, size, region or network, or takes no such machine
+        ├── MachineDenied      the provider refuses our credentials or rights
+        └── MachineUnavailable the provider can't be reached or has no room, or the machine never answered
 
-Libraries' errors are translated once, in `bridge.kestra` and `bridge.broker`, and never seen elsewhere.
+Libraries' errors are translated once, in `bridge.kestra`, `bridge.broker` and `bridge.machines`, and never seen
+elsewhere.
 """
 
 from __future__ import annotations
@@ -79,3 +84,19 @@ class TopologyMismatch(BrokerError):
 
 class PublishFailed(BrokerError):
     """A publish was not confirmed: returned as unroutable, refused by the queue, or the channel was lost."""
+
+
+class MachineError(BridgeError):
+    """Base of what can go wrong between us and whoever provides machines."""
+
+
+class MachineRejected(MachineError):
+    """The provider refuses what was asked for: image, size, region, network. Asking again gives the same answer."""
+
+
+class MachineDenied(MachineError):
+    """The provider refuses the credentials or the rights. Only an operator can mend it."""
+
+
+class MachineUnavailable(MachineError):
+    """No machine just now: the provider can't be reached or has no room, or the machine never answered."""

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
-from bridge.settings import CommandSettings
+from bridge.settings import FROM_JSON, CommandSettings
 
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
+
+
+def _target(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not host.isascii() or not host.isprintable() or not (port.isdigit() and 0 < int(port) < 65_536):
+        raise ValueError("must be host:port")
+    return text
+
+
+def _image_directory() -> Path:
+    """Where `python -m deploy.local.machine_image` puts the images that it makes."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return Path(os.environ.get("KESTRA_BRIDGE_CACHE") or user / "kestra-bridge") / "machine-images"
 
 
 class MachineSettings(CommandSettings):
@@ -20,20 +34,50 @@ class MachineSettings(CommandSettings):
     machine_secret: Annotated[SecretStr, Field(min_length=16)] = Field(
         description="What the keys of all machines are derived from: at least 16 characters, the same for all workers."
     )
-    machine_user: str = Field(default="job", description="The ordinary user that scripts run as.")
-    machine_image: str | None = Field(default=None, description="The image: its id or name at the provider.")
-    machine_size: str | None = Field(default=None, description="The size: its id or name at the provider.")
-    machine_region: str | None = Field(default=None, description="The region or zone.")
-    machine_access_key: str | None = Field(default=None, description="The account: access key, user, project or token.")
-    machine_access_secret: SecretStr | None = Field(default=None, description="Its secret.")
+    machine_user: Annotated[str, Field(pattern=r"^(?!root$)[a-z_][a-z0-9_-]{0,30}$")] = Field(
+        default="job", description="The ordinary user that scripts run as; it is made on each machine."
+    )
+    machine_image: str | None = Field(
+        default=None, description="The image: its id or name at the provider. With `qemu`: `debian`."
+    )
+    machine_size: str | None = Field(
+        default=None, description="The size: its id or name at the provider. With `qemu`: `small`, `medium` or `large`."
+    )
+    machine_region: str | None = Field(default=None, description="The region; with `gce` the zone.")
+    machine_access_key: str | None = Field(
+        default=None, description="The account: access key id, user name or service account; none where a token is all."
+    )
+    machine_access_secret: SecretStr | None = Field(
+        default=None, description="Its secret key or password, the file of its key, or the API token."
+    )
     machine_endpoint: str | None = Field(
         default=None, description="The API's address, where it is not the provider's own."
     )
     machine_project: str | None = Field(default=None, description="OpenStack's tenant or Google's project.")
-    machine_network: str | None = Field(default=None, description="The network or subnet, where one must be named.")
+    machine_network: str | None = Field(
+        default=None,
+        description="The network or subnet, where one must be named. With `qemu`: `isolated`, or `open` for machines "
+        "that may reach the internet and also all that listens on this host's loopback.",
+    )
+    machine_firewall: str | None = Field(
+        default=None, description="The security group, firewall group or network tag that lets SSH in."
+    )
+    machine_address: Literal["public", "private"] = Field(
+        default="public", description="Which of its addresses a machine is reached by; the other, where it has but one."
+    )
+    machine_reach: Annotated[tuple[Annotated[str, AfterValidator(_target)], ...], *FROM_JSON] = Field(
+        default=(),
+        description="With `qemu`: a JSON list of `host:port` that machines may reach, as `host.internal:port`.",
+    )
+    machine_accelerator: Literal["auto", "kvm", "tcg"] = Field(
+        default="auto", description="With `qemu`: `auto` is KVM where a kernel really boots under it, else emulation."
+    )
     machine_directory: Path = Field(
         default=Path(tempfile.gettempdir()) / "kestra-bridge-machines",
         description="With `qemu`: the folder of the machines' disks and state.",
+    )
+    machine_image_directory: Path = Field(
+        default_factory=_image_directory, description="With `qemu`: the folder of the images."
     )
     machine_boot_timeout: Seconds = Field(
         default=300, description="How long a machine may take until it can be reached."
