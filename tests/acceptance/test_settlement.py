@@ -129,7 +129,7 @@ async def test_a_warning_is_a_success_unless_the_operator_says_otherwise(
         ({"flow": "somebody/else"}, "flow_not_allowed"),
         ({"inputs": {"seconds": "many"}}, "rejected_by_kestra"),
         ({"inputs": {"text": "x" * 1_500_000}}, "rejected_by_kestra"),
-        ({"inputs": {"text": "x" * 17_000_000}}, "invalid_message"),
+        ({"inputs": {"text": "x" * 9_000_000}}, "invalid_message"),
     ],
     ids=["not-json", "not-an-object", "wrong-shape", "not-allowed", "refused-input", "huge", "monstrous"],
 )
