@@ -12,13 +12,13 @@ supervisor holds a lock on `lock` as long as it lives, which is how a follower k
 """
 
 # Bytes and descriptors, and little to import on a slow machine: the functions of `os`, not pathlib nor contextlib.
-# ruff: noqa: PTH100, PTH101, PTH102, PTH103, PTH104, PTH105, PTH108, PTH110, PTH112, PTH113, PTH116, PTH118, PTH123, PTH207, SIM105
+# ruff: noqa: PTH100, PTH101, PTH102, PTH103, PTH104, PTH105, PTH108, PTH110, PTH113, PTH116, PTH118, PTH123, SIM105
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
-import glob
+import fnmatch
 import json
 import os
 import select
@@ -29,7 +29,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 DONE, GONE, REFUSED = 0, 3, 4
@@ -264,27 +263,35 @@ class Run:
         return None
 
     def _results(self) -> list[bytes]:
-        found: set[bytes] = set()
-        os.chdir("work")
-        for pattern in self.request["results"]:
-            for path in glob.glob(os.fsencode(pattern), recursive=True):
-                found.update(_files(path))
-        os.chdir("..")
+        """The files that are asked for. Not by `glob`, which follows links to folders, in rounds without an end."""
+        patterns = [[part for part in text.split("/") if part not in ("", ".")] for text in self.request["results"]]
+        found = []
+        for folder, _, names in os.walk("work") if patterns else ():
+            for name in names:
+                path = os.path.join(folder, name)
+                parts = os.path.relpath(path, "work").split("/")
+                # A pipe or a device would hang whoever reads it.
+                if any(matches(parts, pattern) for pattern in patterns) and os.path.isfile(path):
+                    found.append(os.fsencode("/".join(parts)))
         return sorted(found)
 
 
-def _files(path: bytes) -> Iterator[bytes]:
-    """The file, or all files below the folder. A link to a file counts as one; links to folders aren't entered."""
-    if os.path.isdir(path):
-        for folder, _, names in os.walk(path):
-            yield from (os.path.normpath(os.path.join(folder, n)) for n in names if _regular(os.path.join(folder, n)))
-    elif _regular(path):
-        yield os.path.normpath(path)
+def matches(path: list[str], pattern: list[str]) -> bool:
+    """Whether a file, or a folder above it, matches: `*`, `?` and `[...]` within a name, `**` over any folders.
 
-
-def _regular(path: bytes) -> bool:
-    # A pipe or a device would hang whoever reads it.
-    return os.path.isfile(path)
+    As in a shell, a name that begins with a dot has to be named with it.
+    """
+    if not pattern:
+        return True
+    if pattern == ["**"]:
+        return not any(part.startswith(".") for part in path)
+    if not path:
+        return False
+    if pattern[0] == "**":
+        return matches(path, pattern[1:]) or (not path[0].startswith(".") and matches(path[1:], pattern))
+    hidden = path[0].startswith(".") and not pattern[0].startswith(".")
+    alike = path[0] == pattern[0] or (not hidden and fnmatch.fnmatchcase(path[0], pattern[0]))
+    return alike and matches(path[1:], pattern[1:])
 
 
 def _environment() -> dict[bytes, bytes]:

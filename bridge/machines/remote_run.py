@@ -13,7 +13,7 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,6 +95,7 @@ class RemoteRun:
         self._ours = False
         self._reached = False
         self._under_way = False
+        self._gives_up_at: float | None = None
         self.stopped: bool | None = None
         """After a cancellation: whether the run is known to have been stopped; None where there was none."""
 
@@ -108,7 +109,7 @@ class RemoteRun:
         try:
             return await self._until_end()
         except asyncio.CancelledError:
-            if self._under_way and self.stopped is None:
+            if self._under_way and not self.stopped:
                 await self._stop_anew()
             raise
 
@@ -191,7 +192,7 @@ class RemoteRun:
         async with connection.create_process(command.decode(), encoding=None, stdin=asyncssh.DEVNULL) as process:
             pumps = [asyncio.create_task(self._pump(process, which)) for which in (0, 1)]
             try:
-                await asyncio.gather(*pumps)
+                await _all_done(pumps)
                 await process.wait_closed()
             finally:
                 for pump in pumps:
@@ -241,23 +242,29 @@ class RemoteRun:
 
     async def _stop_anew(self) -> None:
         """Stop the run although there is no connection right now."""
-        self.stopped = False
+        wait = self._stop_by() - asyncio.get_running_loop().time()
         with contextlib.suppress(SshError):
-            async with connected(self._address, wait=STOP_MARGIN / 2, keepalive=self._keepalive) as connection:
+            async with connected(self._address, wait=max(wait, 0), keepalive=self._keepalive) as connection:
                 with translated(self._address):
                     await self._stop(await connection.start_sftp_client(path_encoding=None))
 
     async def _stop(self, sftp: asyncssh.SFTPClient) -> None:
         """Ask the run's supervisor to stop it, and wait until it has."""
-        self.stopped = False
         with contextlib.suppress(TimeoutError, asyncssh.Error, ConnectionError):
-            async with asyncio.timeout(self._work.grace + STOP_MARGIN):
+            async with asyncio.timeout_at(self._stop_by()):
                 while not self.stopped:
                     # The run's folder may not be there yet: its start may still be on its way.
                     with contextlib.suppress(asyncssh.SFTPNoSuchFile):
                         await (await sftp.open(self._folder + b"/stop", "wb")).close()
                         self.stopped = bool(await sftp.exists(self._folder + b"/status.json"))
                     await asyncio.sleep(0 if self.stopped else POLL)
+
+    def _stop_by(self) -> float:
+        """When to give up stopping, counted from the first call."""
+        self.stopped = self.stopped or False
+        if self._gives_up_at is None:
+            self._gives_up_at = asyncio.get_running_loop().time() + self._work.grace + STOP_MARGIN
+        return self._gives_up_at
 
     # ------------------------------------------------------------ results
 
@@ -289,6 +296,16 @@ class RemoteRun:
             raise
         except OSError as error:
             raise ResultsFailed(f"can't write {shown}: {error.strerror}") from error
+
+
+async def _all_done(pumps: Collection[asyncio.Task[None]]) -> None:
+    """Wait for all of them. One that hears of a lost connection mustn't cut another short in the middle of a write."""
+    await asyncio.wait(pumps, return_when=asyncio.FIRST_EXCEPTION)
+    errors = [error for pump in pumps if pump.done() and (error := pump.exception())]
+    if errors and isinstance(errors[0], (asyncssh.Error, ConnectionError)):
+        await asyncio.wait(pumps)
+    if errors:
+        raise errors[0]
 
 
 def _make_way(directory: Path, name: bytes) -> Path:

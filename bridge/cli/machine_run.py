@@ -1,0 +1,287 @@
+"""`kestra-bridge machine run`: a script on a machine, as if it ran here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridge.cli.app import Json, load
+from bridge.errors import BridgeError, SettingsError
+from bridge.machines.identity import Identity
+from bridge.machines.remote import (
+    EXIT_CODES,
+    Outcome,
+    Report,
+    Work,
+    environment_from,
+    environment_of,
+    file_of,
+)
+from bridge.machines.remote_run import RemoteRun, ResultsFailed, RunRefused, RunVanished
+from bridge.machines.settings import MachineSettings
+from bridge.machines.ssh import Address, ConnectionLost, LoginDenied, MachineUnreachable, WrongHostKey
+
+ATOMIC = 4096
+"""A pipe that can be written to takes so much at once."""
+LONGEST_HELD = 65_536
+OUTCOMES: Mapping[type[BridgeError], Outcome] = {
+    RunRefused: Outcome.REFUSED,
+    RunVanished: Outcome.LOST,
+    ConnectionLost: Outcome.LOST,
+    MachineUnreachable: Outcome.UNREACHABLE,
+    WrongHostKey: Outcome.WRONG_HOST_KEY,
+    LoginDenied: Outcome.DENIED,
+    ResultsFailed: Outcome.RESULTS_MISSING,
+}
+_MEANINGS = {
+    Outcome.REFUSED: "the machine already has a run of that id, for other work",
+    Outcome.PREPARE_FAILED: "the checkout or the script's start failed",
+    Outcome.UNREACHABLE: "the machine did not let us in in time",
+    Outcome.FAILED: "the machine can't do what it must (no python3, no SFTP, a full disk)",
+    Outcome.RESULTS_MISSING: "the script succeeded, but results are missing or can't be written here",
+    Outcome.LOST: "the machine was lost: how the script ended isn't known",
+    Outcome.WRONG_HOST_KEY: "another host key than the machine's own",
+    Outcome.DENIED: "the machine refuses the user or the key",
+    Outcome.TIMED_OUT: "stopped at --time-limit",
+}
+_CODES = sorted(EXIT_CODES.items(), key=lambda item: item[1])
+EPILOG = "\n".join(
+    [
+        "Exits with the script's own exit code, with 128 + n where signal n killed it, with 143 or 130 after SIGTERM",
+        "or Ctrl-C, which stop the script as well, and else with:\n",
+        *(f"{code}  {_MEANINGS[outcome]}\n" for outcome, code in _CODES),
+        "A script may exit with any of these itself: the last line on standard error and --json's outcome tell.\n",
+        "The script belongs to the machine, not to this process. Run a second time under the same --run-id, it is not",
+        "started again: its output is read from the beginning, and its exit code is that of the first run.\n",
+        "The machine needs sshd with SFTP, python3, bash, and for a checkout git.",
+    ]
+)
+
+
+class OutputClosed(Exception):
+    """Whoever read our output has gone."""
+
+
+class Lines:
+    """A file descriptor to which whole lines are written, none of them changed and none for long held back."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+        self._held = bytearray()
+        self._last = b"\n"
+
+    async def write(self, data: bytes) -> None:
+        """Pass on the lines that are complete; very long ones in pieces."""
+        self._held += data
+        end = self._held.rfind(b"\n", len(self._held) - len(data)) + 1
+        if not end and len(self._held) > LONGEST_HELD:
+            end = len(self._held)
+        if end:
+            await self._put(bytes(self._held[:end]))
+            del self._held[:end]
+
+    async def flush(self) -> None:
+        """Pass on what is held back."""
+        await self._put(bytes(self._held))
+        self._held.clear()
+
+    async def line(self, text: str) -> None:
+        """Add a line of our own, which begins one whatever came before."""
+        await self._put(b"" if self._last == b"\n" else b"\n")
+        await self._put(text.encode("utf-8", "backslashreplace") + b"\n")
+
+    async def _put(self, data: bytes) -> None:
+        for start in range(0, len(data), ATOMIC):
+            piece = memoryview(data)[start : start + ATOMIC]
+            while piece:
+                await self._room()
+                try:
+                    piece = piece[os.write(self._descriptor, piece) :]
+                except BlockingIOError:
+                    continue
+                except BrokenPipeError as error:
+                    raise OutputClosed from error
+        self._last = data[-1:] or self._last
+
+    async def _room(self) -> None:
+        """Wait until there is room, with the loop free to answer the machine and to hear signals."""
+        if self._poll.poll(0):
+            return
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_writer(self._descriptor, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_writer(self._descriptor)
+
+
+def run(
+    *,
+    name: Annotated[str, typer.Option(help="The machine's name, from which its keys are derived.")],
+    host: Annotated[str | None, typer.Option(help="Its address.")] = None,
+    port: Annotated[int, typer.Option(help="Its SSH port.", min=1, max=65_535)] = 22,
+    user: Annotated[str | None, typer.Option(help="Who the script runs as. Without it: BRIDGE_MACHINE_USER.")] = None,
+    execution: Annotated[str | None, typer.Option(help="The execution that the machine is for.")] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option(help="By which the script is run once only. Without it: the execution, else the machine's name."),
+    ] = None,
+    script: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="The script; bash runs it if it names no other by #!.")
+    ] = None,
+    repository_script: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The script, as a file of the checkout instead.")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VALUE]", help="A variable for the script; NAME alone passes on ours. Repeatable."),
+    ] = None,
+    env_file: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="Variables for the script: a JSON object of texts.")
+    ] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LOCAL[:REMOTE]", help="A file to put where the script runs. Repeatable."),
+    ] = None,
+    git_repository: Annotated[
+        str | None, typer.Option(metavar="URL", help="What to check out where the script runs.")
+    ] = None,
+    git_branch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its branch. Without it: the repository's own default.")
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Stop checkout and script after so long.", min=0.1, max=31_536_000),
+    ] = None,
+    grace: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="How long a script to stop has between TERM and KILL.", min=0, max=3600),
+    ] = 5.0,
+    reconnect: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="How long a lost connection is tried again.", min=0, max=86_400),
+    ] = 30.0,
+    result: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Files to fetch, relative to where the script ran. Repeatable."),
+    ] = None,
+    results_directory: Annotated[
+        Path | None, typer.Option(metavar="DIRECTORY", help="Where to put them, under the same relative paths.")
+    ] = None,
+    outputs: Annotated[
+        bool, typer.Option("--outputs", help="End standard output with the result as Kestra's ::{…}:: line.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a script on a machine, with its output, its exit code and its result files as if it ran here.
+
+    Waits for the machine to boot. Variables and files reach the script as they are, whatever they hold.
+    """
+    if script == "-" == env_file:
+        raise SettingsError("--script and --env-file can't both be standard input")
+    if bool(result) != bool(results_directory):
+        raise SettingsError("--result and --results-directory go together")
+    settings = load(MachineSettings, json_logs=as_json)
+    # A flow's optional inputs come as empty texts.
+    work = Work(
+        run_id=run_id or execution or name,
+        script=_content(script, "--script") if script else None,
+        repository_script=repository_script or None,
+        environment=_environment(env or [], env_file),
+        files=tuple(file_of(text) for text in file or ()),
+        git_repository=git_repository or None,
+        git_branch=git_branch or None,
+        results=tuple(result or ()),
+        time_limit=time_limit,
+        grace=grace,
+    )
+    out, err = Lines(sys.stdout.fileno()), Lines(sys.stderr.fileno())
+    remote = RemoteRun(
+        _address(settings, name, host, port, user),
+        work,
+        out=out,
+        err=err,
+        boot_timeout=settings.machine_boot_timeout,
+        reconnect=reconnect,
+        results_directory=results_directory,
+    )
+    raise typer.Exit(asyncio.run(_see_through(remote, name, out, err, as_json=as_json, outputs=outputs)))
+
+
+def _address(settings: MachineSettings, name: str, host: str | None, port: int, user: str | None) -> Address:
+    if not host:
+        raise SettingsError("--host is needed")
+    identity = Identity.derive(settings.machine_secret.get_secret_value(), name)
+    return Address(name=name, host=host, port=port, user=user or settings.machine_user, identity=identity)
+
+
+def _content(path: str, option: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{option}: can't read {path!a}: {error.strerror}") from error
+
+
+def _environment(pairs: list[str], env_file: str | None) -> dict[bytes, bytes]:
+    from_file = environment_from(_content(env_file, "--env-file"), option="--env-file") if env_file else {}
+    return from_file | environment_of(pairs, os.environb)
+
+
+async def _see_through(run: RemoteRun, name: str, out: Lines, err: Lines, *, as_json: bool, outputs: bool) -> int:
+    """Run it, say how it ended, and return what to exit with."""
+    try:
+        report = await _report(run)
+        await out.flush()
+        await err.flush()
+        if outputs:
+            await out.line("::" + json.dumps({"outputs": report.data}) + "::")
+        if as_json:
+            await out.line(json.dumps({"machine": name, **report.data}))
+        await err.line(f"kestra-bridge: {name}: {report.message}")
+    except OutputClosed:
+        # The run goes on: whoever is to take over finds it by its id.
+        raise BrokenPipeError from None
+    return report.code
+
+
+async def _report(run: RemoteRun) -> Report:
+    began = time.monotonic()
+    received: list[int] = []
+    task = asyncio.create_task(run.see_through(), name="machine run")
+
+    def stop(number: int) -> None:
+        received.append(number)
+        task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        outcome, message = Outcome.STOPPED, _stopped(run, signal.Signals(received[0]).name)
+    except BridgeError as error:
+        outcome, message = OUTCOMES.get(type(error), Outcome.FAILED), str(error)
+    seconds = time.monotonic() - began
+    message = f"{message} after {seconds:.1f} s"
+    return Report(outcome=outcome, message=message, seconds=seconds, signal=received[0] if received else None)
+
+
+def _stopped(run: RemoteRun, by: str) -> str:
+    if run.stopped is None:
+        return f"ended by {by} before the script began"
+    return f"ended by {by}; the script {'was stopped' if run.stopped else 'could not be stopped for certain'}"
