@@ -74,7 +74,6 @@ class State:
     size: str
     created: float
     tags: Mapping[str, str]
-    token: str
 
     @classmethod
     def read(cls, folder: Path) -> State | None:
@@ -152,11 +151,8 @@ class QemuDriver(NodeDriver):
         ex_authorized_key: str,
         ex_host_key: str,
         ex_tags: Mapping[str, str],
-        ex_client_token: str,
     ) -> Node:
         """The running machine of that name: the one that is there, else a new one in place of what is left of one.
-
-        `extra["token"]` tells whether it is this call's.
 
         Raises:
             MachineRejected: image, size or name are none.
@@ -174,9 +170,7 @@ class QemuDriver(NodeDriver):
             hosts = f"{self._gateway} host.internal\n"
             texts = (f"{ex_user}\n", f"{name}\n", f"{ex_authorized_key}\n", ex_host_key, hosts)
             files = dict(zip(_GIVEN, texts, strict=True))
-            state = State(
-                name=name, port=0, size=size.id, created=time.time(), tags=dict(ex_tags), token=ex_client_token
-            )
+            state = State(name=name, port=0, size=size.id, created=time.time(), tags=dict(ex_tags))
             try:
                 return self._node(self._start(state, size, image, files, accelerator), running=True)
             except BaseException:
@@ -203,7 +197,7 @@ class QemuDriver(NodeDriver):
         return GATEWAY if self._network == "open" else ROUTED
 
     def _node(self, state: State, *, running: bool) -> Node:
-        extra = {"tags": dict(state.tags), "port": state.port, "token": state.token, "created": state.created}
+        extra = {"tags": dict(state.tags), "port": state.port, "created": state.created}
         status = NodeState.RUNNING if running else NodeState.STOPPED
         return Node(state.name, state.name, status, [HOST], [], self, extra=extra)
 
