@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +22,12 @@ def _target(text: str) -> str:
     return text
 
 
+def _ordinary_user(text: str) -> str:
+    if text == "root" or not re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}", text):
+        raise ValueError("must be the name of an ordinary user: lower-case letters, digits, - and _")
+    return text
+
+
 def _image_directory() -> Path:
     """Where `python -m deploy.local.machine_image` puts the images that it makes."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -34,7 +41,7 @@ class MachineSettings(CommandSettings):
     machine_secret: Annotated[SecretStr, Field(min_length=16)] = Field(
         description="What the keys of all machines are derived from: at least 16 characters, the same for all workers."
     )
-    machine_user: Annotated[str, Field(pattern=r"^(?!root$)[a-z_][a-z0-9_-]{0,30}$")] = Field(
+    machine_user: Annotated[str, AfterValidator(_ordinary_user)] = Field(
         default="job", description="The ordinary user that scripts run as; it is made on each machine."
     )
     machine_image: str | None = Field(

@@ -1,0 +1,59 @@
+"""`kestra-bridge machine`: where its commands hang. They and the libraries that they need are loaded on use alone."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any, cast
+
+import typer
+from typer.core import TyperGroup
+
+from bridge.cli.app import app
+from bridge.errors import SettingsError
+
+_LIBRARIES = ("asyncssh", "cryptography", "libcloud")
+
+
+@functools.cache
+def _loaded() -> TyperGroup:
+    try:
+        module = importlib.import_module("bridge.cli.machine_commands")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _LIBRARIES:
+            raise
+        raise SettingsError(
+            f"machines need {error.name}, which isn't installed: pip install 'kestra-bridge[machines]'"
+        ) from error
+    return cast("TyperGroup", typer.main.get_command(module.commands))
+
+
+class _OnUse(TyperGroup):
+    """A group whose commands are somewhere else until someone asks for them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return _loaded().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return _loaded().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        # Also for the suggestions that a mistyped name gets.
+        self.commands = _loaded().commands
+        return super().resolve_command(ctx, args)
+
+
+machine = typer.Typer(
+    cls=_OnUse,
+    help="Virtual machines for jobs: create one, run a script on it, destroy it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@machine.callback()
+def options() -> None:
+    """Virtual machines for jobs: create one, run a script on it, destroy it."""
+
+
+app.add_typer(machine, name="machine")
