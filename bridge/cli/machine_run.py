@@ -9,15 +9,17 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bridge.cli.app import Json, load
-from bridge.errors import BridgeError, SettingsError
+from bridge.errors import BridgeError, MachineDenied, MachineUnavailable, SettingsError
 from bridge.machines.identity import Identity
+from bridge.machines.lifecycle import Machine, Machines
 from bridge.machines.remote import (
     EXIT_CODES,
     Outcome,
@@ -39,6 +41,8 @@ OUTCOMES: Mapping[type[BridgeError], Outcome] = {
     RunVanished: Outcome.LOST,
     ConnectionLost: Outcome.LOST,
     MachineUnreachable: Outcome.UNREACHABLE,
+    MachineUnavailable: Outcome.UNREACHABLE,
+    MachineDenied: Outcome.DENIED,
     WrongHostKey: Outcome.WRONG_HOST_KEY,
     LoginDenied: Outcome.DENIED,
     ResultsFailed: Outcome.RESULTS_MISSING,
@@ -51,7 +55,7 @@ _MEANINGS = {
     Outcome.RESULTS_MISSING: "the script succeeded, but results are missing or can't be written here",
     Outcome.LOST: "the machine was lost: how the script ended isn't known",
     Outcome.WRONG_HOST_KEY: "another host key than the machine's own",
-    Outcome.DENIED: "the machine refuses the user or the key",
+    Outcome.DENIED: "the machine refuses the user or the key, or its provider our account",
     Outcome.TIMED_OUT: "stopped at --time-limit",
 }
 _CODES = sorted(EXIT_CODES.items(), key=lambda item: item[1])
@@ -66,6 +70,9 @@ EPILOG = "\n".join(
         "The machine needs sshd with SFTP, python3, bash, and for a checkout git.",
     ]
 )
+
+
+Remote = Callable[[Address, "Lines", "Lines"], RemoteRun]
 
 
 class OutputClosed(Exception):
@@ -129,11 +136,11 @@ class Lines:
 
 def run(
     *,
-    name: Annotated[str, typer.Option(help="The machine's name, from which its keys are derived.")],
-    host: Annotated[str | None, typer.Option(help="Its address.")] = None,
+    execution: Annotated[str | None, typer.Option(help="Run on the machine of that execution.")] = None,
+    name: Annotated[str | None, typer.Option(help="Run on the machine of that name.")] = None,
+    host: Annotated[str | None, typer.Option(help="Its address. Without it: looked up at the provider.")] = None,
     port: Annotated[int, typer.Option(help="Its SSH port.", min=1, max=65_535)] = 22,
     user: Annotated[str | None, typer.Option(help="Who the script runs as. Without it: BRIDGE_MACHINE_USER.")] = None,
-    execution: Annotated[str | None, typer.Option(help="The execution that the machine is for.")] = None,
     run_id: Annotated[
         str | None,
         typer.Option(help="By which the script is run once only. Without it: the execution, else the machine's name."),
@@ -194,9 +201,10 @@ def run(
     if bool(result) != bool(results_directory):
         raise SettingsError("--result and --results-directory go together")
     settings = load(MachineSettings, json_logs=as_json)
+    where = Where(settings=settings, execution=execution, name=name, host=host, port=port, user=user)
     # A flow's optional inputs come as empty texts.
     work = Work(
-        run_id=run_id or execution or name,
+        run_id=run_id or execution or name or "",
         script=_content(script, "--script") if script else None,
         repository_script=repository_script or None,
         environment=_environment(env or [], env_file),
@@ -207,24 +215,71 @@ def run(
         time_limit=time_limit,
         grace=grace,
     )
-    out, err = Lines(sys.stdout.fileno()), Lines(sys.stderr.fileno())
-    remote = RemoteRun(
-        _address(settings, name, host, port, user),
-        work,
-        out=out,
-        err=err,
-        boot_timeout=settings.machine_boot_timeout,
-        reconnect=reconnect,
-        results_directory=results_directory,
-    )
-    raise typer.Exit(asyncio.run(_see_through(remote, name, out, err, as_json=as_json, outputs=outputs)))
+
+    def remote(address: Address, out: Lines, err: Lines) -> RemoteRun:
+        return RemoteRun(
+            address,
+            work,
+            out=out,
+            err=err,
+            boot_timeout=settings.machine_boot_timeout,
+            reconnect=reconnect,
+            results_directory=results_directory,
+        )
+
+    raise typer.Exit(asyncio.run(_see_through(where, remote, as_json=as_json, outputs=outputs)))
 
 
-def _address(settings: MachineSettings, name: str, host: str | None, port: int, user: str | None) -> Address:
-    if not host:
-        raise SettingsError("--host is needed")
-    identity = Identity.derive(settings.machine_secret.get_secret_value(), name)
-    return Address(name=name, host=host, port=port, user=user or settings.machine_user, identity=identity)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """What the command line says of the machine.
+
+    Raises:
+        SettingsError: too little.
+    """
+
+    settings: MachineSettings
+    execution: str | None
+    name: str | None
+    host: str | None
+    port: int
+    user: str | None
+
+    def __post_init__(self) -> None:
+        if self.host and not self.name:
+            raise SettingsError("--host needs --name, from which the machine's keys are derived")
+        if not (self.execution or self.name):
+            raise SettingsError("which machine? Give --execution, --name, or --name and --host")
+
+    def __str__(self) -> str:
+        return self.name or f"the machine of execution {self.execution}"
+
+    async def find(self) -> Address:
+        """The machine's address and keys.
+
+        Raises:
+            MachineUnreachable: there is no such machine.
+            MachineError: the provider can't be asked for it.
+        """
+        name, host, port = self.name, self.host, self.port
+        if host is None:
+            machine = await self._look_up()
+            name, host, port = machine.name, machine.host, machine.port
+        assert name is not None
+        assert host is not None
+        identity = Identity.derive(self.settings.machine_secret.get_secret_value(), name)
+        user = self.user or self.settings.machine_user
+        return Address(name=name, host=host, port=port, user=user, identity=identity)
+
+    async def _look_up(self) -> Machine:
+        machines = Machines(self.settings)
+        if self.execution:
+            machine = await machines.find(self.execution)
+        else:
+            machine = next((one for one in await machines.all() if one.name == self.name and not one.dead), None)
+        if machine is None:
+            raise MachineUnreachable(f"there is no {self}" if not self.name else f"there is no machine {self.name}")
+        return machine if machine.host else await machines.wait(machine)
 
 
 def _content(path: str, option: str) -> bytes:
@@ -239,27 +294,35 @@ def _environment(pairs: list[str], env_file: str | None) -> dict[bytes, bytes]:
     return from_file | environment_of(pairs, os.environb)
 
 
-async def _see_through(run: RemoteRun, name: str, out: Lines, err: Lines, *, as_json: bool, outputs: bool) -> int:
+async def _see_through(where: Where, remote: Remote, *, as_json: bool, outputs: bool) -> int:
     """Run it, say how it ended, and return what to exit with."""
+    out, err = Lines(sys.stdout.fileno()), Lines(sys.stderr.fileno())
     try:
-        report = await _report(run)
+        report = await _report(where, lambda address: remote(address, out, err))
         await out.flush()
         await err.flush()
         if outputs:
             await out.line("::" + json.dumps({"outputs": report.data}) + "::")
         if as_json:
-            await out.line(json.dumps({"machine": name, **report.data}))
-        await err.line(f"kestra-bridge: {name}: {report.message}")
+            await out.line(json.dumps({"machine": where.name, **report.data}))
+        await err.line(f"kestra-bridge: {where}: {report.message}")
     except OutputClosed:
         # The run goes on: whoever is to take over finds it by its id.
         raise BrokenPipeError from None
     return report.code
 
 
-async def _report(run: RemoteRun) -> Report:
+async def _report(where: Where, remote: Callable[[Address], RemoteRun]) -> Report:
+    """How it ended, whether by itself, by a signal to us, or in trouble."""
     began = time.monotonic()
     received: list[int] = []
-    task = asyncio.create_task(run.see_through(), name="machine run")
+    runs: list[RemoteRun] = []
+
+    async def see_through() -> Report:
+        runs.append(remote(await where.find()))
+        return await runs[0].see_through()
+
+    task = asyncio.create_task(see_through(), name="machine run")
 
     def stop(number: int) -> None:
         received.append(number)
@@ -273,7 +336,9 @@ async def _report(run: RemoteRun) -> Report:
     except asyncio.CancelledError:
         if not received:
             raise
-        outcome, message = Outcome.STOPPED, _stopped(run, signal.Signals(received[0]).name)
+        outcome, message = Outcome.STOPPED, _stopped(runs, signal.Signals(received[0]).name)
+    except SettingsError:
+        raise
     except BridgeError as error:
         outcome, message = OUTCOMES.get(type(error), Outcome.FAILED), str(error)
     seconds = time.monotonic() - began
@@ -281,7 +346,7 @@ async def _report(run: RemoteRun) -> Report:
     return Report(outcome=outcome, message=message, seconds=seconds, signal=received[0] if received else None)
 
 
-def _stopped(run: RemoteRun, by: str) -> str:
-    if run.stopped is None:
+def _stopped(runs: list[RemoteRun], by: str) -> str:
+    if not runs or runs[0].stopped is None:
         return f"ended by {by} before the script began"
-    return f"ended by {by}; the script {'was stopped' if run.stopped else 'could not be stopped for certain'}"
+    return f"ended by {by}; the script {'was stopped' if runs[0].stopped else 'could not be stopped for certain'}"

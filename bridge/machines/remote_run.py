@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import asyncssh
 import structlog
 
-from bridge.errors import BridgeError
+from bridge.errors import MachineError
 from bridge.machines import remote_helper
 from bridge.machines.remote import Outcome, Report, Work, report_of
 from bridge.machines.ssh import (
@@ -53,7 +53,7 @@ class RunVanished(SshError):
     """The run is on the machine, but nothing runs any more and nothing says how it ended."""
 
 
-class ResultsFailed(BridgeError):
+class ResultsFailed(MachineError):
     """The script's results could not be written here."""
 
 

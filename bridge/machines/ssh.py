@@ -13,7 +13,7 @@ import asyncssh
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
-from bridge.errors import BridgeError
+from bridge.errors import MachineError
 from bridge.machines.identity import Identity
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,7 @@ LOGIN_TIMEOUT = 60.0
 CLOSE_TIMEOUT = 2.0
 
 
-class SshError(BridgeError):
+class SshError(MachineError):
     """Base of what can go wrong between us and a machine that exists."""
 
 

@@ -1,0 +1,1 @@
+"""Machines: created, used and destroyed for real."""

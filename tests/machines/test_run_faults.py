@@ -1,0 +1,128 @@
+"""A run under faults that take a shorter keepalive than the command's: a silent machine, a dead helper."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from bridge.machines.identity import Identity
+from bridge.machines.remote import Work, environment_of
+from bridge.machines.remote_run import RemoteRun, ResultsFailed
+from bridge.machines.ssh import Address, ConnectionLost
+from deploy.local.paths import free_port
+from tests.harness import eventually
+from tests.machines.test_run import MARK, NAME, SECRET, Machine, pytestmark
+
+__all__ = ["pytestmark"]
+
+
+class Memory:
+    """Output that is kept."""
+
+    def __init__(self) -> None:
+        self.content = b""
+
+    async def write(self, data: bytes) -> None:
+        self.content += data
+
+    async def flush(self) -> None:
+        pass
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(tmp_path, free_port())
+    try:
+        machine.start()
+        yield machine
+    finally:
+        machine.end()
+
+
+def remote(machine: Machine, script: str, out: Memory, **fields: Any) -> RemoteRun:
+    identity = Identity.derive(SECRET, NAME)
+    address = Address(name=NAME, host="127.0.0.1", port=machine.port, user=getpass.getuser(), identity=identity)
+    work = Work(run_id=NAME, script=script.encode(), environment=environment_of([], {}), grace=0.5, **fields)
+    return RemoteRun(
+        address,
+        work,
+        out=out,
+        err=Memory(),
+        boot_timeout=20,
+        reconnect=5,
+        keepalive=0.3,
+        results_directory=machine.directory / "results",
+    )
+
+
+def sessions(machine: Machine) -> list[psutil.Process]:
+    assert machine.server
+    return psutil.Process(machine.server.pid).children()
+
+
+async def test_a_machine_that_freezes_is_lost_after_some_silence(machine: Machine) -> None:
+    out = Memory()
+    assert machine.server
+    running = asyncio.create_task(remote(machine, f"echo started; exec sleep {MARK}", out).see_through())
+    await eventually(lambda: out.content, "the script's start")
+    machine.server.signal(signal.SIGSTOP)
+    for session in sessions(machine):
+        session.suspend()
+
+    with pytest.raises(ConnectionLost, match="not regained in 5 s"):
+        await asyncio.wait_for(running, 30)
+
+
+async def test_a_connection_that_freezes_is_replaced(machine: Machine) -> None:
+    out = Memory()
+    running = asyncio.create_task(
+        remote(machine, "echo started; until [ -e go ]; do sleep 0.05; done; exit 6", out).see_through()
+    )
+    await eventually(lambda: out.content, "the script's start")
+    for session in sessions(machine):
+        session.suspend()
+    (machine.work() / "go").touch()
+
+    assert (await asyncio.wait_for(running, 30)).code == 6
+    assert out.content == b"started\n"
+
+
+async def test_a_follower_that_is_killed_on_the_machine_is_replaced(machine: Machine) -> None:
+    out = Memory()
+    script = f"echo started; until [ -e go ]; do sleep 0.05; done; sleep {MARK} & kill $!; exit 6"
+    running = asyncio.create_task(remote(machine, script, out).see_through())
+    await eventually(lambda: out.content, "the script's start")
+    followers = [process for session in sessions(machine) for process in session.children()]
+    for follower in followers:
+        follower.kill()
+    (machine.work() / "go").touch()
+
+    assert followers
+    assert (await asyncio.wait_for(running, 30)).code == 6
+    assert out.content == b"started\n"
+
+
+async def test_cancelling_between_two_connections_stops_the_script_as_well(machine: Machine) -> None:
+    out = Memory()
+    run = remote(machine, f"echo started; exec sleep {MARK}", out)
+    running = asyncio.create_task(run.see_through())
+    await eventually(lambda: out.content, "the script's start")
+    machine.drop()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 30)
+
+    assert (run.stopped, machine.processes(MARK)) == (True, [])
+
+
+async def test_results_that_can_not_be_written_are_no_trouble_of_the_machine(machine: Machine) -> None:
+    (machine.directory / "results").write_text("a file where the folder should be")
+    with pytest.raises(ResultsFailed, match="can't write the result file 'r'"):
+        await remote(machine, "echo x >r", Memory(), results=("r",)).see_through()
