@@ -65,6 +65,7 @@ class Service:
             metrics=self._metrics,
             patience=Patience(self._stopping),
             always_look=settings.deduplicate == "always",
+            window=settings.deduplicate_window,
             adopt_grace=settings.adopt_grace,
             ambiguous_wait=settings.ambiguous_wait,
         )

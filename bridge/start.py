@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -21,6 +23,7 @@ from bridge.keyed_lock import KeyedLock
 from bridge.metrics import Metrics
 
 LOOK_EVERY = 1.0
+FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 15.0
 MANY_FAILURES = 12
 """So many answers of 500 in a row, while other jobs are created, are no chance; a job must not hold a slot for ever."""
@@ -46,6 +49,12 @@ class Patience:
             LeftToBroker: the bridge stops.
             KestraError: what the question raises and asking again can't change.
         """
+        try:
+            return await question()
+        except (KestraUnavailable, KestraDenied) as error:
+            log.log(_level(error), "kestra does not answer, asking again", error=str(error), tries=1)
+        # Only now, as what tenacity does around every question costs as much as parsing the answer.
+        await self.pause(FIRST_BACKOFF)
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type((KestraUnavailable, KestraDenied)),
             wait=wait_random_exponential(multiplier=0.5, max=LONGEST_BACKOFF),
@@ -70,8 +79,13 @@ class Patience:
 
 def _say_why(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    level = "error" if isinstance(error, KestraDenied) else "warning"
-    getattr(log, level)("kestra does not answer, asking again", error=str(error), tries=state.attempt_number)
+    tries = state.attempt_number + 1
+    log.log(_level(error), "kestra does not answer, asking again", error=str(error), tries=tries)
+
+
+def _level(error: BaseException | None) -> int:
+    """Trouble that only an operator can mend is an error, any other passes."""
+    return logging.ERROR if isinstance(error, KestraDenied) else logging.WARNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +126,7 @@ class Starter:
         metrics: Metrics,
         patience: Patience,
         always_look: bool,
+        window: float,
         adopt_grace: float,
         ambiguous_wait: float,
     ) -> None:
@@ -119,6 +134,7 @@ class Starter:
         self._metrics = metrics
         self._patience = patience
         self._always_look = always_look
+        self._window = timedelta(seconds=window)
         self._adopt_grace = adopt_grace
         self._ambiguous_wait = ambiguous_wait
         self._duplicates = Duplicates(kestra=kestra, metrics=metrics)
@@ -137,9 +153,9 @@ class Starter:
         self._metrics.executions.labels("adopted" if started.adopted else "created").inc()
         return started
 
-    async def find(self, job: Job, patience: Patience) -> Execution | None:
-        """The job's own execution, if there is one. Any second one is killed."""
-        found = choose(await patience.ask(lambda: self._kestra.find(job)))
+    async def find(self, job: Job, patience: Patience, *, since: datetime | None = None) -> Execution | None:
+        """The job's own execution, if there is one that started since then. Any second one is killed."""
+        found = choose(await patience.ask(lambda: self._kestra.find(job, since=since)))
         await patience.ask(partial(self._duplicates.end, found.duplicates))
         return found.current
 
@@ -147,9 +163,12 @@ class Starter:
         """`suspect`: a create of another replica may still be on its way, so that absence means nothing yet."""
         look = suspect or self._always_look or job.attempt > job.first_attempt
         look_until = time.monotonic() + (self._adopt_grace if suspect else 0)
+        # A fresh message has no execution of its own yet, only perhaps that of an earlier message with its id.
+        fresh = not suspect and job.attempt == job.first_attempt
+        since = self._kestra.now() - self._window if fresh else None
         failures = Failures()
         while True:
-            if look and (execution := await self._look(job, look_until)):
+            if look and (execution := await self._look(job, look_until, since)):
                 return Started(execution, adopted=True)
             if self._patience.stopping.is_set():
                 raise LeftToBroker
@@ -173,7 +192,10 @@ class Starter:
             return None
         return await self._patience.ask(partial(self._kestra.get, error.execution_id))
 
-    async def _look(self, job: Job, until: float) -> Execution | None:
-        while (execution := await self.find(job, self._patience)) is None and time.monotonic() < until:
-            await self._patience.pause(min(LOOK_EVERY, max(0.05, until - time.monotonic())))
-        return execution
+    async def _look(self, job: Job, until: float, since: datetime | None) -> Execution | None:
+        while True:
+            execution = await self.find(job, self._patience, since=since)
+            left = until - time.monotonic()
+            if execution is not None or left <= 0:
+                return execution
+            await self._patience.pause(min(LOOK_EVERY, max(0.05, left)))

@@ -827,6 +827,8 @@ class Filter:
     def holds(self, run: Run) -> bool:
         if self.field == "childFilter":
             return True
+        if self.field == "startDate":
+            return run.started >= datetime.fromisoformat(self.values[0])
         actual = {
             "labels": run.labels.get(self.key),
             "state": run.state,
@@ -855,6 +857,8 @@ def _filters(query: Pairs, *, legacy: bool) -> list[Filter]:
 def _filter(name: str, value: str) -> Filter:
     parsed = re.fullmatch(r"filters\[(.*?)]\[(.*?)](?:\[(.+)])?", name)
     what, operation, key = parsed.groups(default="") if parsed else ("", "", "")
+    if what == "startDate" and operation == "GREATER_THAN_OR_EQUAL_TO":
+        return Filter(what, operation, key, [value])
     if what not in ("labels", "state", "namespace", "flowId", "childFilter"):
         raise refusal(400, f"Bad Request: Provided query filters are invalid: Unknown filter field: {what}")
     if operation not in ("EQUALS", "NOT_EQUALS", "IN", "NOT_IN"):

@@ -343,6 +343,12 @@ class TestSearch:
         made = await kestra.create(second)
         assert [found.id for found in await kestra.find(second)] == [made.id]
 
+    @pytest.mark.parametrize(("back", "found"), [(timedelta(hours=1), 1), (timedelta(hours=-1), 0)])
+    async def test_reads_back_no_further_than_it_is_told(self, kestra: Kestra, back: timedelta, found: int) -> None:
+        wanted = job("silent")
+        await kestra.create(wanted)
+        assert len(await kestra.find(wanted, since=datetime.now(UTC) - back)) == found
+
     async def test_leaves_out_states_and_lists_only_what_goes_on(self, server: Server, api: httpx.AsyncClient) -> None:
         mark = uuid.uuid4().hex
         done = (await create(api, "silent", f"mark:{mark}")).json()

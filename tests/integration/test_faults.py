@@ -70,10 +70,11 @@ async def test_a_kestra_that_is_down_for_a_while_costs_nothing(one_stage: Stage)
             await one_stage.submit(f"job-{number}")
         await bridge.settled(2, settlement="ack")
         await one_stage.kestra.down()
+        await one_stage.submit("job-10")
         await eventually(lambda: bridge.count("kestra does not answer, asking again") >= 3, "the bridge asks again")
         await one_stage.kestra.up()
-        await bridge.settled(10, settlement="ack")
-    assert one_stage.kestra.per_attempt() == Counter({(f"job-{number}", "1"): 1 for number in range(10)})
+        await bridge.settled(11, settlement="ack")
+    assert one_stage.kestra.per_attempt() == Counter({(f"job-{number}", "1"): 1 for number in range(11)})
 
 
 async def test_faults_and_lost_replies_at_random_lose_no_job_and_run_none_twice(one_stage: Stage) -> None:

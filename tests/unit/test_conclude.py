@@ -59,6 +59,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
                 metrics=metrics,
                 patience=Patience(),
                 always_look=True,
+                window=3600,
                 adopt_grace=0.2,
                 ambiguous_wait=0.2,
             )
