@@ -9,6 +9,6 @@ from bridge.job import json_schema
 
 
 @app.command()
-def schema(as_json: Json = True) -> None:
-    """Print the JSON Schema of a job message's body."""
-    print(json.dumps(json_schema(), indent=None if not as_json else 2))
+def schema(as_json: Json = False) -> None:
+    """Print the JSON Schema of a job message's body. It is JSON in any case; with --json it is on one line."""
+    print(json.dumps(json_schema(), indent=None if as_json else 2))

@@ -174,8 +174,7 @@ def test_with_tls_the_notifier_is_the_one_for_it(version: str, folder: str) -> N
     assert where(notifier.path) == f"{folder}/bridge.system/notifier.yaml"
 
 
-# The notifiers. Those for Kestra 1.x can't run on the engine of the acceptance tests, which is 2.0's. They were seen to
-# work on Kestra's engine 1.3.31; here is what keeps them so: what they consist of.
+# The notifiers. The acceptance tests see them work on both engines; here is what they consist of.
 
 
 def trigger_in(path: Path) -> dict[str, Any]:
