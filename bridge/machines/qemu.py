@@ -16,6 +16,7 @@ import json
 import os
 import random
 import re
+import secrets
 import select
 import shutil
 import signal
@@ -69,6 +70,7 @@ _COMMON = (
 class State:
     """What a machine's folder says of it."""
 
+    id: str
     name: str
     port: int
     size: str
@@ -91,7 +93,7 @@ class State:
 
 
 class QemuDriver(NodeDriver):
-    """Machines on this host. A machine's name is its id: there is never a second one of that name."""
+    """Machines on this host. There is never a second one of the same name, but one may follow another."""
 
     name = "QEMU on this host"
     website = "https://www.qemu.org"
@@ -135,11 +137,14 @@ class QemuDriver(NodeDriver):
 
     def list_nodes(self) -> list[Node]:
         """Every machine that has a folder, also one whose process has ended."""
-        folders = [folder for folder in _entries(self._directory) if not folder.name.startswith(".")]
-        running = _processes(self._directory)
-        return [
-            self._node(state, running=folder.name in running) for folder in folders if (state := State.read(folder))
-        ]
+        if not self._directory.is_dir():
+            return []
+        # Not while one is being made: it would pass for one that has ended.
+        with _locked(self._directory):
+            folders = [folder for folder in _entries(self._directory) if not folder.name.startswith(".")]
+            running = _processes(self._directory)
+            states = [state for folder in folders if (state := State.read(folder))]
+        return [self._node(state, running=state.name in running) for state in states]
 
     def create_node(  # type: ignore[override]  # libcloud's drivers each take options of their own
         self,
@@ -170,7 +175,9 @@ class QemuDriver(NodeDriver):
             hosts = f"{self._gateway} host.internal\n"
             texts = (f"{ex_user}\n", f"{name}\n", f"{ex_authorized_key}\n", ex_host_key, hosts)
             files = dict(zip(_GIVEN, texts, strict=True))
-            state = State(name=name, port=0, size=size.id, created=time.time(), tags=dict(ex_tags))
+            state = State(
+                id=secrets.token_hex(8), name=name, port=0, size=size.id, created=time.time(), tags=dict(ex_tags)
+            )
             try:
                 return self._node(self._start(state, size, image, files, accelerator), running=True)
             except BaseException:
@@ -178,10 +185,15 @@ class QemuDriver(NodeDriver):
                 raise
 
     def destroy_node(self, node: Node) -> bool:
-        """End the machine's process and remove its folder, whoever created it. True also if there is none."""
+        """End the machine's process and remove its folder, whoever created it. True also if there is none.
+
+        One of the same name that has followed it is left alone.
+        """
         if self._directory.is_dir():
             with _locked(self._directory):
-                self._remove(str(node.id))
+                state = State.read(self._directory / node.name)
+                if state and state.id == node.id:
+                    self._remove(node.name)
         return True
 
     def console(self, name: str) -> str:
@@ -199,7 +211,7 @@ class QemuDriver(NodeDriver):
     def _node(self, state: State, *, running: bool) -> Node:
         extra = {"tags": dict(state.tags), "port": state.port, "created": state.created}
         status = NodeState.RUNNING if running else NodeState.STOPPED
-        return Node(state.name, state.name, status, [HOST], [], self, extra=extra)
+        return Node(state.id, state.name, status, [HOST], [], self, extra=extra)
 
     def _make_directory(self) -> None:
         try:
@@ -260,7 +272,8 @@ class QemuDriver(NodeDriver):
 
     def _remove(self, name: str) -> None:
         """End the process and remove the folder, whatever there is of both. Under the lock."""
-        if pid := _processes(self._directory).get(name):
+        # One that is only just starting is two for a moment.
+        while pid := _processes(self._directory).get(name):
             _kill(pid)
         for folder in (self._directory / f".{name}", self._directory / name):
             with suppress(FileNotFoundError):

@@ -13,6 +13,9 @@ from bridge.errors import MachineDenied, MachineError, MachineRejected, MachineU
 
 _REASON_LENGTH = 300
 _SHORTEST_SECRET = 4
+_REASON = re.compile(r"\[Errno -?\d+\] ([^'\")]+)")
+# A region that libcloud itself doesn't know, or a refusal that its driver found in an answer.
+_REFUSED = re.compile(r"invalid|failed to create", re.IGNORECASE)
 # Providers say so with statuses of all kinds.
 _FULL = re.compile(r"quota|limit|capacity|insufficient|exceed|try again|unavailable", re.IGNORECASE)
 
@@ -42,12 +45,19 @@ def _kind(error: Exception) -> type[MachineError]:
         return MachineDenied if error.code in (401, 403) else MachineRejected
     if isinstance(error, ResourceNotFoundError):
         return MachineRejected
-    # A region that libcloud itself doesn't know.
-    if isinstance(error, ValueError) and not isinstance(error, MalformedResponseError | OSError):
+    if isinstance(error, ValueError) and not isinstance(error, OSError) and _REFUSED.search(_text(error)):
         return MachineRejected
     return MachineUnavailable
 
 
 def _text(error: Exception) -> str:
+    if isinstance(error, MalformedResponseError):
+        return "its answer can't be read"
     value = error.value if isinstance(error, InvalidCredsError) else error
-    return " ".join(str(value).split()) or type(error).__name__
+    text = " ".join(str(value).split())
+    if isinstance(error, OSError) and (reason := _REASON.search(text)):
+        # What requests says around it is about its own insides.
+        return reason[1].strip()
+    if isinstance(error, BaseHTTPError):
+        return text if text and text != type(error).__name__ else f"HTTP {error.code}, without a reason"
+    return text or type(error).__name__

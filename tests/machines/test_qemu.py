@@ -1,0 +1,342 @@
+"""Machines on this host, for real: created, found, destroyed and reaped, in whichever order things go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bridge.errors import MachineRejected, MachineUnavailable, SettingsError
+from bridge.machines.lifecycle import Machine, name_of
+from tests.harness import eventually
+from tests.machines.conftest import NOTHING, Host, said_on
+from tests.standin import Ends, Standin
+
+pytestmark = pytest.mark.timeout(180)
+
+
+async def has_ended(_: str) -> bool:
+    return True
+
+
+async def still_runs(_: str) -> bool:
+    return False
+
+
+@contextmanager
+def served() -> Iterator[int]:
+    """A service on this host's loopback that says `hello` to each connection; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(b"hello\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+async def test_a_machine_runs_a_command_as_an_ordinary_user(host: Host) -> None:
+    machine = await host.machines().create("3xAbC", "job", 600, wait=True)
+    assert await said_on(machine, "whoami; hostname; git --version >/dev/null && python3 -c 'print(6*7)'") == (
+        f"job\n{machine.name}\n42\n"
+    )
+
+
+async def test_the_command_says_all_that_a_program_needs_to_log_in(host: Host) -> None:
+    assert await said_on(host.create("3xAbC", "--wait"), "echo $HOME") == "/home/job\n"
+
+
+async def test_the_settings_choose_the_user(host: Host) -> None:
+    machine = await host.machines(machine_user="analyst").create("3xAbC", "job", 600, wait=True)
+    assert await said_on(machine, "id -un; touch ~/mine && echo written") == "analyst\nwritten\n"
+
+
+async def test_a_machine_keeps_its_host_key_from_the_user(host: Host) -> None:
+    machine = await host.machines().create("3xAbC", "job", 600, wait=True)
+    command = "cat /run/keys/host /sys/firmware/qemu_fw_cfg/by_name/opt/machine/host_key/raw 2>&1 | grep -c denied"
+    assert await said_on(machine, command) == "2\n"
+
+
+async def test_a_machine_reaches_what_is_named_and_nothing_else_of_this_host(host: Host) -> None:
+    read = "timeout 5 bash -c 'head -n1 </dev/tcp/{}/{}' 2>/dev/null || echo refused"
+    with served() as named, served() as other:
+        machines = host.machines(machine_reach=[f"127.0.0.1:{named}"])
+        machine = await machines.create("3xAbC", "job", 600, wait=True)
+        places = [("host.internal", named), ("host.internal", named), ("host.internal", other), ("10.0.2.2", other)]
+        said = [await said_on(machine, read.format(*place)) for place in places]
+    assert said == ["hello\n", "hello\n", "refused\n", "refused\n"]
+
+
+async def test_an_open_network_reaches_this_host(host: Host) -> None:
+    with served() as port:
+        machine = await host.machines(machine_network="open").create("3xAbC", "job", 600, wait=True)
+        command = f"timeout 5 bash -c 'head -n1 </dev/tcp/host.internal/{port}'"
+        assert await said_on(machine, command) == "hello\n"
+
+
+async def test_the_size_decides_processors_and_memory(host: Host) -> None:
+    machine = await host.machines().create("3xAbC", "job", 600, size="medium", wait=True)
+    said = await said_on(machine, "nproc; free -m | awk '/^Mem:/ { print ($2 > 1500) }'")
+    assert said == "2\n1\n"
+
+
+def test_another_process_destroys_a_machine_without_a_trace(host: Host) -> None:
+    host.create("3xAbC")
+    assert len(host.processes) == 1
+    assert host("destroy", "--execution", "3xAbC").returncode == 0
+    assert host.left == NOTHING
+
+
+def test_destroying_twice_is_fine(host: Host) -> None:
+    said = host.create("3xAbC")
+    answers = [host("destroy", "--name", said["name"], "--json") for _ in range(2)]
+    assert [answer.returncode for answer in answers] == [0, 0]
+    assert [json.loads(answer.stdout)["destroyed"] for answer in answers] == [[said["name"]], []]
+
+
+def test_two_processes_that_create_at_once_come_to_one_machine(host: Host) -> None:
+    words = ("create", "--execution", "3xAbC", "--deadline", "600", "--json")
+    children = [host.start(*words) for _ in range(2)]
+    assert [child.wait(60) for child in children] == [0, 0]
+    first, second = ({**json.loads(child.log.read_text()), "state": None} for child in children)
+    assert first == second
+    assert len(host.processes) == 1
+
+
+def test_a_second_create_finds_the_first_ones_machine(host: Host) -> None:
+    assert host.create("3xAbC") == host.create("3xAbC")
+
+
+def test_machines_of_several_executions_live_side_by_side(host: Host) -> None:
+    ports = {host.create(execution)["port"] for execution in ("a", "A", "b")}
+    assert len(ports) == len(host.processes) == 3
+    listed = json.loads(host("list", "--json").stdout)
+    assert {machine["execution"] for machine in listed} == {"a", "A", "b"}
+
+
+def test_a_machine_that_died_is_replaced(host: Host) -> None:
+    host.create("3xAbC")
+    (process,) = host.processes
+    process.kill()
+    process.wait(10)
+    host.create("3xAbC")
+    assert len(host.processes) == 1
+
+
+async def test_reap_destroys_the_machine_of_an_execution_that_has_ended(host: Host) -> None:
+    await host.machines().create("3xAbC", "job", 600)
+    sweep = await host.machines().reap(has_ended)
+    assert [row.reason for row in sweep.reaped] == ["execution 3xAbC has ended"]
+    assert host.left == NOTHING
+
+
+async def test_reap_leaves_the_machine_of_an_execution_that_runs(host: Host) -> None:
+    await host.machines().create("3xAbC", "job", 600)
+    assert (await host.machines().reap(still_runs)).kept == 1
+    assert len(host.processes) == 1
+
+
+async def test_reap_destroys_a_machine_past_its_deadline_also_while_its_execution_runs(host: Host) -> None:
+    await host.machines().create("3xAbC", "job", 1)
+
+    async def reaped() -> list[str]:
+        return [row.reason for row in (await host.machines().reap(still_runs)).reaped]
+
+    (reason,) = await eventually(reaped, "the deadline passes")
+    assert reason.startswith("its deadline is past")
+    assert host.left == NOTHING
+
+
+async def test_a_dry_run_destroys_nothing(host: Host) -> None:
+    await host.machines().create("3xAbC", "job", 600)
+    assert len((await host.machines().reap(has_ended, dry_run=True)).reaped) == 1
+    assert len(host.processes) == 1
+
+
+async def test_reaps_twice_and_side_by_side_are_fine(host: Host) -> None:
+    for execution in ("a", "b", "c"):
+        await host.machines().create(execution, "job", 600)
+    sweeps = await asyncio.gather(*(host.machines().reap(has_ended) for _ in range(3)))
+    sweeps.append(await host.machines().reap(has_ended))
+    assert [list(sweep.troubles) for sweep in sweeps] == [[], [], [], []]
+    assert host.left == NOTHING
+
+
+async def test_another_bridges_machines_are_never_touched(host: Host) -> None:
+    await host.machines(machine_secret="another bridge's own secret").create("3xAbC", "job", 600)
+    sweep = await host.machines().reap(has_ended)
+    assert (len(sweep.reaped), sweep.kept) == (0, 0)
+    assert len(host.processes) == 1
+
+
+async def test_the_reap_command_asks_kestra(host: Host) -> None:
+    async with Standin() as kestra:
+        kestra.flow("bridge.jobs", "example", Ends())
+        created = await _execution(kestra)
+        await host.machines().create(created, "job", 600)
+        done = await asyncio.to_thread(
+            host,
+            "reap",
+            kestra_url=kestra.url,
+            kestra_username=kestra.username,
+            kestra_password=kestra.password,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"destroyed {name_of(created)}: execution {created} has ended\n"
+    assert host.left == NOTHING
+
+
+async def test_reap_without_kestra_still_keeps_deadlines_and_says_what_it_could_not_ask(host: Host) -> None:
+    await host.machines().create("late", "job", -1)
+    await host.machines().create("early", "job", 600)
+    done = await asyncio.to_thread(host, "reap", "--json", kestra_url="http://127.0.0.1:1")
+    told = json.loads(done.stdout)
+    assert (done.returncode, [row["execution"] for row in told["reaped"]]) == (1, ["late"])
+    assert "can't reach Kestra" in told["troubles"][0]
+    assert host.folders == [name_of("early")]
+
+
+async def test_what_a_creator_leaves_that_is_killed_in_the_middle_is_reaped(host: Host) -> None:
+    child = host.start("create", "--execution", "3xAbC", "--deadline", "600", "--wait")
+    await eventually(lambda: host.folders, "the machine's folder appears", every=0.001)
+    child.signal(signal.SIGKILL)
+    await host.machines().reap(has_ended)
+    # What was being started when the folder went has nowhere to be.
+    await eventually(lambda: host.left == NOTHING, "nothing is left")
+
+
+async def test_a_stop_in_the_middle_leaves_nothing(host: Host) -> None:
+    child = host.start("create", "--execution", "3xAbC", "--deadline", "600", "--wait")
+    await eventually(lambda: host.folders, "the machine's folder appears", every=0.001)
+    child.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(child.wait, 60) == 143
+    assert host.left == NOTHING
+
+
+async def test_a_stop_while_the_machine_boots_leaves_nothing(host: Host) -> None:
+    child = host.start("create", "--execution", "3xAbC", "--deadline", "600", "--wait")
+    await eventually(lambda: host.processes, "the machine's process runs")
+    child.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(child.wait, 60) == 143
+    assert host.left == NOTHING
+
+
+async def test_a_stop_of_who_only_found_a_machine_leaves_it_alone(host: Host) -> None:
+    machines = host.machines()
+    await machines.create("3xAbC", "job", 600)
+    task = asyncio.create_task(host.machines().create("3xAbC", "job", 600, wait=True))
+    await asyncio.wait([task], timeout=0.5)
+    task.cancel()
+    await asyncio.wait([task])
+    assert await machines.find("3xAbC")
+
+
+def test_a_machine_that_never_answers_is_said_so_and_destroyed(host: Host) -> None:
+    done = host("create", "--execution", "3xAbC", "--deadline", "600", "--wait", machine_boot_timeout="0.3")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "did not answer by SSH within 0.3 s (BRIDGE_MACHINE_BOOT_TIMEOUT)" in done.stderr
+    assert host.left == NOTHING
+
+
+async def test_a_machine_that_dies_while_it_boots_is_said_so_and_destroyed(host: Host) -> None:
+    task = asyncio.create_task(host.machines().create("3xAbC", "job", 600, wait=True))
+    pid = await eventually(lambda: [file.read_text() for file in host.folder.glob("*/pid")], "the machine runs")
+    os.kill(int(pid[0]), signal.SIGKILL)
+    with pytest.raises(MachineUnavailable, match="has ended by itself"):
+        await task
+    assert host.left == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--image", "windows"), "no image 'windows' here; there is debian"),
+        (("--size", "enormous"), "no size 'enormous' here; there is large, medium, small"),
+    ],
+)
+def test_a_wrong_image_or_size_makes_one_line_and_no_machine(host: Host, words: tuple[str, str], said: str) -> None:
+    done = host("create", "--execution", "3xAbC", "--deadline", "600", *words)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert said in done.stderr
+    assert host.left == NOTHING
+
+
+@pytest.mark.parametrize("execution", ["", "../../etc", "a b", "x" * 34, "$(id)"])
+async def test_what_can_not_be_an_executions_id_makes_no_machine(host: Host, execution: str) -> None:
+    with pytest.raises(SettingsError, match="is no execution's id"):
+        await host.machines().create(execution, "job", 600)
+    assert host.left == NOTHING
+
+
+async def test_an_image_that_qemu_can_not_use_leaves_nothing(host: Host, image: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "images" / "debian"
+    broken.mkdir(parents=True)
+    for name in ("kernel", "initrd"):
+        shutil.copy(image / name, broken / name)
+    (broken / "disk.qcow2").write_bytes(b"no disk")
+    with pytest.raises(MachineUnavailable, match=r"^qemu-img failed: .*not in qcow2 format"):
+        await host.machines(machine_image_directory=broken.parent).create("3xAbC", "job", 600)
+    assert host.left == NOTHING
+
+
+async def test_without_an_image_the_error_says_so(host: Host, tmp_path: Path) -> None:
+    with pytest.raises(MachineRejected, match="no image 'debian' here; there is none at all"):
+        await host.machines(machine_image_directory=tmp_path / "nowhere").create("3xAbC", "job", 600)
+
+
+def test_without_qemu_the_error_names_the_packages(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = host("create", "--execution", "3xAbC", "--deadline", "600")
+    assert (done.returncode, host.left) == (1, NOTHING)
+    assert "qemu-img is not installed (Debian: qemu-system-x86, qemu-utils)" in done.stderr
+
+
+async def test_a_folder_that_can_not_be_made_is_named(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineUnavailable, match=f"can't use the folder {tmp_path}/file/machines"):
+        await host.machines(machine_directory=tmp_path / "file" / "machines").create("3xAbC", "job", 600)
+
+
+async def test_who_reads_the_folder_sees_no_secret_of_a_machine(host: Host) -> None:
+    machine = await host.machines().create("3xAbC", "job", 600)
+    modes = {path.name: path.stat().st_mode & 0o077 for path in (host.folder / machine.name).iterdir()}
+    assert (host.folder.stat().st_mode & 0o077, modes["host_key"]) == (0, 0)
+
+
+async def test_a_machine_outlives_who_created_it(host: Host) -> None:
+    said = host.create("3xAbC")
+    (process,) = host.processes
+    assert os.getsid(process.pid) != os.getsid(0)
+    assert (await host.machines().wait(await _found(host, said["execution"]))).host == "127.0.0.1"
+
+
+async def _found(host: Host, execution: str) -> Machine:
+    found = await host.machines().find(execution)
+    assert found
+    return found
+
+
+async def _execution(kestra: Standin) -> str:
+    """The id of an execution that has ended."""
+    async with httpx.AsyncClient(auth=(kestra.username, kestra.password)) as http:
+        answer = await http.post(f"{kestra.url}/api/v1/main/executions/bridge.jobs/example")
+    execution = str(answer.json()["id"])
+    await eventually(lambda: kestra.executions[execution].ended is not None, "the execution ends")
+    return execution
