@@ -252,7 +252,7 @@ class Where:
             raise SettingsError("which machine? Give --execution, --name, or --name and --host")
 
     def __str__(self) -> str:
-        return self.name or f"the machine of execution {self.execution}"
+        return self.name or f"machine of execution {self.execution}"
 
     async def find(self) -> Address:
         """The machine's address and keys.
@@ -278,7 +278,8 @@ class Where:
         else:
             machine = next((one for one in await machines.all() if one.name == self.name and not one.dead), None)
         if machine is None:
-            raise MachineUnreachable(f"there is no {self}" if not self.name else f"there is no machine {self.name}")
+            whose = f"of execution {self.execution}" if self.execution else self.name
+            raise MachineUnreachable(f"there is no machine {whose}")
         return machine if machine.host else await machines.wait(machine)
 
 

@@ -189,16 +189,17 @@ class RemoteRun:
 
     async def _follow(self, connection: asyncssh.SSHClientConnection, command: bytes) -> None:
         """Pass the output on until the run has ended."""
-        async with connection.create_process(command.decode(), encoding=None, stdin=asyncssh.DEVNULL) as process:
-            pumps = [asyncio.create_task(self._pump(process, which)) for which in (0, 1)]
-            try:
-                await _all_done(pumps)
-                await process.wait_closed()
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
-                process.channel.abort()
+        process = await connection.create_process(command.decode(), encoding=None, stdin=asyncssh.DEVNULL)
+        pumps = [asyncio.create_task(self._pump(process, which)) for which in (0, 1)]
+        try:
+            await _all_done(pumps)
+            await process.wait_closed()
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            # Not waited for: a machine that is frozen would hold up the stop that may follow.
+            process.channel.abort()
         for sink in self._sinks:
             await sink.flush()
         self._judge(process.exit_status)
