@@ -220,7 +220,8 @@ def _digest(files: Sequence[Path]) -> str:
 class Engine:
     """Kestra's engine as a child process; on leaving the `with` block it's gone with all that it started.
 
-    With `database="file"` a start after `stop` or `kill` goes on with what was there, on the same port.
+    With `database="file"` a start after `stop` or `kill` goes on with what was there, on the same port. Shell tasks
+    find the caller's environment, and `environment` over it.
     """
 
     username = "admin@example.org"
@@ -234,6 +235,7 @@ class Engine:
         database: Database = "memory",
         port: int = 0,
         secrets: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
         heap: str = "512m",
         worker_threads: int = 32,
         password: str | None = None,
@@ -245,6 +247,7 @@ class Engine:
         self.password = password or f"Aa0{random.token_hex(8)}"
         self._database = database
         self._secrets = {**(amqp.secrets() if amqp else {}), **(secrets or {})}
+        self._surroundings = {**os.environ, **(environment or {})}
         self._heap = heap
         self._worker_threads = worker_threads
         self._say = say
@@ -339,7 +342,7 @@ class Engine:
             "WORKER_THREADS": str(self._worker_threads),
         }
         return {
-            **{name: value for name, value in os.environ.items() if not name.startswith(_OURS)},
+            **{name: value for name, value in self._surroundings.items() if not name.startswith(_OURS)},
             **{f"ENGINE_{name}": value for name, value in engine.items()},
             **{f"SECRET_{name}": base64.b64encode(value.encode()).decode() for name, value in self._secrets.items()},
         }
