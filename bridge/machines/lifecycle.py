@@ -48,6 +48,7 @@ Result = TypeVar("Result")
 UNKNOWN_AFTER = 600.0
 """Seconds after which a machine is destroyed whose execution Kestra doesn't know; a sooner answer may be wrong."""
 GONE_TIMEOUT = 120.0
+LISTED_TIMEOUT = 60.0
 BANNER_TIMEOUT = 1.0
 LOOK_AGAIN = 3.0
 """Seconds between the looks at a provider for a machine's address or its end."""
@@ -285,18 +286,36 @@ class Machines:
     async def _settled(self, order: Order) -> Machine:
         """The machine that stays when two tasks made one each at the same moment: the one that both see first."""
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_NotYetError), stop=stop_after_delay(60), wait=wait_exponential(0.1, 5)
+            retry=retry_if_exception_type(_NotYetError),
+            stop=stop_after_delay(LISTED_TIMEOUT),
+            wait=wait_exponential(0.1, 5),
+            reraise=True,
         )
-        async for attempt in retrying:
-            with attempt:
-                machines = [machine for machine in await self._of(order.tags.execution) if not machine.dead]
-                if not machines:
+        try:
+            async for attempt in retrying:
+                with attempt:
                     # What has been made may take a moment to be listed.
-                    raise _NotYetError
-        kept, *others = machines
+                    kept, *others = await self._alive(order)
+        except _NotYetError:
+            raise MachineUnavailable(
+                f"machine {order.name} is not listed {LISTED_TIMEOUT:g} s after it was made"
+            ) from None
         await self._destroy([machine for machine in others if machine.tags.call == order.tags.call])
         log.info("machine created", machine=kept.name, execution=order.tags.execution, job=order.tags.job)
         return kept
+
+    async def _alive(self, order: Order) -> list[Machine]:
+        machines = await self._of(order.tags.execution)
+        if alive := [machine for machine in machines if not machine.dead]:
+            return alive
+        for machine in machines:
+            self._check_alive(machine)
+        raise _NotYetError
+
+    def _check_alive(self, machine: Machine) -> None:
+        if machine.dead:
+            said = self._said(machine)
+            raise MachineUnavailable(f"machine {machine.name} has ended by itself ({machine.state}){said}")
 
     async def _undo(self, order: Order) -> None:
         """Leave nothing of a call that failed."""
@@ -318,9 +337,7 @@ class Machines:
     async def _current(self, machine: Machine) -> Machine:
         for current in await self.all():
             if current.id == machine.id:
-                if current.dead:
-                    said = self._said(current)
-                    raise MachineUnavailable(f"machine {machine.name} has ended by itself ({current.state}){said}")
+                self._check_alive(current)
                 return current
         raise MachineUnavailable(f"machine {machine.name} is no longer there")
 

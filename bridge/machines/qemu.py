@@ -89,7 +89,9 @@ class State:
     def write(self, folder: Path) -> None:
         """Keep it in that folder."""
         data = {field: getattr(self, field) for field in self.__dataclass_fields__}
-        _write_privately(folder / _STATE, json.dumps(data))
+        draft = folder / f".{_STATE}"
+        _write_privately(draft, json.dumps(data))
+        draft.replace(folder / _STATE)
 
 
 class QemuDriver(NodeDriver):
@@ -141,9 +143,15 @@ class QemuDriver(NodeDriver):
             return []
         # Not while one is being made: it would pass for one that has ended.
         with _locked(self._directory):
-            folders = [folder for folder in _entries(self._directory) if not folder.name.startswith(".")]
+            states = []
+            for folder in _entries(self._directory):
+                state = None if folder.name.startswith(".") else State.read(folder)
+                if state:
+                    states.append(state)
+                elif folder.is_dir():
+                    # Whoever began it, or its end, was killed: one that is in use has a name and a state.
+                    self._remove(folder.name.removeprefix("."))
             running = _processes(self._directory)
-            states = [state for folder in folders if (state := State.read(folder))]
         return [self._node(state, running=state.name in running) for state in states]
 
     def create_node(  # type: ignore[override]  # libcloud's drivers each take options of their own
@@ -272,12 +280,16 @@ class QemuDriver(NodeDriver):
 
     def _remove(self, name: str) -> None:
         """End the process and remove the folder, whatever there is of both. Under the lock."""
+        folder, gone = self._directory / name, self._directory / f".{name}"
+        shutil.rmtree(gone, ignore_errors=True)
+        # Moved away before anything else: what a killed creator still starts finds none of its files.
+        with suppress(FileNotFoundError):
+            folder.rename(gone)
         # One that is only just starting is two for a moment.
         while pid := _processes(self._directory).get(name):
             _kill(pid)
-        for folder in (self._directory / f".{name}", self._directory / name):
-            with suppress(FileNotFoundError):
-                shutil.rmtree(folder)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(gone)
 
     def _choose_accelerator(self, image: Path) -> str:
         if self._accelerator != "auto":

@@ -217,9 +217,19 @@ async def test_what_a_creator_leaves_that_is_killed_in_the_middle_is_reaped(host
     child = host.start("create", "--execution", "3xAbC", "--deadline", "600", "--wait")
     await eventually(lambda: host.folders, "the machine's folder appears", every=0.001)
     child.signal(signal.SIGKILL)
-    await host.machines().reap(has_ended)
+    sweep = await host.machines().reap(has_ended)
+    assert sweep.troubles == []
     # What was being started when the folder went has nowhere to be.
     await eventually(lambda: host.left == NOTHING, "nothing is left")
+
+
+@pytest.mark.parametrize("name", [f".{name_of('3xAbC')}", name_of("3xAbC")])
+async def test_a_folder_whose_writer_was_killed_is_removed(host: Host, name: str) -> None:
+    folder = host.folder / name
+    folder.mkdir(parents=True)
+    (folder / "host_key").touch()
+    await host.machines().reap(has_ended)
+    assert host.left == NOTHING
 
 
 async def test_a_stop_in_the_middle_leaves_nothing(host: Host) -> None:
@@ -257,8 +267,9 @@ def test_a_machine_that_never_answers_is_said_so_and_destroyed(host: Host) -> No
 
 async def test_a_machine_that_dies_while_it_boots_is_said_so_and_destroyed(host: Host) -> None:
     task = asyncio.create_task(host.machines().create("3xAbC", "job", 600, wait=True))
-    pid = await eventually(lambda: [file.read_text() for file in host.folder.glob("*/pid")], "the machine runs")
-    os.kill(int(pid[0]), signal.SIGKILL)
+    await eventually(lambda: host.machines().find("3xAbC"), "the machine runs")
+    (process,) = host.processes
+    process.kill()
     with pytest.raises(MachineUnavailable, match="has ended by itself"):
         await task
     assert host.left == NOTHING
