@@ -27,8 +27,10 @@ READ_TIMEOUT = 30.0
 CREATE_TIMEOUT = 8.0
 """Shorter than the adopt grace, so that a create is over before another replica gives up looking for it."""
 
-CONCURRENT_REQUESTS = 10
-"""More at once only make httpx's connection pool search longer: at 64 it takes twice the CPU time for each request."""
+CONCURRENT_CREATES = 8
+CONCURRENT_QUESTIONS = 6
+"""Apart, so that creates that hang keep nobody from asking or killing. More at once only make httpx's connection pool
+search longer: at 64 a request costs twice the CPU time."""
 
 PAGE_SIZE = 500
 _REASON_LENGTH = 400
@@ -85,7 +87,8 @@ class Kestra:
         self._tenant = settings.kestra_tenant
         self._metrics = metrics or Metrics()
         self._create_timeout = create_timeout
-        self._requests = asyncio.Semaphore(CONCURRENT_REQUESTS)
+        self._creating = asyncio.Semaphore(CONCURRENT_CREATES)
+        self._asking = asyncio.Semaphore(CONCURRENT_QUESTIONS)
         self._dialect: Dialect | None = None
         self._skew = timedelta()
         self.up = False
@@ -95,7 +98,7 @@ class Kestra:
             headers={"User-Agent": f"kestra-bridge/{__version__}", "Accept": "application/json", **_bearer(settings)},
             verify=_tls(settings),
             timeout=httpx.Timeout(READ_TIMEOUT, connect=5.0, pool=None),
-            limits=httpx.Limits(max_connections=CONCURRENT_REQUESTS),
+            limits=httpx.Limits(max_connections=CONCURRENT_CREATES + CONCURRENT_QUESTIONS),
             transport=transport,
         )
 
@@ -283,7 +286,8 @@ class Kestra:
         self, operation: str, method: str, path: str, *, lost: type[KestraError] = KestraUnavailable, **kwargs: Any
     ) -> httpx.Response:
         """One request and its answer, whatever the status, except what concerns the server and not the request."""
-        async with self._requests, self._measured(operation) as codes:
+        turn = self._creating if operation == "create" else self._asking
+        async with turn, self._measured(operation) as codes:
             try:
                 response = await self._http.request(method, path, **kwargs)
             except _NEVER_SENT as error:

@@ -27,7 +27,7 @@ from pydantic import SecretStr
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraError, KestraRejected, KestraUnavailable
 from bridge.execution import Execution, State
 from bridge.job import FlowName, Job
-from bridge.kestra import Kestra
+from bridge.kestra import CONCURRENT_CREATES, Kestra
 from bridge.metrics import Metrics
 from bridge.settings import KestraSettings
 from tests.standin import EMPTY, HTML, TRUNCATED, Ends, Standin
@@ -670,7 +670,7 @@ class TestManyAtOnce:
             standin.flow(FLOW.namespace, FLOW.id)
             standin.faults.add("create", times=None, hang=True)
             creates = [asyncio.ensure_future(kestra.create(Job(id=f"j{n}", flow=FLOW))) for n in range(200)]
-            await standin.until(lambda: standin.requests["create"] >= 16, "the first creates")
+            await standin.until(lambda: standin.requests["create"] >= CONCURRENT_CREATES, "the first creates")
             async with asyncio.timeout(5):
                 assert await kestra.unfinished() == []
             for create in creates:
