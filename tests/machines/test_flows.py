@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
+KEY = "a-key-that-nobody-guesses"
 NAMESPACE = "bridge.jobs"
 PATIENCE = 120.0
 """How long a job may take on a busy machine without KVM."""
@@ -71,6 +73,8 @@ def world(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
         engine = Engine(
             directory / "kestra",
             amqp=AmqpAddress.from_url(rabbit.amqp_url),
+            database="file",
+            secrets={"BRIDGE_WEBHOOK_KEY": KEY},
             port=engine_port,
             password="Aa0secret",
             environment=_of_the_workers(host, engine_port),
@@ -177,6 +181,39 @@ class Stage:
     async def outputs(self, execution: str) -> Any:
         return (await self.get(f"/outputs/executions/{execution}")).json()
 
+    async def result(self, execution: str, path: str) -> str:
+        """What a result file holds, in Kestra's storage."""
+        uri = (await self.outputs(execution))["results"][f"results/{path}"]
+        return (await self.get(f"/executions/{execution}/file", path=uri)).text
+
+    async def end(self, execution: str) -> str:
+        """The state that an execution ends in."""
+
+        async def state() -> str:
+            found = parse_execution((await self.get(f"/executions/{execution}")).json()).state
+            return found.value if found.terminal else ""
+
+        return await eventually(state, f"the end of {execution}", timeout=PATIENCE, every=0.2)
+
+    async def limit_batches(self, limit: int) -> None:
+        """Let a batch have fewer jobs at once than the flow that ships says."""
+        address = f"/flows/{NAMESPACE}/vm-batch"
+        source = (await self.get(address, source="true")).json()["source"]
+        changed = re.sub(r"concurrencyLimit: \d+", f"concurrencyLimit: {limit}", source)
+        answer = await self.api.put(address, content=changed, headers={"Content-Type": "application/x-yaml"})
+        assert answer.status_code == 200, answer.text
+
+    async def most_machines(self, until: Callable[[], bool]) -> int:
+        """How many machines there are at most at once, until then."""
+        seen = [0]
+
+        def done() -> bool:
+            seen.append(len(self.world.host.folders))
+            return until()
+
+        await eventually(done, "the end of it", timeout=PATIENCE)
+        return max(seen)
+
     async def nothing_is_left(self) -> bool:
         """Whether no machine is left, neither process nor folder, in good time."""
         await eventually(lambda: self.world.host.left == NOTHING, "no machine is left", timeout=PATIENCE)
@@ -211,9 +248,7 @@ async def test_a_message_s_script_runs_on_a_machine_and_its_results_are_kept(sta
     execution = line["execution"]
     assert line["settlement"] == "ack", await stage.said(execution)
     assert "the script speaks" in await stage.said(execution)
-    uri = (await stage.outputs(execution))["results"]["results/greeting.txt"]
-    kept = await stage.get(f"/executions/{execution}/file", path=uri)
-    assert kept.text == f"{HOSTILE} of job"
+    assert await stage.result(execution, "greeting.txt") == f"{HOSTILE} of job"
     assert await stage.nothing_is_left()
 
 
@@ -247,4 +282,51 @@ async def test_a_job_whose_bridge_dies_in_mid_run_is_adopted_by_the_next(stage: 
     assert (line["how"], line["settlement"], line["execution"]) == ("adopted", "ack", execution.id)
     assert [one.id for one in await stage.executions()] == [execution.id]
     assert (await stage.said(execution.id)).count("started") == 1
+    assert await stage.nothing_is_left()
+
+
+async def test_a_job_whose_worker_dies_in_mid_run_is_taken_up_without_running_it_again(stage: Stage) -> None:
+    async with stage.bridge(job_timeout=PATIENCE) as bridge:
+        await stage.submit(
+            "one", script="echo x >>../../starts; echo started; sleep 8; wc -l <../../starts >n", results="n"
+        )
+        execution = await stage.speaking()
+        stage.world.engine.kill()
+        # Not in another thread: a child process ends with the thread that started it.
+        stage.world.engine.start()
+        (line,) = await bridge.settled(job="one", timeout=PATIENCE)
+    assert (line["settlement"], line["execution"]) == ("ack", execution.id)
+    assert await stage.result(execution.id, "n") == "1\n"
+    assert await stage.nothing_is_left()
+
+
+async def test_a_webhook_call_runs_the_same_job(stage: Stage) -> None:
+    answer = await stage.api.post(
+        f"/executions/webhook/{NAMESPACE}/webhook-job/{KEY}",
+        json={"script": JOB, "variables": {"GREETING": HOSTILE}, "results": "*.txt", "time_limit": 60},
+    )
+    assert answer.status_code == 200, answer.text
+    execution = answer.json()["id"]
+    assert await stage.end(execution) == "SUCCESS"
+    assert list((await stage.outputs(execution))["results"]) == ["results/greeting.txt"]
+    assert await stage.nothing_is_left()
+
+
+async def test_a_batch_fails_with_the_job_that_failed_and_tells_of_each(stage: Stage) -> None:
+    await stage.limit_batches(2)
+    jobs = [{"script": f"echo job {number}; exit {number == 2:d}", "time_limit": 60} for number in range(4)]
+    async with stage.bridge(flow=f"{NAMESPACE}/vm-batch", max_attempts=1, job_timeout=300) as bridge:
+        await stage.submit("one", jobs=jobs)
+        most = await stage.most_machines(lambda: bridge.count("settled") > 0)
+        (line,) = bridge.events("settled")
+        (letter,) = await stage.client.take(f"{stage.queue}.dead")
+    told = (await stage.outputs(line["execution"]))["jobs"]
+    assert "job 2 ended in FAILED" in str(letter.headers["x-bridge-error"])
+    assert [(job["number"], job["state"]) for job in told] == [
+        (0, "SUCCESS"),
+        (1, "SUCCESS"),
+        (2, "FAILED"),
+        (3, "SUCCESS"),
+    ]
+    assert most == 2
     assert await stage.nothing_is_left()
