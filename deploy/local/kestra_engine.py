@@ -247,7 +247,7 @@ class Engine:
         self.password = password or f"Aa0{random.token_hex(8)}"
         self._database = database
         self._secrets = {**(amqp.secrets() if amqp else {}), **(secrets or {})}
-        self._surroundings = {**os.environ, **(environment or {})}
+        self._given = dict(environment or {})
         self._heap = heap
         self._worker_threads = worker_threads
         self._say = say
@@ -341,8 +341,9 @@ class Engine:
             "PASSWORD": self.password,
             "WORKER_THREADS": str(self._worker_threads),
         }
+        given = {**os.environ, **self._given}
         return {
-            **{name: value for name, value in self._surroundings.items() if not name.startswith(_OURS)},
+            **{name: value for name, value in given.items() if not name.startswith(_OURS)},
             **{f"ENGINE_{name}": value for name, value in engine.items()},
             **{f"SECRET_{name}": base64.b64encode(value.encode()).decode() for name, value in self._secrets.items()},
         }
