@@ -10,6 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 
 from bridge.execution import Execution
 from bridge.kestra import parse_execution
-from deploy.local.kestra_engine import AmqpAddress, Engine
+from deploy.local.kestra_engine import AmqpAddress, Engine, Series
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
 from tests.harness import Bridge, Client, eventually
@@ -56,8 +57,20 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    directory, git_port, engine_port = tmp_path_factory.mktemp("world"), free_port(), free_port()
+def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    with RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), series="4.3") as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def world(rabbit: RabbitMQ, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with _world(rabbit, image, tmp_path_factory.mktemp("world"), "2.0") as made:
+        yield made
+
+
+@contextmanager
+def _world(rabbit: RabbitMQ, image: Path, directory: Path, series: Series) -> Iterator[World]:
+    git_port, engine_port = free_port(), free_port()
     host = Host(
         directory,
         {
@@ -68,22 +81,26 @@ def world(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
             "machine_reach": json.dumps([f"127.0.0.1:{git_port}"]),
         },
     )
-    with RabbitMQ(directory / "rabbitmq", series="4.3") as rabbit, serve_git(directory, git_port):
+    engine = Engine(
+        directory / "kestra",
+        series=series,
+        amqp=AmqpAddress.from_url(rabbit.amqp_url),
+        # A file outlives the engine. On 1.3, a kill that interrupts the worker as it writes would close it for good.
+        database="memory" if series == "1.3" else "file",
+        secrets={"BRIDGE_WEBHOOK_KEY": KEY},
+        port=engine_port,
+        password="Aa0secret",
+        environment=_of_the_workers(host, engine_port),
+    )
+    with serve_git(directory, git_port):
         _commit(directory / "git/source", "work", JOB)
-        engine = Engine(
-            directory / "kestra",
-            amqp=AmqpAddress.from_url(rabbit.amqp_url),
-            database="file",
-            secrets={"BRIDGE_WEBHOOK_KEY": KEY},
-            port=engine_port,
-            password="Aa0secret",
-            environment=_of_the_workers(host, engine_port),
-        )
         try:
-            with engine:
-                _deploy(engine)
-                yield World(rabbit, engine, host, f"git://host.internal:{git_port}/source")
+            engine.start()
+            _deploy(engine)
+            yield World(rabbit, engine, host, f"git://host.internal:{git_port}/source")
         finally:
+            # Its data die with it: nothing is worth the wait for an orderly end.
+            engine.kill()
             host.end()
 
 
@@ -179,12 +196,19 @@ class Stage:
         return execution
 
     async def outputs(self, execution: str) -> Any:
+        if self.world.engine.series == "1.3":
+            return (await self.get(f"/executions/{execution}")).json()["outputs"]
         return (await self.get(f"/outputs/executions/{execution}")).json()
 
-    async def result(self, execution: str, path: str) -> str:
+    async def kill(self, execution: str) -> None:
+        actions = "" if self.world.engine.series == "1.3" else "actions/"
+        answer = await self.api.delete(f"/executions/{execution}/{actions}kill")
+        assert answer.is_success, answer.text
+
+    async def result(self, execution: str, path: str) -> bytes:
         """What a result file holds, in Kestra's storage."""
         uri = (await self.outputs(execution))["results"][f"results/{path}"]
-        return (await self.get(f"/executions/{execution}/file", path=uri)).text
+        return (await self.get(f"/executions/{execution}/file", path=uri)).content
 
     async def end(self, execution: str) -> str:
         """The state that an execution ends in."""
@@ -222,12 +246,31 @@ class Stage:
 
 @pytest.fixture
 async def stage(tmp_path: Path, world: World) -> AsyncIterator[Stage]:
+    async with _stage(tmp_path, world) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def world_of_1(rabbit: RabbitMQ, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The same with Kestra 1.3."""
+    with _world(rabbit, image, tmp_path_factory.mktemp("world-of-1"), "1.3") as made:
+        yield made
+
+
+@pytest.fixture
+async def stage_of_1(tmp_path: Path, world_of_1: World) -> AsyncIterator[Stage]:
+    async with _stage(tmp_path, world_of_1) as made:
+        yield made
+
+
+@asynccontextmanager
+async def _stage(directory: Path, world: World) -> AsyncIterator[Stage]:
     auth = httpx.BasicAuth(world.engine.username, world.engine.password)
     async with (
         httpx.AsyncClient(base_url=f"{world.engine.url}/api/v1/main", auth=auth, timeout=30) as api,
         Client.connect(world.rabbit.amqp_url) as client,
     ):
-        stage = Stage(tmp_path, world, client, api)
+        stage = Stage(directory, world, client, api)
         try:
             yield stage
         finally:
@@ -238,17 +281,17 @@ async def stage(tmp_path: Path, world: World) -> AsyncIterator[Stage]:
 async def test_a_message_s_script_runs_on_a_machine_and_its_results_are_kept(stage: Stage) -> None:
     async with stage.bridge() as bridge:
         await stage.submit(
-            "one",
+            HOSTILE,
             git_repository=stage.world.repository,
             git_branch="work",
             variables={"GREETING": HOSTILE},
             results="*.txt",
         )
-        (line,) = await bridge.settled(job="one", timeout=PATIENCE)
+        (line,) = await bridge.settled(job=HOSTILE, timeout=PATIENCE)
     execution = line["execution"]
     assert line["settlement"] == "ack", await stage.said(execution)
     assert "the script speaks" in await stage.said(execution)
-    assert await stage.result(execution, "greeting.txt") == f"{HOSTILE} of job"
+    assert await stage.result(execution, "greeting.txt") == f"{HOSTILE} of job".encode()
     assert await stage.nothing_is_left()
 
 
@@ -261,12 +304,23 @@ async def test_a_script_that_fails_is_a_dead_letter_with_its_exit_code(stage: St
     assert await stage.nothing_is_left()
 
 
+async def test_a_job_whose_machine_dies_in_mid_run_is_a_dead_letter_that_says_so(stage: Stage) -> None:
+    async with stage.bridge(max_attempts=1) as bridge:
+        await stage.submit("one", script="echo started; sleep 1000")
+        await stage.speaking()
+        (machine,) = stage.world.host.processes
+        machine.kill()
+        await bridge.settled(job="one", settlement="dead_letter", timeout=PATIENCE)
+        (letter,) = await stage.client.take(f"{stage.queue}.dead")
+    assert "was lost" in str(letter.headers["x-bridge-error"])
+    assert await stage.nothing_is_left()
+
+
 async def test_of_an_execution_that_is_killed_in_mid_run_no_machine_is_left(stage: Stage) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one", script="echo started; sleep 1000")
         execution = await stage.speaking()
-        answer = await stage.api.delete(f"/executions/{execution.id}/actions/kill")
-        assert answer.status_code == 200, answer.text
+        await stage.kill(execution.id)
         (line,) = await bridge.settled(job="one")
     assert (line["settlement"], line["reason"]) == ("dead_letter", "killed")
     assert await stage.nothing_is_left()
@@ -274,14 +328,14 @@ async def test_of_an_execution_that_is_killed_in_mid_run_no_machine_is_left(stag
 
 async def test_a_job_whose_bridge_dies_in_mid_run_is_adopted_by_the_next(stage: Stage) -> None:
     first = await stage.bridge().start()
-    await stage.submit("one", script="echo started; sleep 2")
-    execution = await stage.speaking()
+    await stage.submit("one", script="echo 'started {{ 1 + 1 }}'; sleep 2")
+    execution = await stage.speaking("started {{ 1 + 1 }}")
     first.kill()
     async with stage.bridge() as second:
         (line,) = await second.settled(job="one", timeout=PATIENCE)
     assert (line["how"], line["settlement"], line["execution"]) == ("adopted", "ack", execution.id)
     assert [one.id for one in await stage.executions()] == [execution.id]
-    assert (await stage.said(execution.id)).count("started") == 1
+    assert (await stage.said(execution.id)).count("started {{ 1 + 1 }}") == 1
     assert await stage.nothing_is_left()
 
 
@@ -296,7 +350,18 @@ async def test_a_job_whose_worker_dies_in_mid_run_is_taken_up_without_running_it
         stage.world.engine.start()
         (line,) = await bridge.settled(job="one", timeout=PATIENCE)
     assert (line["settlement"], line["execution"]) == ("ack", execution.id)
-    assert await stage.result(execution.id, "n") == "1\n"
+    assert await stage.result(execution.id, "n") == b"1\n"
+    assert await stage.nothing_is_left()
+
+
+async def test_a_file_that_is_given_to_a_job_lies_beside_its_script(stage: Stage) -> None:
+    texts = [("script", (None, b"cat input_file >copy")), ("results", (None, b"copy"))]
+    file = ("input_file", ("data.bin", b"\x00 given \xff"))
+    answer = await stage.api.post(f"/executions/{NAMESPACE}/vm-job", files=[*texts, file])
+    assert answer.status_code == 200, answer.text
+    execution = answer.json()["id"]
+    assert await stage.end(execution) == "SUCCESS", await stage.said(execution)
+    assert await stage.result(execution, "copy") == b"\x00 given \xff"
     assert await stage.nothing_is_left()
 
 
@@ -330,3 +395,33 @@ async def test_a_batch_fails_with_the_job_that_failed_and_tells_of_each(stage: S
     ]
     assert most == 2
     assert await stage.nothing_is_left()
+
+
+async def test_of_a_batch_that_is_killed_while_its_machines_boot_none_is_left(stage: Stage) -> None:
+    jobs = [{"script": "sleep 1000"}] * 2
+    async with stage.bridge(flow=f"{NAMESPACE}/vm-batch") as bridge:
+        await stage.submit("one", jobs=jobs)
+        await eventually(lambda: len(stage.world.host.processes) == 2, "two machines", timeout=PATIENCE)
+        (batch,) = await stage.executions()
+        await stage.kill(batch.id)
+        (line,) = await bridge.settled(job="one", timeout=PATIENCE)
+    assert (line["settlement"], line["reason"]) == ("dead_letter", "killed")
+    assert await stage.nothing_is_left()
+
+
+async def test_on_1_3_a_message_s_script_runs_on_a_machine_and_its_results_are_kept(stage_of_1: Stage) -> None:
+    async with stage_of_1.bridge() as bridge:
+        await stage_of_1.submit("one", script=JOB, variables={"GREETING": HOSTILE}, results="*.txt")
+        (line,) = await bridge.settled(job="one", timeout=PATIENCE)
+    assert line["settlement"] == "ack", await stage_of_1.said(line["execution"])
+    assert await stage_of_1.result(line["execution"], "greeting.txt") == f"{HOSTILE} of job".encode()
+    assert await stage_of_1.nothing_is_left()
+
+
+async def test_on_1_3_of_an_execution_that_is_killed_in_mid_run_no_machine_is_left(stage_of_1: Stage) -> None:
+    async with stage_of_1.bridge() as bridge:
+        await stage_of_1.submit("one", script="echo started; sleep 1000")
+        await stage_of_1.kill((await stage_of_1.speaking()).id)
+        (line,) = await bridge.settled(job="one", timeout=PATIENCE)
+    assert (line["settlement"], line["reason"]) == ("dead_letter", "killed")
+    assert await stage_of_1.nothing_is_left()
