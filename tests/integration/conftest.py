@@ -83,8 +83,9 @@ class Stage:
         return message
 
     async def send_replies(self) -> None:
-        """Have the stand-in's replies published, as the notifier flow would."""
-        exchange = await self.client.channel.declare_exchange("kestra.replies", "topic", durable=True)
+        """Have the stand-in's replies published as the notifier flow would, which asks for no confirm."""
+        channel = await self.client.connection.channel(publisher_confirms=False)
+        exchange = await channel.declare_exchange("kestra.replies", "topic", durable=True)
 
         async def publish(reply: dict[str, Any]) -> None:
             key = f"{reply['state']}.{reply['namespace']}.{reply['flowId']}"
