@@ -635,8 +635,9 @@ def _notices(rig: Rig) -> dict[str, str]:
     """The latest executions of the notifiers: the execution that each tells of, and its own id."""
     params = {"filters[namespace][EQUALS]": NOTIFIER.namespace, "size": 100, "sort": "state.startDate:desc"}
     rows = _api(rig, "GET", "executions/search", params=params)["results"]
-    notifiers = [row for row in rows if row["flowId"] == "notifier" and row.get("trigger")]
-    return {row["trigger"]["variables"]["executionId"]: str(row["id"]) for row in notifiers}
+    # Another flow of that namespace may run on a schedule, and tells of no execution then.
+    told = {str(row["id"]): ((row.get("trigger") or {}).get("variables") or {}).get("executionId") for row in rows}
+    return {str(of): own for own, of in told.items() if of}
 
 
 def told_of_by_notices(rig: Rig) -> set[str]:
