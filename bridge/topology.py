@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel, AbstractConnection
-from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from aio_pika.exceptions import ChannelPreconditionFailed
 
 from bridge.errors import TopologyMismatch
 
@@ -102,16 +102,6 @@ async def declare_replies(channel: AbstractChannel, name: str) -> str:
     queue = await channel.declare_queue(name, exclusive=True, auto_delete=True, arguments={"x-queue-type": "classic"})
     await queue.bind(exchange, routing_key="#")
     return queue.name
-
-
-async def exists(connection: AbstractConnection, queue: str) -> bool:
-    """Whether there's such a queue, whatever its arguments."""
-    try:
-        async with connection.channel() as channel:
-            await channel.declare_queue(queue, passive=True)
-    except ChannelNotFoundEntity:
-        return False
-    return True
 
 
 def _jobs_arguments(queue: str, kind: Kind, version: Version, max_priority: int) -> dict[str, Any]:

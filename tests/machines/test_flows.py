@@ -23,6 +23,7 @@ from bridge.kestra import parse_execution
 from deploy.local.kestra_engine import AmqpAddress, Engine, Series
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
+from tests.acceptance.conftest import kestra_settings
 from tests.harness import Bridge, Client, eventually
 from tests.machines.conftest import NOTHING, Host
 from tests.machines.test_run import serve_git
@@ -126,21 +127,13 @@ def _commit(source: Path, branch: str, script: str) -> None:
 def _deploy(engine: Engine) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bridge", "flows", "deploy"],
-        env={"PATH": "", "PYTHONPATH": str(REPOSITORY), **_kestra_settings(engine)},
+        env={"PATH": "", "PYTHONPATH": str(REPOSITORY), **kestra_settings(engine)},
         capture_output=True,
         text=True,
         check=False,
         timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
-
-
-def _kestra_settings(engine: Engine) -> dict[str, str]:
-    return {
-        "BRIDGE_KESTRA_URL": engine.url,
-        "BRIDGE_KESTRA_USERNAME": engine.username,
-        "BRIDGE_KESTRA_PASSWORD": engine.password,
-    }
 
 
 @dataclass
@@ -158,7 +151,7 @@ class Stage:
         """A replica that isn't started yet; `settings` are names of settings in lower case."""
         environment = {
             "BRIDGE_AMQP_URL": self.world.rabbit.amqp_url,
-            **_kestra_settings(self.world.engine),
+            **kestra_settings(self.world.engine),
             "BRIDGE_QUEUE": self.queue,
             "BRIDGE_FLOW": f"{NAMESPACE}/vm-job",
             **{f"BRIDGE_{name.upper()}": str(value) for name, value in settings.items()},
