@@ -11,6 +11,20 @@ import pytest
 # A run in the background of a shell ignores Ctrl-C, and would hand that on to every child that is to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONG = ("machines", "acceptance", "chaos", "integration", "contract")
+"""The directories whose files take minutes, the longest first."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where files run side by side, begin with the long ones: a long one at the end would run alone."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _rank(item.path))
+
+
+def _rank(path: Path) -> int:
+    directory = path.relative_to(Path(__file__).parent).parts[0]
+    return LONG.index(directory) if directory in LONG else len(LONG)
+
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
