@@ -30,9 +30,8 @@ from bridge.metrics import Metrics
 from bridge.reconcile import Reconciler
 from bridge.replies import Watch
 from bridge.settings import Lane, Settings
-from bridge.start import Patience, Starter
+from bridge.start import LONGEST_BACKOFF, Patience, Starter
 
-LONGEST_BACKOFF = 15.0
 SETTLED_SOON = 10.0
 STABLE_AFTER = 10.0
 LOOP_BEAT = 1.0

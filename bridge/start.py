@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -20,11 +20,15 @@ from bridge.execution import Execution, choose
 from bridge.job import Job
 from bridge.kestra import Kestra
 from bridge.keyed_lock import KeyedLock
+from bridge.listing import Listing
 from bridge.metrics import Metrics
 
 LOOK_EVERY = 1.0
 FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 15.0
+MANY_LOOK = 16
+"""When so many jobs look for their executions at once, one listing of all is cheaper than a search for each."""
+
 MANY_FAILURES = 12
 """So many answers of 500 in a row, while other jobs are created, are no chance; a job must not hold a slot for ever."""
 
@@ -139,6 +143,8 @@ class Starter:
         self._ambiguous_wait = ambiguous_wait
         self._duplicates = Duplicates(kestra=kestra, metrics=metrics)
         self._starting = KeyedLock()
+        self._unfinished = Listing(lambda: patience.ask(kestra.unfinished))
+        self._looking = 0
         self._last_create = 0.0
 
     async def start(self, job: Job, *, redelivered: bool) -> Started:
@@ -155,7 +161,10 @@ class Starter:
 
     async def find(self, job: Job, patience: Patience, *, since: datetime | None = None) -> Execution | None:
         """The job's own execution, if there is one that started since then. Any second one is killed."""
-        found = choose(await patience.ask(lambda: self._kestra.find(job, since=since)))
+        return await self._own(await patience.ask(lambda: self._kestra.find(job, since=since)), patience)
+
+    async def _own(self, executions: Iterable[Execution], patience: Patience) -> Execution | None:
+        found = choose(executions)
         await patience.ask(partial(self._duplicates.end, found.duplicates))
         return found.current
 
@@ -193,9 +202,28 @@ class Starter:
         return await self._patience.ask(partial(self._kestra.get, error.execution_id))
 
     async def _look(self, job: Job, until: float, since: datetime | None) -> Execution | None:
-        while True:
-            execution = await self.find(job, self._patience, since=since)
-            left = until - time.monotonic()
-            if execution is not None or left <= 0:
-                return execution
-            await self._patience.pause(min(LOOK_EVERY, max(0.05, left)))
+        """Look once, or again and again until that moment.
+
+        One listing serves many, but an execution that has ended is only found by a search. What is awaited after the
+        first look is a create that comes true late: to end before a listing shows it, it has to be quick, and then the
+        last look, which is a search, finds it.
+        """
+        self._looking += 1
+        try:
+            search = True
+            while True:
+                if execution := await self._look_once(job, since, search=search, again=until > time.monotonic()):
+                    return execution
+                left = until - time.monotonic()
+                if left <= 0 and search:
+                    return None
+                await self._patience.pause(min(LOOK_EVERY, max(0.05, left)))
+                search = until - time.monotonic() <= 0
+        finally:
+            self._looking -= 1
+
+    async def _look_once(self, job: Job, since: datetime | None, *, search: bool, again: bool) -> Execution | None:
+        many = self._looking >= MANY_LOOK
+        if many and again and (execution := await self._own(await self._unfinished.of(job), self._patience)):
+            return execution
+        return await self.find(job, self._patience, since=since) if search or not many else None
