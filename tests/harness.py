@@ -135,11 +135,7 @@ class Bridge:
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with those labels; 0 where there's none."""
-        text = await asyncio.to_thread(_get, f"{self.http}/metrics")
-        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
-        return sum(
-            sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return metric(await asyncio.to_thread(scrape, self.http), name, **labels)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -150,9 +146,16 @@ class Bridge:
         self.end()
 
 
-def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as response:
+def scrape(url: str) -> str:
+    """The metrics that a bridge serves."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as response:
         return str(response.read().decode())
+
+
+def metric(text: str, name: str, **labels: str) -> float:
+    """The sum of a metric's samples with those labels; 0 where there's none."""
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
 
 
 @dataclass

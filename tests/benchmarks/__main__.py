@@ -20,14 +20,17 @@ from rich.console import Console
 from bridge.errors import BridgeError
 from deploy.local.kestra_engine import BuildError, Engine
 from deploy.local.processes import ProcessError
-from tests.benchmarks import engine, own, report
-from tests.benchmarks.measure import BenchmarkError, Comparison
+from tests.benchmarks import engine, flight, own, replies, report
+from tests.benchmarks.measure import BenchmarkError, Comparison, Figure
 from tests.benchmarks.stage import Stage, open_stage
 
-FORMAT = 1
+FORMAT = 2
 RESULTS = Path(__file__).parent / "results"
 OWN_JOBS, ENGINE_JOBS = 1000, 400
 OWN_ROUNDS, ENGINE_ROUNDS = 5, 3
+IN_FLIGHT = (1_000, 10_000)
+REPLIES_JOBS = 300
+ALL = ("own", "engine", "flight", "replies")
 INTERRUPTED = 130
 DESCRIPTION = """
 Measure what the bridge costs, all in one run on this machine, so that its ratios count and not its rates.
@@ -35,6 +38,8 @@ Measure what the bridge costs, all in one run on this machine, so that its ratio
 own: jobs per second with a stand-in for Kestra that answers at once, against a bare loop that does the same input and
 output for each job. engine: jobs per second on Kestra's own engine, against the same jobs created by its API.
 What is compared is taken in turn, round by round.
+flight: what 1,000 and 10,000 jobs in flight cost one process, and how soon another adopts them after a kill -9.
+replies: how soon a job is settled after its execution's end.
 
 The engine's H2 database has no index on labels, so a look-up before each create costs the more the more executions
 there are.
@@ -57,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         with open_stage(options.rabbitmq, say) as stage:
-            result, comparisons = _measure(stage, options)
+            result, comparisons, figures = _measure(stage, options)
         _write(options.output, result)
     except KeyboardInterrupt:
         say("interrupted")
@@ -66,28 +71,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress.print(f"error: {error}", style="red", markup=False)
         return 1
     # Not narrower where nobody watches, so that nothing is cut off in a file.
-    report.show(Console(width=None if sys.stdout.isatty() else 160, highlight=False), result, comparisons)
+    report.show(Console(width=None if sys.stdout.isatty() else 160, highlight=False), result, comparisons, figures)
     say(f"written to {options.output}")
-    return 1 if options.check and not all(one.met for one in comparisons) else 0
+    return 1 if options.check and not all([one.met for one in comparisons] + [one.met for one in figures]) else 0
 
 
-def _measure(stage: Stage, options: argparse.Namespace) -> tuple[dict[str, Any], list[Comparison]]:
+def _measure(stage: Stage, options: argparse.Namespace) -> tuple[dict[str, Any], list[Comparison], list[Figure]]:
     at = datetime.now(UTC).isoformat(timespec="seconds")
     machine = report.machine({"rabbitmq": stage.rabbit.version, "kestra": Engine(stage.directory).series})
     comparisons: list[Comparison] = []
+    figures: list[Figure] = []
     if options.only in (None, "own"):
         comparisons += own.compare(stage, jobs=options.jobs or OWN_JOBS, rounds=options.rounds or OWN_ROUNDS)
     if options.only in (None, "engine"):
         jobs, rounds = options.jobs or ENGINE_JOBS, options.rounds or ENGINE_ROUNDS
         comparisons += engine.compare(stage, jobs=jobs, rounds=rounds, clients=options.clients)
+    if options.only in (None, "flight"):
+        for jobs in (options.jobs,) if options.jobs else IN_FLIGHT:
+            figures += flight.measure(stage, jobs=jobs, sweeps=options.sweeps)
+    if options.only in (None, "replies"):
+        figures += replies.measure(stage, jobs=options.jobs or REPLIES_JOBS)
     result = {
         "format": FORMAT,
         "at": at,
         "machine": machine,
         "load_after": [round(load, 2) for load in os.getloadavg()],
         "comparisons": [one.as_data() for one in comparisons],
+        "figures": [one.as_data() for one in figures],
     }
-    return result, comparisons
+    return result, comparisons, figures
 
 
 def _write(output: Path, result: dict[str, Any]) -> None:
@@ -102,12 +114,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", choices=("own", "engine"), help="which one to measure (default: both)")
+    parser.add_argument("--only", choices=ALL, help="which one to measure (default: all)")
     parser.add_argument(
-        "--jobs", type=_positive, help=f"jobs in each run (default: own {OWN_JOBS}, engine {ENGINE_JOBS})"
+        "--jobs",
+        type=_positive,
+        help=f"jobs in each run (default: own {OWN_JOBS}, engine {ENGINE_JOBS}, "
+        f"flight both of {IN_FLIGHT}, replies {REPLIES_JOBS})",
     )
     parser.add_argument(
         "--rounds", type=_positive, help=f"how often each is run (default: own {OWN_ROUNDS}, engine {ENGINE_ROUNDS})"
+    )
+    parser.add_argument(
+        "--sweeps", type=int, default=flight.SWEEPS, help="over how many sweeps jobs are held (default: %(default)s)"
     )
     parser.add_argument(
         "--clients", type=_positive, default=16, help="how many create by the API at once (default: 16)"

@@ -46,7 +46,7 @@ def compare(stage: Stage, *, jobs: int, rounds: int, clients: int) -> list[Compa
     """All cases, round by round, the API and the bridge in turn."""
     until_ended = [Comparison("engine", case, "bridge", ENDED, AIM) for case in CASES]
     until_told = [Comparison("engine", case, "bridge", TOLD, AIM) for case in CASES]
-    with _engine(stage) as (engine, kestra):
+    with running_engine(stage) as (engine, kestra):
         bench = _Bench(stage, engine, kestra, clients)
         stage.say(f"warming up Kestra's engine with {WARM_UP_JOBS} jobs either way")
         bench.by_api(WARM_UP_JOBS, 0)
@@ -65,7 +65,7 @@ def compare(stage: Stage, *, jobs: int, rounds: int, clients: int) -> list[Compa
 
 
 @contextmanager
-def _engine(stage: Stage) -> Iterator[tuple[Engine, Kestra]]:
+def running_engine(stage: Stage) -> Iterator[tuple[Engine, Kestra]]:
     engine = Engine(stage.directory / "engine", amqp=AmqpAddress.from_url(stage.rabbit.amqp_url), say=stage.say)
     try:
         stage.say(f"starting Kestra's engine {engine.series}")

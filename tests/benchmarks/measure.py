@@ -161,6 +161,24 @@ def _rates(runs: Sequence[Run]) -> Spread:
     return Spread.of([run.jobs_per_second for run in runs])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured figure, and what it is to be at most."""
+
+    benchmark: Literal["flight", "replies"]
+    what: str
+    value: float
+    unit: str
+    at_most: float | None = None
+
+    @property
+    def met(self) -> bool:
+        return self.at_most is None or self.value <= self.at_most
+
+    def as_data(self) -> dict[str, Any]:
+        return {key: _rounded(value) for key, value in asdict(self).items()} | {"met": self.met}
+
+
 class Sampler:
     """Notes the CPU time and memory of processes all the while; each name may stand for several."""
 

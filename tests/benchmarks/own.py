@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args
 
 from deploy.local.processes import Child
 from tests.benchmarks.measure import Case, Comparison, Run, figures
-from tests.benchmarks.stage import Consumer, Kestra, Stage
+from tests.benchmarks.stage import Consumer, Kestra, Stage, standin
 
 AIM = 0.8
 CASES = tuple(Case(prefetch, deduplicate) for deduplicate in ("always", "redelivered") for prefetch in (8, 64))
@@ -19,7 +16,7 @@ CASES = tuple(Case(prefetch, deduplicate) for deduplicate in ("always", "redeliv
 def compare(stage: Stage, *, jobs: int, rounds: int) -> list[Comparison]:
     """All cases, round by round, the bridge and the bare loop in turn."""
     found = [Comparison("own", case, "bridge", "bare loop", AIM) for case in CASES]
-    with _standin(stage) as (child, kestra):
+    with standin(stage) as (child, kestra):
         bench = _Bench(stage, child, kestra, jobs)
         for number in range(1, rounds + 1):
             for comparison in found:
@@ -29,13 +26,6 @@ def compare(stage: Stage, *, jobs: int, rounds: int) -> list[Comparison]:
                     what = f"own cost, {comparison.case}, round {number} of {rounds}"
                     stage.say(f"{what}: {who} {run.jobs_per_second:.0f} jobs/s")
     return found
-
-
-@contextmanager
-def _standin(stage: Stage) -> Iterator[tuple[Child, Kestra]]:
-    with stage.child("stand-in", ["tests.benchmarks.standin_server"], {}) as child:
-        child.wait_until(lambda: child.log.read_text().endswith("}\n"), timeout=30, what="listening")
-        yield child, Kestra(**json.loads(child.log.read_text()))
 
 
 @dataclass(frozen=True, slots=True)

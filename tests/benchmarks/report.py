@@ -13,11 +13,13 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.measure import Comparison, Run, Spread
+from tests.benchmarks.measure import Comparison, Figure, Run, Spread
 
 PACKAGES = ("kestra-bridge", "aio-pika", "aiormq", "httpx", "httpcore", "aiohttp", "pydantic", "structlog", "tenacity")
 TITLES = {
     "own": "The bridge's own cost, Kestra answering at once",
+    "flight": "Very many jobs in flight in one process",
+    "replies": "From the end of an execution to the ack of its message",
     "engine": "On Kestra's own engine, one-Log flow, with the notifier",
 }
 
@@ -38,7 +40,9 @@ def machine(versions: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def show(console: Console, report: Mapping[str, Any], comparisons: Sequence[Comparison]) -> None:
+def show(
+    console: Console, report: Mapping[str, Any], comparisons: Sequence[Comparison], figures: Sequence[Figure]
+) -> None:
     """Print the machine and one table for each benchmark."""
     about = report["machine"]
     versions = about["versions"]
@@ -47,6 +51,18 @@ def show(console: Console, report: Mapping[str, Any], comparisons: Sequence[Comp
     console.print(", ".join(f"{name} {version}" for name, version in versions.items()), soft_wrap=True)
     for benchmark in dict.fromkeys(comparison.benchmark for comparison in comparisons):
         console.print(_table(benchmark, [one for one in comparisons if one.benchmark == benchmark]))
+    for title in dict.fromkeys(figure.benchmark for figure in figures):
+        console.print(_figures(title, [one for one in figures if one.benchmark == title]))
+
+
+def _figures(benchmark: str, figures: Sequence[Figure]) -> Table:
+    table = Table("what", title=TITLES[benchmark])
+    for heading in ("measured", "aim"):
+        table.add_column(heading, justify="right")
+    for one in figures:
+        aim = "" if one.at_most is None else f"at most {one.at_most:g} {'met' if one.met else 'missed'}"
+        table.add_row(one.what, f"{one.value:.1f} {one.unit}", aim)
+    return table
 
 
 def _table(benchmark: str, comparisons: Sequence[Comparison]) -> Table:

@@ -102,6 +102,10 @@ class Stage:
         self._runs += 1
         asyncio.run(self._fill([f"{self._runs}-{number}" for number in range(jobs)]))
 
+    def drop(self) -> None:
+        """Empty the queue."""
+        asyncio.run(self._drop())
+
     def check(self, who: str, *, executions: int, jobs: int) -> None:
         """See that each job had one execution and was acked.
 
@@ -141,6 +145,11 @@ class Stage:
                     await channel.default_exchange.publish(message, QUEUE)
 
             await asyncio.gather(*map(publish, jobs))
+
+    async def _drop(self) -> None:
+        async with await aio_pika.connect(self.rabbit.amqp_url) as connection:
+            channel = await connection.channel()
+            await (await channel.get_queue(QUEUE)).purge()
 
     async def _left(self) -> int:
         async with await aio_pika.connect(self.rabbit.amqp_url) as connection:
@@ -227,3 +236,11 @@ def open_stage(series: Series, say: Say) -> Iterator[Stage]:
         ready = Stage(directory, rabbit, say)
         ready.fill(0)
         yield ready
+
+
+@contextmanager
+def standin(stage: Stage) -> Iterator[tuple[Child, Kestra]]:
+    """The stand-in for Kestra as a process of its own."""
+    with stage.child("stand-in", ["tests.benchmarks.standin_server"], {}) as child:
+        child.wait_until(lambda: child.log.read_text().endswith("}\n"), timeout=30, what="listening")
+        yield child, Kestra(**json.loads(child.log.read_text()))

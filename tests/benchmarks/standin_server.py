@@ -1,5 +1,6 @@
-"""The stand-in for Kestra as a process of its own, whose executions end at once and whose replies go to RabbitMQ.
+"""The stand-in for Kestra as a process of its own, whose replies go to RabbitMQ.
 
+Its executions end at once, and those of a flow `hold` never.
 It publishes what the notifier flow would. Where it listens is printed as one line of JSON.
 """
 
@@ -28,7 +29,7 @@ async def _serve(amqp_url: str) -> None:
             key = f"{reply['state']}.{reply['namespace']}.{reply['flowId']}"
             await exchange.publish(aio_pika.Message(json.dumps(reply).encode()), key, mandatory=False)
 
-        kestra.any_flow = Ends()
+        kestra.any_flow = lambda run: Ends(after=None) if run.flow == "hold" else Ends()
         kestra.replies.on_end = publish
         print(json.dumps({"url": kestra.url, "username": kestra.username, "password": kestra.password}), flush=True)
         await stopping.wait()

@@ -33,3 +33,17 @@ def test_a_small_run_measures_every_case_and_writes_json(tmp_path: Path) -> None
         assert [(run["who"], run["jobs"]) for run in one["runs"]] == [("bridge", 27), ("bare loop", 27)]
         assert one["ratio"]["min"] <= one["ratio"]["median"] <= one["ratio"]["max"]
         assert one["ratio"]["min"] > 0
+
+
+@pytest.mark.timeout(90)
+def test_jobs_in_flight_are_measured_and_adopted_by_the_next_process(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    command = [sys.executable, "-m", "tests.benchmarks", "--only", "flight", "--jobs", "60", "--sweeps", "0"]
+
+    done = subprocess.run(
+        [*command, "--output", str(output)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    units = [figure["unit"] for figure in json.loads(output.read_text())["figures"]]
+    assert units == ["MB", "% of a core", "per sweep", "s"]
