@@ -204,6 +204,13 @@ class Broker:
             yield session
 
     @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AbstractConnection]:
+        """A connection to look by, for commands. What goes wrong on it is raised as `session` does."""
+        with _translated(self._settings):
+            async with self._connection("command") as connection:
+                yield connection
+
+    @asynccontextmanager
     async def publisher(self) -> AsyncIterator[tuple[AbstractConnection, Publisher]]:
         """A connection to publish by, for commands; raises as `session` does."""
         async with AsyncExitStack() as stack:

@@ -18,8 +18,8 @@
         ├── MachineDenied      the provider refuses our credentials or rights
         └── MachineUnavailable the provider can't be reached or has no room, or the machine never answered
 
-Libraries' errors are translated once, in `bridge.kestra`, `bridge.broker` and `bridge.machines`, and never seen
-elsewhere.
+Libraries' errors are translated once, in `bridge.kestra`, `bridge.broker`, `bridge.management` and `bridge.machines`,
+and never seen elsewhere.
 """
 
 from __future__ import annotations

@@ -11,12 +11,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, Self
 
 import httpx
 
-from bridge import __version__
+from bridge import __version__, clock
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraError, KestraRejected, KestraUnavailable
 from bridge.execution import TERMINAL, Execution, State
 from bridge.job import ATTEMPT_LABEL, JOB_LABEL, MARK, MARK_LABEL, FlowName, Job
@@ -90,7 +89,8 @@ class Kestra:
         self._creating = asyncio.Semaphore(CONCURRENT_CREATES)
         self._asking = asyncio.Semaphore(CONCURRENT_QUESTIONS)
         self._dialect: Dialect | None = None
-        self._skew = timedelta()
+        self.skew = timedelta()
+        """How far Kestra's clock is ahead of ours, as its last answer told it (to the second)."""
         self.up = False
         self._http = httpx.AsyncClient(
             base_url=f"{self._url}/api/v1",
@@ -110,7 +110,7 @@ class Kestra:
 
     def now(self) -> datetime:
         """The time by Kestra's clock, as its last answer told it (to the second)."""
-        return datetime.now(UTC) + self._skew
+        return datetime.now(UTC) + self.skew
 
     def link(self, execution: Execution) -> str:
         """Where a person sees the execution."""
@@ -319,13 +319,8 @@ class Kestra:
             self._metrics.kestra_up.set(int(self.up))
 
     def _note_clock(self, response: httpx.Response) -> None:
-        try:
-            server = parsedate_to_datetime(response.headers.get("Date", ""))
-            skew = server - datetime.now(UTC)
-        except (TypeError, ValueError, OverflowError):
-            return
-        # The header counts whole seconds: what is within two of them may be no difference at all.
-        self._skew = skew if abs(skew) > timedelta(seconds=2) else timedelta()
+        if (skew := clock.skew(response.headers.get("Date"))) is not None:
+            self.skew = skew
 
 
 def parse_execution(data: Any) -> Execution:

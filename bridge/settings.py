@@ -49,12 +49,13 @@ def _amqp_url(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _http_url(text: str) -> str:
+def _http_url(text: str, info: ValidationInfo) -> str:
     parts = _url_parts(text)
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be http://host:port or https://…")
     if parts.username or parts.password:
-        raise ValueError("must not hold credentials: use BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD")
+        service = f"{PREFIX}{(info.field_name or '').upper().removesuffix('_URL')}"
+        raise ValueError(f"must not hold credentials: use {service}_USERNAME and {service}_PASSWORD")
     return text.rstrip("/")
 
 
@@ -100,6 +101,7 @@ def _password(secret: SecretStr) -> set[str]:
 # Decoded here and not by pydantic-settings, which would stop at the first one that isn't JSON.
 FROM_JSON = (NoDecode, BeforeValidator(_from_json))
 Readable = Annotated[Path, AfterValidator(_readable)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 FlowText = Annotated[str, AfterValidator(_flow_name)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:-]+$")]
 Prefetch = Annotated[int, Field(ge=1, le=65_535)]
@@ -165,6 +167,15 @@ class BrokerSettings(CommandSettings):
     amqp_ca: Readable | None = Field(
         default=None, description="A file of CA certificates to check RabbitMQ's by, for `amqps`."
     )
+    management_url: HttpUrl | None = Field(
+        default=None,
+        description="RabbitMQ's management API, which `status` and `doctor` ask. Default: the host of BRIDGE_AMQP_URL, "
+        "`http` and port 15672, or for `amqps` `https` and port 15671.",
+    )
+    management_username: str | None = Field(
+        default=None, description="A user for it who has the tag `management`. Default: the one of BRIDGE_AMQP_URL."
+    )
+    management_password: SecretStr | None = Field(default=None, description="Its password.")
     queue: Name = Field(default="kestra.jobs", description="The queue of job messages.")
     prefetch: Prefetch = Field(default=8, description="How many jobs at once. Equals what Kestra should run at once.")
     flow: FlowText | None = Field(default=None, description="The flow of messages that name none, `namespace/id`.")
@@ -189,6 +200,12 @@ class BrokerSettings(CommandSettings):
             raise ValueError("names a queue twice")
         return lanes
 
+    @model_validator(mode="after")
+    def _whole_management_login(self) -> Self:
+        if bool(self.management_username) != bool(self.management_password):
+            raise ValueError("BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD go together")
+        return self
+
     @property
     def all_lanes(self) -> tuple[Lane, ...]:
         """The lanes, or the one that `queue`, `prefetch` and `flow` make."""
@@ -200,11 +217,33 @@ class BrokerSettings(CommandSettings):
         url = urlsplit(self.amqp_url.get_secret_value())
         return f"{url.hostname}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}{url.path or '/'}"
 
+    @property
+    def virtual_host(self) -> str:
+        """The virtual host that the address names; `/` where it names none."""
+        return unquote(urlsplit(self.amqp_url.get_secret_value()).path[1:]) or "/"
+
+    @property
+    def management_address(self) -> str:
+        """The management API's address, as set or as it follows from RabbitMQ's."""
+        if self.management_url:
+            return self.management_url
+        url = urlsplit(self.amqp_url.get_secret_value())
+        host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+        return f"https://{host}:15671" if url.scheme == "amqps" else f"http://{host}:15672"
+
+    @property
+    def management_login(self) -> tuple[str, SecretStr]:
+        """User and password for the management API: its own, or RabbitMQ's, which are `guest` by AMQP's custom."""
+        if self.management_username and self.management_password:
+            return self.management_username, self.management_password
+        url = urlsplit(self.amqp_url.get_secret_value())
+        return unquote(url.username or "guest"), SecretStr(unquote(url.password or "guest"))
+
 
 class KestraSettings(CommandSettings):
     """What it takes to talk to Kestra."""
 
-    kestra_url: Annotated[str, AfterValidator(_http_url)] = Field(description="Kestra's address, `http://host:8080`.")
+    kestra_url: HttpUrl = Field(description="Kestra's address, `http://host:8080`.")
     kestra_tenant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")] = Field(
         default="main", description="Kestra's tenant; the open-source edition has `main` alone."
     )

@@ -57,6 +57,11 @@ def dead_exchange(queue: str) -> str:
     return f"{queue}.dead"
 
 
+def dead_queue(queue: str) -> str:
+    """The queue in which a lane's dead letters stand."""
+    return dead_exchange(queue)
+
+
 def retry_queue(queue: str, delay: int) -> str:
     """The queue in which a lane's retries wait so many seconds."""
     return f"{queue}.retry.{delay}"
@@ -75,7 +80,7 @@ def plan(queue: str, *, kind: Kind, version: Version, max_priority: int, retry_d
         exchanges=(Exchange(queue, ExchangeType.DIRECT), Exchange(dead_exchange(queue), ExchangeType.FANOUT)),
         jobs=Queue(queue, _jobs_arguments(queue, kind, version, max_priority), exchange=queue, routing_key=queue),
         # Side queues need no priorities and hold what must not be lost: replicated wherever that is possible.
-        dead=Queue(f"{queue}.dead", {"x-queue-type": "quorum", **_unlimited(version)}, exchange=dead_exchange(queue)),
+        dead=Queue(dead_queue(queue), {"x-queue-type": "quorum", **_unlimited(version)}, exchange=dead_exchange(queue)),
         retries=tuple(_retry(queue, delay) for delay in sorted(set(retry_delays))),
     )
 

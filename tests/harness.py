@@ -55,7 +55,7 @@ class Bridge:
         self.name = name
         self.log = directory / f"{name}.log"
         self._directory = directory
-        self._environment = {
+        self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")},
             "BRIDGE_HTTP_PORT": "0",
             "BRIDGE_LOG_FORMAT": "json",
@@ -72,7 +72,7 @@ class Bridge:
         """Start it, and return once it has logged the event `until`."""
         before = self.count(until) if until else 0
         command = [sys.executable, "-m", "bridge", "run"]
-        self._child = Child(self.name, command, log=self.log, env=self._environment, cwd=self._directory)
+        self._child = Child(self.name, command, log=self.log, env=self.environment, cwd=self._directory)
         if until:
             await eventually(
                 lambda: self.count(until) > before or not self.child.alive, f"{self.name}: {until}", timeout=timeout

@@ -17,6 +17,12 @@ from deploy.local.rabbitmq import RabbitMQ, Series
 from tests.harness import Bridge, Client
 from tests.standin import Standin
 
+# The management API's figures are five seconds old by default, which is long for a test.
+FRESH: dict[str, Any] = {
+    "settings": {"collect_statistics_interval": "500"},
+    "advanced": "[{rabbit, [{quorum_tick_interval, 500}]}].",
+}
+
 Kind = Literal["classic", "quorum"]
 Node = Callable[[Series], RabbitMQ]
 
@@ -28,7 +34,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
     def shared(series: Series) -> RabbitMQ:
         if series not in nodes:
-            nodes[series] = RabbitMQ(tmp_path_factory.mktemp(f"rabbitmq-{series}"), series=series)
+            nodes[series] = RabbitMQ(tmp_path_factory.mktemp(f"rabbitmq-{series}"), series=series, **FRESH)
             nodes[series].start()
         return nodes[series]
 

@@ -202,6 +202,8 @@ class TestFaults:
             ("KESTRA_URL", "http://[::1", "must be http://host:port"),
             ("KESTRA_URL", "http://kestra?x=1", "must be http://host:port"),
             ("KESTRA_URL", "http://u:p@kestra", "must not hold credentials"),
+            ("KESTRA_URL", "http://u:p@kestra", "use BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD"),
+            ("MANAGEMENT_URL", "http://u:p@rabbit", "use BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD"),
             ("KESTRA_TENANT", "a/b", "string should match pattern"),
             ("KESTRA_TOKEN", "token\n", "must be printable ASCII"),
             ("KESTRA_TOKEN", "tökén", "must be printable ASCII"),
@@ -237,6 +239,7 @@ class TestFaults:
         [
             ({"KESTRA_USERNAME": "u"}, "BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD go together"),
             ({"KESTRA_PASSWORD": "p"}, "BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD go together"),
+            ({"MANAGEMENT_USERNAME": "u"}, "BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD go together"),
             ({"KESTRA_TOKEN": "t", "KESTRA_USERNAME": "u", "KESTRA_PASSWORD": "p"}, "exclude each other"),
         ],
     )
@@ -277,6 +280,53 @@ class TestFaults:
             environment.setenv("BRIDGE_KESTRA_URL", prefix + url)
             with suppress(SettingsError):
                 load(Settings)
+
+
+class TestTheManagementApi:
+    @pytest.mark.parametrize(
+        ("amqp_url", "url"),
+        [
+            ("amqp://u:p@rabbit:5673/jobs", "http://rabbit:15672"),
+            ("amqps://u:p@rabbit", "https://rabbit:15671"),
+            ("amqp://[::1]", "http://[::1]:15672"),
+        ],
+    )
+    def test_is_where_it_is_by_default_beside_amqp(
+        self, environment: pytest.MonkeyPatch, amqp_url: str, url: str
+    ) -> None:
+        assert loaded(environment, AMQP_URL=amqp_url).management_address == url
+
+    def test_is_where_the_setting_says(self, environment: pytest.MonkeyPatch) -> None:
+        assert loaded(environment, MANAGEMENT_URL="https://api/").management_address == "https://api"
+
+    @pytest.mark.parametrize(
+        ("variables", "login"),
+        [
+            ({"AMQP_URL": "amqp://u%40x:p%2Fw@rabbit"}, ("u@x", "p/w")),
+            ({"AMQP_URL": "amqp://rabbit"}, ("guest", "guest")),
+            ({"MANAGEMENT_USERNAME": "m", "MANAGEMENT_PASSWORD": "n"}, ("m", "n")),
+        ],
+    )
+    def test_is_for_the_same_user_unless_another_is_named(
+        self, environment: pytest.MonkeyPatch, variables: dict[str, str], login: tuple[str, str]
+    ) -> None:
+        username, password = loaded(environment, **variables).management_login
+        assert (username, password.get_secret_value()) == login
+
+    @pytest.mark.parametrize(
+        ("amqp_url", "name"),
+        [
+            ("amqp://rabbit", "/"),
+            ("amqp://rabbit/", "/"),
+            ("amqp://rabbit/%2F", "/"),
+            ("amqp://rabbit//", "/"),
+            ("amqp://rabbit/a%20b", "a b"),
+        ],
+    )
+    def test_has_the_virtual_host_that_the_address_names(
+        self, environment: pytest.MonkeyPatch, amqp_url: str, name: str
+    ) -> None:
+        assert loaded(environment, AMQP_URL=amqp_url).virtual_host == name
 
 
 class TestUnknownVariables:

@@ -1,0 +1,159 @@
+"""What `kestra-bridge status` shows of real brokers, and what it says where a source is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from deploy.local.paths import free_port
+from tests.harness import Bridge, eventually
+from tests.integration.conftest import Node, Stage
+from tests.standin import Ends
+
+JOBS, PREFETCH = 5, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How a run of the command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(self.out)
+        return data
+
+
+async def status(stage: Stage, *words: str, **settings: object) -> Shown:
+    environment = stage.bridge(**{"management_url": stage.rabbit.management_url, **settings}).environment
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bridge", "status", *words, env=environment, stdout=-1, stderr=-1
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    return Shown(process.returncode or 0, out.decode(), err.decode())
+
+
+@pytest.fixture
+async def busy(stage: Stage) -> Bridge:
+    """A replica that holds two jobs while three more are ready, one waits for its retry, and two are dead letters."""
+    stage.kestra.flow("test", "slow", Ends(after=None))
+    stage.kestra.flow("test", "failing", Ends("FAILED"))
+    bridge = await stage.bridge(prefetch=PREFETCH, allowed_flows='["test/*"]', retry_delays="[600]").start()
+    for job in ("bad-1", "bad-2"):
+        await stage.submit(job, b"bad", priority=9)
+    await stage.submit("again", {"flow": "test/failing"}, priority=9)
+    for number in range(JOBS):
+        await stage.submit(f"job-{number}", {"flow": "test/slow"}, priority=number % 2)
+    await bridge.settled(2, settlement="dead_letter")
+    await bridge.settled(settlement="retry")
+    return bridge
+
+
+async def test_queues_jobs_and_replicas_are_shown(stage: Stage, busy: Bridge) -> None:
+    async def settled_down() -> dict[str, Any]:
+        found = (await status(stage, "--json", "--metrics", f"{busy.http}/metrics", retry_delays="[600]")).data
+        numbers = found["lanes"][0]["ready"], found["lanes"][0]["in_flight"]
+        return found if numbers == (JOBS - PREFETCH, PREFETCH) and found["replicas"] else {}
+
+    found = await eventually(settled_down, "the management API tells of the queue's messages", every=0.5)
+    (lane,), queue = found["lanes"], stage.queue
+    shown = {
+        "unknown": found["unknown"],
+        "alarms": found["alarms"],
+        "versions": (found["rabbitmq"]["version"], found["kestra"]["version"]),
+        "lane": (lane["kind"], lane["consumers"]),
+        "retries": [(retry["queue"], retry["messages"]) for retry in lane["retries"]],
+        "dead": (lane["dead_letters"]["messages"], lane["dead_letters"]["reasons"]),
+        "jobs": sorted((job["queue"], job["flow"], job["state"]) for job in found["jobs"]),
+        "links": {job["url"].startswith(f"{stage.kestra.url}/ui/main/executions/test/slow/") for job in found["jobs"]},
+        "replicas": [replica["prefetch"] for replica in found["replicas"]],
+        "oldest": found["oldest"]["what"],
+    }
+    assert shown == {
+        "unknown": [],
+        "alarms": [],
+        "versions": (stage.rabbit.version, "2.0.0"),
+        "lane": (stage.kind, 1),
+        "retries": [(f"{queue}.retry.600", 1)],
+        "dead": (2, {"invalid_message": 2}),
+        "jobs": [(queue, "test/slow", "RUNNING")] * PREFETCH,
+        "links": {True},
+        "replicas": [{queue: PREFETCH}],
+        "oldest": "delivery",
+    }
+    told = (stage.rabbit.series, stage.kind) != ("4.3", "classic")
+    assert sum((lane["by_priority"] or {}).values()) == (JOBS - PREFETCH if told else 0)
+
+
+async def test_dead_letters_are_where_they_were_once_they_have_been_read(one_stage: Stage) -> None:
+    bridge = await one_stage.bridge().start()
+    for number in range(3):
+        await one_stage.submit(f"bad-{number}", b"bad")
+    await bridge.settled(3, settlement="dead_letter")
+    await status(one_stage)
+    left = await one_stage.client.take(f"{one_stage.queue}.dead", 3)
+    assert sorted(str(message.message_id) for message in left) == ["bad-0", "bad-1", "bad-2"]
+
+
+async def test_what_has_no_source_is_unknown_and_no_failure(one_stage: Stage) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    shown = await status(one_stage, "--json", "--metrics", nowhere, management_url=nowhere, kestra_url=nowhere)
+    parts = [text.partition(":")[0] for text in shown.data["unknown"]]
+    assert (shown.code, parts) == (0, ["in flight, priorities, alarms, replicas", "jobs", "a replica's metrics"])
+
+
+async def test_kestra_may_be_left_out(one_stage: Stage) -> None:
+    shown = await status(one_stage, "--json", kestra_url="")
+    assert (shown.code, shown.data["unknown"]) == (0, ["jobs: BRIDGE_KESTRA_URL is not set"])
+
+
+async def test_a_broker_that_is_away_is_exit_1_and_the_rest_is_shown(one_stage: Stage) -> None:
+    shown = await status(one_stage, "--json", amqp_url=f"amqp://127.0.0.1:{free_port()}")
+    assert (shown.code, shown.data["kestra"]["version"], shown.err.count("can't reach RabbitMQ")) == (1, "2.0.0", 1)
+
+
+async def test_a_wrong_password_is_exit_2_and_is_not_shown(one_stage: Stage) -> None:
+    url = one_stage.rabbit.amqp_url.replace(one_stage.rabbit.password, "wrong-Passw0rd")
+    shown = await status(one_stage, amqp_url=url)
+    assert (shown.code, "wrong-Passw0rd" in shown.out + shown.err) == (2, False)
+
+
+async def test_a_lane_that_was_never_declared_is_shown_as_not_there_and_stays_so(one_stage: Stage) -> None:
+    await status(one_stage)
+    assert (await status(one_stage, "--json")).data["lanes"][0]["exists"] is False
+
+
+async def test_watching_shows_it_again_and_again_until_interrupted(one_stage: Stage) -> None:
+    environment = one_stage.bridge(management_url=one_stage.rabbit.management_url).environment
+    command = [sys.executable, "-m", "bridge", "status", "--json", "--watch", "0.5"]
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=-1, stderr=-1)
+    assert process.stdout is not None
+    lines = [await asyncio.wait_for(process.stdout.readline(), 30) for _ in range(2)]
+    process.send_signal(signal.SIGINT)
+    assert (await asyncio.wait_for(process.wait(), 30), [json.loads(line)["unknown"] for line in lines]) == (
+        0,
+        [[], []],
+    )
+
+
+async def test_an_alarm_is_shown(node: Node, one_stage: Stage) -> None:
+    rabbit = node("4.3")
+    await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+
+        async def alarms() -> list[str]:
+            found: list[str] = (await status(one_stage, "--json")).data["alarms"]
+            return found
+
+        assert await eventually(alarms, "an alarm", every=0.5) == ["memory on rabbit@localhost"]
+    finally:
+        await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.6")
