@@ -7,6 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # A run in the background of a shell ignores Ctrl-C, and would hand that on to every child that is to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
