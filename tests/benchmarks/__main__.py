@@ -20,7 +20,7 @@ from rich.console import Console
 from bridge.errors import BridgeError
 from deploy.local.kestra_engine import BuildError, Engine
 from deploy.local.processes import ProcessError
-from tests.benchmarks import engine, flight, own, replies, report
+from tests.benchmarks import engine, flight, own, peers, replies, report
 from tests.benchmarks.measure import BenchmarkError, Comparison, Figure
 from tests.benchmarks.stage import Stage, open_stage
 
@@ -30,7 +30,8 @@ OWN_JOBS, ENGINE_JOBS = 1000, 400
 OWN_ROUNDS, ENGINE_ROUNDS = 5, 3
 IN_FLIGHT = (1_000, 10_000)
 REPLIES_JOBS = 300
-ALL = ("own", "engine", "flight", "replies")
+PEERS_JOBS = 400
+ALL = ("own", "engine", "flight", "replies", "peers")
 INTERRUPTED = 130
 DESCRIPTION = """
 Measure what the bridge costs, all in one run on this machine, so that its ratios count and not its rates.
@@ -40,6 +41,7 @@ output for each job. engine: jobs per second on Kestra's own engine, against the
 What is compared is taken in turn, round by round.
 flight: what 1,000 and 10,000 jobs in flight cost one process, and how soon another adopts them after a kill -9.
 replies: how soon a job is settled after its execution's end.
+peers: the same jobs by Celery and by a plain aio-pika consumer, and what each loses or runs twice in a crash.
 
 The engine's H2 database has no index on labels, so a look-up before each create costs the more the more executions
 there are.
@@ -91,6 +93,8 @@ def _measure(stage: Stage, options: argparse.Namespace) -> tuple[dict[str, Any],
             figures += flight.measure(stage, jobs=jobs, sweeps=options.sweeps)
     if options.only in (None, "replies"):
         figures += replies.measure(stage, jobs=options.jobs or REPLIES_JOBS)
+    if options.only in (None, "peers"):
+        figures += peers.measure(stage, jobs=options.jobs or PEERS_JOBS)
     result = {
         "format": FORMAT,
         "at": at,
@@ -119,7 +123,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--jobs",
         type=_positive,
         help=f"jobs in each run (default: own {OWN_JOBS}, engine {ENGINE_JOBS}, "
-        f"flight both of {IN_FLIGHT}, replies {REPLIES_JOBS})",
+        f"flight both of {IN_FLIGHT}, replies {REPLIES_JOBS}, peers {PEERS_JOBS})",
     )
     parser.add_argument(
         "--rounds", type=_positive, help=f"how often each is run (default: own {OWN_ROUNDS}, engine {ENGINE_ROUNDS})"

@@ -100,7 +100,15 @@ class Stage:
     def fill(self, jobs: int) -> None:
         """Put so many jobs into the queue, by confirm."""
         self._runs += 1
-        asyncio.run(self._fill([f"{self._runs}-{number}" for number in range(jobs)]))
+        self.publish([f"{self._runs}-{number}" for number in range(jobs)])
+
+    def publish(self, jobs: Sequence[str]) -> None:
+        """Put these jobs into the queue, by confirm."""
+        asyncio.run(self._fill(jobs))
+
+    def ready(self, queue: str = QUEUE) -> int:
+        """How many messages wait in a queue."""
+        return asyncio.run(self._ready(queue))
 
     def drop(self) -> None:
         """Empty the queue."""
@@ -114,7 +122,7 @@ class Stage:
         """
         if executions != jobs:
             raise BenchmarkError(f"{who}: {executions} executions for {jobs} jobs")
-        if left := asyncio.run(self._left()):
+        if left := self.ready():
             raise BenchmarkError(f"{who}: {left} jobs were not acked")
 
     @contextmanager
@@ -151,10 +159,10 @@ class Stage:
             channel = await connection.channel()
             await (await channel.get_queue(QUEUE)).purge()
 
-    async def _left(self) -> int:
+    async def _ready(self, queue: str) -> int:
         async with await aio_pika.connect(self.rabbit.amqp_url) as connection:
             channel = await connection.channel()
-            declared = await channel.declare_queue(QUEUE, passive=True)
+            declared = await channel.declare_queue(queue, passive=True)
             return declared.declaration_result.message_count or 0
 
 

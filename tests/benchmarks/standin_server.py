@@ -1,6 +1,6 @@
 """The stand-in for Kestra as a process of its own, whose replies go to RabbitMQ.
 
-Its executions end at once, and those of a flow `hold` never.
+Its executions end at once; those of a flow `hold` never, and of a flow whose name begins with `second` after a second.
 It publishes what the notifier flow would. Where it listens is printed as one line of JSON.
 """
 
@@ -15,7 +15,13 @@ from typing import Any
 import aio_pika
 
 from bridge.topology import REPLIES
-from tests.standin import Ends, Standin
+from tests.standin import Ends, Run, Standin
+
+
+def _behave(run: Run) -> Ends:
+    if run.flow.startswith("second"):
+        return Ends(after=1.0)
+    return Ends(after=None) if run.flow == "hold" else Ends()
 
 
 async def _serve(amqp_url: str) -> None:
@@ -29,7 +35,7 @@ async def _serve(amqp_url: str) -> None:
             key = f"{reply['state']}.{reply['namespace']}.{reply['flowId']}"
             await exchange.publish(aio_pika.Message(json.dumps(reply).encode()), key, mandatory=False)
 
-        kestra.any_flow = lambda run: Ends(after=None) if run.flow == "hold" else Ends()
+        kestra.any_flow = _behave
         kestra.replies.on_end = publish
         print(json.dumps({"url": kestra.url, "username": kestra.username, "password": kestra.password}), flush=True)
         await stopping.wait()
