@@ -218,8 +218,11 @@ class Client:
         return queue.name, results
 
 
+Watcher = Callable[[bytes], None]
+
+
 class Proxy:
-    """A TCP proxy on loopback that can cut, refuse and stall what goes through it."""
+    """A TCP proxy on loopback that can cut, refuse, stall and slow (`delay`, seconds) what goes through it."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -228,6 +231,7 @@ class Proxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.refusing = False
+        self.delay = 0.0
         self.connections = 0
 
     @property
@@ -265,19 +269,33 @@ class Proxy:
             return
         self.connections += 1
         try:
-            up_reader, up_writer = await asyncio.open_connection(*self._target)
+            up_reader, up_writer = await self._open()
         except OSError:
             writer.transport.abort()
             return
+        sent, answered = self._watchers()
         self._writers |= {writer, up_writer}
-        await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer))
+        await asyncio.gather(self._pump(reader, up_writer, sent), self._pump(up_reader, writer, answered))
         self._writers -= {writer, up_writer}
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(*self._target)
+
+    def _watchers(self) -> tuple[Watcher, Watcher]:
+        """Who sees, as it comes in, what a new connection's client sends, and what it is answered."""
+        return _ignore, _ignore
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, watcher: Watcher) -> None:
         with suppress(OSError):
             while data := await reader.read(65_536):
+                watcher(data)
+                await asyncio.sleep(self.delay)
                 await self._flowing.wait()
                 writer.write(data)
                 await writer.drain()
         with suppress(OSError, RuntimeError):
             writer.close()
+
+
+def _ignore(_: bytes) -> None:
+    """See nothing."""

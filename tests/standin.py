@@ -641,6 +641,10 @@ class Standin:
         await (self._retry(run) if run.ends.retries else self._end(run, run.ends.state))
 
     async def _end(self, run: Run, state: str) -> None:
+        self._pass_to(run, state)
+        await self.replies.tell(run)
+
+    def _pass_to(self, run: Run, state: str) -> None:
         if run.timer is not None:
             run.timer.cancel()
         if state in ("SUCCESS", "WARNING"):
@@ -649,14 +653,16 @@ class Standin:
         if state in TERMINAL:
             self._open.pop(run.id, None)
         self._changed.set()
-        await self.replies.tell(run)
 
     async def _retry(self, run: Run) -> None:
-        """As 2.0 does it: FAILED, then RETRIED for the same id, then a successor; 1.x leaves FAILED out."""
-        if self.major >= 2:
-            await self._end(run, "FAILED")
+        """As 2.0 does it: FAILED, then RETRIED for the same id, then a successor; 1.x leaves FAILED out.
+
+        Kestra waits for no reply of its own.
+        """
+        for state in ("FAILED", "RETRIED") if self.major >= 2 else ("RETRIED",):
+            self._pass_to(run, state)
+            self._in_background(self.replies.tell(run))
             await asyncio.sleep(RETRIED_AFTER)
-        await self._end(run, "RETRIED")
         flow = Flow(namespace=run.namespace, id=run.flow, behaviour=_once_less(run.ends), task=run.task)
         self._let_run(self._start(flow, dict(run.labels), run.inputs, original_id=run.original_id))
 

@@ -83,15 +83,15 @@ class Ports:
     epmd: int
 
     @classmethod
-    def choose(cls, amqp: int | None = None) -> Ports:
-        """Free ports, of which one may be given."""
-        numbers = _lasting_ports()
+    def choose(cls, amqp: int | None = None, epmd: int | None = None) -> Ports:
+        """Free ports, of which some may be given."""
+        numbers = lasting_ports()
         return cls(
             amqp=amqp or next(numbers),
             management=next(numbers),
             prometheus=next(numbers),
             distribution=next(numbers),
-            epmd=next(numbers),
+            epmd=epmd or next(numbers),
         )
 
 
@@ -99,8 +99,9 @@ class RabbitMQ:
     """One RabbitMQ node with its state in `directory`; a context manager that starts and stops it.
 
     Durable state, ports, user and password outlast `stop`, `kill` and `start`. `settings` are lines of rabbitmq.conf
-    that add to or replace this node's own, `advanced` is the text of an advanced.config. Start it from a thread that
-    lives as long as the node should: the kernel ends the node with that thread.
+    that add to or replace this node's own, `advanced` is the text of an advanced.config. Several nodes find each other
+    by different `node` names and the same `epmd` port. Start it from a thread that lives as long as the node should:
+    the kernel ends the node with that thread.
     """
 
     host = _HOST
@@ -114,12 +115,15 @@ class RabbitMQ:
         settings: Mapping[str, str] | None = None,
         advanced: str | None = None,
         port: int | None = None,
+        node: str = "rabbit",
+        epmd: int | None = None,
         say: Say = _quietly,
     ) -> None:
         self.directory = directory.resolve()
         self.series = series
+        self.node = f"{node}@localhost"
         self.log = self.directory / "rabbitmq.log"
-        self._ports = Ports.choose(port)
+        self._ports = Ports.choose(port, epmd)
         self._settings = dict(settings or {})
         self._advanced = advanced or "[]."
         self._say = say
@@ -172,7 +176,7 @@ class RabbitMQ:
         said_before = self.log.stat().st_size if self.log.exists() else 0
         self._child = Child(
             f"RabbitMQ {self.series}",
-            _inside(root, self.directory, ["/usr/lib/rabbitmq/bin/rabbitmq-server"]),
+            inside(root, self.directory, ["/usr/lib/rabbitmq/bin/rabbitmq-server"]),
             log=self.log,
             env=self._environment(),
         )
@@ -241,7 +245,7 @@ class RabbitMQ:
             ProcessError: it failed or took longer than `timeout` seconds.
         """
         program = ["/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", *arguments]
-        command = _inside(tree(self.series, self._say), self.directory, program)
+        command = inside(tree(self.series, self._say), self.directory, program)
         try:
             done = subprocess.run(
                 command, env=self._environment(), capture_output=True, text=True, timeout=timeout, check=False
@@ -338,7 +342,7 @@ class RabbitMQ:
             "ERL_EPMD_ADDRESS": _HOST,
             "ERL_EPMD_PORT": str(self._ports.epmd),
             "ERL_CRASH_DUMP_BYTES": "0",
-            "RABBITMQ_NODENAME": "rabbit@localhost",
+            "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_DIST_PORT": str(self._ports.distribution),
             "RABBITMQ_CONF_ENV_FILE": "/nonexistent",
             "RABBITMQ_CONFIG_FILE": "/state/rabbitmq.conf",
@@ -397,14 +401,14 @@ def _as_root(command: Sequence[str], log: Path, timeout: float = 900.0) -> None:
         raise ProcessError(f"{program} ended with status {status}{child.tail()}")
 
 
-def _inside(root: Path, state: Path, command: Sequence[str]) -> list[str]:
+def inside(root: Path, state: Path, command: Sequence[str]) -> list[str]:
     """The command that runs `command` in the tree, with the state folder as /state and nothing to clean up after."""
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     namespaces = ["unshare", *user, "--mount", "--uts", "--pid", "--fork", "--kill-child"]
     return [*namespaces, "sh", "-c", _ENTER, "enter", str(root), str(state), *command]
 
 
-def _lasting_ports() -> Iterator[int]:
+def lasting_ports() -> Iterator[int]:
     """Free ports that no outgoing connection will be given while the node is down.
 
     A client that keeps trying a dead port from the kernel's own range ends up connected to itself, and holds the port.

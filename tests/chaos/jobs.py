@@ -1,0 +1,136 @@
+"""The jobs of a trial: what each one asks for, and how it must end whatever happens around it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tests.standin import Ends, Run
+
+NAMESPACE = "chaos"
+FLOW = f"{NAMESPACE}/job"
+NO_SUCH_FLOW = f"{NAMESPACE}/missing"
+FORBIDDEN_FLOW = "elsewhere/job"
+MAX_ATTEMPTS = 3
+JOB_TIMEOUT = 2
+"""Seconds, for the jobs that are to exceed it."""
+
+KestraKind = Literal["standin", "engine"]
+SUCCESS = "success"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A kind of job: how often it occurs, how it ends (`success` or a dead letter's reason) and after how many tries.
+
+    Without `runs` it never gets as far as an execution.
+    """
+
+    weight: int
+    end: str = SUCCESS
+    attempts: int = 1
+    runs: bool = True
+
+
+PLANS: Mapping[str, Plan] = {
+    "well": Plan(70),
+    "warning": Plan(4),
+    "retried-by-its-flow": Plan(4),
+    "fails-once": Plan(6, attempts=2),
+    "fails-twice": Plan(2, attempts=3),
+    "fails": Plan(3, "failed", MAX_ATTEMPTS),
+    "too-long": Plan(1, "timed_out", MAX_ATTEMPTS),
+    "killed": Plan(2, "killed"),
+    "cancelled": Plan(2, "cancelled", MAX_ATTEMPTS),
+    "no-such-flow": Plan(2, "rejected_by_kestra", runs=False),
+    "forbidden-flow": Plan(2, "flow_not_allowed", runs=False),
+    "no-job-at-all": Plan(2, "invalid_message", runs=False),
+}
+NEED_STANDIN = frozenset({"warning", "retried-by-its-flow", "killed", "cancelled"})
+"""What the real engine's flow of this trial does not do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job. `again`: its publisher sends it once more where the first confirm stayed out."""
+
+    id: str
+    name: str
+    seconds: float
+    priority: int
+    again: bool
+
+    @property
+    def plan(self) -> Plan:
+        return PLANS[self.name]
+
+    @property
+    def body(self) -> bytes:
+        """The message's body."""
+        if self.name == "no-job-at-all":
+            return b'{"flow": 1'
+        flow = {"no-such-flow": NO_SUCH_FLOW, "forbidden-flow": FORBIDDEN_FLOW}.get(self.name, FLOW)
+        inputs = {"plan": self.name, "seconds": self.seconds, "failures": self._failures}
+        limit = {"timeout": JOB_TIMEOUT} if self.name == "too-long" else {}
+        return json.dumps({"flow": flow, "inputs": inputs, **limit}).encode()
+
+    @property
+    def _failures(self) -> int:
+        """How many of its first attempts fail."""
+        return {"fails-once": 1, "fails-twice": 2, "fails": MAX_ATTEMPTS}.get(self.name, 0)
+
+
+def draw(seed: int, kestra: KestraKind, *, mean_seconds: float) -> Iterator[Job]:
+    """Jobs without end; the same ones for the same seed."""
+    chance = random.Random(f"jobs {seed}")  # noqa: S311
+    names = [name for name in PLANS if kestra == "standin" or name not in NEED_STANDIN]
+    weights = [PLANS[name].weight for name in names]
+    number = 0
+    while True:
+        number += 1
+        (name,) = chance.choices(names, weights)
+        seconds = 30.0 if name == "too-long" else round(min(chance.expovariate(1 / mean_seconds), 5 * mean_seconds), 2)
+        yield Job(
+            id=f"job-{number:06d}",
+            name=name,
+            seconds=seconds,
+            priority=chance.randrange(11),
+            again=chance.random() < 0.5,
+        )
+
+
+def behave(run: Run) -> Ends:
+    """How an execution ends on the stand-in, by what its job asks for."""
+    name, seconds = run.inputs["plan"], float(run.inputs["seconds"])
+    if int(run.labels.get("bridgeAttempt", "1")) <= int(run.inputs["failures"]):
+        return Ends("FAILED", seconds)
+    states = {"warning": "WARNING", "killed": "KILLED", "cancelled": "CANCELLED"}
+    return Ends(states.get(name, "SUCCESS"), seconds, retries=int(name == "retried-by-its-flow"))
+
+
+ENGINE_FLOW = f"""\
+id: job
+namespace: {NAMESPACE}
+description: Sleeps, then fails for as many attempts as it is told to.
+inputs:
+  - {{id: plan, type: STRING}}
+  - {{id: seconds, type: FLOAT}}
+  - {{id: failures, type: INT}}
+tasks:
+  - {{id: sleep, type: io.kestra.plugin.core.flow.Sleep, duration: "PT{{{{ inputs.seconds }}}}S"}}
+  - id: fail
+    type: io.kestra.plugin.core.execution.Fail
+    condition: "{{{{ inputs.failures >= (labels.bridgeAttempt ?? '1') | number }}}}"
+    errorMessage: failed on purpose
+"""
+
+
+def expectations(jobs: Sequence[Job]) -> Mapping[str, Any]:
+    """How many of the jobs are to end in which way, for the report."""
+    ends: dict[str, int] = {}
+    for job in jobs:
+        ends[job.plan.end] = ends.get(job.plan.end, 0) + 1
+    return ends

@@ -1,0 +1,84 @@
+"""The brokers of a trial, one or three, each minded by a thread of its own so that nothing else waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from deploy.local.processes import ProcessError
+from deploy.local.rabbitmq import RabbitMQ, Say, Series
+from deploy.local.rabbitmq_cluster import RabbitMQCluster
+
+Choice = Literal["3.10", "4.3", "cluster"]
+Result = TypeVar("Result")
+STATISTICS = {"collect_statistics_interval": "1000"}
+
+
+class Nodes:
+    """The nodes, started and ended from threads that last as long as they do."""
+
+    def __init__(self, choice: Choice, directory: Path, say: Say) -> None:
+        self.cluster = RabbitMQCluster(directory, settings=STATISTICS, say=say) if choice == "cluster" else None
+        series: Series = "3.10" if choice == "3.10" else "4.3"
+        self.all = (
+            self.cluster.nodes
+            if self.cluster
+            else [RabbitMQ(directory / "rabbitmq", series=series, settings=STATISTICS, say=say)]
+        )
+        self.kind = "classic" if series == "3.10" else "quorum"
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=node.node) for node in self.all]
+
+    async def on(self, node: RabbitMQ, act: Callable[[], Result]) -> Result:
+        """Do something that concerns a node in its thread."""
+        threads = self._threads[self.all.index(node)]
+        return await asyncio.get_running_loop().run_in_executor(threads, act)
+
+    async def start(self, node: RabbitMQ) -> None:
+        cluster = self.cluster
+        await self.on(node, (lambda: cluster.start_node(node)) if cluster else node.start)
+
+    async def start_all(self) -> None:
+        if self.cluster:
+            await self.on(self.all[0], self.cluster.start_epmd)
+        first, *others = self.all
+        await self.start(first)
+        await asyncio.gather(*map(self.start, others))
+
+    async def kill_all(self) -> None:
+        await asyncio.gather(*(self.on(node, node.kill) for node in self.all))
+        if self.cluster:
+            await self.on(self.all[0], self.cluster.kill)
+        for threads in self._threads:
+            threads.shutdown()
+
+    def addresses(self, first: int = 0) -> list[tuple[str, int]]:
+        """Where the nodes listen, beginning with another one for each number."""
+        at = first % len(self.all)
+        return [(node.host, node.port) for node in (*self.all[at:], *self.all[:at])]
+
+    async def leader(self, queue: str) -> RabbitMQ:
+        """The node that leads a queue; the first one where none is known."""
+        cluster = self.cluster
+        if cluster is None:
+            return self.all[0]
+        return await asyncio.to_thread(cluster.leader, queue) or self.all[0]
+
+    async def messages(self, prefix: str) -> dict[str, int] | None:
+        """How many messages the queues have whose names begin so, by statistics a second old; None while unknown."""
+        for node in self.all:
+            try:
+                rows: Sequence[dict[str, Any]] = await asyncio.to_thread(node.api, "queues?columns=name,messages")
+            except (ProcessError, OSError):
+                continue
+            return {row["name"]: row.get("messages", 0) for row in rows if row["name"].startswith(prefix)}
+        return None
+
+    async def counted(self, prefix: str) -> dict[str, int]:
+        """The same by the queues themselves, what consumers hold included."""
+        node = self.all[0]
+        text = await self.on(node, lambda: node.ctl("list_queues", "--no-table-headers", "name", "messages"))
+        rows = [line.split("\t") for line in text.splitlines() if line.startswith(prefix)]
+        return {name: int(count) for name, count in rows}
