@@ -49,6 +49,11 @@ class Case:
         """Seconds since the delivery arrived."""
         return time.monotonic() - self.arrived
 
+    def overdue(self, limit: float) -> float:
+        """Seconds beyond the job's own time-out, or beyond `limit` where it has none; 0 before that."""
+        own = self.job.timeout if self.job else None
+        return max(0.0, self.age - (own or limit))
+
 
 class Handler:
     """Handles the deliveries of one session: each exactly once, and none affects another."""

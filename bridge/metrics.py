@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -9,11 +12,24 @@ from prometheus_client.process_collector import ProcessCollector
 _JOB_BUCKETS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
 _SETTLE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
+_VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "executions": ("created", "adopted"),
+        "outcomes": ("success", "warning", "failed", "killed", "cancelled", "skipped", "timed_out"),
+        "settlements": ("ack", "retry", "dead_letter", "stamp", "left"),
+        "replies": ("awaited", "unknown", "not_terminal", "malformed"),
+        "results": ("sent", "undeliverable"),
+        "consumer_restarts": ("connection_closed", "channel_closed", "consumer_cancelled"),
+    }
+)
+"""What a counter's one label can be. Each is there from the start: what appears with a 1 has never risen to Prometheus,
+so that the first dead letter would be no increase."""
+
 
 class Metrics:
-    """One set of metrics on a registry of its own."""
+    """One set of metrics on a registry of its own. `lanes`: the queues that are consumed, with their prefetch."""
 
-    def __init__(self) -> None:
+    def __init__(self, lanes: Mapping[str, int] = MappingProxyType({})) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -29,9 +45,11 @@ class Metrics:
         self.results = self._counter("results", "Results sent to a message's reply_to.", "result")
         self.consumer_restarts = self._counter("consumer_restarts", "Sessions with the broker that ended.", "cause")
         self.in_flight = self._gauge("in_flight", "Deliveries taken and not settled.", "lane")
+        self.prefetch = self._gauge("prefetch", "How many deliveries may be in flight.", "lane")
         self.oldest_in_flight = self._gauge(
             "oldest_in_flight_seconds", "Age of the oldest delivery that is not settled."
         )
+        self.overdue = self._gauge("overdue_seconds", "How far a delivery is beyond its job's time-out, at most.")
         self.broker_connected = self._gauge("broker_connected", "Whether a session with the broker is consuming.")
         self.kestra_up = self._gauge("kestra_up", "Whether the last request to Kestra was answered.")
         self.job_seconds = self._histogram("job_seconds", "From a delivery to its settlement.", _JOB_BUCKETS)
@@ -45,9 +63,17 @@ class Metrics:
             "operation",
             "code",
         )
+        for queue, prefetch in lanes.items():
+            self.prefetch.labels(queue).set(prefetch)
+            self.in_flight.labels(queue)
+            for redelivered in ("false", "true"):
+                self.deliveries.labels(queue, redelivered)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"bridge_{name}", text, labels, registry=self.registry)
+        counter = Counter(f"bridge_{name}", text, labels, registry=self.registry)
+        for value in _VALUES.get(name, ()):
+            counter.labels(value)
+        return counter
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"bridge_{name}", text, labels, registry=self.registry)

@@ -48,7 +48,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._metrics = Metrics()
+        self._metrics = Metrics({lane.queue: lane.prefetch for lane in settings.all_lanes})
         self._stopping = asyncio.Event()
         self._beat = time.monotonic()
         self._failure: BaseException | None = None
@@ -82,6 +82,7 @@ class Service:
             BridgeError: what only an operator can mend, found before the first delivery.
         """
         self._metrics.oldest_in_flight.set_function(self._oldest)
+        self._metrics.overdue.set_function(self._overdue)
         async with self._kestra, self._signals(), self._background(self._keep_beat()):
             with health.serve(
                 self._metrics.registry,
@@ -259,6 +260,11 @@ class Service:
     def _oldest(self) -> float:
         """Seconds; read from the metrics' thread, hence the copy."""
         return max((case.age for case in list(self._cases.values())), default=0.0)
+
+    def _overdue(self) -> float:
+        """Seconds; read from the metrics' thread, hence the copy."""
+        limit = self._settings.job_timeout
+        return max((case.overdue(limit) for case in list(self._cases.values())), default=0.0)
 
     @asynccontextmanager
     async def _background(self, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:

@@ -37,7 +37,8 @@ def watch(metrics: Metrics) -> Watch:
 def counted(metrics: Metrics) -> dict[str, float]:
     """How many replies of which kind there were."""
     (family,) = [family for family in metrics.registry.collect() if family.name == "bridge_replies"]
-    return {sample.labels["match"]: sample.value for sample in family.samples if sample.name.endswith("_total")}
+    totals = [sample for sample in family.samples if sample.name.endswith("_total")]
+    return {sample.labels["match"]: sample.value for sample in totals if sample.value}
 
 
 class TestParsing:
