@@ -26,6 +26,7 @@ from bridge.metrics import Metrics
 from bridge.settlement import Ack, DeadLetter, Policy, Reason, Retry, Settlement, Stamp, decide
 from bridge.start import LeftToBroker, Started, Starter
 from bridge.topology import dead_exchange, retry_queue
+from bridge.tracing import Span, Tracer, outgoing
 
 OUTPUTS_SECONDS = 30.0
 AFTER_A_BUG = (5.0, 300.0)
@@ -43,6 +44,7 @@ class Case:
     started: Started | None = None
     outcome: Outcome | None = None
     settling: bool = False
+    span: Span = field(default_factory=Span)
 
     @property
     def age(self) -> float:
@@ -67,6 +69,7 @@ class Handler:
         starter: Starter,
         concluder: Concluder,
         metrics: Metrics,
+        tracer: Tracer,
         policy: Policy,
         flows: Sequence[str],
         max_priority: int,
@@ -77,6 +80,7 @@ class Handler:
         self._starter = starter
         self._concluder = concluder
         self._metrics = metrics
+        self._tracer = tracer
         self._policy = policy
         self._flows = flows
         self._max_priority = max_priority
@@ -84,17 +88,22 @@ class Handler:
     async def handle(self, case: Case, default_flow: FlowName | None) -> None:
         """See a delivery through, whatever happens, or leave it to the broker. Raises nothing but cancellation."""
         self._metrics.deliveries.labels(case.delivery.lane, str(case.delivery.redelivered).lower()).inc()
+        with self._tracer.delivery(case.delivery) as case.span:
+            await self._see_through(case, default_flow)
+
+    async def _see_through(self, case: Case, default_flow: FlowName | None) -> None:
         pause, longest = AFTER_A_BUG
         while True:
             try:
                 settlement = await self._judge(case, default_flow)
                 case.settling = True
-                return await self._settle(case, settlement)
+                with case.span.step("settle"):
+                    return await self._settle(case, settlement)
             except asyncio.CancelledError:
-                self._metrics.settlements.labels("left").inc()
+                self._leave(case)
                 raise
             except (LeftToBroker, BrokerUnavailable) as error:
-                self._metrics.settlements.labels("left").inc()
+                self._leave(case)
                 log.info("left to the broker", **_facts(case), why=str(error) or "the bridge is stopping")
                 return None
             except Exception:
@@ -130,9 +139,11 @@ class Handler:
     async def _run(self, case: Case, job: Job) -> Outcome:
         suspect = case.delivery.redelivered
         while True:
-            case.started = await self._starter.start(job, redelivered=suspect)
+            with case.span.step("create"):
+                case.started = await self._starter.start(job, redelivered=suspect)
             try:
-                return await self._concluder.outcome(job, case.started.execution)
+                with case.span.step("wait"):
+                    return await self._concluder.outcome(job, case.started.execution)
             except Vanished as error:
                 log.error(
                     "an execution vanished from Kestra, looking for it and else creating it anew", execution=str(error)
@@ -173,6 +184,7 @@ class Handler:
         body = json.dumps(await self._result(case, settlement)).encode()
         result = Message(
             body=body,
+            headers=outgoing(),
             content_type="application/json",
             message_id=uuid.uuid4().hex,
             correlation_id=case.delivery.message.correlation_id,
@@ -211,14 +223,19 @@ class Handler:
             log.warning("a result goes without its outputs", **_facts(case), error=str(error))
             return None
 
+    def _leave(self, case: Case) -> None:
+        self._metrics.settlements.labels("left").inc()
+        case.span.conclude("left", _facts(case))
+
     def _record(self, case: Case, settlement: Settlement) -> None:
-        """The metrics and the one line that tell of a settled delivery."""
+        """The metrics, the span and the one line that tell of a settled delivery."""
         self._metrics.settlements.labels(settlement.name).inc()
         self._metrics.job_seconds.observe(case.age)
         ended = case.outcome.execution.ended if case.outcome else None
         if ended:
             self._metrics.settle_seconds.observe(max(0.0, (self._kestra.now() - ended).total_seconds()))
         extra: dict[str, Any] = {"seconds": round(case.age, 3)}
+        facts = _facts(case)
         match settlement:
             case Retry():
                 extra |= {"next_attempt": settlement.attempt, "delay": settlement.delay, "error": settlement.error}
@@ -226,7 +243,9 @@ class Handler:
                 extra |= {"reason": settlement.reason.value, "error": settlement.error}
             case Stamp():
                 extra |= {"stamped": settlement.job_id}
-        log.info("settled", settlement=settlement.name, **_facts(case), **extra)
+        error_type = _error_type(case, settlement)
+        case.span.conclude(settlement.name, facts, error=extra.get("error", ""), error_type=error_type)
+        log.info("settled", settlement=settlement.name, **facts, **extra)
 
 
 def _facts(case: Case) -> dict[str, Any]:
@@ -240,6 +259,16 @@ def _facts(case: Case) -> dict[str, Any]:
     if case.outcome:
         facts |= {"execution": case.outcome.execution.id, "state": case.outcome.execution.state.value}
     return facts
+
+
+def _error_type(case: Case, settlement: Settlement) -> str:
+    """What went wrong, as one word; empty where nothing did."""
+    match settlement:
+        case DeadLetter():
+            return settlement.reason.value
+        case Retry():
+            return case.outcome.label if case.outcome else ""
+    return ""
 
 
 def _first_attempt(case: Case) -> dict[str, int]:

@@ -21,6 +21,7 @@ from bridge.execution import TERMINAL, Execution, State
 from bridge.job import ATTEMPT_LABEL, JOB_LABEL, MARK, MARK_LABEL, FlowName, Job
 from bridge.metrics import Metrics
 from bridge.settings import KestraSettings
+from bridge.tracing import outgoing
 
 READ_TIMEOUT = 30.0
 CREATE_TIMEOUT = 8.0
@@ -141,6 +142,8 @@ class Kestra:
             self._path(f"/executions/{job.flow.namespace}/{job.flow.id}"),
             params=[("labels", f"{key}:{value}") for key, value in job.execution_labels.items()],
             files=[(name, (None, _form_value(value))) for name, value in job.inputs.items()] or None,
+            # Kestra's own spans of the execution become part of the trace, where its OpenTelemetry is on.
+            headers=outgoing(),
             timeout=httpx.Timeout(self._create_timeout, pool=None),
             lost=KestraAmbiguous,
         )

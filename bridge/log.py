@@ -14,6 +14,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 _CHATTY = ("aio_pika", "aiormq", "httpx", "httpcore", "asyncio")
 """Libraries that log what the bridge says itself, in its own words; they are heard at level debug alone."""
 
+_WORRIED = ("opentelemetry",)
+"""Libraries that warn of each try that fails; that they gave up is said as an error."""
+
 
 def configure(*, style: Literal["auto", "json", "console"], level: str, secrets: Iterable[str] = ()) -> None:
     """Set up structlog, and the standard library's logging through it, for this process. Lines go to standard error."""
@@ -44,6 +47,8 @@ def configure(*, style: Literal["auto", "json", "console"], level: str, secrets:
     root.setLevel(level.upper())
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.CRITICAL)
+    for name in _WORRIED:
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.ERROR)
 
 
 _json = structlog.processors.JSONRenderer(sort_keys=False, default=repr)

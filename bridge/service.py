@@ -31,6 +31,7 @@ from bridge.reconcile import Reconciler
 from bridge.replies import Watch
 from bridge.settings import Lane, Settings
 from bridge.start import LONGEST_BACKOFF, Patience, Starter
+from bridge.tracing import Tracer
 
 SETTLED_SOON = 10.0
 STABLE_AFTER = 10.0
@@ -46,8 +47,9 @@ Result = TypeVar("Result")
 class Service:
     """One replica of the bridge."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tracer: Tracer) -> None:
         self._settings = settings
+        self._tracer = tracer
         self._metrics = Metrics({lane.queue: lane.prefetch for lane in settings.all_lanes})
         self._stopping = asyncio.Event()
         self._beat = time.monotonic()
@@ -196,6 +198,7 @@ class Service:
             starter=self._starter,
             concluder=self._concluder,
             metrics=self._metrics,
+            tracer=self._tracer,
             policy=self._settings.policy,
             flows=self._settings.flow_patterns,
             max_priority=self._settings.max_priority,

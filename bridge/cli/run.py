@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 from bridge.cli.app import Json, app, load
 from bridge.service import Service
 from bridge.settings import Settings, check_for_run
+from bridge.tracing import tracer
 
 
 def _settings_help() -> str:
@@ -26,5 +28,8 @@ def run(as_json: Json = False) -> None:
     """
     settings = load(Settings, json_logs=as_json)
     check_for_run(settings)
-    service = Service(settings)
-    asyncio.run(service.run())
+    tracing = tracer(os.environ, broker=settings.broker_address)
+    try:
+        asyncio.run(Service(settings, tracing).run())
+    finally:
+        tracing.close()

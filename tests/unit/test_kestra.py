@@ -30,6 +30,7 @@ from bridge.job import FlowName, Job
 from bridge.kestra import CONCURRENT_CREATES, Kestra
 from bridge.metrics import Metrics
 from bridge.settings import KestraSettings
+from bridge.tracing import TraceContext, handing_on
 from tests.standin import EMPTY, HTML, TRUNCATED, Ends, Standin
 
 FLOW = FlowName("bridge.jobs", "example")
@@ -283,6 +284,23 @@ class TestCreate:
         async with answering(lambda _: httpx.Response(422, content=body)) as kestra:
             error = await raised(CALLS["create"], kestra)
         assert str(error) == "HTTP 422: Invalid entity: tasks: must not be empty"
+
+    async def test_hands_the_trace_on(self) -> None:
+        seen: list[httpx.Headers] = []
+
+        def note(request: httpx.Request) -> httpx.Response:
+            seen.append(request.headers)
+            return httpx.Response(200, json=TestFind.ROW)
+
+        context = TraceContext(trace_id="1" * 32, span_id="2" * 16, flags="01", state="a=1")
+        async with answering(note) as kestra:
+            with handing_on(context):
+                await kestra.create(JOB)
+            await kestra.create(JOB)
+        assert [(headers.get("traceparent"), headers.get("tracestate")) for headers in seen] == [
+            (f"00-{'1' * 32}-{'2' * 16}-01", "a=1"),
+            (None, None),
+        ]
 
     async def test_sends_labels_in_the_url_and_inputs_as_a_form(self) -> None:
         async with Standin() as standin, against(standin) as kestra:

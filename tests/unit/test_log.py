@@ -22,7 +22,8 @@ def _restored() -> Iterator[None]:
     """Logging is the process's; other tests get back what they had."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in ("aio_pika", "aiormq", "httpx", "httpcore", "asyncio")}
+    chatty = ("aio_pika", "aiormq", "httpx", "httpcore", "asyncio", "opentelemetry")
+    levels = {name: logging.getLogger(name).level for name in chatty}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
