@@ -20,7 +20,7 @@ from rich.console import Console
 from bridge.errors import BridgeError
 from deploy.local.kestra_engine import BuildError, Engine
 from deploy.local.processes import ProcessError
-from tests.benchmarks import engine, flight, own, peers, replies, report
+from tests.benchmarks import engine, flight, own, peers, replies, reply_path, report
 from tests.benchmarks.measure import BenchmarkError, Comparison, Figure
 from tests.benchmarks.stage import Stage, open_stage
 
@@ -31,7 +31,7 @@ OWN_ROUNDS, ENGINE_ROUNDS = 5, 3
 IN_FLIGHT = (1_000, 10_000)
 REPLIES_JOBS = 300
 PEERS_JOBS = 400
-ALL = ("own", "engine", "flight", "replies", "peers")
+ALL = ("own", "engine", "flight", "replies", "reply path", "peers")
 INTERRUPTED = 130
 DESCRIPTION = """
 Measure what the bridge costs, all in one run on this machine, so that its ratios count and not its rates.
@@ -41,6 +41,7 @@ output for each job. engine: jobs per second on Kestra's own engine, against the
 What is compared is taken in turn, round by round.
 flight: what 1,000 and 10,000 jobs in flight cost one process, and how soon another adopts them after a kill -9.
 replies: how soon a job is settled after its execution's end.
+reply path: the engine's rate with the notifier, with afterExecution, with a sweep alone and with none of them.
 peers: the same jobs by Celery and by a plain aio-pika consumer, and what each loses or runs twice in a crash.
 
 The engine's H2 database has no index on labels, so a look-up before each create costs the more the more executions
@@ -93,6 +94,9 @@ def _measure(stage: Stage, options: argparse.Namespace) -> tuple[dict[str, Any],
             figures += flight.measure(stage, jobs=jobs, sweeps=options.sweeps)
     if options.only in (None, "replies"):
         figures += replies.measure(stage, jobs=options.jobs or REPLIES_JOBS)
+    if options.only in (None, "reply path"):
+        jobs, rounds = options.jobs or ENGINE_JOBS, options.rounds or ENGINE_ROUNDS
+        figures += reply_path.measure(stage, jobs=jobs, rounds=rounds, clients=options.clients)
     if options.only in (None, "peers"):
         figures += peers.measure(stage, jobs=options.jobs or PEERS_JOBS)
     result = {

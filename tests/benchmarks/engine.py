@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -74,12 +74,17 @@ def running_engine(stage: Stage) -> Iterator[tuple[Engine, Kestra]]:
         with stage.child("flows deploy", ["bridge", "flows", "deploy"], kestra.settings) as deploying:
             if deploying.wait(60) != 0:
                 raise BenchmarkError(f"the flows could not be deployed{deploying.tail()}")
-        with httpx.Client(**kestra.client) as http:
-            headers = {"Content-Type": "application/x-yaml"}
-            http.post("/flows", content=SOURCE.encode(), headers=headers).raise_for_status()
+        deploy(kestra, SOURCE)
         yield engine, kestra
     finally:
         engine.kill()
+
+
+def deploy(kestra: Kestra, source: str) -> None:
+    """Create a flow."""
+    with httpx.Client(**kestra.client) as http:
+        headers = {"Content-Type": "application/x-yaml"}
+        http.post("/flows", content=source.encode(), headers=headers).raise_for_status()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,26 +123,32 @@ class _Bench:
 
     def _check(self, who: str, before: int, jobs: int) -> None:
         self.stage.check(who, executions=self._executions() - before, jobs=jobs)
-        _until_quiet(self.kestra)
+        until_quiet(self.kestra)
 
 
 async def _create(amqp_url: str, kestra: Kestra, jobs: int, clients: int) -> tuple[Span, Span]:
     """Create so many: the spans until the last execution ended and until the last reply came."""
     async with await aio_pika.connect(amqp_url) as connection, httpx.AsyncClient(**kestra.client) as http:
         told = await _replies(connection, jobs)
-        names = iter([f"api-{time.time_ns()}-{number}" for number in range(jobs)])
         began = time.time()
-        await asyncio.gather(*(_client(http, names) for _ in range(clients)))
+        await create(http, FLOW, jobs, clients, marked=True)
         async with asyncio.timeout(START_SECONDS + jobs / SLOWEST_RATE):
             last = await told
-        return Span(jobs, began, await _last_end(http)), Span(jobs, began, last)
+        return Span(jobs, began, await last_end(http)), Span(jobs, began, last)
 
 
-async def _client(http: httpx.AsyncClient, names: Iterator[str]) -> None:
+async def create(http: httpx.AsyncClient, flow: str, jobs: int, clients: int, *, marked: bool) -> None:
+    """Create so many executions as fast as so many clients can; those with the mark are told of by the notifier."""
+    names = iter([f"api-{time.time_ns()}-{number}" for number in range(jobs)])
+    mark = {"bridge": "amqp"} if marked else {}
+    await asyncio.gather(*(_client(http, flow, names, mark) for _ in range(clients)))
+
+
+async def _client(http: httpx.AsyncClient, flow: str, names: Iterator[str], mark: Mapping[str, str]) -> None:
     for name in names:
-        labels = {"bridge": "amqp", "bridgeJob": name, "bridgeAttempt": "1", "system.correlationId": name}
+        labels = {**mark, "bridgeJob": name, "bridgeAttempt": "1", "system.correlationId": name}
         answer = await http.post(
-            f"/executions/{FLOW}",
+            f"/executions/{flow}",
             params=[("labels", f"{key}:{value}") for key, value in labels.items()],
             files=[("text", (None, "a benchmark's job"))],
         )
@@ -162,14 +173,15 @@ async def _replies(connection: AbstractConnection, jobs: int) -> asyncio.Future[
     return done
 
 
-async def _last_end(http: httpx.AsyncClient) -> float:
+async def last_end(http: httpx.AsyncClient) -> float:
+    """When the execution that ended last did so."""
     params = {"filters[namespace][EQUALS]": NAMESPACE, "sort": "state.endDate:desc", "size": "1"}
     answer = await http.get("/executions/search", params=params)
     answer.raise_for_status()
     return datetime.fromisoformat(answer.json()["results"][0]["state"]["endDate"]).timestamp()
 
 
-def _until_quiet(kestra: Kestra, *, timeout: float = 60.0) -> None:
+def until_quiet(kestra: Kestra, *, timeout: float = 60.0) -> None:
     """Wait until nothing runs any more, notifiers included."""
     deadline = time.monotonic() + timeout
     with httpx.Client(**kestra.client) as http:

@@ -165,7 +165,7 @@ def _rates(runs: Sequence[Run]) -> Spread:
 class Figure:
     """One measured figure, and what it is to be at most."""
 
-    benchmark: Literal["flight", "replies", "peers"]
+    benchmark: Literal["flight", "replies", "reply path", "peers"]
     what: str
     value: float
     unit: str

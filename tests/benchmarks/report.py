@@ -20,6 +20,7 @@ TITLES = {
     "own": "The bridge's own cost, Kestra answering at once",
     "flight": "Very many jobs in flight in one process",
     "replies": "From the end of an execution to the ack of its message",
+    "reply path": "What it costs Kestra's engine to tell of ends",
     "peers": "Against what one would write instead, with one kill -9 in the middle",
     "engine": "On Kestra's own engine, one-Log flow, with the notifier",
 }
