@@ -11,10 +11,10 @@ mode of 7, an expiration that is no number) and would leave such a message undec
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
@@ -34,12 +34,15 @@ from pamqp.commands import Basic
 
 from bridge import topology, wire
 from bridge.delivery import Delivery, Message
-from bridge.errors import BrokerDenied, BrokerUnavailable, PublishFailed, TopologyMismatch
+from bridge.errors import BrokerDenied, BrokerUnavailable, PublishFailed, SettingsError, TopologyMismatch
 from bridge.keyed_lock import KeyedLock
 from bridge.settings import BrokerSettings, Lane
 
 CONNECT_TIMEOUT = 15.0
 CONFIRM_TIMEOUT = 30.0
+
+_CUT_OFF = (asyncio.IncompleteReadError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+"""How it looks when a broker is there and ends the connection without a word."""
 
 Cause = Literal["connection_closed", "channel_closed", "consumer_cancelled"]
 OnDelivery = Callable[[Lane, Delivery], None]
@@ -282,12 +285,7 @@ class Broker:
 
     @asynccontextmanager
     async def _connection(self, purpose: str) -> AsyncIterator[AbstractConnection]:
-        connection = await aio_pika.connect(
-            self._settings.amqp_url.get_secret_value(),
-            timeout=CONNECT_TIMEOUT,
-            ssl_context=_tls(self._settings),
-            client_properties={"connection_name": f"{self._name} {purpose}"},
-        )
+        connection = await self._connect(f"{self._name} {purpose}")
         try:
             yield connection
         finally:
@@ -295,6 +293,30 @@ class Broker:
                 await asyncio.wait_for(connection.close(), 5)
             except (*CONNECTION_EXCEPTIONS, TimeoutError):
                 pass  # gone already: there's nothing left to close
+
+    async def _connect(self, name: str) -> AbstractConnection:
+        """A new connection, by the credentials as they are now."""
+        settings = self._settings = _refreshed(self._settings)
+        url = urlsplit(settings.amqp_login)
+        try:
+            context = settings.amqp_tls.context() if url.scheme == "amqps" else None
+        except ValueError as error:
+            raise BrokerDenied(str(error)) from error
+        try:
+            return await aio_pika.connect(
+                settings.amqp_login,
+                timeout=CONNECT_TIMEOUT,
+                ssl_context=context,
+                client_properties={"connection_name": name},
+            )
+        except ConnectionError as error:
+            trouble = settings.amqp_tls.trouble(error)
+            if isinstance(error.__cause__ or error, _CUT_OFF):
+                host, port = url.hostname or "", url.port or (5671 if context else 5672)
+                trouble = await settings.amqp_tls.why_cut_off(host, port, context, scheme="amqps")
+            if trouble:
+                raise BrokerDenied(f"RabbitMQ at {settings.broker_address}: {trouble}") from error
+            raise
 
     async def _consume(
         self, connection: AbstractConnection, session: Session, lane: Lane, on_delivery: OnDelivery, hold: float
@@ -428,13 +450,12 @@ def _to_properties(message: Message) -> Basic.Properties:
     )
 
 
-def _tls(settings: BrokerSettings) -> ssl.SSLContext | None:
-    if not settings.amqp_url.get_secret_value().startswith("amqps"):
-        return None
+def _refreshed(settings: BrokerSettings) -> BrokerSettings:
+    """The settings with the secrets that their files hold now. That one can't be read is like a refused one."""
     try:
-        return ssl.create_default_context(cafile=str(settings.amqp_ca) if settings.amqp_ca else None)
-    except (OSError, ssl.SSLError) as error:
-        raise BrokerDenied(f"BRIDGE_AMQP_CA: {settings.amqp_ca} holds no CA certificates ({error})") from error
+        return settings.refreshed()
+    except SettingsError as error:
+        raise BrokerDenied(str(error)) from error
 
 
 @contextmanager
@@ -443,8 +464,11 @@ def _translated(settings: BrokerSettings) -> Iterator[None]:
     where = settings.broker_address
     try:
         yield
-    except (AuthenticationError, ProbableAuthenticationError) as error:
-        raise BrokerDenied(f"RabbitMQ at {where} refuses the user or the password of BRIDGE_AMQP_URL") from error
+    except AuthenticationError as error:
+        offered = ", ".join(str(error.args[0]).split()) if error.args else "nothing"
+        raise BrokerDenied(f"RabbitMQ at {where} does not let us log in as its address says, by {offered}") from error
+    except ProbableAuthenticationError as error:
+        raise BrokerDenied(f"RabbitMQ at {where} refuses {_login(settings, error)}") from error
     except (ConnectionNotAllowed, InvalidFrameError) as error:
         # aiormq tells a refused virtual host as an unexpected frame, and keeps the broker's reason to itself.
         if isinstance(error, InvalidFrameError) and "Connection.OpenOk" not in str(error):
@@ -452,10 +476,16 @@ def _translated(settings: BrokerSettings) -> Iterator[None]:
         raise BrokerDenied(f"RabbitMQ at {where} refuses the virtual host of BRIDGE_AMQP_URL to its user") from error
     except ChannelAccessRefused as error:
         raise BrokerDenied(f"RabbitMQ at {where} refuses the user's rights: {_why(error)}") from error
-    except ssl.SSLCertVerificationError as error:
-        raise BrokerDenied(f"RabbitMQ at {where}: its certificate can't be trusted: {error.verify_message}") from error
     except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
         raise BrokerUnavailable(f"can't reach RabbitMQ at {where}: {_why(error)}") from error
+
+
+def _login(settings: BrokerSettings, error: ProbableAuthenticationError) -> str:
+    """What it is that the broker refuses when it lets nobody in."""
+    if "EXTERNAL" in str(error):
+        return "the user of our certificate, BRIDGE_AMQP_CERTIFICATE"
+    name = "amqp_password" if settings.amqp_password else "amqp_url"
+    return f"the user or the password of {settings.origin(name)}"
 
 
 def _why(error: object) -> str:

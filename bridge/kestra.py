@@ -7,7 +7,7 @@ import json
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,14 @@ from typing import Any, NoReturn, Self
 import httpx
 
 from bridge import __version__, clock
-from bridge.errors import KestraAmbiguous, KestraDenied, KestraError, KestraRejected, KestraUnavailable
+from bridge.errors import (
+    KestraAmbiguous,
+    KestraDenied,
+    KestraError,
+    KestraRejected,
+    KestraUnavailable,
+    SettingsError,
+)
 from bridge.execution import TERMINAL, Execution, State
 from bridge.job import ATTEMPT_LABEL, JOB_LABEL, MARK, MARK_LABEL, FlowName, Job
 from bridge.metrics import Metrics
@@ -68,6 +75,24 @@ class Dialect:
         return {"minLevel": "ERROR"}
 
 
+class Login(httpx.Auth):
+    """Shows each request's credentials, as the settings, or the files that they name, have them at that moment."""
+
+    def __init__(self, settings: KestraSettings) -> None:
+        self._settings = settings
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Raises SettingsError where a file can't be used."""
+        settings = self._settings = self._settings.refreshed()
+        if settings.kestra_username and settings.kestra_password:
+            basic = httpx.BasicAuth(settings.kestra_username, settings.kestra_password.get_secret_value())
+            yield from basic.auth_flow(request)
+            return
+        if settings.kestra_token:
+            request.headers["Authorization"] = f"Bearer {settings.kestra_token.get_secret_value()}"
+        yield request
+
+
 class Kestra:
     """A client for one tenant of one Kestra server, 1.x or 2.x. Use it as an async context manager.
 
@@ -84,6 +109,7 @@ class Kestra:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url = settings.kestra_url
+        self._tls = settings.kestra_tls
         self._tenant = settings.kestra_tenant
         self._metrics = metrics or Metrics()
         self._create_timeout = create_timeout
@@ -93,11 +119,15 @@ class Kestra:
         self.skew = timedelta()
         """How far Kestra's clock is ahead of ours, as its last answer told it (to the second)."""
         self.up = False
+        try:
+            self._context = self._tls.context() if self._url.startswith("https://") else None
+        except ValueError as error:
+            raise KestraDenied(str(error)) from error
         self._http = httpx.AsyncClient(
             base_url=f"{self._url}/api/v1",
-            auth=_auth(settings),
-            headers={"User-Agent": f"kestra-bridge/{__version__}", "Accept": "application/json", **_bearer(settings)},
-            verify=_tls(settings),
+            auth=Login(settings),
+            headers={"User-Agent": f"kestra-bridge/{__version__}", "Accept": "application/json"},
+            verify=self._context or True,
             timeout=httpx.Timeout(READ_TIMEOUT, connect=5.0, pool=None),
             limits=httpx.Limits(max_connections=CONCURRENT_CREATES + CONCURRENT_QUESTIONS),
             transport=transport,
@@ -118,7 +148,15 @@ class Kestra:
         return f"{self._url}/ui/{self._tenant}/executions/{execution.namespace}/{execution.flow}/{execution.id}"
 
     async def probe(self) -> str:
-        """Ask for the server's version, which decides the dialect from now on, and check that the tenant lets us in."""
+        """Ask for the server's version, which decides the dialect from now on, and check that the tenant lets us in.
+
+        From here on connections go by the certificates that the files hold now.
+        """
+        try:
+            if self._context:
+                self._tls.renew(self._context)
+        except ValueError as error:
+            raise KestraDenied(str(error)) from error
         configs = _object(await self._read("probe", "GET", "/configs"), "configs")
         version = configs.get("version")
         if not isinstance(version, str):
@@ -293,10 +331,10 @@ class Kestra:
         async with turn, self._measured(operation) as codes:
             try:
                 response = await self._http.request(method, path, **kwargs)
-            except _NEVER_SENT as error:
-                raise KestraUnavailable(f"can't reach Kestra at {self._url}: {_why(error)}") from error
-            except _HTTPX_ERRORS as error:
-                raise lost(f"{operation}: no answer from Kestra at {self._url}: {_why(error)}") from error
+            except SettingsError as error:
+                raise KestraDenied(str(error)) from error
+            except (*_HTTPX_ERRORS, ssl.SSLError) as error:
+                raise await self._without_answer(operation, error, lost) from error
             codes.append(response.status_code)
         self._note_clock(response)
         if response.status_code in (401, 403):
@@ -305,9 +343,31 @@ class Kestra:
             raise KestraUnavailable(
                 f"{operation}: redirected (HTTP {response.status_code}); is BRIDGE_KESTRA_URL right?"
             )
+        if operation == "probe" and response.status_code == 400 and _wants_tls(response):
+            raise KestraDenied(f"Kestra at {self._url} is spoken to by https:// alone there")
         if response.status_code == 400 and "Tenant must be" in _message(response):
             raise KestraDenied(f"Kestra refuses the tenant {self._tenant!r}: {_message(response)}")
         return response
+
+    async def _without_answer(self, operation: str, error: Exception, lost: type[KestraError]) -> KestraError:
+        """What it means that a request got no answer."""
+        never_sent = isinstance(error, _NEVER_SENT)
+        # A create that was sent may have been done, whatever became of the connection after that.
+        if never_sent or operation != "create":
+            trouble = self._tls.trouble(error) or await self._cut_off(operation, error)
+            if trouble:
+                return KestraDenied(f"Kestra at {self._url}: {trouble}")
+        if never_sent:
+            return KestraUnavailable(f"can't reach Kestra at {self._url}: {_why(error)}")
+        return lost(f"{operation}: no answer from Kestra at {self._url}: {_why(error)}")
+
+    async def _cut_off(self, operation: str, error: Exception) -> str | None:
+        """What about TLS made a server end a connection without a word, if only an operator can mend it."""
+        if operation != "probe" or not isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError)):
+            return None
+        url = httpx.URL(self._url)
+        port = url.port or (443 if self._context else 80)
+        return await self._tls.why_cut_off(url.host, port, self._context, scheme="https")
 
     @asynccontextmanager
     async def _measured(self, operation: str) -> AsyncIterator[list[int]]:
@@ -376,25 +436,6 @@ def _time(value: Any) -> datetime | None:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-def _auth(settings: KestraSettings) -> httpx.BasicAuth | None:
-    if settings.kestra_username and settings.kestra_password:
-        return httpx.BasicAuth(settings.kestra_username, settings.kestra_password.get_secret_value())
-    return None
-
-
-def _bearer(settings: KestraSettings) -> dict[str, str]:
-    return {"Authorization": f"Bearer {settings.kestra_token.get_secret_value()}"} if settings.kestra_token else {}
-
-
-def _tls(settings: KestraSettings) -> ssl.SSLContext | bool:
-    if settings.kestra_ca is None:
-        return True
-    try:
-        return ssl.create_default_context(cafile=str(settings.kestra_ca))
-    except (OSError, ssl.SSLError) as error:
-        raise KestraDenied(f"BRIDGE_KESTRA_CA: {settings.kestra_ca} holds no CA certificates ({error})") from error
-
-
 def _labelled(labels: Mapping[str, str]) -> dict[str, str]:
     return {f"filters[labels][EQUALS][{key}]": value for key, value in labels.items()}
 
@@ -448,6 +489,11 @@ def _try_json(response: httpx.Response) -> Any:
         return response.json()
     except (ValueError, RecursionError):
         return None
+
+
+def _wants_tls(response: httpx.Response) -> bool:
+    """Whether a gateway answers a plain request on its port for TLS: nginx, and servers written in Go."""
+    return any(words in response.text for words in ("sent to HTTPS port", "to an HTTPS server"))
 
 
 def _is_kestras(response: httpx.Response) -> bool:

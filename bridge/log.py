@@ -17,9 +17,14 @@ _CHATTY = ("aio_pika", "aiormq", "httpx", "httpcore", "asyncio")
 _WORRIED = ("opentelemetry",)
 """Libraries that warn of each try that fails; that they gave up is said as an error."""
 
+_SECRETS: list[str] = []
+"""What is masked, the longest first: one secret may be a part of another."""
+
 
 def configure(*, style: Literal["auto", "json", "console"], level: str, secrets: Iterable[str] = ()) -> None:
     """Set up structlog, and the standard library's logging through it, for this process. Lines go to standard error."""
+    _SECRETS.clear()
+    hide(secrets)
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
     debug = level == "debug"
     shared: list[Processor] = [
@@ -27,7 +32,7 @@ def configure(*, style: Literal["auto", "json", "console"], level: str, secrets:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _traceback_for_debug_only(debug=debug),
-        _mask(tuple(secrets)),
+        _mask,
     ]
     renderer: Processor = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else _json
     structlog.configure(
@@ -51,6 +56,11 @@ def configure(*, style: Literal["auto", "json", "console"], level: str, secrets:
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.ERROR)
 
 
+def hide(secrets: Iterable[str]) -> None:
+    """Mask these too from now on, such as a password that was changed while the process runs."""
+    _SECRETS[:] = sorted({*_SECRETS, *secrets} - {""}, key=len, reverse=True)
+
+
 _json = structlog.processors.JSONRenderer(sort_keys=False, default=repr)
 
 
@@ -69,23 +79,20 @@ def _traceback_for_debug_only(*, debug: bool) -> Processor:
     return shorten
 
 
-def _mask(secrets: tuple[str, ...]) -> Processor:
-    def mask(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-        return {key: value if key.startswith("_") else _clean(value, secrets) for key, value in event.items()}
-
-    return mask
+def _mask(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {key: value if key.startswith("_") else _clean(value) for key, value in event.items()}
 
 
-def _clean(value: Any, secrets: tuple[str, ...]) -> Any:
+def _clean(value: Any) -> Any:
     match value:
         case None | bool() | int() | float():
             return value
         case dict():
-            return {key: _clean(item, secrets) for key, item in value.items()}
+            return {key: _clean(item) for key, item in value.items()}
         case list() | tuple():
-            return [_clean(item, secrets) for item in value]
+            return [_clean(item) for item in value]
     text = value if isinstance(value, str) else repr(value)
-    for secret in secrets:
+    for secret in _SECRETS:
         text = text.replace(secret, "***").replace(repr(secret)[1:-1], "***")
     # Lone surrogates stand for bytes that weren't UTF-8; a terminal and a file take none.
     return text.encode("utf-8", "backslashreplace").decode()

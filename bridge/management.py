@@ -265,12 +265,12 @@ def _rows(value: Any) -> list[Mapping[str, Any]]:
 
 
 def _tls(settings: BrokerSettings) -> ssl.SSLContext | bool:
-    if settings.amqp_ca is None:
+    if not settings.management_address.startswith("https://"):
         return True
     try:
-        return ssl.create_default_context(cafile=str(settings.amqp_ca))
-    except (OSError, ssl.SSLError) as error:
-        raise BrokerDenied(f"BRIDGE_AMQP_CA: {settings.amqp_ca} holds no CA certificates ({error})") from error
+        return settings.amqp_tls.context()
+    except ValueError as error:
+        raise BrokerDenied(str(error)) from error
 
 
 def _why(error: Exception) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +26,7 @@ from pydantic import (
 from pydantic_core import from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from bridge import log, tls
 from bridge.errors import SettingsError
 from bridge.job import FlowName
 from bridge.settlement import Policy
@@ -32,7 +35,16 @@ PREFIX = "BRIDGE_"
 OTHERS_PREFIX = "BRIDGE_MACHINE_"
 """Settings of `kestra-bridge machine` alone, which are declared in `bridge.machines.settings`."""
 
+FILE = "_file"
+"""How the settings end that name a file in place of the value: `BRIDGE_AMQP_PASSWORD_FILE`, by the setting before."""
+
+LONGEST_SECRET = 65_536
+"""Bytes. What is longer is some other file."""
+
 QueueType = Literal["auto", "classic", "quorum"]
+
+
+Section = TypeVar("Section", bound="CommandSettings")
 
 
 def _flow_name(text: str) -> str:
@@ -56,7 +68,7 @@ def _http_url(text: str, info: ValidationInfo) -> str:
     if parts.username or parts.password:
         service = f"{PREFIX}{(info.field_name or '').upper().removesuffix('_URL')}"
         raise ValueError(f"must not hold credentials: use {service}_USERNAME and {service}_PASSWORD")
-    return text.rstrip("/")
+    return parts.geturl().rstrip("/")
 
 
 def _url_parts(text: str) -> SplitResult | None:
@@ -92,10 +104,62 @@ def _readable(path: Path) -> Path:
     return path
 
 
+def _file_text(path: Path) -> str:
+    """What stands in a file, without the line break at its end.
+
+    Raises:
+        ValueError: that can be no setting's value. The path isn't shown: somebody may have put the value there instead.
+    """
+    try:
+        if not path.is_file():  # a pipe could be read but once
+            raise ValueError("is no file")
+        with path.open("rb") as file:
+            data = file.read(LONGEST_SECRET + 1)
+        text = data.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ValueError("is a file that is not UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"is no file that can be read ({error.strerror})") from None
+    if not text:
+        raise ValueError("is an empty file")
+    if len(data) > LONGEST_SECRET or not text.isprintable():
+        raise ValueError("is a file of more than one line, or of what can't be printed")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """In place of a value, why there can be none: so it is named along with all other faults."""
+
+    reason: str
+
+
 def _password(secret: SecretStr) -> set[str]:
     """The password in a URL, as it is written and as it is sent."""
     parts = _url_parts(secret.get_secret_value())
     return {parts.password, unquote(parts.password)} if parts and parts.password else set()
+
+
+def _plain(value: str | SecretStr | None) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value or ""
+
+
+def _check_tls(identity: tls.Identity, *, by_tls: bool, url: str, scheme: str) -> None:
+    """Whoever gives what TLS takes must not be left without it.
+
+    Raises:
+        ValueError: there would be none, or no certificate to the key.
+    """
+    for name in ("ca", "certificate", "key"):
+        if getattr(identity, name) and not by_tls:
+            raise ValueError(f"{identity.prefix}_{name.upper()} is for TLS: {url} must begin with {scheme}://")
+    if identity.key and not identity.certificate:
+        raise ValueError(f"{identity.prefix}_KEY needs {identity.prefix}_CERTIFICATE")
+
+
+def in_a_file(what: str) -> Any:
+    """A setting that names the file in which another one stands, the one before it."""
+    return Field(default=None, description=f"A file that holds {what}, instead.")
 
 
 # Decoded here and not by pydantic-settings, which would stop at the first one that isn't JSON.
@@ -141,9 +205,29 @@ class CommandSettings(BaseSettings):
         default="info", description="The least level that is logged."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Put the contents of files where the settings belong that they stand for."""
+        values = dict(values)
+        for name in _may_be_in_files(cls):
+            file = f"{name}{FILE}"
+            if values.get(file) is None:
+                continue
+            if values.get(name) is not None:
+                values[file] = _Fault(f"goes in place of {PREFIX}{name.upper()}: give one of them")
+                continue
+            try:
+                values[name] = _file_text(Path(values[file]))
+            except ValueError as error:
+                values[file] = _Fault(str(error))
+        return values
+
     @field_validator("*", mode="before")
     @classmethod
     def _lower(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, _Fault):
+            raise ValueError(value.reason)
         choice = info.field_name in ("log_level", "log_format", "queue_type", "deduplicate")
         return value.lower() if choice and isinstance(value, str) else value
 
@@ -154,18 +238,66 @@ class CommandSettings(BaseSettings):
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, SecretStr):
-                texts |= _password(value) if name == "amqp_url" else {value.get_secret_value()} - {""}
+                text = value.get_secret_value()
+                texts |= _password(value) if name == "amqp_url" else {text, quote(text, safe="")} - {""}
         return tuple(sorted(texts, key=len, reverse=True))
+
+    def refreshed(self) -> Self:
+        """These settings with what stands in files read anew; the same object where nothing has changed.
+
+        What is new is masked in the log from here on.
+
+        Raises:
+            SettingsError: a file can't be used, now.
+        """
+        files = {name: getattr(self, f"{name}{FILE}") for name in self._in_files}
+        try:
+            if all(_file_text(path) == _plain(getattr(self, name)) for name, path in files.items()):
+                return self
+        except ValueError:
+            pass  # the whole check below says which one, and why
+        others = self.model_fields_set - files.keys()
+        found = _checked(lambda: type(self)(**{name: getattr(self, name) for name in others}))
+        log.hide(found.secrets)
+        return found
+
+    def origin(self, name: str) -> str:
+        """The environment variable that a setting's value came by."""
+        return f"{PREFIX}{name}{FILE if name in self._in_files else ''}".upper()
+
+    @property
+    def _in_files(self) -> set[str]:
+        """The settings whose values stand in files."""
+        return {name for name in _may_be_in_files(type(self)) if getattr(self, f"{name}{FILE}")}
+
+
+@cache
+def _may_be_in_files(section: type[CommandSettings]) -> tuple[str, ...]:
+    """The settings that can be given as files; known once, since every request to Kestra looks for changed ones."""
+    fields = section.model_fields
+    return tuple(name for name in fields if f"{name}{FILE}" in fields)
 
 
 class BrokerSettings(CommandSettings):
     """What it takes to talk to RabbitMQ: where it is, and its queues."""
 
     amqp_url: Annotated[SecretStr, AfterValidator(_amqp_url)] = Field(
-        description="RabbitMQ's address, `amqp://user:password@host:port/vhost` or `amqps://…`."
+        description="RabbitMQ's address, `amqp://user:password@host:port/vhost` or `amqps://…`; or with user and "
+        "password apart from it. With `?auth=external` the user is that of our certificate."
     )
+    amqp_url_file: Path | None = in_a_file("the address")
+    amqp_username: str | None = Field(default=None, description="RabbitMQ's user, where it isn't in the address.")
+    amqp_username_file: Path | None = in_a_file("the user")
+    amqp_password: SecretStr | None = Field(default=None, description="Its password.")
+    amqp_password_file: Path | None = in_a_file("the password")
     amqp_ca: Readable | None = Field(
         default=None, description="A file of CA certificates to check RabbitMQ's by, for `amqps`."
+    )
+    amqp_certificate: Readable | None = Field(
+        default=None, description="A file with our own certificate (and its chain), for a RabbitMQ that demands one."
+    )
+    amqp_key: Readable | None = Field(
+        default=None, description="A file with its key, where that is not in the same file. It has no pass phrase."
     )
     management_url: HttpUrl | None = Field(
         default=None,
@@ -175,7 +307,9 @@ class BrokerSettings(CommandSettings):
     management_username: str | None = Field(
         default=None, description="A user for it who has the tag `management`. Default: the one of BRIDGE_AMQP_URL."
     )
+    management_username_file: Path | None = in_a_file("the user")
     management_password: SecretStr | None = Field(default=None, description="Its password.")
+    management_password_file: Path | None = in_a_file("the password")
     queue: Name = Field(default="kestra.jobs", description="The queue of job messages.")
     prefetch: Prefetch = Field(default=8, description="How many jobs at once. Equals what Kestra should run at once.")
     flow: FlowText | None = Field(default=None, description="The flow of messages that name none, `namespace/id`.")
@@ -211,6 +345,39 @@ class BrokerSettings(CommandSettings):
         """The lanes, or the one that `queue`, `prefetch` and `flow` make."""
         return self.lanes or (Lane(queue=self.queue, prefetch=self.prefetch, flow=self.flow),)
 
+    @model_validator(mode="after")
+    def _one_login_at_the_broker(self) -> Self:
+        url = urlsplit(self.amqp_url.get_secret_value())
+        for part, name in ((url.username, "amqp_username"), (url.password, "amqp_password")):
+            if part and getattr(self, name):
+                raise ValueError(f"{self.origin('amqp_url')} holds what {self.origin(name)} says: give it once")
+        if bool(url.username or self.amqp_username) != bool(url.password or self.amqp_password):
+            raise ValueError(
+                "RabbitMQ's user and password go together: both in BRIDGE_AMQP_URL, or BRIDGE_AMQP_USERNAME and "
+                "BRIDGE_AMQP_PASSWORD, or in files that BRIDGE_AMQP_USERNAME_FILE and BRIDGE_AMQP_PASSWORD_FILE name"
+            )
+        by_tls = url.scheme == "amqps" or self.management_address.startswith("https://")
+        _check_tls(self.amqp_tls, by_tls=by_tls, url=self.origin("amqp_url"), scheme="amqps")
+        return self
+
+    @property
+    def amqp_login(self) -> str:
+        """RabbitMQ's address, with the user and the password that were given apart from it."""
+        given = self.amqp_url.get_secret_value()
+        if not (self.amqp_username or self.amqp_password):
+            return given
+        url = urlsplit(given)
+        user = quote(self.amqp_username, safe="") if self.amqp_username else url.username
+        password = quote(_plain(self.amqp_password), safe="") if self.amqp_password else url.password
+        return url._replace(netloc=f"{user}:{password}@{url.netloc.rpartition('@')[2]}").geturl()
+
+    @property
+    def amqp_tls(self) -> tls.Identity:
+        """What TLS with RabbitMQ takes, if it is spoken."""
+        return tls.Identity(
+            prefix=f"{PREFIX}AMQP", ca=self.amqp_ca, certificate=self.amqp_certificate, key=self.amqp_key
+        )
+
     @property
     def broker_address(self) -> str:
         """RabbitMQ's address without the credentials."""
@@ -236,7 +403,7 @@ class BrokerSettings(CommandSettings):
         """User and password for the management API: its own, or RabbitMQ's, which are `guest` by AMQP's custom."""
         if self.management_username and self.management_password:
             return self.management_username, self.management_password
-        url = urlsplit(self.amqp_url.get_secret_value())
+        url = urlsplit(self.amqp_login)
         return unquote(url.username or "guest"), SecretStr(unquote(url.password or "guest"))
 
 
@@ -248,12 +415,21 @@ class KestraSettings(CommandSettings):
         default="main", description="Kestra's tenant; the open-source edition has `main` alone."
     )
     kestra_username: str | None = Field(default=None, description="User for Kestra's Basic authentication.")
+    kestra_username_file: Path | None = in_a_file("the user")
     kestra_password: SecretStr | None = Field(default=None, description="Its password.")
+    kestra_password_file: Path | None = in_a_file("the password")
     kestra_token: Annotated[SecretStr, AfterValidator(_header_text)] | None = Field(
         default=None, description="An API token (Bearer), instead of user and password."
     )
+    kestra_token_file: Path | None = in_a_file("the token")
     kestra_ca: Readable | None = Field(
         default=None, description="A file of CA certificates to check Kestra's by, for `https`."
+    )
+    kestra_certificate: Readable | None = Field(
+        default=None, description="A file with our own certificate (and its chain), for a Kestra that demands one."
+    )
+    kestra_key: Readable | None = Field(
+        default=None, description="A file with its key, where that is not in the same file. It has no pass phrase."
     )
 
     @model_validator(mode="after")
@@ -262,7 +438,16 @@ class KestraSettings(CommandSettings):
             raise ValueError("BRIDGE_KESTRA_TOKEN and BRIDGE_KESTRA_USERNAME/PASSWORD exclude each other")
         if bool(self.kestra_username) != bool(self.kestra_password):
             raise ValueError("BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD go together")
+        by_tls = urlsplit(self.kestra_url).scheme == "https"
+        _check_tls(self.kestra_tls, by_tls=by_tls, url="BRIDGE_KESTRA_URL", scheme="https")
         return self
+
+    @property
+    def kestra_tls(self) -> tls.Identity:
+        """What TLS with Kestra takes, if it is spoken."""
+        return tls.Identity(
+            prefix=f"{PREFIX}KESTRA", ca=self.kestra_ca, certificate=self.kestra_certificate, key=self.kestra_key
+        )
 
 
 class Settings(BrokerSettings, KestraSettings):
@@ -328,17 +513,18 @@ class Settings(BrokerSettings, KestraSettings):
         return Policy(max_attempts=self.max_attempts, retry_delays=self.retry_delays, ack_warning=self.ack_warning)
 
 
-Section = TypeVar("Section", bound=CommandSettings)
-
-
 def load(section: type[Section]) -> Section:
     """The settings of that section (or `Settings`, all of them) from the environment.
 
     Raises:
         SettingsError: naming every setting that can't be used, never with its value.
     """
+    return _checked(section)
+
+
+def _checked(made: Callable[[], Section]) -> Section:
     try:
-        return section()
+        return made()
     except ValidationError as error:
         raise SettingsError("; ".join(_faults(error))) from None
 
@@ -367,8 +553,12 @@ def unknown(environment: Iterable[str]) -> list[str]:
 
 def _faults(error: ValidationError) -> list[str]:
     faults = []
-    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    faulty = {str(part) for fault in found for part in fault["loc"][:1]}
+    for fault in found:
         where = [str(part) for part in fault["loc"]]
+        if fault["type"] == "missing" and f"{where[0]}{FILE}" in faulty:
+            continue  # what is wrong with its file says more
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "missing":
             text = "is not set"

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -222,10 +223,14 @@ Watcher = Callable[[bytes], None]
 
 
 class Proxy:
-    """A TCP proxy on loopback that can cut, refuse, stall and slow (`delay`, seconds) what goes through it."""
+    """A TCP proxy on loopback that can cut, refuse, stall and slow (`delay`, seconds) what goes through it.
 
-    def __init__(self, host: str, port: int) -> None:
+    With `tls` it speaks that itself.
+    """
+
+    def __init__(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self._target = (host, port)
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._flowing = asyncio.Event()
@@ -252,7 +257,7 @@ class Proxy:
         self._flowing.set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         return self
 
     async def __aexit__(self, *_: object) -> None:

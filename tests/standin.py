@@ -21,6 +21,7 @@ import json
 import random
 import re
 import socket
+import ssl
 import struct
 import sys
 import uuid
@@ -319,6 +320,7 @@ class Standin:
         password: str = "Standin0",  # noqa: S107 (it guards nothing)
         token: str | None = None,
         host: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.version = version
         self.major = int(version.partition(".")[0])
@@ -336,7 +338,7 @@ class Standin:
         self._flows: dict[tuple[str, str], Flow] = {}
         self._by_label: defaultdict[tuple[str, str], dict[str, Run]] = defaultdict(dict)
         self._open: dict[str, Run] = {}
-        self._host, self._port = host, port
+        self._host, self._port, self._tls = host, port, tls
         self._tasks: set[asyncio.Task[None]] = set()
         self._errors: list[BaseException] = []
         self._stopping = asyncio.Event()
@@ -348,7 +350,7 @@ class Standin:
 
     @property
     def url(self) -> str:
-        return f"http://{self._host}:{self._port}"
+        return f"{'https' if self._tls else 'http'}://{self._host}:{self._port}"
 
     def flow(self, namespace: str, flow_id: str, behaviour: Behaviour = Ends(), **more: Any) -> Flow:
         """Have a flow, or change one. `more`: see `Flow`."""
@@ -406,7 +408,9 @@ class Standin:
     async def up(self) -> None:
         """Listen (again), on the same port."""
         assert self._runner is not None
-        self._site = web.TCPSite(self._runner, self._host, self._port, backlog=1024, reuse_address=True)
+        self._site = web.TCPSite(
+            self._runner, self._host, self._port, backlog=1024, reuse_address=True, ssl_context=self._tls
+        )
         await self._site.start()
         assert self._site._server is not None
         self._port = self._site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]

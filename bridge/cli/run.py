@@ -14,8 +14,8 @@ from bridge.tracing import tracer
 def _settings_help() -> str:
     lines = []
     for name, field in Settings.model_fields.items():
-        default = "required" if field.is_required() else f"default {field.default!r}"
-        lines.append(f"BRIDGE_{name.upper()}  {field.description} ({default})")
+        default = " (required)" if field.is_required() else f" (default {field.default!r})"
+        lines.append(f"BRIDGE_{name.upper()}  {field.description}{'' if field.default is None else default}")
     return "Settings:\n\n" + "\n\n".join(lines)
 
 

@@ -77,6 +77,7 @@ class Ports:
     """Where a node listens; all on loopback, and the same for as long as the node object lives."""
 
     amqp: int
+    amqps: int
     management: int
     prometheus: int
     distribution: int
@@ -88,11 +89,24 @@ class Ports:
         numbers = lasting_ports()
         return cls(
             amqp=amqp or next(numbers),
+            amqps=next(numbers),
             management=next(numbers),
             prometheus=next(numbers),
             distribution=next(numbers),
             epmd=epmd or next(numbers),
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tls:
+    """What a node needs to listen with TLS too, as PEM files: it demands a certificate of its clients by the same CA.
+
+    A client may log in by its certificate alone (SASL EXTERNAL), as the user of the certificate's common name.
+    """
+
+    ca: Path
+    certificate: Path
+    key: Path
 
 
 class RabbitMQ:
@@ -117,6 +131,7 @@ class RabbitMQ:
         port: int | None = None,
         node: str = "rabbit",
         epmd: int | None = None,
+        tls: Tls | None = None,
         say: Say = _quietly,
     ) -> None:
         self.directory = directory.resolve()
@@ -126,6 +141,7 @@ class RabbitMQ:
         self._ports = Ports.choose(port, epmd)
         self._settings = dict(settings or {})
         self._advanced = advanced or "[]."
+        self._tls = tls
         self._say = say
         self._child: Child | None = None
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -141,6 +157,11 @@ class RabbitMQ:
     def port(self) -> int:
         """The port that AMQP clients connect to."""
         return self._ports.amqp
+
+    @property
+    def tls_port(self) -> int:
+        """The port that AMQP clients with TLS connect to, where the node was given what that takes."""
+        return self._ports.amqps
 
     @property
     def amqp_url(self) -> str:
@@ -312,10 +333,15 @@ class RabbitMQ:
 
     def _write_configuration(self) -> None:
         state = self.directory
-        lines = {**self._own_settings(), **self._settings}
+        lines = {**self._own_settings(), **self._tls_settings(), **self._settings}
         _write_privately(state / "rabbitmq.conf", "".join(f"{key} = {value}\n" for key, value in lines.items()))
         _write_privately(state / "advanced.config", self._advanced)
-        _write_privately(state / "enabled_plugins", "[rabbitmq_management,rabbitmq_prometheus].\n")
+        plugins = ["rabbitmq_management", "rabbitmq_prometheus"]
+        if self._tls:
+            plugins.append("rabbitmq_auth_mechanism_ssl")
+            for file in (self._tls.ca, self._tls.certificate, self._tls.key):
+                _write_privately(state / "tls" / file.name, file.read_text())
+        _write_privately(state / "enabled_plugins", f"[{','.join(plugins)}].\n")
         _kept_secret(state / ".erlang.cookie")
         (state / ".erlang.cookie").chmod(0o400)
 
@@ -328,6 +354,21 @@ class RabbitMQ:
             "prometheus.tcp.port": str(self._ports.prometheus),
             "default_user": self.username,
             "default_pass": self.password,
+        }
+
+    def _tls_settings(self) -> dict[str, str]:
+        if self._tls is None:
+            return {}
+        return {
+            "listeners.ssl.1": f"{_HOST}:{self._ports.amqps}",
+            "ssl_options.cacertfile": f"/state/tls/{self._tls.ca.name}",
+            "ssl_options.certfile": f"/state/tls/{self._tls.certificate.name}",
+            "ssl_options.keyfile": f"/state/tls/{self._tls.key.name}",
+            "ssl_options.verify": "verify_peer",
+            "ssl_options.fail_if_no_peer_cert": "true",
+            "auth_mechanisms.1": "PLAIN",
+            "auth_mechanisms.2": "EXTERNAL",
+            "ssl_cert_login_from": "common_name",
         }
 
     def _environment(self) -> dict[str, str]:
@@ -462,6 +503,7 @@ def _kept_secret(file: Path) -> str:
 
 
 def _write_privately(file: Path, text: str) -> None:
+    file.parent.mkdir(exist_ok=True)
     file.touch(mode=0o600)
     file.write_text(text)
 

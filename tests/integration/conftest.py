@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ import aio_pika
 import pytest
 
 from deploy.local.rabbitmq import RabbitMQ, Series
+from tests.certificates import Authority
 from tests.harness import Bridge, Client
 from tests.standin import Standin
 
@@ -28,13 +30,20 @@ Node = Callable[[Series], RabbitMQ]
 
 
 @pytest.fixture(scope="session")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The shared node of a series, started when it is first asked for."""
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """The private CA of the shared nodes' certificates."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Node]:
+    """The shared node of a series, started when it is first asked for. It listens with TLS too."""
     nodes: dict[Series, RabbitMQ] = {}
 
     def shared(series: Series) -> RabbitMQ:
         if series not in nodes:
-            nodes[series] = RabbitMQ(tmp_path_factory.mktemp(f"rabbitmq-{series}"), series=series, **FRESH)
+            directory = tmp_path_factory.mktemp(f"rabbitmq-{series}")
+            nodes[series] = RabbitMQ(directory, series=series, tls=authority.broker(), **FRESH)
             nodes[series].start()
         return nodes[series]
 
@@ -88,10 +97,16 @@ class Stage:
         (message,) = await self.client.take(f"{self.queue}.dead")
         return message
 
-    async def send_replies(self) -> None:
-        """Have the stand-in's replies published as the notifier flow would, which asks for no confirm."""
-        channel = await self.client.connection.channel(publisher_confirms=False)
-        exchange = await channel.declare_exchange("kestra.replies", "topic", durable=True)
+    async def send_replies(self, sender: Client | None = None) -> None:
+        """Have the stand-in's replies published as the notifier flow would, which asks for no confirm.
+
+        A `sender` of one's own finds the exchange declared.
+        """
+        channel = await (sender or self.client).connection.channel(publisher_confirms=False)
+        if sender:
+            exchange = await channel.get_exchange("kestra.replies", ensure=False)
+        else:
+            exchange = await channel.declare_exchange("kestra.replies", "topic", durable=True)
 
         async def publish(reply: dict[str, Any]) -> None:
             key = f"{reply['state']}.{reply['namespace']}.{reply['flowId']}"
@@ -101,9 +116,14 @@ class Stage:
 
 
 @asynccontextmanager
-async def open_stage(directory: Path, rabbit: RabbitMQ, kind: Kind) -> AsyncIterator[Stage]:
-    """A stage on that node, with the flow `test/job` that succeeds at once; no process of it is left afterwards."""
-    async with Standin() as kestra, Client.connect(rabbit.amqp_url) as client:
+async def open_stage(
+    directory: Path, rabbit: RabbitMQ, kind: Kind, *, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Stage]:
+    """A stage on that node, with the flow `test/job` that succeeds at once; no process of it is left afterwards.
+
+    With `tls`, Kestra speaks that.
+    """
+    async with Standin(tls=tls) as kestra, Client.connect(rabbit.amqp_url) as client:
         stage = Stage(directory, rabbit, kind, client, kestra)
         kestra.flow("test", "job")
         await stage.send_replies()

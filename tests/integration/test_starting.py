@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import sys
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from deploy.local.paths import free_port
+from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
 from tests.harness import Bridge, Client, Proxy, eventually
 from tests.integration.conftest import Kind, Node, Stage, open_stage
+from tests.standin import Ends
 
 
 async def ended(bridge: Bridge) -> tuple[int, str]:
@@ -86,22 +92,80 @@ async def test_a_user_without_rights_is_exit_2(one_stage: Stage) -> None:
     assert (code, "refuses the user's rights" in line) == (2, True)
 
 
-async def test_the_rights_that_the_readme_names_suffice(one_stage: Stage) -> None:
-    rabbit, name = one_stage.rabbit, one_stage.name
-    await asyncio.to_thread(rabbit.ctl, "add_vhost", name)
-    await asyncio.to_thread(rabbit.ctl, "add_user", name, "some-Passw0rd")
-    await asyncio.to_thread(rabbit.ctl, "set_permissions", "-p", name, rabbit.username, ".*", ".*", ".*")
-    ours = r"^(kestra\.|amq\.gen-).*$"
-    writable = r"^(kestra\.|amq\.gen-).*$|^amq\.default$"
-    await asyncio.to_thread(rabbit.ctl, "set_permissions", "-p", name, name, ours, writable, ours)
-    url = f"amqp://{name}:some-Passw0rd@{rabbit.host}:{rabbit.port}/{name}"
-    async with one_stage.bridge(amqp_url=url, queue="kestra.jobs") as bridge:
-        async with Client.connect(f"{rabbit.amqp_url}{name}") as client:
-            mailbox, _ = await client.mailbox()
-            await client.submit("kestra.jobs", {}, job="good", reply_to=mailbox)
+@dataclass
+class Realm:
+    """A virtual host of its own, whose users have the rights that the README names and no others."""
+
+    rabbit: RabbitMQ
+    name: str
+
+    def user(self, who: str) -> str:
+        """The address for a user with the rights of that line of the README."""
+        user = f"{self.name}-{who.replace(' ', '')}"
+        self.rabbit.api(f"users/{user}", method="PUT", body={"password": "some-Passw0rd", "tags": ""})
+        self.rabbit.api(f"permissions/{self.name}/{user}", method="PUT", body=rights_in_the_readme()[who])
+        return f"amqp://{user}:some-Passw0rd@{self.rabbit.host}:{self.rabbit.port}/{self.name}"
+
+    def narrow_topics(self, who: str, **rights: str) -> None:
+        """Let topic permissions count for that user and the exchange of replies."""
+        user = f"{self.name}-{who}"
+        body = {"exchange": "kestra.replies", "read": "^$", "write": "^$", **rights}
+        self.rabbit.api(f"topic-permissions/{self.name}/{user}", method="PUT", body=body)
+
+    @property
+    def url(self) -> str:
+        """The address for a user who may do everything."""
+        return f"{self.rabbit.amqp_url}{self.name}"
+
+
+def rights_in_the_readme() -> dict[str, dict[str, str]]:
+    (block,) = re.findall(r"^who +configure.*?```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    rows = [re.split(r" {2,}", line) for line in block.splitlines()[:-1]]
+    return {who: dict(zip(rows[0][1:], rights, strict=True)) for who, *rights in rows[1:]}
+
+
+@pytest.fixture
+def realm(any_node: RabbitMQ) -> Realm:
+    name = f"v{uuid.uuid4().hex[:8]}"
+    any_node.api(f"vhosts/{name}", method="PUT", body={})
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    any_node.api(f"permissions/{name}/{any_node.username}", method="PUT", body=everything)
+    # Topic permissions are for an exchange that is there.
+    any_node.api(f"exchanges/{name}/kestra.replies", method="PUT", body={"type": "topic", "durable": True})
+    return Realm(any_node, name)
+
+
+async def test_the_rights_that_the_readme_names_suffice(realm: Realm, tmp_path: Path) -> None:
+    """For jobs that succeed, fail, are retried, are no jobs, and want a result; with topic permissions too."""
+    urls = {who: await asyncio.to_thread(realm.user, who) for who in ("run", "submit", "submit --wait", "notifier")}
+    await asyncio.to_thread(realm.narrow_topics, "run", read=".*")
+    await asyncio.to_thread(realm.narrow_topics, "notifier", write=".*")
+    async with open_stage(tmp_path, realm.rabbit, "classic") as stage:
+        stage.kestra.flow("test", "bad", Ends("FAILED"))
+        bridge = stage.bridge(
+            amqp_url=urls["run"],
+            queue="kestra.jobs",
+            queue_type="auto",
+            allowed_flows='["test/*"]',
+            max_attempts=2,
+            reconcile_interval=600,
+        )
+        async with bridge, Client.connect(realm.url) as client, Client.connect(urls["notifier"]) as notifier:
+            await stage.send_replies(notifier)
+            assert await submit(urls["submit"], "test/bad") == 0
+            assert await submit(urls["submit --wait"], "test/job", "--wait", "--wait-timeout", "30") == 0
             await client.submit("kestra.jobs", b"bad", job="bad")
-        await bridge.settled(job="good", settlement="ack")
-        await bridge.settled(job="bad", settlement="dead_letter")
+            await bridge.settled(job="bad", settlement="dead_letter", reason="invalid_message")
+            await bridge.settled(flow="test/bad", settlement="dead_letter", reason="failed")
+
+
+async def submit(url: str, flow: str, *options: str) -> int:
+    """The exit status of `kestra-bridge submit`."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bridge", "submit", "--flow", flow, *options),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "BRIDGE_AMQP_URL": url},
+    )
+    return await process.wait()
 
 
 async def test_a_broker_that_says_nothing_does_not_keep_the_bridge_from_stopping(one_stage: Stage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import inspect
 import json
 import ssl
@@ -10,16 +11,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
 import pytest
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
@@ -31,6 +28,7 @@ from bridge.kestra import CONCURRENT_CREATES, Kestra
 from bridge.metrics import Metrics
 from bridge.settings import KestraSettings
 from bridge.tracing import TraceContext, handing_on
+from tests.certificates import Authority
 from tests.standin import EMPTY, HTML, TRUNCATED, Ends, Standin
 
 FLOW = FlowName("bridge.jobs", "example")
@@ -613,6 +611,43 @@ class TestCredentials:
                 assert await kestra.probe() == "2.0.0"
 
 
+class TestFiles:
+    """Credentials that stand in files."""
+
+    async def sent_before_and_after(self, path: Path, text: str, **more: Any) -> list[str | None]:
+        """The credentials of a request, and of the next one after the file has changed."""
+        seen: list[str | None] = []
+
+        def note(request: httpx.Request) -> httpx.Response:
+            seen.append(request.headers.get("Authorization"))
+            return httpx.Response(200, json={"results": [], "total": 0})
+
+        async with answering(note, **more) as kestra:
+            await kestra.find(JOB)
+            write(path, text)
+            await kestra.find(JOB)
+        return seen
+
+    async def test_are_read_for_each_request(self, tmp_path: Path) -> None:
+        path = tmp_path / "token"
+        path.write_text("first\n")
+        by_token = {"kestra_username": None, "kestra_password": None, "kestra_token_file": path}
+        assert await self.sent_before_and_after(path, "other\n", **by_token) == ["Bearer first", "Bearer other"]
+
+    async def test_can_hold_the_password_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "password"
+        path.write_text("first")
+        seen = await self.sent_before_and_after(path, "other", kestra_password=None, kestra_password_file=path)
+        shown = [base64.b64decode(str(text).removeprefix("Basic ")).decode() for text in seen]
+        assert shown == ["admin@example.org:first", "admin@example.org:other"]
+
+    async def test_that_can_not_be_used_are_told_before_anything_is_sent(self, tmp_path: Path) -> None:
+        path = tmp_path / "password"
+        path.write_text("first")
+        with pytest.raises(KestraDenied, match="BRIDGE_KESTRA_PASSWORD_FILE is an empty file"):
+            await self.sent_before_and_after(path, "\n", kestra_password=None, kestra_password_file=path)
+
+
 class TestLink:
     def test_leads_a_person_to_the_execution(self) -> None:
         kestra = Kestra(settings("https://kestra.example/base/", kestra_tenant="blue"))
@@ -620,65 +655,129 @@ class TestLink:
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `ca.pem` and, signed by it, `server.pem` for 127.0.0.1."""
-    directory = tmp_path_factory.mktemp("certificates")
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Private CA")])
-    now = datetime.now(UTC)
-
-    def builder(name: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(ca_name)
-            .public_key(public_key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
-        )
-
-    ca = builder(ca_name, ca_key.public_key()).add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-    server = builder(x509.Name([]), key.public_key()).add_extension(
-        x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), True
-    )
-    pem = serialization.Encoding.PEM
-    (directory / "ca.pem").write_bytes(ca.sign(ca_key, hashes.SHA256()).public_bytes(pem))
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (directory / "server.pem").write_bytes(private + server.sign(ca_key, hashes.SHA256()).public_bytes(pem))
-    return directory
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
 
 
-class TestPrivateCa:
+class TestTls:
     @asynccontextmanager
-    async def https_server(self, certificates: Path) -> AsyncIterator[str]:
+    async def server(self, tls: ssl.SSLContext | None) -> AsyncIterator[str]:
+        """The address of a server without a scheme."""
+
         async def answer(request: web.BaseRequest) -> web.Response:
             return web.json_response({"version": "2.0.0", "results": [], "total": 0})
 
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificates / "server.pem")
         runner = web.ServerRunner(web.Server(answer), shutdown_timeout=1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
         try:
-            yield f"https://127.0.0.1:{runner.addresses[0][1]}"
+            yield f"127.0.0.1:{runner.addresses[0][1]}"
         finally:
             await runner.cleanup()
 
-    async def test_is_trusted_where_the_settings_name_it(self, certificates: Path) -> None:
-        ca = certificates / "ca.pem"
-        async with self.https_server(certificates) as url, Kestra(settings(url, kestra_ca=ca)) as kestra:
+    async def denied(self, tls: ssl.SSLContext | None, *, scheme: str = "https", **files: Path) -> str:
+        """What is said of a server that only an operator can mend."""
+        async with self.server(tls) as address, Kestra(settings(f"{scheme}://{address}", **files)) as kestra:
+            with pytest.raises(KestraDenied) as caught:
+                await kestra.probe()
+        return str(caught.value)
+
+    async def test_trusts_the_ca_that_the_settings_name(self, authority: Authority) -> None:
+        async with (
+            self.server(authority.server("kestra", "127.0.0.1")) as address,
+            Kestra(settings(f"https://{address}", kestra_ca=authority.ca)) as kestra,
+        ):
             assert await kestra.probe() == "2.0.0"
 
-    async def test_is_not_trusted_by_itself(self, certificates: Path) -> None:
-        async with self.https_server(certificates) as url, Kestra(settings(url)) as kestra:
-            with pytest.raises(KestraUnavailable, match="certificate"):
+    async def test_trusts_no_other_private_ca(self, authority: Authority) -> None:
+        said = await self.denied(authority.server("kestra", "127.0.0.1"))
+        assert ("can't be trusted" in said, "BRIDGE_KESTRA_CA names whom to trust" in said) == (True, True), said
+
+    async def test_does_not_trust_an_expired_certificate(self, authority: Authority) -> None:
+        tls = authority.server("expired", "127.0.0.1", days=-1)
+        assert "certificate has expired" in await self.denied(tls, kestra_ca=authority.ca)
+
+    async def test_does_not_trust_a_certificate_for_another_host(self, authority: Authority) -> None:
+        tls = authority.server("other", "kestra.example")
+        assert "not valid for '127.0.0.1'" in await self.denied(tls, kestra_ca=authority.ca)
+
+    async def test_is_not_to_be_had_of_a_server_without(self, authority: Authority) -> None:
+        assert "it does not speak TLS there" in await self.denied(None, kestra_ca=authority.ca)
+
+    async def test_is_named_where_a_plain_request_ends_without_a_word(self, authority: Authority) -> None:
+        said = await self.denied(authority.server("kestra", "127.0.0.1"), scheme="http")
+        assert "the address must begin with https://" in said
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "<h1>400 Bad Request</h1>The plain HTTP request was sent to HTTPS port",
+            "Client sent an HTTP request to an HTTPS server.",
+        ],
+        ids=["nginx", "Go"],
+    )
+    async def test_is_named_where_a_gateway_says_so(self, text: str) -> None:
+        transport = httpx.MockTransport(lambda _: httpx.Response(400, text=text))
+        async with Kestra(settings(), transport=transport) as kestra:
+            with pytest.raises(KestraDenied, match="https:// alone"):
                 await kestra.probe()
 
-    def test_that_is_none_is_named_with_its_setting(self, tmp_path: Path) -> None:
-        (tmp_path / "ca.pem").write_text("no certificate")
-        with pytest.raises(KestraDenied, match="BRIDGE_KESTRA_CA"):
-            Kestra(settings(kestra_ca=tmp_path / "ca.pem"))
+    async def test_shows_our_certificate_to_a_server_that_demands_one(self, authority: Authority) -> None:
+        certificate, key = authority.issue("bridge")
+        files = {"kestra_ca": authority.ca, "kestra_certificate": certificate, "kestra_key": key}
+        async with (
+            self.server(authority.server("kestra", "127.0.0.1", demanding=True)) as address,
+            Kestra(settings(f"https://{address}", **files)) as kestra,
+        ):
+            assert await kestra.probe() == "2.0.0"
+
+    async def test_shows_a_renewed_certificate_without_a_restart(self, authority: Authority) -> None:
+        stranger = Authority(authority.ca.parent / "stranger").issue("bridge")
+        certificate, key = authority.issue("renewed")
+        right = certificate.read_bytes() + key.read_bytes()
+        write(certificate, *(path.read_bytes() for path in stranger))
+        files = {"kestra_ca": authority.ca, "kestra_certificate": certificate}
+        server = self.server(authority.server("kestra", "127.0.0.1", demanding=True))
+        async with server as address, Kestra(settings(f"https://{address}", **files)) as kestra:
+            with pytest.raises(KestraError):
+                await kestra.probe()
+            write(certificate, right)
+            assert await kestra.probe() == "2.0.0"
+
+    @pytest.mark.parametrize("name", ["kestra_ca", "kestra_certificate"])
+    def test_names_the_setting_of_a_file_that_holds_no_certificate(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / "file.pem").write_text("no certificate")
+        with pytest.raises(KestraDenied, match=f"BRIDGE_{name.upper()}"):
+            Kestra(settings("https://kestra.example", **{name: tmp_path / "file.pem"}))
+
+    async def test_that_breaks_after_a_create_was_sent_leaves_it_ambiguous(self) -> None:
+        """The execution may exist: whatever the alert says, nobody may create it again without a look."""
+
+        def fail(_: httpx.Request) -> httpx.Response:
+            raise httpx.ReadError("cut") from alert("TLSV1_ALERT_UNKNOWN_CA")
+
+        async with answering(fail) as kestra:
+            with pytest.raises(KestraAmbiguous):
+                await kestra.create(JOB)
+
+    async def test_that_breaks_below_httpx_is_our_error_all_the_same(self) -> None:
+        def fail(_: httpx.Request) -> httpx.Response:
+            raise alert("TLSV13_ALERT_CERTIFICATE_REQUIRED")
+
+        async with answering(fail) as kestra:
+            with pytest.raises(KestraDenied, match=r"certificate required.*BRIDGE_KESTRA_CERTIFICATE"):
+                await kestra.find(JOB)
+
+
+def write(path: Path, *texts: bytes | str) -> None:
+    path.write_bytes(b"".join(text.encode() if isinstance(text, str) else text for text in texts))
+
+
+def alert(reason: str) -> ssl.SSLError:
+    """What OpenSSL tells of the other side's alert."""
+    error = ssl.SSLError(1, f"[SSL: {reason}]")
+    error.reason, error.library = reason, "SSL"
+    return error
 
 
 class TestManyAtOnce:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 import structlog
 
-from bridge.log import configure
+from bridge.log import configure, hide
 
 SECRET = "geheim/1"
 
@@ -165,6 +165,12 @@ class TestSecrets:
         said = started(stderr, secrets=("ge\\heim",))
         structlog.get_logger().info("connecting", error=ValueError("at ge\\heim"))
         assert said()[0]["error"] == "ValueError('at ***')"
+
+    def test_that_turn_up_later_are_masked_too(self, stderr: Stderr) -> None:
+        said = started(stderr)
+        hide(["neu"])
+        structlog.get_logger().info(f"{SECRET} neu")
+        assert said()[0]["event"] == "*** ***"
 
     def test_that_hold_one_another_are_masked_whole(self, stderr: Stderr) -> None:
         said = started(stderr, secrets=("geheim-lang", "geheim"))

@@ -13,10 +13,22 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
+from yarl import URL
 
+from bridge import log
 from bridge.errors import SettingsError
 from bridge.job import FlowName
-from bridge.settings import BrokerSettings, KestraSettings, Lane, Settings, check_for_run, load, unknown
+from bridge.machines.settings import MachineSettings
+from bridge.settings import (
+    BrokerSettings,
+    CommandSettings,
+    KestraSettings,
+    Lane,
+    Settings,
+    check_for_run,
+    load,
+    unknown,
+)
 from bridge.settlement import Policy
 
 NEEDED = {"BRIDGE_AMQP_URL": "amqp://user:geheim@rabbit:5672/jobs", "BRIDGE_KESTRA_URL": "http://kestra:8080"}
@@ -304,6 +316,7 @@ class TestTheManagementApi:
         [
             ({"AMQP_URL": "amqp://u%40x:p%2Fw@rabbit"}, ("u@x", "p/w")),
             ({"AMQP_URL": "amqp://rabbit"}, ("guest", "guest")),
+            ({"AMQP_URL": "amqp://rabbit", "AMQP_USERNAME": "u%", "AMQP_PASSWORD": "p@"}, ("u%", "p@")),
             ({"MANAGEMENT_USERNAME": "m", "MANAGEMENT_PASSWORD": "n"}, ("m", "n")),
         ],
     )
@@ -327,6 +340,193 @@ class TestTheManagementApi:
         self, environment: pytest.MonkeyPatch, amqp_url: str, name: str
     ) -> None:
         assert loaded(environment, AMQP_URL=amqp_url).virtual_host == name
+
+
+class TestSecretFiles:
+    """A secret in a file: its setting with `_FILE`."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        path = tmp_path / "secret"
+        path.write_text("geheim\n")
+        return path
+
+    @pytest.mark.parametrize("section", [Settings, MachineSettings], ids=lambda section: section.__name__)
+    def test_are_there_for_every_secret(self, section: type[CommandSettings]) -> None:
+        secret = [name for name, field in section.model_fields.items() if "SecretStr" in str(field.annotation)]
+        assert [name for name in secret if f"{name}_file" not in section.model_fields] == []
+
+    @pytest.mark.parametrize(
+        ("name", "text", "others"),
+        [
+            ("AMQP_URL", "amqp://rabbit", {}),
+            ("AMQP_USERNAME", "geheim", {"AMQP_PASSWORD": "x"}),
+            ("AMQP_PASSWORD", "geheim", {"AMQP_USERNAME": "x"}),
+            ("KESTRA_USERNAME", "geheim", {"KESTRA_PASSWORD": "x"}),
+            ("KESTRA_PASSWORD", "geheim", {"KESTRA_USERNAME": "x"}),
+            ("KESTRA_TOKEN", "geheim", {}),
+        ],
+    )
+    def test_take_the_place_of_the_value(
+        self, environment: pytest.MonkeyPatch, file: Path, name: str, text: str, others: dict[str, str]
+    ) -> None:
+        file.write_text(f"{text}\r\n")
+        environment.setenv("BRIDGE_AMQP_URL", "" if name == "AMQP_URL" else "amqp://rabbit")
+        value = getattr(loaded(environment, **{f"{name}_FILE": str(file)}, **others), name.lower())
+        assert (value.get_secret_value() if isinstance(value, SecretStr) else value) == text
+
+    @pytest.mark.parametrize(
+        ("data", "reason"),
+        [
+            (None, "is no file"),
+            (b"", "is an empty file"),
+            (b"\n", "is an empty file"),
+            (b"two\nlines", "is a file of more than one line"),
+            (b"\xff", "is a file that is not UTF-8"),
+            (b"x" * 70_000, "is a file of more than one line, or of what can't be printed"),
+        ],
+        ids=["missing", "empty", "only a line break", "two lines", "no text", "too long"],
+    )
+    def test_that_hold_no_secret_are_named(
+        self, environment: pytest.MonkeyPatch, tmp_path: Path, data: bytes | None, reason: str
+    ) -> None:
+        if data is not None:
+            (tmp_path / "secret").write_bytes(data)
+        said = fault(environment, KESTRA_TOKEN_FILE=str(tmp_path / "secret"))
+        assert said.startswith(f"BRIDGE_KESTRA_TOKEN_FILE {reason}")
+
+    def test_that_can_not_be_read_are_named(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        environment.setattr(Path, "open", refuse)
+        said = fault(environment, KESTRA_TOKEN_FILE=str(file))
+        assert said == "BRIDGE_KESTRA_TOKEN_FILE is no file that can be read (Permission denied)"
+
+    def test_that_are_pipes_are_refused_and_not_waited_for(
+        self, environment: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        assert "is no file" in fault(environment, KESTRA_TOKEN_FILE=str(tmp_path / "pipe"))
+
+    def test_that_can_not_be_used_are_named_with_every_other_fault(self, environment: pytest.MonkeyPatch) -> None:
+        environment.delenv("BRIDGE_AMQP_URL")
+        said = fault(environment, AMQP_URL_FILE="nowhere", KESTRA_TOKEN_FILE="nowhere", PREFETCH="0")
+        assert said.count("is no file") == 2
+        assert "BRIDGE_PREFETCH" in said
+        assert "not set" not in said
+
+    def test_go_with_no_value_of_their_own(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+        said = fault(environment, KESTRA_TOKEN="geheim", KESTRA_TOKEN_FILE=str(file))
+        assert said == "BRIDGE_KESTRA_TOKEN_FILE goes in place of BRIDGE_KESTRA_TOKEN: give one of them"
+
+    def test_hold_what_is_checked_like_any_value(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+        file.write_text("http://geheim")
+        environment.delenv("BRIDGE_AMQP_URL")
+        said = fault(environment, AMQP_URL_FILE=str(file))
+        assert ("BRIDGE_AMQP_URL must be amqp://" in said, "geheim" in said) == (True, False)
+
+    def test_are_among_the_secrets(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+        assert "geheim" in loaded(environment, KESTRA_TOKEN_FILE=str(file)).secrets
+
+    def test_are_read_anew(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file), PREFETCH="3")
+        file.write_text("neu")
+        fresh = settings.refreshed()
+        assert (fresh.kestra_token, fresh.prefetch) == (SecretStr("neu"), 3)
+
+    def test_are_masked_in_the_log_once_they_were_read_anew(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+        hidden: list[str] = []
+        environment.setattr(log, "hide", hidden.extend)
+        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file))
+        file.write_text("neu")
+        settings.refreshed()
+        assert "neu" in hidden
+
+    def test_that_have_not_changed_leave_the_settings_as_they_are(
+        self, environment: pytest.MonkeyPatch, file: Path
+    ) -> None:
+        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file))
+        assert settings.refreshed() is settings
+
+    def test_that_can_not_be_used_any_more_are_named(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file))
+        file.unlink()
+        with pytest.raises(SettingsError, match="BRIDGE_KESTRA_TOKEN_FILE is no file"):
+            settings.refreshed()
+
+    def test_leave_what_a_command_changed_as_it_is(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file)).model_copy(update={"lanes": (Lane(queue="other"),)})
+        file.write_text("neu")
+        assert settings.refreshed().all_lanes == (Lane(queue="other"),)
+
+
+class TestLoginAtTheBroker:
+    @pytest.mark.parametrize(
+        ("variables", "login"),
+        [
+            ({"AMQP_URL": "amqp://u:p@rabbit:1/v"}, "amqp://u:p@rabbit:1/v"),
+            ({"AMQP_URL": "amqp://rabbit:1/v?heartbeat=9"}, "amqp://rabbit:1/v?heartbeat=9"),
+            (
+                {"AMQP_URL": "amqp://rabbit:1/v?heartbeat=9", "AMQP_USERNAME": "a b", "AMQP_PASSWORD": "p@/:?#%"},
+                "amqp://a%20b:p%40%2F%3A%3F%23%25@rabbit:1/v?heartbeat=9",
+            ),
+            ({"AMQP_URL": "amqp://u@[::1]:1/", "AMQP_PASSWORD": "p"}, "amqp://u:p@[::1]:1/"),
+        ],
+    )
+    def test_is_the_address_with_what_was_given_apart_from_it(
+        self, environment: pytest.MonkeyPatch, variables: dict[str, str], login: str
+    ) -> None:
+        assert loaded(environment, **variables).amqp_login == login
+
+    @given(password=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs", "Cc"]), min_size=1))
+    def test_brings_any_password_to_the_broker_as_it_is(self, password: str) -> None:
+        settings = BrokerSettings(
+            amqp_url=SecretStr("amqp://rabbit"), amqp_username="u", amqp_password=SecretStr(password)
+        )
+        assert URL(settings.amqp_login).password == password
+
+    @pytest.mark.parametrize(
+        ("variables", "reason"),
+        [
+            ({"AMQP_USERNAME": "u"}, "BRIDGE_AMQP_URL holds what BRIDGE_AMQP_USERNAME says"),
+            ({"AMQP_PASSWORD": "p"}, "BRIDGE_AMQP_URL holds what BRIDGE_AMQP_PASSWORD says"),
+            ({"AMQP_URL": "amqp://rabbit", "AMQP_USERNAME": "u"}, "user and password go together"),
+            ({"AMQP_URL": "amqp://rabbit", "AMQP_PASSWORD": "p"}, "user and password go together"),
+            ({"AMQP_URL": "amqp://u@rabbit"}, "user and password go together"),
+        ],
+    )
+    def test_is_whole_and_given_once(
+        self, environment: pytest.MonkeyPatch, variables: dict[str, str], reason: str
+    ) -> None:
+        assert reason in fault(environment, **variables)
+
+
+class TestTlsSettings:
+    @pytest.fixture
+    def pem(self, tmp_path: Path) -> str:
+        (tmp_path / "file.pem").touch()
+        return str(tmp_path / "file.pem")
+
+    @pytest.mark.parametrize("name", ["CA", "CERTIFICATE"])
+    @pytest.mark.parametrize(("side", "scheme"), [("AMQP", "amqps"), ("KESTRA", "https")])
+    def test_are_no_promise_that_an_address_without_tls_breaks(
+        self, environment: pytest.MonkeyPatch, pem: str, side: str, scheme: str, name: str
+    ) -> None:
+        said = fault(environment, **{f"{side}_{name}": pem})
+        assert said == f"BRIDGE_{side}_{name} is for TLS: BRIDGE_{side}_URL must begin with {scheme}://"
+
+    @pytest.mark.parametrize(("side", "url"), [("AMQP", "amqps://u:p@rabbit"), ("KESTRA", "https://kestra")])
+    def test_name_a_key_without_a_certificate(
+        self, environment: pytest.MonkeyPatch, pem: str, side: str, url: str
+    ) -> None:
+        said = fault(environment, **{f"{side}_URL": url, f"{side}_KEY": pem})
+        assert said == f"BRIDGE_{side}_KEY needs BRIDGE_{side}_CERTIFICATE"
+
+    @pytest.mark.parametrize(("side", "url"), [("AMQP", "AMQPS://u:p@rabbit"), ("KESTRA", "HTTPS://kestra")])
+    def test_go_with_a_scheme_in_any_case(self, environment: pytest.MonkeyPatch, pem: str, side: str, url: str) -> None:
+        settings = loaded(environment, **{f"{side}_URL": url, f"{side}_CA": pem})
+        assert Path(pem) in (settings.amqp_ca, settings.kestra_ca)
 
 
 class TestUnknownVariables:
@@ -358,6 +558,10 @@ class TestSecrets:
     @pytest.mark.parametrize("password", ["//[x", "http://a:b@c", "amqp", "%"])
     def test_are_whole_whatever_they_look_like(self, environment: pytest.MonkeyPatch, password: str) -> None:
         assert password in loaded(environment, KESTRA_USERNAME="u", KESTRA_PASSWORD=password).secrets
+
+    def test_are_told_in_the_spelling_of_an_address_too(self, environment: pytest.MonkeyPatch) -> None:
+        settings = loaded(environment, AMQP_URL="amqp://rabbit", AMQP_USERNAME="u", AMQP_PASSWORD="p@ss")
+        assert settings.secrets == ("p%40ss", "p@ss")
 
     def test_are_none_where_there_are_none(self, environment: pytest.MonkeyPatch) -> None:
         assert loaded(environment, AMQP_URL="amqp://rabbit").secrets == ()
