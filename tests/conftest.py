@@ -34,7 +34,7 @@ def _rank(path: Path) -> int:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees the settings of whoever runs it, in the environment or in a `.env` file."""
-    for name in [name for name in os.environ if name.startswith("BRIDGE_")]:
+    for name in [name for name in os.environ if name.startswith(("BRIDGE_", "OTEL_"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 

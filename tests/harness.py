@@ -57,7 +57,7 @@ class Bridge:
         self.log = directory / f"{name}.log"
         self._directory = directory
         self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")},
+            **{key: value for key, value in os.environ.items() if not key.startswith(("BRIDGE_", "OTEL_"))},
             "BRIDGE_HTTP_PORT": "0",
             "BRIDGE_LOG_FORMAT": "json",
             "BRIDGE_RECONCILE_INTERVAL": "1",

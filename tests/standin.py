@@ -97,6 +97,8 @@ class Run:
     histories: list[tuple[str, datetime]] = field(default_factory=list)
     outputs: Mapping[str, Any] | None = None
     timer: asyncio.TimerHandle | None = None
+    trace: Mapping[str, str] = field(default_factory=dict)
+    """The trace context that came with the create call."""
 
     @property
     def state(self) -> str:
@@ -529,6 +531,7 @@ class Standin:
         inputs = _typed(_parts(call), flow)
         labels = _parse_labels([value for key, value in call.query if key == "labels"])
         run = self._start(flow, labels, inputs)
+        run.trace = {name: call.headers[name] for name in ("traceparent", "tracestate") if name in call.headers}
         self.created.append(run)
         shown = {**self._whole(run), "url": f"/ui/main/executions/{namespace}/{flow_id}/{run.id}"}
         self._let_run(run)

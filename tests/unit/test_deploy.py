@@ -170,7 +170,7 @@ def test_default_passwords_say_what_they_are_for() -> None:
         COMPOSE_FILE,
         *sorted(
             path
-            for folder in ("kestra", "prometheus", "rabbitmq")
+            for folder in ("grafana", "kestra", "prometheus", "rabbitmq")
             for path in (DEPLOY / folder).iterdir()
             if path.is_file()
         ),

@@ -1,0 +1,96 @@
+"""The dashboard asks for what is there, in the order of a person's questions, and docker-compose.yml brings it up."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from typing import Any
+
+import pytest
+import yaml
+
+from bridge.metrics import Metrics
+from deploy.local.paths import REPOSITORY
+from tests.dashboard import DASHBOARD, PANELS, PATH, QUERIES, ROWS, VARIABLES
+
+RECORDS = {
+    rule["record"]
+    for group in yaml.safe_load((REPOSITORY / "deploy/prometheus/records.yml").read_text())["groups"]
+    for rule in group["rules"]
+}
+GRAFANAS_OWN = {"__rate_interval", "__range"}
+GRAFANA: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]["grafana"]
+
+
+def cells(panel: dict[str, Any]) -> set[tuple[int, int]]:
+    place = panel["gridPos"]
+    return {(place["x"] + right, place["y"] + down) for right in range(place["w"]) for down in range(place["h"])}
+
+
+def test_its_rows_are_a_persons_questions_in_order() -> None:
+    assert ROWS == [
+        "Is work flowing?",
+        "How long does it take?",
+        "What fails?",
+        "What is stuck?",
+        "Are Kestra and RabbitMQ well?",
+    ]
+
+
+def test_each_panel_says_what_it_shows() -> None:
+    shown = [panel for panel in PANELS if panel["type"] != "row"]
+    assert [panel["title"] for panel in shown if not panel.get("description") or not panel["targets"]] == []
+
+
+def test_no_two_panels_overlap_or_have_the_same_id() -> None:
+    overlapping = [(a["title"], b["title"]) for a, b in combinations(PANELS, 2) if cells(a) & cells(b)]
+    assert overlapping == []
+    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+
+
+def test_no_panel_is_wider_than_the_screen() -> None:
+    assert max(x for panel in PANELS for x, _ in cells(panel)) == 23
+
+
+def test_lane_and_replica_can_be_chosen() -> None:
+    assert {"datasource", "lane", "instance"} == VARIABLES.keys()
+
+
+def test_each_variable_that_is_used_is_there_and_each_is_used() -> None:
+    used = set(re.findall(r"\$\{?(\w+)", " ".join(QUERIES.values()))) - GRAFANAS_OWN
+    assert used | {"datasource"} == VARIABLES.keys()
+
+
+def test_every_panel_asks_the_prometheus_that_is_chosen() -> None:
+    asked = [panel["datasource"]["uid"] for panel in PANELS if panel["type"] != "row"]
+    assert set(asked) == {"${datasource}"}
+
+
+@pytest.mark.parametrize("expr", QUERIES.values(), ids=QUERIES)
+def test_each_metric_of_the_bridges_is_exported_and_each_record_made(expr: str) -> None:
+    registry = Metrics({"kestra.jobs": 8}).registry
+    exported = {sample.name for metric in registry.collect() for sample in metric.samples}
+    exported |= {f"bridge_kestra_request_seconds_{part}" for part in ("bucket", "count")}
+    records = set(re.findall(r"\w+:\w+:\w+", expr))
+    assert records <= RECORDS
+    assert set(re.findall(r"\bbridge_\w+", re.sub(r"\w+:\w+:\w+", "", expr))) <= exported
+
+
+def test_grafana_is_given_the_dashboard_where_its_provider_looks() -> None:
+    (provider,) = yaml.safe_load((PATH.parent / "dashboards.yml").read_text())["providers"]
+    mounts = dict(mount.split(":")[:2] for mount in GRAFANA["volumes"])
+    assert mounts[f"./{PATH.relative_to(REPOSITORY)}"] == f"{provider['options']['path']}/{PATH.name}"
+    assert GRAFANA["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] in mounts.values()
+
+
+def test_grafanas_data_source_is_the_composed_prometheus() -> None:
+    (source,) = yaml.safe_load((PATH.parent / "datasources.yml").read_text())["datasources"]
+    assert (source["type"], source["url"], source["isDefault"]) == ("prometheus", "http://prometheus:9090", True)
+    assert DASHBOARD["uid"] == "kestra-bridge"
+
+
+def test_prometheus_is_given_its_rules_beside_its_configuration() -> None:
+    compose = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
+    mounted = {mount.split(":")[1] for mount in compose["services"]["prometheus"]["volumes"]}
+    configuration = yaml.safe_load((REPOSITORY / "deploy/prometheus/prometheus.yml").read_text())
+    assert {f"/etc/prometheus/{name}" for name in configuration["rule_files"]} <= mounted
