@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import lzma
 import os
-import shutil
 import stat
 import struct
 import subprocess
@@ -20,8 +19,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from deploy.local.debian import lay_out, remove
 from deploy.local.paths import cache_directory, locked
-from deploy.local.processes import Child, ProcessError
+from deploy.local.processes import AS_ROOT, ProcessError, run_tool
 
 Say = Callable[[str], None]
 
@@ -165,7 +165,7 @@ def _make(place: Path, say: Say) -> None:
     began = time.monotonic()
     partial, tree, log = (place.with_name(f"{place.name}.{part}") for part in ("partial", "tree", "log"))
     log.unlink(missing_ok=True)
-    _as_root(["rm", "-rf", "--one-file-system", str(tree), str(partial)], log)
+    remove(tree, partial, log=log)
     partial.mkdir()
     try:
         say(f"laying out Debian {_SUITE} for machines, once")
@@ -175,21 +175,19 @@ def _make(place: Path, say: Say) -> None:
         _write_disk(tree, partial, log)
         partial.rename(place)
     finally:
-        _as_root(["rm", "-rf", "--one-file-system", str(tree), str(partial)], log)
+        remove(tree, partial, log=log)
     size = sum(file.stat().st_size for file in place.iterdir()) / 1e6
     say(f"image made in {time.monotonic() - began:.0f} s, {size:.0f} MB: {place}")
 
 
 def _lay_out(tree: Path, log: Path) -> None:
-    # In namespaces of its own, so that an interruption leaves neither mounts nor processes behind. We make our own
-    # initrd, so Debian's tools for one are told to make none.
-    apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "env", "INITRD=No"]
-    _as_root([*apart, "mmdebstrap", "--mode=root", "--format=directory", *_OPTIONS, _SUITE, str(tree)], log)
+    # We make our own initrd, so Debian's tools for one are told to make none.
+    lay_out(_SUITE, tree, _OPTIONS, log=log, environment={"INITRD": "No"})
     # Any user may read the tree, as our own steps after this one do.
     for name, text, mode in (("sbin/machine-init", _MACHINE_INIT, "755"), ("etc/ssh/sshd_config", _SSHD, "644")):
         source = tree.with_suffix(".file")
         source.write_text(text)
-        _as_root(["install", "-m", mode, str(source), str(tree / name)], log)
+        run_tool("install", "-m", mode, str(source), str(tree / name), log=log, within=AS_ROOT)
         source.unlink()
 
 
@@ -271,29 +269,11 @@ def _cpio(folders: Sequence[str], files: Sequence[tuple[str, bytes, int]]) -> by
 def _write_disk(tree: Path, to: Path, log: Path) -> None:
     raw = to / "disk.raw"
     # The kernel and its modules are outside of the disk; nobody in a machine may load any other.
-    _as_root(["rm", "-rf", str(tree / "boot"), str(tree / "usr/lib/modules")], log)
-    _as_root(["mke2fs", "-q", "-t", "ext4", "-d", str(tree), "-O", "^has_journal", str(raw), _DISK_SIZE], log)
-    _run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", str(raw), str(to / "disk.qcow2")], log)
-    _as_root(["rm", str(raw)], log)
-
-
-def _as_root(command: Sequence[str], log: Path) -> None:
-    _run([*([] if os.geteuid() == 0 else ["sudo", "-n"]), *command], log)
-
-
-def _run(command: Sequence[str], log: Path, timeout: float = 900.0) -> None:
-    tools = ("mmdebstrap", "mke2fs", "qemu-img")
-    program = next((word for word in command if word in tools), command[0])
-    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    if shutil.which(program, path=path) is None:
-        raise ProcessError(f"{program} is missing; deploy/local/bootstrap installs it")
-    child = Child(program, command, log=log, env={**os.environ, "PATH": path})
-    try:
-        status = child.wait(timeout)
-    finally:
-        child.stop()
-    if status != 0:
-        raise ProcessError(f"{program} ended with status {status}{child.tail()}")
+    remove(tree / "boot", tree / "usr/lib/modules", log=log)
+    ext4 = ("-q", "-t", "ext4", "-d", str(tree), "-O", "^has_journal", str(raw), _DISK_SIZE)
+    run_tool("mke2fs", *ext4, log=log, within=AS_ROOT)
+    run_tool("qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", str(raw), str(to / "disk.qcow2"), log=log)
+    remove(raw, log=log)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +15,12 @@ from typing import Self
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+
+AS_ROOT = () if os.geteuid() == 0 else ("sudo", "-n")
+"""What a command begins with that only root may run."""
+
+SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+"""Where the system's tools are found, those for root too."""
 
 
 class ProcessError(RuntimeError):
@@ -126,6 +133,24 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def run_tool(tool: str, *arguments: str, log: Path, within: Sequence[str] = (), timeout: float = 900.0) -> None:
+    """Run one of the system's tools to its end, its output in the log. What is `within` goes before it, as `AS_ROOT`.
+
+    Raises:
+        ProcessError: it's missing, it failed or it took longer than `timeout` seconds; the message ends with its log.
+    """
+    for program in {tool, *within[:1]}:
+        if shutil.which(program, path=SYSTEM_PATH) is None:
+            raise ProcessError(f"{program} is missing; deploy/local/bootstrap installs it")
+    child = Child(tool, [*within, tool, *arguments], log=log, env={**os.environ, "PATH": SYSTEM_PATH})
+    try:
+        status = child.wait(timeout)
+    finally:
+        child.stop()
+    if status != 0:
+        raise ProcessError(f"{tool} ended with status {status}{child.tail()}")
 
 
 def _die_with_parent() -> None:

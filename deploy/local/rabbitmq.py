@@ -14,7 +14,6 @@ import json
 import os
 import random
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,8 +28,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast, get_args
 
+from deploy.local.debian import lay_out, remove
 from deploy.local.paths import cache_directory, locked
-from deploy.local.processes import Child, ProcessError
+from deploy.local.processes import AS_ROOT, Child, ProcessError, run_tool
 
 Series = Literal["3.10", "4.0", "4.3"]
 Say = Callable[[str], None]
@@ -420,26 +420,10 @@ def _make_tree(suite: str, place: Path, say: Say) -> None:
     partial = place.with_name(f"{place.name}.partial")
     log = place.with_name(f"{place.name}.log")
     log.unlink(missing_ok=True)
-    _as_root(["rm", "-rf", "--one-file-system", str(partial)], log)
-    # In namespaces of its own, so that an interruption leaves neither mounts nor processes behind.
-    apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    _as_root([*apart, "mmdebstrap", "--mode=root", "--format=directory", *_RECIPE, suite, str(partial)], log)
-    _as_root(["mv", "--no-target-directory", str(partial), str(place)], log)
+    remove(partial, log=log)
+    lay_out(suite, partial, _RECIPE, log=log)
+    run_tool("mv", "--no-target-directory", str(partial), str(place), log=log, within=AS_ROOT)
     say(f"Debian {suite} laid out in {time.monotonic() - began:.0f} s")
-
-
-def _as_root(command: Sequence[str], log: Path, timeout: float = 900.0) -> None:
-    program = next(word for word in command if not word.startswith("-") and word != "unshare")
-    if shutil.which(program) is None:
-        raise ProcessError(f"{program} is missing; deploy/local/bootstrap installs it")
-    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    child = Child(program, [*sudo, *command], log=log)
-    try:
-        status = child.wait(timeout)
-    finally:
-        child.stop()
-    if status != 0:
-        raise ProcessError(f"{program} ended with status {status}{child.tail()}")
 
 
 def inside(root: Path, state: Path, command: Sequence[str]) -> list[str]:
