@@ -189,10 +189,12 @@ async def scrape(url: str, *, transport: httpx.AsyncBaseTransport | None = None)
     oldest = [sample.value for sample in samples if sample.name == "bridge_oldest_in_flight_seconds"]
     if not oldest:
         raise BridgeError(f"the metrics at {url} are not those of kestra-bridge")
+    restarts = _counts(samples, "bridge_consumer_restarts_total", "cause")
     return ReplicaMetrics(
         in_flight=_counts(samples, "bridge_in_flight", "lane"),
         oldest=oldest[0],
-        restarts=_counts(samples, "bridge_consumer_restarts_total", "cause"),
+        # Each cause is counted from nought on.
+        restarts={cause: count for cause, count in restarts.items() if count},
     )
 
 
