@@ -418,12 +418,16 @@ def _text(data: Mapping[str, Any], key: str) -> str:
 
 
 def _labels(labels: Any) -> dict[str, str]:
+    """An execution's labels; raises `ValueError` where they can't be read.
+
+    An execution that merely looks unlabelled would pass for none of ours, and be created a second time.
+    """
     if isinstance(labels, dict):
         return {str(key): str(value) for key, value in labels.items()}
-    rows = labels if isinstance(labels, list) else []
-    return {
-        str(row["key"]): str(row["value"]) for row in rows if isinstance(row, dict) and "key" in row and "value" in row
-    }
+    rows = [] if labels is None else labels
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and isinstance(row.get("key"), str) for row in rows):
+        raise ValueError("labels of an unknown shape")
+    return {row["key"]: str(row.get("value", "")) for row in rows}
 
 
 def _time(value: Any) -> datetime | None:

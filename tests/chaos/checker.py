@@ -89,6 +89,11 @@ class _Job:
     def attempts(self) -> list[int]:
         return sorted({execution.attempt for execution in self.executions})
 
+    def extras(self) -> Iterator[tuple[int, list[Execution]]]:
+        """Every chain of executions that is not its attempt's first."""
+        for attempt in self.attempts:
+            yield from ((attempt, chain) for chain in self.chains(attempt)[1:])
+
 
 def check(events: Iterable[Event]) -> Verdict:
     """Whether the promises held.
@@ -185,20 +190,25 @@ def _succeeded(execution: Execution, attempt: int, by: float) -> bool:
 
 
 def _second_executions(name: str, job: _Job, published: Published) -> Iterator[Violation]:
-    """A second one must have been killed, and two messages of the same attempt must have been the reason for it."""
-    for attempt in job.attempts:
-        for extra in job.chains(attempt)[1:]:
-            if extra[-1].state != "KILLED":
-                yield Violation(Kind.SECOND_EXECUTION, name, f"attempt {attempt} ran again to {_states(extra)}")
-            elif _messages(job, published, attempt) < 2:
-                yield Violation(Kind.UNEXPLAINED_DUPLICATE, name, f"attempt {attempt}: {extra[-1].id}")
+    """There must be none, but where two replicas had two messages of one attempt before it had any execution."""
+    for attempt, extra in job.extras():
+        if _at_the_same_instant(job, published, attempt):
+            continue
+        if extra[-1].state != "KILLED":
+            yield Violation(Kind.SECOND_EXECUTION, name, f"attempt {attempt} ran again to {_states(extra)}")
+        else:
+            yield Violation(Kind.UNEXPLAINED_DUPLICATE, name, f"attempt {attempt}: {extra[-1].id}")
 
 
-def _messages(job: _Job, published: Published, attempt: int) -> int:
-    """How many messages there may have been of an attempt."""
+def _at_the_same_instant(job: _Job, published: Published, attempt: int) -> bool:
+    """The documented limit: Kestra has no idempotency key, and a look-up can't find what isn't there yet."""
     if attempt == 1:
-        return published.confirmed + published.in_doubt
-    return sum(one.attempt == attempt and not one.to.endswith(".dead") for one in job.moved)
+        messages = published.confirmed + published.in_doubt
+    else:
+        messages = sum(one.attempt == attempt and not one.to.endswith(".dead") for one in job.moved)
+    first = job.chains(attempt)[0][0].created
+    holders = {one.replica for one in job.delivered if one.attempt == attempt and one.at < first}
+    return messages > 1 and len(holders) > 1
 
 
 def _attempts(name: str, job: _Job, published: Published) -> Iterator[Violation]:
@@ -263,7 +273,7 @@ def _killed(events: Sequence[Event], jobs: dict[str, _Job]) -> Iterator[Violatio
     for event in events:
         if isinstance(event, Killed) and event.job in jobs:
             job = jobs[event.job]
-            extras = {one.id for attempt in job.attempts for chain in job.chains(attempt)[1:] for one in chain}
+            extras = {one.id for _, chain in job.extras() for one in chain}
             if event.execution not in extras:
                 yield Violation(Kind.WRONG_KILL, event.job, f"{event.replica} killed {event.execution}")
 
@@ -304,9 +314,8 @@ def _counts(events: Sequence[Event], jobs: dict[str, _Job]) -> Counter[str]:
         counts["acks"] += len(job.acked)
         counts["executions"] += len(job.executions)
         counts["dead letters"] += len(job.dead)
-        counts["duplicates killed"] += sum(
-            chain[-1].state == "KILLED" for attempt in job.attempts for chain in job.chains(attempt)[1:]
-        )
+        counts["duplicates killed"] += sum(chain[-1].state == "KILLED" for _, chain in job.extras())
+        counts["duplicates that ended first"] += sum(chain[-1].state != "KILLED" for _, chain in job.extras())
     counts.update(f"fault {event.name}" for event in events if event.kind == "fault")
     return counts
 

@@ -73,7 +73,10 @@ class Nodes:
                 rows: Sequence[dict[str, Any]] = await asyncio.to_thread(node.api, "queues?columns=name,messages")
             except (ProcessError, OSError):
                 continue
-            return {row["name"]: row.get("messages", 0) for row in rows if row["name"].startswith(prefix)}
+            counts = {row["name"]: row.get("messages") for row in rows if row["name"].startswith(prefix)}
+            known = {name: count for name, count in counts.items() if count is not None}
+            # A node that has just started knows its queues before it knows what is in them.
+            return known if known and len(known) == len(counts) else None
         return None
 
     async def counted(self, prefix: str) -> dict[str, int]:

@@ -37,7 +37,8 @@ def last_line(verdict: Verdict, seconds: float) -> str:
     kinds = (Kind.LOST, Kind.EARLY_ACK, Kind.SECOND_EXECUTION, Kind.STUCK)
     shown = [f"{broken[kind]} {kind}" for kind in kinds]
     shown += [f"{count} {kind}" for kind, count in broken.items() if kind not in kinds]
-    shown.append(f"{counts['duplicates killed']} duplicates killed")
+    twins = counts["duplicates killed"] + counts["duplicates that ended first"]
+    shown.append(f"{twins} duplicates of messages that were sent twice")
     return f"{word} {counts['jobs']} jobs in {seconds:.0f} s: {', '.join(shown)}"
 
 

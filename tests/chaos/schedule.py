@@ -25,10 +25,11 @@ class Step:
     seconds: float
 
 
-# How long a create can stay invisible must stay below the bridge's grace: see LONGEST_STALL in driver.py.
-REPLICAS = Stream((3, 8), {"replica-kill": (0, 2), "replica-stop": (0, 1), "replica-pause": (0.5, 2.5)})
+# A create that is stalled on its way, by a replica that is paused, to a Kestra that is slow, stays invisible as long as
+# all of that takes together, which must be less than the bridge's grace in trial.py.
+REPLICAS = Stream((5, 12), {"replica-kill": (0, 2), "replica-stop": (0, 1), "replica-pause": (0.5, 2.5)})
 NETWORK = Stream(
-    (1, 4),
+    (2, 6),
     {
         "amqp-cut": (0, 0),
         "amqp-refuse": (0.5, 2),
@@ -40,9 +41,9 @@ NETWORK = Stream(
         "publisher-cut": (1, 2),
     },
 )
-NODE = Stream((10, 20), {"broker-kill": (0, 1), "broker-restart": (0, 0), "broker-pause": (1, 4)})
+NODE = Stream((15, 30), {"broker-kill": (0, 1), "broker-restart": (0, 0), "broker-pause": (1, 4)})
 CLUSTER = Stream(
-    (8, 16),
+    (12, 24),
     {
         "leader-kill": (0, 4),
         "node-kill": (0, 4),
@@ -52,7 +53,7 @@ CLUSTER = Stream(
     },
 )
 API = Stream(
-    (0.5, 2),
+    (1, 3),
     dict.fromkeys(
         (
             "create-500",

@@ -111,13 +111,20 @@ RETRIED_BY_ITS_FLOW: list[Event] = [
     execution("e2", 3, 4, chain="e1"),
     acked(5, 1),
 ]
+TWICE_SENT_AND_SOON_OVER = [
+    replace(event, states=(("CREATED", 2.1), ("SUCCESS", 2.2)))
+    if isinstance(event, Execution) and event.id == "e2"
+    else event
+    for event in TWICE_SENT
+    if not isinstance(event, Killed)
+]
 IN_DOUBT: list[Event] = [LIMITS, published(confirmed=0)]
 
 
 @pytest.mark.parametrize(
     "history",
-    [WELL, RETRIED, DEAD, REFUSED, TWICE_SENT, ADOPTED, RETRIED_BY_ITS_FLOW, IN_DOUBT],
-    ids=["well", "retried", "dead", "refused", "twice-sent", "adopted", "retried-by-its-flow", "in-doubt"],
+    [WELL, RETRIED, DEAD, REFUSED, TWICE_SENT, TWICE_SENT_AND_SOON_OVER, ADOPTED, RETRIED_BY_ITS_FLOW, IN_DOUBT],
+    ids=["well", "retried", "dead", "refused", "twice", "twice-and-over", "adopted", "retried-by-its-flow", "in-doubt"],
 )
 def test_a_history_in_which_all_is_well_breaks_nothing(history: Sequence[Event]) -> None:
     assert check(history).violations == ()
@@ -149,6 +156,14 @@ PLANTED: dict[str, tuple[Kind, Sequence[Event]]] = {
         [*DEAD, delivered(1, 2), acked(5.5, 2)],
     ),
     "a-second-execution-that-ran": (Kind.SECOND_EXECUTION, [*WELL, execution("e2", 2.5, 3.5)]),
+    "a-second-execution-after-the-first-could-be-found": (
+        Kind.SECOND_EXECUTION,
+        changed(TWICE_SENT_AND_SOON_OVER, 3, at=2.05),
+    ),
+    "a-second-execution-by-the-replica-that-made-the-first": (
+        Kind.SECOND_EXECUTION,
+        changed(TWICE_SENT_AND_SOON_OVER, 3, replica="a"),
+    ),
     "a-second-execution-that-still-runs": (
         Kind.SECOND_EXECUTION,
         changed([*WELL, execution("e2", 2.5, 3)], 5, states=(("RUNNING", 2.5),)),

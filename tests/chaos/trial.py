@@ -25,10 +25,12 @@ from tests.chaos.tap import Tap
 from tests.harness import Client
 
 QUEUE = "chaos.jobs"
-PREFETCH = 16
+PREFETCH = 24
 SETTLED_WITHIN = 60.0
 DRAIN_SECONDS = 180.0
 """How long a trial may take to come to its end once nothing goes wrong any more."""
+SURE_AFTER = 3
+"""So often in a row must the statistics say so, which know nothing for a while after a node has started."""
 ALMOST_DONE = 30
 """So many jobs are left when the faults cease."""
 
@@ -165,18 +167,19 @@ class Trial:
 
     async def _until_left(self, nodes: Nodes, most: int, seconds: float) -> bool:
         """Whether no more than so many jobs are left, within that time."""
-        deadline = time.monotonic() + seconds
+        deadline, few = time.monotonic() + seconds, 0
         while time.monotonic() < deadline:
             queues = await nodes.messages(QUEUE)
-            if queues is not None and sum(_open(queues).values()) <= most:
+            few = few + 1 if queues is not None and sum(_open(queues).values()) <= most else 0
+            if few == SURE_AFTER:
                 return True
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1)
         return False
 
     async def _drain(self, nodes: Nodes) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS
         while time.monotonic() < deadline:
-            if await self._until_left(nodes, 0, 1.0) and not any(_open(await nodes.counted(QUEUE)).values()):
+            if await self._until_left(nodes, 0, DRAIN_SECONDS) and not any(_open(await nodes.counted(QUEUE)).values()):
                 return
 
     async def _collect(self, publisher: Publisher, replicas: list[Replica], kestra: Kestra, nodes: Nodes) -> None:

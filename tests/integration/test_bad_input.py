@@ -5,42 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import aio_pika
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from pamqp import encode
 from pamqp.commands import Basic
 
-from bridge import wire
-from deploy.local.rabbitmq import Series
 from tests.harness import eventually
-from tests.integration.conftest import Kind, Node, Stage, open_stage
+from tests.integration.conftest import Node, Stage, open_stage
+from tests.odd_messages import any_bytes_in_short_strings, drawn, nested
 
 MESSAGES = 500
-
-
-@contextmanager
-def any_bytes_in_short_strings() -> Iterator[None]:
-    """Let this process publish short strings that are no UTF-8, written with surrogates."""
-
-    def lax(value: str) -> bytes:
-        data = value.encode("utf-8", "surrogateescape")[:255]
-        return bytes([len(data)]) + data
-
-    wire.install()
-    before = encode.METHODS["shortstr"]
-    encode.METHODS["shortstr"] = lax
-    try:
-        yield
-    finally:
-        encode.METHODS["shortstr"] = before
 
 
 async def publish(stage: Stage, body: bytes = b"{}", **properties: Any) -> None:
@@ -50,13 +27,6 @@ async def publish(stage: Stage, body: bytes = b"{}", **properties: Any) -> None:
         setattr(sent, name, value)
     with any_bytes_in_short_strings():
         await raw.basic_publish(body, routing_key=stage.queue, properties=sent, mandatory=True)
-
-
-def nested(depth: int) -> dict[str, Any]:
-    table: dict[str, Any] = {"end": 1}
-    for _ in range(depth):
-        table = {"n": table}
-    return table
 
 
 HARMLESS = {
@@ -163,71 +133,10 @@ async def test_a_dead_letter_does_not_expire(one_stage: Stage) -> None:
     assert (letter.expiration, letter.headers["x-bridge-expiration"]) == (None, "60000")
 
 
-texts = st.text(st.characters(codec=None, exclude_categories=[]), max_size=40).map(
-    lambda text: text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
-)
-leaves = st.one_of(
-    texts,
-    st.binary(max_size=20).map(bytearray),
-    st.booleans(),
-    st.integers(-(2**63), 2**63 - 1),
-    st.floats(allow_nan=False, allow_infinity=False),  # RabbitMQ itself takes no others
-    st.decimals(-(10**6), 10**6, places=2),
-    st.none(),
-)
-names = st.text(max_size=20)
-values = st.recursive(
-    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=6
-)
-jsons = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
-    max_leaves=8,
-)
-bodies = st.one_of(
-    st.binary(max_size=200),
-    jsons.map(lambda value: json.dumps(value).encode()),
-    st.fixed_dictionaries(
-        {}, optional={"flow": st.just("test/job") | st.text(), "inputs": jsons, "labels": jsons, "timeout": jsons}
-    ).map(lambda value: json.dumps(value).encode()),
-)
-properties = st.fixed_dictionaries(
-    {},
-    optional={
-        "message_id": texts,
-        "correlation_id": texts,
-        "reply_to": texts,
-        "content_type": texts,
-        "content_encoding": texts,
-        "message_type": texts,
-        "app_id": texts,
-        "cluster_id": texts,
-        "priority": st.integers(0, 255),
-        "delivery_mode": st.sampled_from([1, 2]),
-        "headers": st.dictionaries(names, values, max_size=4),
-    },
-)
-
-
-def drawn(count: int) -> list[tuple[bytes, dict[str, Any]]]:
-    """So many messages, as different from each other as Hypothesis makes them."""
-    messages: list[tuple[bytes, dict[str, Any]]] = []
-
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(bodies, properties)
-    def draw(body: bytes, some: dict[str, Any]) -> None:
-        messages.append((body, some))
-
-    draw()
-    return messages
-
-
-@pytest.mark.parametrize(("series", "kind"), [("3.10", "classic"), ("4.3", "quorum")])
-async def test_any_bytes_and_headers_are_settled_one_by_one(
-    series: Series, kind: Kind, node: Node, tmp_path: Path
-) -> None:
+async def test_any_bytes_and_headers_are_settled_one_by_one(node: Node, tmp_path: Path) -> None:
+    """On a classic queue; `tests/chaos/fuzz` does it on a quorum queue, with more of them."""
     messages = drawn(MESSAGES)
-    async with open_stage(tmp_path, node(series), kind) as stage, stage.bridge(prefetch=50) as bridge:
+    async with open_stage(tmp_path, node("3.10"), "classic") as stage, stage.bridge(prefetch=50) as bridge:
         for body, some in messages:
             await publish(stage, body, **some)
 

@@ -396,6 +396,11 @@ class TestFind:
         (execution,) = await self.found({**self.ROW, "state": {"current": "DREAMING"}})
         assert execution.state is State.UNKNOWN
 
+    @pytest.mark.parametrize("labels", [5, "bridgeJob:job-1", ["bridgeJob"], [{"value": "job-1"}], [{"key": 5}]])
+    async def test_takes_an_execution_whose_labels_it_cannot_read_for_no_answer(self, labels: object) -> None:
+        with pytest.raises(KestraUnavailable, match="labels"):
+            await self.found({**self.ROW, "labels": labels})
+
     @pytest.mark.parametrize("missing", ["id", "namespace", "flowId", "state"])
     async def test_is_unavailable_where_a_row_lacks_a_part(self, missing: str) -> None:
         with pytest.raises(KestraUnavailable, match=missing):
