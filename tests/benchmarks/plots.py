@@ -1,0 +1,81 @@
+"""Draws a result of the benchmarks as pictures: `python -m tests.benchmarks.plots RESULT.json DIRECTORY`.
+
+It needs matplotlib, which nothing else here does: `.venv/bin/pip install matplotlib`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+WIDTH, HEIGHT_EACH, DPI = 9.0, 0.45, 120
+MET, MISSED, NO_AIM = "#2a7f62", "#b5442e", "#5b7083"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.plots", description="Draw a benchmark's result.")
+    parser.add_argument("result", type=Path, help="the JSON file that the benchmarks wrote")
+    parser.add_argument("directory", type=Path, help="where the PNG files go; made if need be")
+    options = parser.parse_args(arguments)
+    try:
+        charts = bars(json.loads(options.result.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{options.result}: not a result of the benchmarks: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    except ModuleNotFoundError:
+        print("plots need matplotlib: .venv/bin/pip install matplotlib", file=sys.stderr)
+        return 1
+    matplotlib.use("Agg")
+    options.directory.mkdir(parents=True, exist_ok=True)
+    for title, rows in charts.items():
+        path = options.directory / f"{title.replace(' ', '-')}.png"
+        _draw(importlib.import_module("matplotlib.pyplot"), title, rows, path)
+        print(path)
+    return 0
+
+
+Bar = tuple[str, float, float | None, bool]
+"""What it is, its value, its aim, and whether that is met."""
+
+
+def bars(result: dict[str, Any]) -> dict[str, list[Bar]]:
+    """A chart for each benchmark and unit, as the bars that it has.
+
+    Raises:
+        KeyError, TypeError: it is no result of the benchmarks.
+    """
+    charts: defaultdict[str, list[Bar]] = defaultdict(list)
+    for one in result["comparisons"]:
+        case = one["case"]
+        what = f"prefetch {case['prefetch']}, look-up {case['deduplicate']}, against {one['against']}"
+        charts[f"{one['benchmark']} ratio"].append((what, one["ratio"]["median"], one["aim"], one["met"]))
+    for one in result["figures"]:
+        unit = one["unit"].replace("/", " per ").replace("%", "percent")
+        charts[f"{one['benchmark']} in {unit}"].append((one["what"], one["value"], one["at_most"], one["met"]))
+    return dict(charts)
+
+
+def _draw(pyplot: Any, title: str, rows: Sequence[Bar], path: Path) -> None:
+    figure, axes = pyplot.subplots(figsize=(WIDTH, 1.2 + HEIGHT_EACH * len(rows)), layout="constrained")
+    for number, (what, value, aim, met) in enumerate(reversed(rows)):
+        color = NO_AIM if aim is None else MET if met else MISSED
+        axes.barh(what, value, color=color)
+        axes.annotate(f" {value:.3g}", (value, number), va="center")
+        if aim is not None:
+            axes.plot([aim, aim], [number - 0.4, number + 0.4], color="black")
+    axes.set_title(f"{title} (line: the aim)")
+    axes.margins(x=0.12)
+    figure.savefig(path, dpi=DPI)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
