@@ -23,6 +23,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from bridge import __version__
 from bridge.delivery import Delivery
 from bridge.tracing import Span, TraceContext, Tracer, handing_on, logged, parse
+from bridge.wire import printable
 
 Attributes = Mapping[str, str | int]
 
@@ -97,7 +98,7 @@ class _DeliverySpan(Span):
         self._span.set_attributes({"bridge.settlement": settlement, **known})
         if error_type:
             self._span.set_attribute("error.type", error_type)
-            self._span.set_status(StatusCode.ERROR, error)
+            self._span.set_status(StatusCode.ERROR, printable(error))
 
 
 def exporting(broker: str) -> RecordingTracer:
@@ -128,7 +129,8 @@ def _attributes(delivery: Delivery) -> Attributes:
     return {
         **_operation("process", delivery.lane),
         "messaging.message.body.size": len(message.body),
-        **{name: value for name, value in optional.items() if value},
+        # A text that UTF-8 can't carry would cost every span that is exported with it.
+        **{name: printable(value) for name, value in optional.items() if value},
     }
 
 

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import structlog
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -268,6 +270,13 @@ def test_a_deliverys_span_tells_what_a_message_is_by_the_conventions_for_messagi
         "server.address": "rabbitmq",
         "server.port": 5672,
     }
+
+
+def test_bytes_that_are_no_text_do_not_keep_a_span_from_being_exported(recorded: Recorded) -> None:
+    odd = replace(delivery(), message=Message(body=b"", message_id="\udcff", correlation_id="\udcff"))
+    with recorded.tracer.delivery(odd) as span:
+        span.conclude("dead_letter", {}, error="\udcff", error_type="invalid_message")
+    assert encode_spans([recorded.process]).SerializeToString().count(rb"\xff") == 3
 
 
 @pytest.mark.parametrize(
