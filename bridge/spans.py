@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -22,7 +21,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from bridge import __version__
 from bridge.delivery import Delivery
-from bridge.tracing import Span, TraceContext, Tracer, handing_on, logged, parse
+from bridge.tracing import Span, Step, TraceContext, Tracer, handing_on, logged, parse
 from bridge.wire import printable
 
 Attributes = Mapping[str, str | int]
@@ -40,7 +39,7 @@ _NAMES: Mapping[str, str] = {
     "state": "kestra.execution.state",
 }
 """The facts of a delivery that spans carry, by their names in the log."""
-_STEP_KINDS = {"create": SpanKind.CLIENT, "wait": SpanKind.INTERNAL, "settle": SpanKind.CLIENT}
+_STEP_KINDS: Mapping[Step, SpanKind] = {"create": SpanKind.CLIENT, "wait": SpanKind.INTERNAL, "settle": SpanKind.CLIENT}
 
 
 class RecordingTracer(Tracer):
@@ -49,8 +48,9 @@ class RecordingTracer(Tracer):
     def __init__(self, provider: TracerProvider, *, broker: str) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("bridge", __version__)
-        where = urlsplit(f"//{broker}")
-        self._broker: Attributes = {"server.address": where.hostname or "", "server.port": where.port or 0}
+        # From the right, as an IPv6 address has colons of its own.
+        host, _, port = broker.partition("/")[0].rpartition(":")
+        self._broker: Attributes = {"server.address": host, "server.port": int(port)}
 
     @contextmanager
     def delivery(self, delivery: Delivery) -> Iterator[Span]:
@@ -81,7 +81,7 @@ class _DeliverySpan(Span):
         self._broker = broker
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def step(self, name: Step) -> Iterator[None]:
         settling = name == "settle"
         with (
             self._tracer.start_as_current_span(
@@ -129,7 +129,7 @@ def _attributes(delivery: Delivery) -> Attributes:
     return {
         **_operation("process", delivery.lane),
         "messaging.message.body.size": len(message.body),
-        # A text that UTF-8 can't carry would cost every span that is exported with it.
+        # What UTF-8 can't carry can't be exported, and in a status it takes all that is exported with it.
         **{name: printable(value) for name, value in optional.items() if value},
     }
 

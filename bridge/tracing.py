@@ -14,12 +14,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import cast
+from typing import Literal, cast
 
 import structlog
 
 from bridge.delivery import Delivery, Headers
 from bridge.errors import SettingsError
+
+Step = Literal["create", "wait", "settle"]
+"""A part of seeing to a delivery."""
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
@@ -105,8 +108,8 @@ def logged(context: TraceContext) -> AbstractContextManager[None]:
 class Span:
     """What is told of one delivery. This one records nothing."""
 
-    def step(self, name: str) -> AbstractContextManager[object]:  # noqa: ARG002 (nobody asks)
-        """Do a part of the work within the block: `create`, `wait` or `settle`."""
+    def step(self, name: Step) -> AbstractContextManager[object]:  # noqa: ARG002 (nobody asks)
+        """Do a part of the work within the block."""
         return _NOTHING
 
     def conclude(self, settlement: str, facts: Mapping[str, object], *, error: str = "", error_type: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The dashboard that ships, and its queries as Grafana would send them."""
+"""The dashboard that ships, its queries as Grafana would send them, and what the bridge has for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from bridge.metrics import Metrics
 from deploy.local.paths import REPOSITORY
 
 PATH = REPOSITORY / "deploy" / "grafana" / "kestra-bridge.json"
@@ -15,13 +16,31 @@ PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 ROWS = [panel["title"] for panel in PANELS if panel["type"] == "row"]
 VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 
-
 QUERIES: dict[str, str] = {
     f"{panel['title']} {target['refId']}": target["expr"] for panel in PANELS for target in panel.get("targets", ())
 }
 """Each query by its panel's title and its letter."""
 
+RECORD = r"\w+:\w+:\w+"
+"""The name of a recording rule's series."""
+
 
 def filled(expr: str, values: Mapping[str, str]) -> str:
     """A query with its variables replaced; raises `KeyError` for one that has no value."""
     return re.sub(r"\$(\w+)", lambda found: values[found[1]], expr)
+
+
+def exported() -> set[str]:
+    """The names of the bridge's own series, as Prometheus has them; of a histogram its name as well."""
+    found = set()
+    for family in Metrics({"kestra.jobs": 8}).registry.collect():
+        if family.type == "histogram":
+            found |= {f"{family.name}{part}" for part in ("", "_bucket", "_count", "_sum")}
+        else:
+            found |= {sample.name for sample in family.samples}
+    return found
+
+
+def named(text: str) -> set[str]:
+    """The names of the bridge's series in a text, but for those of recording rules."""
+    return set(re.findall(r"\bbridge_[a-z_]+[a-z]", re.sub(RECORD, "", text)))

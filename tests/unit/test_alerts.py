@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.metrics import Metrics
 from deploy.local.paths import REPOSITORY
+from tests.dashboard import RECORD, exported, named
 
 PROMETHEUS = REPOSITORY / "deploy" / "prometheus"
 RUNBOOK = (PROMETHEUS / "RUNBOOK.md").read_text()
@@ -81,23 +81,17 @@ def test_a_log_line_that_the_runbook_names_is_one_of_the_bridges() -> None:
     assert [line for line in lines if f'"{line}"' not in code] == []
 
 
-def exported() -> set[str]:
-    """The names of the bridge's series, as Prometheus has them."""
-    registry = Metrics({"kestra.jobs": 8}).registry
-    return {sample.name for metric in registry.collect() for sample in metric.samples} | {
-        f"bridge_kestra_request_seconds_{part}" for part in ("bucket", "count", "sum")
-    }
-
-
-@pytest.mark.parametrize("path", ["records.yml", "alerts.yml", "RUNBOOK.md"])
-def test_every_metric_that_is_named_is_exported(path: str) -> None:
-    text = re.sub(r"\w+:bridge_\w+:\w+", "", (PROMETHEUS / path).read_text())
-    named = set(re.findall(r"\bbridge_[a-z_]+[a-z]", text))
-    assert named - exported() - {"bridge_kestra_request_seconds"} == set()
+@pytest.mark.parametrize(
+    "path",
+    [*(PROMETHEUS / name for name in ("records.yml", "alerts.yml", "RUNBOOK.md")), REPOSITORY / "README.md"],
+    ids=lambda path: path.name,
+)
+def test_every_metric_that_is_named_is_exported(path: Path) -> None:
+    assert named(path.read_text()) - exported() == set()
 
 
 def test_every_record_that_is_used_is_made() -> None:
     made = {rule["record"] for rule in rules("records.yml")}
-    used = set(re.findall(r"\w+:\w+:\w+", " ".join(alert["expr"] for alert in ALERTS)))
+    used = set(re.findall(RECORD, " ".join(alert["expr"] for alert in ALERTS)))
     assert used
     assert used <= made

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.metrics import Metrics
 from deploy.local.paths import REPOSITORY
-from tests.dashboard import DASHBOARD, PANELS, PATH, QUERIES, ROWS, VARIABLES
+from tests.dashboard import DASHBOARD, PANELS, PATH, QUERIES, RECORD, ROWS, VARIABLES, exported, named
 
 RECORDS = {
     rule["record"]
@@ -68,12 +67,8 @@ def test_every_panel_asks_the_prometheus_that_is_chosen() -> None:
 
 @pytest.mark.parametrize("expr", QUERIES.values(), ids=QUERIES)
 def test_each_metric_of_the_bridges_is_exported_and_each_record_made(expr: str) -> None:
-    registry = Metrics({"kestra.jobs": 8}).registry
-    exported = {sample.name for metric in registry.collect() for sample in metric.samples}
-    exported |= {f"bridge_kestra_request_seconds_{part}" for part in ("bucket", "count")}
-    records = set(re.findall(r"\w+:\w+:\w+", expr))
-    assert records <= RECORDS
-    assert set(re.findall(r"\bbridge_\w+", re.sub(r"\w+:\w+:\w+", "", expr))) <= exported
+    assert set(re.findall(RECORD, expr)) <= RECORDS
+    assert named(expr) <= exported()
 
 
 def test_grafana_is_given_the_dashboard_where_its_provider_looks() -> None:

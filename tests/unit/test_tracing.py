@@ -21,7 +21,7 @@ from bridge import spans
 from bridge.delivery import Delivery, Message
 from bridge.errors import SettingsError
 from bridge.spans import RecordingTracer
-from bridge.tracing import TraceContext, Tracer, outgoing, parse, tracer
+from bridge.tracing import Step, TraceContext, Tracer, outgoing, parse, tracer
 from deploy.local.paths import REPOSITORY
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -206,9 +206,9 @@ class Recorded:
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
-        provider = TracerProvider(shutdown_on_exit=False)
-        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracer = RecordingTracer(provider, broker=BROKER)
+        self.provider = TracerProvider(shutdown_on_exit=False)
+        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracer = RecordingTracer(self.provider, broker=BROKER)
 
     def span(self, name: str) -> ReadableSpan:
         (found,) = (span for span in self._exporter.get_finished_spans() if span.name == name)
@@ -279,6 +279,13 @@ def test_bytes_that_are_no_text_do_not_keep_a_span_from_being_exported(recorded:
     assert encode_spans([recorded.process]).SerializeToString().count(rb"\xff") == 3
 
 
+def test_a_brokers_address_may_have_colons_of_its_own(recorded: Recorded) -> None:
+    with RecordingTracer(recorded.provider, broker="::1:5672/jobs").delivery(delivery()):
+        pass
+    attributes = recorded.process.attributes or {}
+    assert (attributes["server.address"], attributes["server.port"]) == ("::1", 5672)
+
+
 @pytest.mark.parametrize(
     ("step", "name", "kind"),
     [
@@ -287,7 +294,7 @@ def test_bytes_that_are_no_text_do_not_keep_a_span_from_being_exported(recorded:
         ("settle", "settle kestra.jobs", SpanKind.CLIENT),
     ],
 )
-def test_each_part_of_the_work_is_a_span_below(recorded: Recorded, step: str, name: str, kind: SpanKind) -> None:
+def test_each_part_of_the_work_is_a_span_below(recorded: Recorded, step: Step, name: str, kind: SpanKind) -> None:
     with recorded.tracer.delivery(delivery()) as span, span.step(step):
         pass
     child = recorded.span(name)
