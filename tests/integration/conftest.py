@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import aio_pika
 import pytest
 
+from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ, Series
 from tests.certificates import Authority
 from tests.harness import Bridge, Client
@@ -147,3 +149,10 @@ async def one_stage(node: Node, tmp_path: Path) -> AsyncIterator[Stage]:
     """On 4.3 with a quorum queue alone, for what doesn't depend on either."""
     async with open_stage(tmp_path, node("4.3"), "quorum") as opened:
         yield opened
+
+
+def rights_in_the_readme() -> dict[str, dict[str, str]]:
+    """Who needs which rights at the broker: `run`, `submit` and so on, with patterns for configure, write and read."""
+    (block,) = re.findall(r"^who +configure.*?```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    rows = [re.split(r" {2,}", line) for line in block.splitlines()[:-1]]
+    return {who: dict(zip(rows[0][1:], rights, strict=True)) for who, *rights in rows[1:]}

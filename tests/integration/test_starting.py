@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import sys
 import uuid
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pytest
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
 from tests.harness import Bridge, Client, Proxy, eventually
-from tests.integration.conftest import Kind, Node, Stage, open_stage
+from tests.integration.conftest import Kind, Node, Stage, open_stage, rights_in_the_readme
 from tests.standin import Ends
 
 
@@ -116,12 +115,6 @@ class Realm:
     def url(self) -> str:
         """The address for a user who may do everything."""
         return f"{self.rabbit.amqp_url}{self.name}"
-
-
-def rights_in_the_readme() -> dict[str, dict[str, str]]:
-    (block,) = re.findall(r"^who +configure.*?```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    rows = [re.split(r" {2,}", line) for line in block.splitlines()[:-1]]
-    return {who: dict(zip(rows[0][1:], rights, strict=True)) for who, *rights in rows[1:]}
 
 
 @pytest.fixture
