@@ -147,7 +147,7 @@ def _of_job(name: str, job: _Job, published: Published, limits: Limits) -> Itera
     yield from _lost(name, job, published)
     yield from _early_acks(name, job)
     yield from _second_executions(name, job, published)
-    yield from _attempts(name, job, published)
+    yield from _attempts(name, job, published, limits)
     yield from _late(name, job, limits)
     yield from _dead_letters(name, job, published)
 
@@ -211,10 +211,11 @@ def _at_the_same_instant(job: _Job, published: Published, attempt: int) -> bool:
     return messages > 1 and len(holders) > 1
 
 
-def _attempts(name: str, job: _Job, published: Published) -> Iterator[Violation]:
+def _attempts(name: str, job: _Job, published: Published, limits: Limits) -> Iterator[Violation]:
     """As many as planned, no more and no less, and one after the other."""
     planned = list(range(1, published.attempts + 1)) if published.runs else []
-    if (job.acked or job.executions) and job.attempts != planned:
+    made = [attempt for attempt in job.attempts if attempt in planned or not limits.kestra_dies]
+    if (job.acked or job.executions) and made != planned:
         yield Violation(Kind.WRONG_ATTEMPTS, name, f"attempts {job.attempts}, planned {planned}")
     for before, after in pairwise(job.attempts):
         first = job.chains(before)[0][-1]

@@ -17,12 +17,15 @@ from pydantic import Field, TypeAdapter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the trial was held to. `settled_within`: from the last thing that a job waited for to its settlement."""
+    """What the trial was held to. `settled_within`: from the last thing that a job waited for to its settlement.
+
+    With `kestra_dies` an execution may be lost by Kestra itself, and the job's time-out then costs it an attempt.
+    """
 
     kind: Literal["limits"] = "limits"
     prefetch: int
-    max_attempts: int
     settled_within: float
+    kestra_dies: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

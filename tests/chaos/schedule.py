@@ -89,7 +89,7 @@ REPLIES = Stream(
         (2, 5),
     ),
 )
-ENGINE = Stream((25, 40), {"engine-kill": (0, 1)})
+ENGINE = Stream((60, 120), {"engine-kill": (0, 1)})
 
 
 def streams(*, cluster: bool, engine: bool) -> dict[str, Stream]:

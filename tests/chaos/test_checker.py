@@ -26,7 +26,7 @@ from tests.chaos.history import (
     write,
 )
 
-LIMITS = Limits(prefetch=2, max_attempts=3, settled_within=60)
+LIMITS = Limits(prefetch=2, settled_within=60)
 
 
 def published(job: str = "one", *, end: str = "success", attempts: int = 1, confirmed: int = 1) -> Published:
@@ -207,6 +207,11 @@ PLANTED: dict[str, tuple[Kind, Sequence[Event]]] = {
 @pytest.mark.parametrize(("kind", "history"), PLANTED.values(), ids=PLANTED)
 def test_a_planted_violation_is_found(kind: Kind, history: Sequence[Event]) -> None:
     assert kind in check(history).broken
+
+
+def test_an_execution_that_a_dying_kestra_lost_may_cost_its_job_an_attempt() -> None:
+    history = changed(changed(RETRIED, 1, attempts=1), 0, kestra_dies=True)
+    assert check(history).violations == ()
 
 
 def test_every_kind_of_violation_is_planted() -> None:

@@ -27,6 +27,8 @@ from tests.harness import Client
 QUEUE = "chaos.jobs"
 PREFETCH = 24
 SETTLED_WITHIN = 60.0
+ENGINE_STARTS_WITHIN = 120.0
+"""On a busy machine, with its database to recover."""
 DRAIN_SECONDS = 180.0
 """How long a trial may take to come to its end once nothing goes wrong any more."""
 SURE_AFTER = 3
@@ -87,7 +89,9 @@ class Trial:
     async def run(self) -> list[Event]:
         """All that happened, once it is over; nothing of it runs any more by then."""
         options = self.options
-        self.note(Limits(prefetch=PREFETCH, max_attempts=jobs.MAX_ATTEMPTS, settled_within=SETTLED_WITHIN))
+        engine = options.kestra == "engine"
+        within = SETTLED_WITHIN + (ENGINE_STARTS_WITHIN if engine else 0)
+        self.note(Limits(prefetch=PREFETCH, settled_within=within, kestra_dies=engine))
         asyncio.get_running_loop().set_exception_handler(self._on_exception)
         async with AsyncExitStack() as stack:
             nodes = Nodes(options.broker, options.directory, self.say)
