@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from tests.chaos.history import Event, InFlight, Killed, Memory, Trouble
+from deploy.local.processes import Child
+from tests.chaos.history import Event, Fault, InFlight, Killed, Memory, Trouble
 from tests.chaos.tap import Address, Tap
 from tests.harness import Bridge, Proxy
 
+WRONG_SETTINGS = 2
 _FAULTS_OF_OURS = (
     "a delivery could not be handled, trying again",
     "an execution vanished from Kestra, looking for it and else creating it anew",
@@ -103,12 +105,18 @@ class Replica:
             return
         child = self.bridge.child
         if not child.alive:
-            self._note(Trouble(replica=self.name, what=f"it ended by itself with {child.returncode}{child.tail(5)}"))
+            self._note(self._ended_by_itself(child))
             await self.start()
             return
         with suppress(psutil.Error):
             resident = psutil.Process(child.pid).memory_info().rss
             self._note(Memory(at=time.time(), replica=self.name, pid=child.pid, resident=resident))
+
+    def _ended_by_itself(self, child: Child) -> Event:
+        """That it takes a refusal at its start for a wrong setting is as it should be: whoever runs it starts it anew."""
+        if child.returncode == WRONG_SETTINGS and "refuses the credentials" in child.tail(1):
+            return Fault(at=time.time(), until=time.time(), name="refused-at-its-start", target=self.name)
+        return Trouble(replica=self.name, what=f"it ended by itself with {child.returncode}{child.tail(5)}")
 
     async def in_flight(self) -> InFlight:
         """What it says that it holds."""

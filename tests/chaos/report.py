@@ -11,6 +11,8 @@ from tests.chaos.trial import Options
 
 SHOWN = 30
 MEGABYTE = 2**20
+LONG_ENOUGH = 300.0
+"""Seconds that a process must have lived for its memory to have a trend."""
 WARM_UP = 60.0
 """Seconds in which a replica's memory may still grow to its working size."""
 
@@ -63,7 +65,7 @@ def _memory(events: Sequence[Event]) -> Iterator[str]:
             longest[replica] = found
     for replica, found in sorted(longest.items()):
         settled = [one for one in found if one.at - found[0].at > WARM_UP]
-        trend = f", {slope(settled):+.1f} MB an hour" if len(settled) > 60 else ""
+        trend = f", {slope(settled):+.1f} MB an hour" if found[-1].at - found[0].at > LONG_ENOUGH else ""
         peak = max(one.resident for one in found) / MEGABYTE
         yield f"  {replica}: {peak:.0f} MB at most over {found[-1].at - found[0].at:.0f} s{trend}"
 
