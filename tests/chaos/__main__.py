@@ -35,7 +35,8 @@ Exit status: 0 passed, 1 failed, 2 wrong usage, 130 interrupted.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # the latter is ignored in a shell's background
+        signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
 
     def say(text: str) -> None:

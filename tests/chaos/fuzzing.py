@@ -7,6 +7,7 @@ import asyncio
 import copy
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -417,6 +418,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--broker", choices=("3.10", "4.3"), default="4.3", help="default: 4.3")
     parser.add_argument("--directory", type=Path, help="where logs go (default: a new folder)")
     options = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGINT):  # the latter is ignored in a shell's background
+        signal.signal(number, signal.default_int_handler)
     options.seed = random.randrange(1_000_000) if options.seed is None else options.seed  # noqa: S311
     options.directory = (options.directory or Path(tempfile.mkdtemp(prefix="kestra-bridge-fuzz-"))).resolve()
     began = time.monotonic()
