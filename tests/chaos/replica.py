@@ -113,7 +113,7 @@ class Replica:
             self._note(Memory(at=time.time(), replica=self.name, pid=child.pid, resident=resident))
 
     def _ended_by_itself(self, child: Child) -> Event:
-        """At its start it takes a refusal for a wrong setting and ends, as it should; whoever runs it starts it anew."""
+        """At its start it takes a refusal for a wrong setting and ends, as it should; it is to be started anew."""
         if child.returncode == WRONG_SETTINGS and "refuses the credentials" in child.tail(1):
             return Fault(at=time.time(), until=time.time(), name="refused-at-its-start", target=self.name)
         return Trouble(replica=self.name, what=f"it ended by itself with {child.returncode}{child.tail(5)}")
