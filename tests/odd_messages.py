@@ -17,20 +17,24 @@ from bridge import wire
 
 
 @contextmanager
-def any_bytes_in_short_strings() -> Iterator[None]:
-    """Let this process publish short strings that are no UTF-8, written with surrogates."""
+def any_bytes_in_strings() -> Iterator[None]:
+    """Let this process publish strings that are no UTF-8, written with surrogates."""
 
     def lax(value: str) -> bytes:
         data = value.encode("utf-8", "surrogateescape")[:255]
         return bytes([len(data)]) + data
 
+    def lax_long(value: str) -> bytes:
+        data = value.encode("utf-8", "surrogateescape")
+        return len(data).to_bytes(4, "big") + data
+
     wire.install()
-    before = encode.METHODS["shortstr"]
-    encode.METHODS["shortstr"] = lax
+    before = encode.METHODS["shortstr"], encode.long_string
+    encode.METHODS["shortstr"], encode.long_string = lax, lax_long
     try:
         yield
     finally:
-        encode.METHODS["shortstr"] = before
+        encode.METHODS["shortstr"], encode.long_string = before
 
 
 def nested(depth: int) -> dict[str, Any]:

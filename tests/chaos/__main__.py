@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("interrupted")
         return INTERRUPTED
     except (ProcessError, BuildError, OSError, AssertionError, ExceptionGroup) as error:
-        print(f"FAIL the trial broke off: {_first(error)}", flush=True)
+        print(f"FAIL the trial broke off: {report.first_of(error)}", flush=True)
         return 1
     seconds = time.monotonic() - began
     write(events, options.directory / "history.jsonl")
@@ -58,11 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (options.directory / "report.txt").write_text(text)
     print(text, end="", flush=True)
     return 1 if verdict.violations else 0
-
-
-def _first(error: Exception) -> Exception:
-    """What went wrong first, where several things did."""
-    return _first(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
 
 
 def _parse(arguments: Sequence[str] | None) -> Options:

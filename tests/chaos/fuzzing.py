@@ -30,9 +30,9 @@ from bridge.settlement import Reason
 from deploy.local.processes import ProcessError
 from deploy.local.rabbitmq import RabbitMQ
 from tests.chaos.history import Memory
-from tests.chaos.report import MEGABYTE, slope
+from tests.chaos.report import MEGABYTE, first_of, slope
 from tests.harness import Bridge, Client, eventually
-from tests.odd_messages import any_bytes_in_short_strings, drawn
+from tests.odd_messages import any_bytes_in_strings, drawn
 from tests.standin import EMPTY, HTML, TRUNCATED, Answer, Call, Run, Standin
 
 QUEUE = "fuzz.jobs"
@@ -382,7 +382,7 @@ async def open_stage(directory: Path, rabbit: RabbitMQ, kestra: Standin, say: Sa
         minding = asyncio.create_task(stage.mind())
         try:
             await stage.collect_dead_letters()
-            with any_bytes_in_short_strings():
+            with any_bytes_in_strings():
                 yield stage
         finally:
             minding.cancel()
@@ -433,8 +433,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return 130
-    except (ProcessError, AssertionError) as error:
-        print(f"FAIL the run broke off: {error}")
+    except (ProcessError, AssertionError, ExceptionGroup) as error:
+        print(f"FAIL the run broke off: {first_of(error)}")
         return 1
     faults = [fault for outcome in outcomes for fault in outcome.faults]
     for outcome in outcomes:

@@ -75,3 +75,8 @@ def slope(samples: Sequence[Memory]) -> float:
     middle = sum(one.at for one in samples) / len(samples)
     spread = sum((one.at - middle) ** 2 for one in samples)
     return sum((one.at - middle) * one.resident for one in samples) / spread * 3600 / MEGABYTE
+
+
+def first_of(error: Exception) -> Exception:
+    """What went wrong first, where several things did."""
+    return first_of(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error

@@ -15,7 +15,7 @@ from pamqp.commands import Basic
 
 from tests.harness import eventually
 from tests.integration.conftest import Node, Stage, open_stage
-from tests.odd_messages import any_bytes_in_short_strings, drawn, nested
+from tests.odd_messages import any_bytes_in_strings, drawn, nested
 
 MESSAGES = 500
 
@@ -25,7 +25,7 @@ async def publish(stage: Stage, body: bytes = b"{}", **properties: Any) -> None:
     sent = Basic.Properties(message_id=uuid.uuid4().hex)
     for name, value in properties.items():  # one by one, since the constructor refuses what RabbitMQ lets pass
         setattr(sent, name, value)
-    with any_bytes_in_short_strings():
+    with any_bytes_in_strings():
         await raw.basic_publish(body, routing_key=stage.queue, properties=sent, mandatory=True)
 
 
