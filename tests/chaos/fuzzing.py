@@ -37,7 +37,7 @@ from tests.standin import EMPTY, HTML, TRUNCATED, Answer, Call, Run, Standin
 
 QUEUE = "fuzz.jobs"
 NUMBER = "fuzz-number"
-POOL = 4000
+POOL = 2000
 AT_ONCE = 64
 BACKLOG = 500
 LOOK_EVERY = 100
@@ -107,10 +107,9 @@ class Outcome:
         return (sum(one.resident for one in after) - sum(one.resident for one in before)) / quarter / MEGABYTE
 
 
-def messages(count: int, seed: int) -> Iterator[Odd]:
+def messages(count: int, seed: int, pool: Sequence[Odd]) -> Iterator[Odd]:
     """So many messages: generated bodies and properties in ever new pairs, with some bytes of the bodies changed."""
     chance = random.Random(f"messages {seed}")  # noqa: S311
-    pool = drawn(min(count, POOL), seed)
     for _ in range(count):
         body, (_, properties) = bytearray(chance.choice(pool)[0]), chance.choice(pool)
         for _ in range(chance.choice((0, 0, 0, 1, 3))):
@@ -129,12 +128,12 @@ class Babbler(Standin):
     With a redirection or a refusal it is never done: who is refused may rely on that.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, bodies: Sequence[bytes]) -> None:
         super().__init__()
         self.babbling = True
         self.babbled = 0
         self._chance = random.Random(f"answers {seed}")  # noqa: S311
-        self._bodies = [body for body, _ in drawn(1000, seed)]
+        self._bodies = bodies
 
     def _route(self, call: Call) -> tuple[str, Callable[[], Answer]]:
         operation, handle = super()._route(call)
@@ -275,12 +274,12 @@ async def _publish(raw: AbstractChannel, body: bytes, properties: Basic.Properti
     await raw.basic_publish(body, routing_key=QUEUE, properties=properties)
 
 
-async def fuzz_messages(stage: Stage, count: int, seed: int) -> None:
+async def fuzz_messages(stage: Stage, odd: Iterator[Odd]) -> None:
     """Each message ends as a dead letter that says why, or as an execution that is what it asked for."""
     sent: dict[int, Odd] = {}
 
     def numbered() -> Iterator[tuple[bytes, Basic.Properties]]:
-        for number, (body, some) in enumerate(messages(count, seed)):
+        for number, (body, some) in enumerate(odd):
             some["headers"] = {**some.get("headers", {}), NUMBER: number}
             sent[number] = body, some
             properties = Basic.Properties()
@@ -392,13 +391,16 @@ async def open_stage(directory: Path, rabbit: RabbitMQ, kestra: Standin, say: Sa
 async def run(options: argparse.Namespace, say: Say) -> list[Outcome]:
     """Both kinds, one after the other."""
     outcomes = []
+    say("generating")  # before anything runs, since it takes its time and lets nothing else go on
+    pool = drawn(min(options.messages + options.answers, POOL), options.seed)
     with RabbitMQ(options.directory / "rabbitmq", series=options.broker, say=say) as rabbit:
         if options.messages:
             async with open_stage(options.directory / "messages", rabbit, Standin(), say) as stage:
-                await fuzz_messages(stage, options.messages, options.seed)
+                await fuzz_messages(stage, messages(options.messages, options.seed, pool))
                 outcomes.append(stage.outcome)
         if options.answers:
-            async with open_stage(options.directory / "answers", rabbit, Babbler(options.seed), say) as stage:
+            babbler = Babbler(options.seed, [body for body, _ in pool])
+            async with open_stage(options.directory / "answers", rabbit, babbler, say) as stage:
                 await fuzz_answers(stage, options.answers)
                 outcomes.append(stage.outcome)
     return outcomes
