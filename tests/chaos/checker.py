@@ -232,14 +232,16 @@ def _late(name: str, job: _Job, limits: Limits) -> Iterator[Violation]:
 
 
 def _settle_seconds(job: _Job) -> float | None:
-    """From the last thing that the job's first final ack had to wait for."""
+    """From the last thing that the job's final ack had to wait for: its execution's end, and the delivery itself.
+
+    Deliveries that a broken session took away before count for nothing: what breaks them is the trial's doing.
+    """
     if not job.acked:
         return None
     last = max(delivery.attempt for delivery, _ in job.acked)
-    acked = min(at for delivery, at in job.acked if delivery.attempt == last)
-    delivered = min(one.at for one in job.delivered if one.attempt == last)
+    delivery, acked = min((pair for pair in job.acked if pair[0].attempt == last), key=lambda pair: pair[1])
     ends = [one.ended for one in job.executions if one.attempt == last and one.ended is not None and one.ended <= acked]
-    return acked - max([delivered, *ends])
+    return acked - max([delivery.at, *ends])
 
 
 _STATE_OF = {"failed": "FAILED", "killed": "KILLED", "cancelled": "CANCELLED", "timed_out": "KILLED"}

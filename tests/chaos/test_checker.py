@@ -209,6 +209,11 @@ def test_a_planted_violation_is_found(kind: Kind, history: Sequence[Event]) -> N
     assert kind in check(history).broken
 
 
+def test_a_job_whose_deliveries_break_again_and_again_is_not_late() -> None:
+    history = [*WELL[:4], delivered(3600, 2, replica="b"), acked(3601, 2, replica="b")]
+    assert check(history).violations == ()
+
+
 def test_an_execution_that_a_dying_kestra_lost_may_cost_its_job_an_attempt() -> None:
     history = changed(changed(RETRIED, 1, attempts=1), 0, kestra_dies=True)
     assert check(history).violations == ()
