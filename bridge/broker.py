@@ -453,7 +453,7 @@ def _to_properties(message: Message) -> Basic.Properties:
 def _refreshed(settings: BrokerSettings) -> BrokerSettings:
     """The settings with the secrets that their files hold now. That one can't be read is like a refused one."""
     try:
-        return settings.refreshed()
+        return settings.refreshed(BrokerSettings)
     except SettingsError as error:
         raise BrokerDenied(str(error)) from error
 

@@ -83,7 +83,7 @@ class Login(httpx.Auth):
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Raises SettingsError where a file can't be used."""
-        settings = self._settings = self._settings.refreshed()
+        settings = self._settings = self._settings.refreshed(KestraSettings)
         if settings.kestra_username and settings.kestra_password:
             basic = httpx.BasicAuth(settings.kestra_username, settings.kestra_password.get_secret_value())
             yield from basic.auth_flow(request)

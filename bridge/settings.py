@@ -242,33 +242,33 @@ class CommandSettings(BaseSettings):
                 texts |= _password(value) if name == "amqp_url" else {text, quote(text, safe="")} - {""}
         return tuple(sorted(texts, key=len, reverse=True))
 
-    def refreshed(self) -> Self:
-        """These settings with what stands in files read anew; the same object where nothing has changed.
+    def refreshed(self, section: type[Section]) -> Section:
+        """That section of these settings with what stands in files read anew; the same object if nothing has changed.
 
         What is new is masked in the log from here on.
 
         Raises:
-            SettingsError: a file can't be used, now.
+            SettingsError: a file of the section can't be used, now.
         """
-        files = {name: getattr(self, f"{name}{FILE}") for name in self._in_files}
+        files = {name: getattr(self, f"{name}{FILE}") for name in self._in_files(section)}
         try:
             if all(_file_text(path) == _plain(getattr(self, name)) for name, path in files.items()):
+                assert isinstance(self, section)
                 return self
         except ValueError:
             pass  # the whole check below says which one, and why
-        others = self.model_fields_set - files.keys()
-        found = _checked(lambda: type(self)(**{name: getattr(self, name) for name in others}))
+        others = (self.model_fields_set & section.model_fields.keys()) - files.keys()
+        found = _checked(lambda: section(**{name: getattr(self, name) for name in others}))
         log.hide(found.secrets)
         return found
 
     def origin(self, name: str) -> str:
         """The environment variable that a setting's value came by."""
-        return f"{PREFIX}{name}{FILE if name in self._in_files else ''}".upper()
+        return f"{PREFIX}{name}{FILE if name in self._in_files(type(self)) else ''}".upper()
 
-    @property
-    def _in_files(self) -> set[str]:
-        """The settings whose values stand in files."""
-        return {name for name in _may_be_in_files(type(self)) if getattr(self, f"{name}{FILE}")}
+    def _in_files(self, section: type[CommandSettings]) -> set[str]:
+        """The settings of the section whose values stand in files."""
+        return {name for name in _may_be_in_files(section) if getattr(self, f"{name}{FILE}")}
 
 
 @cache

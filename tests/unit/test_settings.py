@@ -432,7 +432,7 @@ class TestSecretFiles:
     def test_are_read_anew(self, environment: pytest.MonkeyPatch, file: Path) -> None:
         settings = loaded(environment, KESTRA_TOKEN_FILE=str(file), PREFETCH="3")
         file.write_text("neu")
-        fresh = settings.refreshed()
+        fresh = settings.refreshed(Settings)
         assert (fresh.kestra_token, fresh.prefetch) == (SecretStr("neu"), 3)
 
     def test_are_masked_in_the_log_once_they_were_read_anew(self, environment: pytest.MonkeyPatch, file: Path) -> None:
@@ -440,25 +440,30 @@ class TestSecretFiles:
         environment.setattr(log, "hide", hidden.extend)
         settings = loaded(environment, KESTRA_TOKEN_FILE=str(file))
         file.write_text("neu")
-        settings.refreshed()
+        settings.refreshed(Settings)
         assert "neu" in hidden
 
     def test_that_have_not_changed_leave_the_settings_as_they_are(
         self, environment: pytest.MonkeyPatch, file: Path
     ) -> None:
         settings = loaded(environment, KESTRA_TOKEN_FILE=str(file))
-        assert settings.refreshed() is settings
+        assert settings.refreshed(Settings) is settings
 
     def test_that_can_not_be_used_any_more_are_named(self, environment: pytest.MonkeyPatch, file: Path) -> None:
         settings = loaded(environment, KESTRA_TOKEN_FILE=str(file))
         file.unlink()
         with pytest.raises(SettingsError, match="BRIDGE_KESTRA_TOKEN_FILE is no file"):
-            settings.refreshed()
+            settings.refreshed(Settings)
+
+    def test_of_one_side_are_no_matter_of_the_other(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file), AMQP_URL="amqp://rabbit")
+        file.unlink()
+        assert settings.refreshed(BrokerSettings) is settings
 
     def test_leave_what_a_command_changed_as_it_is(self, environment: pytest.MonkeyPatch, file: Path) -> None:
         settings = loaded(environment, KESTRA_TOKEN_FILE=str(file)).model_copy(update={"lanes": (Lane(queue="other"),)})
         file.write_text("neu")
-        assert settings.refreshed().all_lanes == (Lane(queue="other"),)
+        assert settings.refreshed(Settings).all_lanes == (Lane(queue="other"),)
 
 
 class TestLoginAtTheBroker:
