@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import certifi
+
 _UNKNOWN_CA = frozenset({18, 19, 20, 21})
 """OpenSSL's X509_V_ERR_…: a self-signed certificate, or an issuer that isn't there."""
 
@@ -34,6 +36,9 @@ class Identity:
         """
         try:
             context = ssl.create_default_context(cafile=self.ca)
+            if self.ca is None:
+                # A small image may have no store of its own.
+                context.load_verify_locations(certifi.where())
         except (OSError, ssl.SSLError) as error:
             raise self._no_ca(error) from error
         self._load_certificate(context)
