@@ -23,20 +23,32 @@ def lay_out(
 ) -> None:
     """Lay out a release by mmdebstrap with these options, as a folder or a tar file.
 
+    Where it fails or is interrupted, nothing is left of it.
+
     Raises:
         ProcessError: it failed; the message ends with its log.
     """
-    variables = ("env", *(f"{name}={value}" for name, value in (environment or {}).items()))
-    run_tool(
-        "mmdebstrap",
-        "--mode=root",
-        f"--format={form}",
-        *options,
-        suite,
-        str(to),
-        log=log,
-        within=(*AS_ROOT, *_APART, *variables),
-    )
+    # What mmdebstrap keeps for itself meanwhile goes where we remove it, as it can't when it is killed.
+    temporary = to.with_name(f"{to.name}.tmp")
+    variables = {"TMPDIR": str(temporary), **(environment or {})}
+    remove(to, temporary, log=log)
+    temporary.mkdir()
+    try:
+        run_tool(
+            "mmdebstrap",
+            "--mode=root",
+            f"--format={form}",
+            *options,
+            suite,
+            str(to),
+            log=log,
+            within=(*AS_ROOT, *_APART, "env", *(f"{name}={value}" for name, value in variables.items())),
+        )
+    except BaseException:
+        remove(to, log=log)
+        raise
+    finally:
+        remove(temporary, log=log)
 
 
 def remove(*places: Path, log: Path) -> None:

@@ -165,7 +165,7 @@ def _make(place: Path, say: Say) -> None:
     began = time.monotonic()
     partial, tree, log = (place.with_name(f"{place.name}.{part}") for part in ("partial", "tree", "log"))
     log.unlink(missing_ok=True)
-    remove(tree, partial, log=log)
+    remove(partial, log=log)
     partial.mkdir()
     try:
         say(f"laying out Debian {_SUITE} for machines, once")
@@ -285,6 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ProcessError as error:
         _to_stderr(f"error: {error}")
         return 1
+    except KeyboardInterrupt:
+        _to_stderr("interrupted, nothing half made is left")
+        return 130
     return 0
 
 

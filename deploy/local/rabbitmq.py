@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast, get_args
 
-from deploy.local.debian import lay_out, remove
+from deploy.local.debian import lay_out
 from deploy.local.paths import cache_directory, locked
 from deploy.local.processes import AS_ROOT, Child, ProcessError, run_tool
 
@@ -420,7 +420,6 @@ def _make_tree(suite: str, place: Path, say: Say) -> None:
     partial = place.with_name(f"{place.name}.partial")
     log = place.with_name(f"{place.name}.log")
     log.unlink(missing_ok=True)
-    remove(partial, log=log)
     lay_out(suite, partial, _RECIPE, log=log)
     run_tool("mv", "--no-target-directory", str(partial), str(place), log=log, within=AS_ROOT)
     say(f"Debian {suite} laid out in {time.monotonic() - began:.0f} s")
