@@ -262,10 +262,7 @@ class Broker:
     async def _declare_lane(
         self, connection: AbstractConnection, lane: Lane, version: topology.Version
     ) -> topology.Kind:
-        wanted = self._settings.queue_type
-        kinds: list[topology.Kind] = [topology.choose_kind(wanted, version)]
-        if wanted == "auto" and kinds == ["quorum"]:
-            kinds.append("classic")  # a broker that was upgraded keeps the classic queue it had, and that works
+        kinds = topology.candidates(self._settings.queue_type, version)
         for kind in kinds:
             planned = topology.plan(
                 lane.queue,

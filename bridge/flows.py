@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bridge.errors import BridgeError, KestraRejected, SettingsError
 from bridge.job import FlowName
-from bridge.kestra import Dialect, Kestra
+from bridge.kestra import Dialect, Kestra, StoredFlow
 
 _PACKAGE = Path(__file__).resolve().parent
 _SUFFIXES = (".yaml", ".yml")
@@ -154,7 +154,7 @@ async def deploy(kestra: Kestra, flows: Sequence[FlowFile], *, dry_run: bool = F
     if any(verdict.fate is Fate.REFUSED for verdict in verdicts):
         return [_held(verdict) for verdict in verdicts]
     # All are looked up before the first is written, so that trouble with the server shows while nothing has been done.
-    plan = [(flow, fate(flow, await kestra.flow_source(flow.name))) for flow in flows]
+    plan = [(flow, fate(flow, _source(await kestra.flow(flow.name)))) for flow in flows]
     return [Verdict(flow=flow.name, fate=due) if dry_run else await _carry_out(kestra, flow, due) for flow, due in plan]
 
 
@@ -166,6 +166,10 @@ async def _carry_out(kestra: Kestra, flow: FlowFile, due: Fate) -> Verdict:
         # It passed the validation, so this is rare: two deployments at once, or a policy that only a save is put to.
         return _judge(flow, [str(error).removeprefix(f"{flow.name}: ")])
     return Verdict(flow=flow.name, fate=due)
+
+
+def _source(stored: StoredFlow | None) -> str | None:
+    return stored.source if stored else None
 
 
 def _judge(flow: FlowFile, problems: Iterable[str]) -> Verdict:

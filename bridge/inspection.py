@@ -1,17 +1,29 @@
-"""What a look at RabbitMQ's queues by AMQP tells, which any user of theirs may take, without changing them."""
+"""What a look at RabbitMQ by AMQP tells, without changing anything there."""
 
 from __future__ import annotations
 
+import asyncio
+import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import ChannelNotFoundEntity
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
+from bridge import topology
 from bridge.broker import announced_version
+
+OWN_QUEUES = "amq.gen-*"
+"""How RabbitMQ names the queues of one connection alone."""
+
+Right = Literal["configure", "write", "read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +42,28 @@ class DeadLetters:
     reasons: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether a queue or an exchange is there, and what is other than it should be, in the broker's words."""
+
+    exists: bool
+    differs: str | None = None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Refusal:
+    """A right that the user hasn't got, and on what."""
+
+    right: Right
+    on: str
+
+
 class Inspection:
-    """Looks, on a connection of `Broker.connection`."""
+    """Looks, on a connection of `Broker.connection`. What the user may not do is noted in `refused`."""
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
+        self.refused: set[Refusal] = set()
 
     @property
     def version(self) -> str:
@@ -50,6 +79,84 @@ class Inspection:
             return None
         return Depth(declared.message_count or 0, declared.consumer_count or 0)
 
+    async def standing(self, thing: topology.Queue | topology.Exchange) -> Standing:
+        """Whether something is there, and as it should be: what is there is declared once more, which changes nothing.
+
+        Who may not configure it isn't told what differs.
+        """
+        try:
+            await self._declare(thing, passive=True)
+            await self._declare(thing, passive=False)
+        except ChannelNotFoundEntity:
+            return Standing(exists=False)
+        except ChannelPreconditionFailed as error:
+            return Standing(exists=True, differs=" ".join(str(error).split()))
+        except ChannelAccessRefused:
+            self.refused.add(Refusal("configure", thing.name))
+        return Standing(exists=True)
+
+    async def try_rights(self, name: str) -> None:
+        """Note whether the user may write to and read from a queue and the exchange of the same name.
+
+        A binding is taken away that isn't there, which takes both rights and is no error. Where one of the two isn't
+        there, nothing is noted.
+        """
+        try:
+            async with self._connection.channel() as channel:
+                raw = await channel.get_underlay_channel()
+                await raw.queue_unbind(queue=name, exchange=name, routing_key=f"none-{uuid.uuid4().hex}")
+        except ChannelAccessRefused as error:
+            self.refused.add(Refusal("read" if _of_exchange(error) else "write", name))
+        except ChannelNotFoundEntity:
+            pass
+
+    async def try_publishing(self) -> None:
+        """Note whether the user may publish to queues by their names.
+
+        A queue of our own takes that right too, if its dead letters are to go the same way. Nothing is published: while
+        RabbitMQ has an alarm, it reads no more from a connection that did.
+        """
+        try:
+            async with self._connection.channel() as channel:
+                await channel.declare_queue(exclusive=True, auto_delete=True, arguments={"x-dead-letter-exchange": ""})
+        except ChannelAccessRefused as error:
+            if _of_exchange(error):
+                self.refused.add(Refusal("write", "amq.default"))
+
+    @asynccontextmanager
+    async def replies(self, routing_key: str) -> AsyncIterator[asyncio.Queue[bytes] | None]:
+        """What arrives at the reply exchange, in a queue of our own as a replica has one.
+
+        None where there is no such exchange, or where the user may not.
+        """
+        arrived: asyncio.Queue[bytes] = asyncio.Queue()
+
+        async def take(message: DeliveredMessage) -> None:
+            arrived.put_nowait(message.body)
+
+        async with self._connection.channel(publisher_confirms=False) as channel:
+            raw = await channel.get_underlay_channel()
+            missing: tuple[Right, str] = "configure", OWN_QUEUES
+            try:
+                queue = await channel.declare_queue(exclusive=True, auto_delete=True)
+                missing = "write", OWN_QUEUES
+                await queue.bind(topology.REPLIES, routing_key=routing_key)
+                missing = "read", OWN_QUEUES
+                await raw.basic_consume(queue.name, take, no_ack=True)
+            except ChannelAccessRefused as error:
+                self.refused.add(Refusal("read", topology.REPLIES) if _of_exchange(error) else Refusal(*missing))
+            except ChannelNotFoundEntity:
+                pass
+            yield None if raw.is_closed else arrived
+
+    async def _declare(self, thing: topology.Queue | topology.Exchange, *, passive: bool) -> None:
+        async with self._connection.channel() as channel:
+            if isinstance(thing, topology.Exchange):
+                await channel.declare_exchange(thing.name, thing.type, durable=True, passive=passive)
+            else:
+                arguments = None if passive else dict(thing.arguments)
+                await channel.declare_queue(thing.name, durable=True, passive=passive, arguments=arguments)
+
     async def dead_letters(self, queue: str, *, limit: int) -> DeadLetters:
         """Why the first messages of a dead-letter queue are there; they go back to it in their order.
 
@@ -63,6 +170,8 @@ class Inspection:
                 if isinstance(message.delivery, Basic.GetEmpty):
                     break
                 reasons[reason_of(message.header.properties.headers or {})] += 1
+            # Closing the channel would give them back as well, but in another order, and count failed deliveries.
+            await raw.basic_nack(0, multiple=True, requeue=True)
         return DeadLetters(reasons.total(), dict(reasons.most_common()))
 
 
@@ -74,3 +183,8 @@ def reason_of(headers: FieldTable) -> str:
     first = deaths[0] if isinstance(deaths, list) and deaths else None
     reason = first.get("reason") if isinstance(first, dict) else None
     return f"{reason} (by RabbitMQ)" if isinstance(reason, str) else "unknown"
+
+
+def _of_exchange(error: ChannelAccessRefused) -> bool:
+    """Whether it was an exchange's rights that were missing, where an operation takes those of two things."""
+    return " to exchange " in str(error)

@@ -19,6 +19,7 @@ from bridge.errors import InvalidMessage
 JOB_LABEL = "bridgeJob"
 ATTEMPT_LABEL = "bridgeAttempt"
 QUEUE_LABEL = "bridgeQueue"
+CORRELATION_LABEL = "system.correlationId"
 MARK_LABEL = "bridge"
 MARK = "amqp"
 
@@ -98,7 +99,7 @@ class Job:
             JOB_LABEL: self.id,
             ATTEMPT_LABEL: str(self.attempt),
             **({QUEUE_LABEL: self.queue} if self.queue else {}),
-            "system.correlationId": self.correlation_id or self.id,
+            CORRELATION_LABEL: self.correlation_id or self.id,
             **self.labels,
         }
 

@@ -25,7 +25,7 @@ from bridge.errors import (
     SettingsError,
 )
 from bridge.execution import TERMINAL, Execution, State
-from bridge.job import ATTEMPT_LABEL, JOB_LABEL, MARK, MARK_LABEL, FlowName, Job
+from bridge.job import ATTEMPT_LABEL, CORRELATION_LABEL, JOB_LABEL, MARK, MARK_LABEL, FlowName, Job
 from bridge.metrics import Metrics
 from bridge.settings import KestraSettings
 from bridge.tracing import outgoing
@@ -91,6 +91,20 @@ class Login(httpx.Auth):
         if settings.kestra_token:
             request.headers["Authorization"] = f"Bearer {settings.kestra_token.get_secret_value()}"
         yield request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFlow:
+    """A flow as the server has it.
+
+    `limit` is how many of its executions may run at once, None for any number; `beyond` is what becomes of one more:
+    QUEUE, CANCEL or FAIL.
+    """
+
+    source: str
+    disabled: bool = False
+    limit: int | None = None
+    beyond: str = "QUEUE"
 
 
 class Kestra:
@@ -249,16 +263,15 @@ class Kestra:
         where = f"task {task}" if task else f"execution {execution.id}"
         return f"{where} ended {execution.state}" + (f": {error}" if error else "")
 
-    async def flow_source(self, flow: FlowName) -> str | None:
-        """A flow's YAML source as the server has it, or None where there's no such flow."""
+    async def flow(self, flow: FlowName) -> StoredFlow | None:
+        """A flow as the server has it, or None where there's no such flow."""
         response = await self._send(
             "flow", "GET", self._path(f"/flows/{flow.namespace}/{flow.id}"), params={"source": "true"}
         )
         if response.status_code == 404 and _is_kestras(response):
             return None
         _require_success(response, "flow")
-        source = _object(response, "flow").get("source")
-        return source if isinstance(source, str) else ""
+        return _stored_flow(_object(response, "flow"))
 
     async def validate_flow(self, source: str) -> list[str]:
         """What the server finds wrong with a flow's source; nothing when it would take it."""
@@ -280,6 +293,24 @@ class Kestra:
         if response.status_code in _REFUSED_FOR_CONTENT:
             raise KestraRejected(f"{flow}: {_message(response) or response.status_code}")
         _require_success(response, "deploy")
+
+    async def delete_flow(self, flow: FlowName) -> None:
+        """Delete a flow. That there is none of that name is no error."""
+        response = await self._send("delete", "DELETE", self._path(f"/flows/{flow.namespace}/{flow.id}"))
+        if response.status_code != 404 or not _is_kestras(response):
+            _require_success(response, "delete")
+
+    async def correlated(self, correlation_id: str) -> list[Execution]:
+        """All executions with that `system.correlationId`: those created with it, and what those made Kestra start."""
+        labels = {CORRELATION_LABEL: correlation_id}
+        found = [execution async for execution in self._search("correlated", _labelled(labels))]
+        return [execution for execution in found if execution.labels.get(CORRELATION_LABEL) == correlation_id]
+
+    async def delete_execution(self, execution_id: str) -> None:
+        """Delete an execution with its logs. That Kestra doesn't know it is no error."""
+        response = await self._send("delete", "DELETE", self._path(f"/executions/{execution_id}"))
+        if response.status_code != 404 or not _is_kestras(response):
+            _require_success(response, "delete")
 
     @property
     def version(self) -> str | None:
@@ -407,6 +438,18 @@ def parse_execution(data: Any) -> Execution:
         ended=_time(state.get("endDate")),
         original_id=data.get("originalId") if isinstance(data.get("originalId"), str) else None,
         triggered=data.get("trigger") is not None,
+    )
+
+
+def _stored_flow(data: Mapping[str, Any]) -> StoredFlow:
+    concurrency = data.get("concurrency")
+    limits = concurrency if isinstance(concurrency, dict) else {}
+    source, limit = data.get("source"), limits.get("limit")
+    return StoredFlow(
+        source=source if isinstance(source, str) else "",
+        disabled=data.get("disabled") is True,
+        limit=limit if isinstance(limit, int) else None,
+        beyond=str(limits.get("behavior") or "QUEUE"),
     )
 
 

@@ -27,6 +27,9 @@ class Exchange:
     type: ExchangeType
 
 
+REPLY_EXCHANGE = Exchange(REPLIES, ExchangeType.TOPIC)
+
+
 @dataclass(frozen=True, slots=True)
 class Queue:
     """A durable queue, bound to an exchange of the same lane by `routing_key` (None: not bound)."""
@@ -74,6 +77,15 @@ def choose_kind(wanted: Literal["auto", "classic", "quorum"], version: Version) 
     return wanted
 
 
+def candidates(wanted: Literal["auto", "classic", "quorum"], version: Version) -> tuple[Kind, ...]:
+    """The queue types that will do, the preferred one first.
+
+    A broker that was upgraded keeps the classic queue that it had, and that works.
+    """
+    first = choose_kind(wanted, version)
+    return (first, "classic") if wanted == "auto" and first == "quorum" else (first,)
+
+
 def plan(queue: str, *, kind: Kind, version: Version, max_priority: int, retry_delays: Sequence[int]) -> Topology:
     """What a lane's queues and exchanges are to be."""
     return Topology(
@@ -103,7 +115,7 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
 
 async def declare_replies(channel: AbstractChannel, name: str) -> str:
     """Declare the reply exchange and this replica's own queue on it; returns the queue's name."""
-    exchange = await channel.declare_exchange(REPLIES, ExchangeType.TOPIC, durable=True)
+    exchange = await channel.declare_exchange(REPLY_EXCHANGE.name, REPLY_EXCHANGE.type, durable=True)
     queue = await channel.declare_queue(name, exclusive=True, auto_delete=True, arguments={"x-queue-type": "classic"})
     await queue.bind(exchange, routing_key="#")
     return queue.name

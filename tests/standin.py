@@ -130,6 +130,7 @@ class Flow:
     inputs: Mapping[str, str] | None = None
     required: frozenset[str] = frozenset()
     disabled: bool = False
+    concurrency: Mapping[str, Any] | None = None
     source: str = ""
     task: str = "work"
 
@@ -597,6 +598,11 @@ class Standin:
         self._flows[namespace, flow_id] = flow
         return Answer(200, _flow_json(flow))
 
+    def _on_delete_flow(self, _: Call, namespace: str, flow_id: str) -> Answer:
+        if self._flows.pop((namespace, flow_id), None) is None:
+            raise refusal(404, "Not Found: Flow not found")
+        return Answer(204)
+
     def _on_validate(self, call: Call) -> Answer:
         try:
             flow = _flow_from(call.body.decode())
@@ -729,6 +735,7 @@ _ROUTES = [
         ("POST", "/flows/validate", "validate", _BOTH),
         ("GET", "/flows/([^/]+)/([^/]+)", "flow", _BOTH),
         ("PUT", "/flows/([^/]+)/([^/]+)", "save_flow", _BOTH),
+        ("DELETE", "/flows/([^/]+)/([^/]+)", "delete_flow", _BOTH),
     )
 ]
 
@@ -955,6 +962,7 @@ def _flow_json(flow: Flow) -> dict[str, Any]:
         "disabled": flow.disabled,
         "tasks": tasks,
         "source": flow.source,
+        **({"concurrency": dict(flow.concurrency)} if flow.concurrency else {}),
     }
 
 
@@ -980,6 +988,7 @@ def _flow_from(source: str) -> Flow:
         inputs={one["id"]: one["type"] for one in inputs},
         required=frozenset(one["id"] for one in inputs if one.get("required", True)),
         disabled=bool(data.get("disabled")),
+        concurrency=data.get("concurrency"),
         source=source,
         task=next((task["id"] for task in tasks if task["type"].endswith(".Fail")), tasks[0]["id"]),
     )

@@ -90,4 +90,4 @@ def options(
     """Options that hold for every command."""
 
 
-from bridge.cli import flows, machine, run, schema, status, submit  # noqa: E402, F401  (each registers its commands on `app`)
+from bridge.cli import doctor, flows, machine, run, schema, status, submit  # noqa: E402, F401  (each registers its commands on `app`)

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from bridge import settings
 from bridge.cli.app import Json, app, load
+from bridge.duration import in_words
 from bridge.errors import SettingsError
 from bridge.management import ReplicaMetrics
 from bridge.settings import BrokerSettings, KestraSettings
@@ -156,7 +157,7 @@ def render(found: Status, width: int, *, jobs: int | None = None) -> Group:
 
 
 def _head(found: Status) -> RenderableType:
-    oldest = f"; the oldest {found.oldest.what} has taken {span(found.oldest.seconds)}" if found.oldest else ""
+    oldest = f"; the oldest {found.oldest.what} has taken {in_words(found.oldest.seconds)}" if found.oldest else ""
     return Group(
         _server("RabbitMQ", found.rabbitmq, _alarms(found.alarms)),
         _server("Kestra", found.kestra),
@@ -190,7 +191,7 @@ def _set_aside(lanes: Sequence[LaneStatus]) -> RenderableType:
     table = _table("Set aside", "Queue", ">Messages", "")
     for lane in lanes:
         for retry in lane.retries:
-            due = f"the next is due within {span(retry.delay)}" if retry.messages else ""
+            due = f"the next is due within {in_words(retry.delay)}" if retry.messages else ""
             _row(table, retry.queue, _number(retry.messages), due)
         dead = lane.dead_letters
         part = f" (of the first {dead.read})" if dead.reasons and dead.read < (dead.messages or 0) else ""
@@ -227,7 +228,7 @@ def _job_table(title: str, jobs: Sequence[JobStatus], width: int) -> Table:
     table = _table(title, "Job", ">Try", "State", ">Age", *(["Flow"] if flow else []), "Link" if link else "Execution")
     for job in jobs:
         execution = Text(job.url) if link else Text(job.execution, f"link {job.url}" if job.url else "")
-        cells = (job.job, _number(job.attempt), job.state, "?" if job.age is None else span(job.age))
+        cells = (job.job, _number(job.attempt), job.state, "?" if job.age is None else in_words(job.age))
         _row(table, *cells, *([job.flow] if flow else []), execution)
     return table
 
@@ -248,7 +249,7 @@ def _metrics(metrics: Mapping[str, ReplicaMetrics]) -> RenderableType | None:
         return None
     table = _table("Replicas' metrics", "At", "In flight", ">Oldest", "Sessions lost")
     for url, told in metrics.items():
-        _row(table, url, _counts(told.in_flight), span(told.oldest), _counts(told.restarts) or "none")
+        _row(table, url, _counts(told.in_flight), in_words(told.oldest), _counts(told.restarts) or "none")
     return table
 
 
@@ -286,16 +287,6 @@ def _number(number: int | None) -> str:
 
 def _moment(moment: datetime) -> str:
     return moment.astimezone().isoformat(sep=" ", timespec="seconds")
-
-
-def span(seconds: float) -> str:
-    """A length of time, by its two largest units."""
-    whole = int(seconds)
-    for size, unit, smaller, rest in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            more = whole % size // smaller
-            return f"{whole // size} {unit}" + (f" {more} {rest}" if more else "")
-    return f"{whole} s"
 
 
 def _printable(text: str) -> str:

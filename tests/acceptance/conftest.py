@@ -12,9 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
+from bridge.doctor.checks import examine
+from bridge.doctor.finding import Finding, Level
+from bridge.doctor.gather import gather
 from bridge.execution import Execution
 from bridge.kestra import parse_execution
+from bridge.settings import Settings
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ
@@ -137,6 +142,22 @@ class Stage:
     async def kill(self, execution: Execution) -> None:
         answer = await self.api.delete(f"/executions/{execution.id}/actions/kill")
         assert answer.status_code == 200, answer.text
+
+    async def diagnosed(self, *, patience: float | None = None, **settings: Any) -> list[Finding]:
+        """What the doctor finds wrong, or can't see, with this test's queue; with `patience` it runs a probe."""
+        own: dict[str, Any] = {
+            "amqp_url": SecretStr(self.rabbit.amqp_url),
+            "management_url": self.rabbit.management_url,
+            "kestra_url": self.engine.url,
+            "kestra_username": self.engine.username,
+            "kestra_password": SecretStr(self.engine.password),
+            "queue": self.queue,
+            "flow": f"{self.name}/job",
+            "retry_delays": [1],
+        }
+        chosen = Settings(**{**own, **settings}, _env_file=None)
+        found = examine(chosen, await gather(chosen, probe_patience=patience))
+        return [finding for finding in found if finding.level is not Level.OK]
 
     async def dead_letter(self) -> Any:
         """The one message of the dead-letter queue."""

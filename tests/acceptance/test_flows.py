@@ -377,7 +377,9 @@ async def test_an_updated_source_is_what_the_server_has(rig: Rig, kestra: Kestra
     run_flows(rig.engine, "deploy", write_flow(tmp_path, "kept", message="one"))
     path = write_flow(tmp_path, "kept", message="two")
     run_flows(rig.engine, "deploy", path)
-    assert (await kestra.flow_source(FlowName(NAMESPACE, "kept")) or "").strip() == path.read_text().strip()
+    kept = await kestra.flow(FlowName(NAMESPACE, "kept"))
+    assert kept is not None
+    assert kept.source.strip() == path.read_text().strip()
 
 
 @ON_2
@@ -389,7 +391,7 @@ def test_a_dry_run_tells_what_it_would_do(rig: Rig, tmp_path: Path) -> None:
 @ON_2
 async def test_a_dry_run_deploys_nothing(rig: Rig, kestra: Kestra, tmp_path: Path) -> None:
     run_flows(rig.engine, "deploy", "--dry-run", write_flow(tmp_path, "undone"))
-    assert await kestra.flow_source(FlowName(NAMESPACE, "undone")) is None
+    assert await kestra.flow(FlowName(NAMESPACE, "undone")) is None
 
 
 @ON_2

@@ -196,3 +196,18 @@ async def test_a_warning_is_a_success(stage: Stage) -> None:
         await stage.submit("one")
         (line,) = await bridge.settled(job="one")
     assert (line["state"], line["settlement"]) == ("WARNING", "ack")
+
+
+async def test_the_doctor_finds_nothing_wrong_and_its_probe_comes_back(stage: Stage) -> None:
+    async with stage.bridge():
+
+        async def silent() -> bool:
+            return await stage.diagnosed() == []
+
+        await eventually(silent, "nothing is wrong", timeout=20, every=0.5)
+        assert await stage.diagnosed(patience=30) == []
+
+
+async def test_the_doctor_misses_the_notifier(stage: Stage) -> None:
+    async with no_notifier(stage):
+        assert "notifier" in {finding.check for finding in await stage.diagnosed()}

@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from bridge.errors import KestraDenied, KestraRejected
 from bridge.execution import Execution, State
 from bridge.job import FlowName, Job
-from bridge.kestra import Kestra, parse_execution
+from bridge.kestra import Kestra, StoredFlow, parse_execution
 from bridge.settings import KestraSettings
 from deploy.local.kestra_engine import Engine, Series
 from tests.harness import eventually
@@ -617,16 +617,30 @@ tasks:
         flow = self.named()
         source = self.SOURCE.format(id=flow.id, text="one")
         await kestra.save_flow(flow, source, exists=False)
-        assert await kestra.flow_source(flow) == source
+        assert await kestra.flow(flow) == StoredFlow(source=source)
+
+    async def test_tell_whether_they_are_disabled_and_how_many_may_run_at_once(self, kestra: Kestra) -> None:
+        flow = self.named()
+        limits = "disabled: true\nconcurrency: {limit: 3, behavior: CANCEL}\n"
+        source = self.SOURCE.format(id=flow.id, text="one") + limits
+        await kestra.save_flow(flow, source, exists=False)
+        assert await kestra.flow(flow) == StoredFlow(source=source, disabled=True, limit=3, beyond="CANCEL")
+
+    async def test_are_deleted_and_deleting_what_is_gone_is_no_error(self, kestra: Kestra) -> None:
+        flow = self.named()
+        await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="one"), exists=False)
+        await kestra.delete_flow(flow)
+        await kestra.delete_flow(flow)
+        assert await kestra.flow(flow) is None
 
     async def test_are_replaced(self, kestra: Kestra) -> None:
         flow = self.named()
         await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="one"), exists=False)
         await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="two"), exists=True)
-        assert await kestra.flow_source(flow) == self.SOURCE.format(id=flow.id, text="two")
+        assert await kestra.flow(flow) == StoredFlow(source=self.SOURCE.format(id=flow.id, text="two"))
 
-    async def test_that_are_unknown_have_no_source(self, kestra: Kestra) -> None:
-        assert await kestra.flow_source(self.named()) is None
+    async def test_that_are_unknown_are_none(self, kestra: Kestra) -> None:
+        assert await kestra.flow(self.named()) is None
 
     async def test_are_not_created_twice(self, kestra: Kestra) -> None:
         with pytest.raises(KestraRejected, match="already exists"):

@@ -46,7 +46,10 @@ CALLS: dict[str, Callable[[Kestra], Awaitable[Any]]] = {
     "kill": lambda kestra: kestra.kill("e1"),
     "outputs": lambda kestra: kestra.outputs(EXECUTION),
     "explain": lambda kestra: kestra.explain(EXECUTION),
-    "flow_source": lambda kestra: kestra.flow_source(FLOW),
+    "flow": lambda kestra: kestra.flow(FLOW),
+    "delete_flow": lambda kestra: kestra.delete_flow(FLOW),
+    "delete_execution": lambda kestra: kestra.delete_execution("e1"),
+    "correlated": lambda kestra: kestra.correlated("c1"),
     "validate_flow": lambda kestra: kestra.validate_flow("id: x"),
     "save_flow": lambda kestra: kestra.save_flow(FLOW, "id: x", exists=False),
 }
@@ -160,7 +163,7 @@ class TestEveryMethod:
         async with answering(lambda _: httpx.Response(status, text=HTML)) as kestra:
             assert isinstance(await raised(CALLS[operation], kestra), KestraUnavailable)
 
-    @pytest.mark.parametrize("operation", ["get", "kill", "flow_source", "create"])
+    @pytest.mark.parametrize("operation", ["get", "kill", "flow", "delete_flow", "delete_execution", "create"])
     async def test_takes_no_404_for_kestras_word_that_is_not_in_its_words(self, operation: str) -> None:
         async with answering(lambda _: httpx.Response(404, text=HTML)) as kestra:
             assert isinstance(await raised(CALLS[operation], kestra), KestraUnavailable)

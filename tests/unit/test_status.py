@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bridge.cli.status import render, span
+from bridge.cli.status import render
+from bridge.duration import in_words
 from bridge.errors import BridgeError
 from bridge.execution import Execution, State
 from bridge.inspection import DeadLetters, Depth, reason_of
@@ -302,4 +303,4 @@ def test_the_picture_is_json_too() -> None:
     [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (61, "1 min 1 s"), (7200, "2 h"), (90_061, "1 d 1 h")],
 )
 def test_a_length_of_time_is_told_by_its_two_largest_units(seconds: float, text: str) -> None:
-    assert span(seconds) == text
+    assert in_words(seconds) == text

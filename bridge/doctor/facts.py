@@ -1,0 +1,97 @@
+"""What the doctor knows of an installation. What a source didn't tell is None or `Unseen`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from bridge.inspection import Depth, Refusal, Standing
+from bridge.job import FlowName
+from bridge.kestra import StoredFlow
+from bridge.management import Binding, QueueState
+from bridge.settings import Lane
+from bridge.status import Unseen
+from bridge.topology import Kind, Version
+
+ABSENT = Standing(exists=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueFacts:
+    """A queue that the bridge needs. `state` and `bindings` are the management API's."""
+
+    name: str
+    standing: Standing = ABSENT
+    depth: Depth | None = None
+    state: QueueState | None = None
+    bindings: Sequence[Binding] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneFacts:
+    """A lane: its queues and exchanges. `kind` is None where the queue isn't there or isn't as it should be."""
+
+    lane: Lane
+    kind: Kind | None
+    jobs: QueueFacts
+    dead: QueueFacts
+    retries: Sequence[QueueFacts] = ()
+    exchanges: Mapping[str, Standing] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerFacts:
+    """RabbitMQ. `replies_bound` is how many queues the reply exchange feeds, and `skew` how far its clock is ahead."""
+
+    version: Version
+    version_text: str
+    lanes: Sequence[LaneFacts]
+    replies: Standing = ABSENT
+    replies_bound: int | None = None
+    refused: Sequence[Refusal] = ()
+    alarms: Sequence[str] | None = None
+    skew: timedelta | None = None
+    management: Unseen | None = None
+    """Why the management API told nothing, if so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KestraFacts:
+    """Kestra. The flows are those that the settings name, None where there is none of that name."""
+
+    version: str
+    skew: timedelta
+    notifier: StoredFlow | None
+    flows: Mapping[FlowName, StoredFlow | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """A server's certificate: until when it is valid."""
+
+    of: str
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundTrip:
+    """What came of a probe's execution: how many seconds its reply took, or why there was none.
+
+    `tried` is false where it could not be started, which says nothing of the notifier.
+    """
+
+    seconds: float | None = None
+    problem: str = ""
+    tried: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All of it."""
+
+    at: datetime
+    broker: BrokerFacts
+    kestra: KestraFacts | Unseen
+    certificates: Sequence[Certificate | Unseen] = ()
+    round_trip: RoundTrip | None = None
