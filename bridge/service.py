@@ -23,7 +23,9 @@ from bridge import __version__, health
 from bridge.broker import Broker, Session
 from bridge.conclude import Concluder
 from bridge.delivery import Delivery
-from bridge.errors import BrokerError, BrokerUnavailable, KestraUnavailable
+from bridge.doctor.checks import at_start
+from bridge.doctor.gather import kestra_facts, known_at_start
+from bridge.errors import BridgeError, BrokerError, BrokerUnavailable, KestraUnavailable
 from bridge.handler import Case, Handler
 from bridge.kestra import CREATE_TIMEOUT, Kestra
 from bridge.metrics import Metrics
@@ -55,6 +57,7 @@ class Service:
         self._beat = time.monotonic()
         self._failure: BaseException | None = None
         self._had_session = False
+        self._looked_over = False
         self._connected = False
         self._cases: dict[asyncio.Task[None], Case] = {}
         self._broker = Broker(settings)
@@ -162,7 +165,7 @@ class Service:
                 "consuming", broker=self._settings.broker_address, version=session.version, queues=dict(session.kinds)
             )
             try:
-                async with self._background(self._take(arrivals, session)):
+                async with self._background(self._take(arrivals, session)), self._background(self._look_over(session)):
                     await _either(session.ended(), self._stopping.wait())
                 if self._stopping.is_set():
                     await self._drain(session)
@@ -175,6 +178,21 @@ class Service:
         log.warning("the session with RabbitMQ ended", cause=cause, why=why)
         if time.monotonic() - began < STABLE_AFTER:
             raise BrokerUnavailable(why)
+
+    async def _look_over(self, session: Session) -> None:
+        """Warn once of what the doctor would find too, as far as that costs next to nothing."""
+        if self._looked_over:
+            return
+        self._looked_over = True
+        try:
+            of_kestra = await kestra_facts(self._kestra, self._settings)
+            facts = known_at_start(self._settings, of_kestra, session.version, session.kinds)
+            findings = at_start(self._settings, facts)
+        except BridgeError as error:
+            log.info("what the doctor checks was not checked", error=str(error))
+            return
+        for finding in findings:
+            log.warning("the doctor finds", check=finding.check, what=finding.what, why=finding.why, mend=finding.mend)
 
     async def _unless_stopping(self, work: Coroutine[Any, Any, Result]) -> Result | None:
         """What the work gives, or None when told to stop before it is done."""
