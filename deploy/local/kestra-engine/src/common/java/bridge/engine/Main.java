@@ -3,6 +3,7 @@ package bridge.engine;
 import bridge.engine.boot.Engine;
 import bridge.engine.boot.Settings;
 import bridge.engine.http.Facade;
+import bridge.engine.http.Management;
 import java.util.concurrent.TimeUnit;
 
 /** Starts the engine and its façade, says so in one line, and serves until it is told to end. */
@@ -17,6 +18,7 @@ public final class Main {
             var settings = Settings.read();
             var engine = Engine.start(settings);
             var facade = Facade.start(settings, engine.context());
+            Management.start(settings);
             Runtime.getRuntime().addShutdownHook(new Thread(() -> stop(facade, engine), "stop"));
             System.out.println("READY " + facade.url());
         } catch (Throwable e) {

@@ -4,8 +4,11 @@ import java.nio.file.Path;
 
 /** What the engine is told by system properties ({@code engine.port}) or environment variables ({@code ENGINE_PORT}). */
 public record Settings(
-    int port, Path directory, Database database, String username, String password, int workerThreads
+    String host, int port, int managementPort, Path directory, Database database, String username, String password,
+    int workerThreads
 ) {
+    /** In place of a port: don't listen. */
+    public static final int NO_PORT = -1;
     static final String DATABASE_USER = "sa";
 
     /** Where executions and flows are kept. */
@@ -14,7 +17,9 @@ public record Settings(
     /** Read them all; a value that can't be used is an {@link IllegalArgumentException} that names its setting. */
     public static Settings read() {
         return new Settings(
+            text("host", "127.0.0.1"),
             number("port", 0),
+            number("management.port", NO_PORT),
             Path.of(text("directory", "data")).toAbsolutePath(),
             readDatabase(),
             text("username", "admin@example.org"),

@@ -6,14 +6,13 @@ import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpServer;
 import io.micronaut.context.ApplicationContext;
 import java.io.IOException;
-import java.net.InetAddress;
 import java.net.InetSocketAddress;
 import java.util.Map;
 import java.util.concurrent.Executors;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
-/** Our own HTTP server in front of Kestra's engine, which speaks Kestra's REST paths on loopback. */
+/** Our own HTTP server in front of Kestra's engine, which speaks Kestra's REST paths. */
 public final class Facade {
     private static final Logger LOG = LoggerFactory.getLogger(Facade.class);
     private static final String API = "/api/v1/";
@@ -37,7 +36,7 @@ public final class Facade {
         System.setProperty("sun.net.httpserver.nodelay", "true");
         System.setProperty("sun.net.httpserver.idleInterval", "3600");
         System.setProperty("sun.net.httpserver.maxIdleConnections", "1000");
-        var address = new InetSocketAddress(InetAddress.getLoopbackAddress(), settings.port());
+        var address = new InetSocketAddress(settings.host(), settings.port());
         var server = HttpServer.create(address, 256);
         var auth = new BasicAuth(settings.username(), settings.password());
         var facade = new Facade(server, auth, Routes.all(context));
@@ -48,7 +47,7 @@ public final class Facade {
     }
 
     public String url() {
-        return "http://127.0.0.1:" + server.getAddress().getPort();
+        return "http://" + server.getAddress().getHostString() + ":" + server.getAddress().getPort();
     }
 
     /** Stop taking requests. */
