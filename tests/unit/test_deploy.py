@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 HTTP_PORT: int = Settings.model_fields["http_port"].default
 DRAIN_TIMEOUT: float = Settings.model_fields["drain_timeout"].default
 JOB_TIMEOUT: float = Settings.model_fields["job_timeout"].default
+MOUNTED_SECRETS = "/run/secrets/"
+DEVELOPMENT_SECRETS = DEPLOY / "development-secrets"
 NOTIFIER_KEYS = ("HOST", "PORT", "VHOST", "USERNAME", "PASSWORD")
 VARIABLE = re.compile(r"\$\{(\w+)(?::-((?:[^{}]|\{[^{}]*\})*))?\}")
 
@@ -119,8 +122,13 @@ def test_the_bridge_may_drain_and_settle_before_it_is_killed() -> None:
     assert grace > drain + service.SETTLED_SOON
 
 
+def on_this_machine(variables: dict[str, str]) -> dict[str, str]:
+    """The same with the files of secrets where they are here."""
+    return {name: text.replace(MOUNTED_SECRETS, f"{DEVELOPMENT_SECRETS}/") for name, text in variables.items()}
+
+
 def test_the_bridges_environment_is_complete_and_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, text in environment("bridge").items():
+    for name, text in on_this_machine(environment("bridge")).items():
         monkeypatch.setenv(name, text)
     settings = load(Settings)
     assert settings.flow_patterns == ("bridge.jobs/example",)
@@ -131,34 +139,62 @@ def test_the_bridges_environment_is_complete_and_valid(monkeypatch: pytest.Monke
 
 def test_settings_given_to_compose_reach_the_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"BRIDGE_PREFETCH": "3", "BRIDGE_RETRY_DELAYS": "[1, 2]", "BRIDGE_ALLOWED_FLOWS": '["bridge.jobs/*"]'}
-    for name, text in environment("bridge", **given).items():
+    for name, text in on_this_machine(environment("bridge", **given)).items():
         monkeypatch.setenv(name, text)
     settings = load(Settings)
     assert (settings.prefetch, settings.retry_delays, settings.flow_patterns) == (3, (1, 2), ("bridge.jobs/*",))
 
 
-def test_one_password_is_used_by_all_who_share_it() -> None:
-    given = {"RABBITMQ_PASSWORD": "r-1", "KESTRA_PASSWORD": "Kestra-1", "POSTGRES_PASSWORD": "p-1"}
-    bridge, kestra, flows = (environment(name, **given) for name in ("bridge", "kestra", "flows"))
-    address = AmqpAddress.from_url(bridge["BRIDGE_AMQP_URL"])
-    assert address.secrets() == {f"BRIDGE_AMQP_{key}": kestra[f"NOTIFIER_AMQP_{key}"] for key in NOTIFIER_KEYS}
-    assert address.password == environment("rabbitmq", **given)["RABBITMQ_DEFAULT_PASS"] == "r-1"
-    assert address.username == environment("rabbitmq")["RABBITMQ_DEFAULT_USER"]
-    assert kestra["API_PASSWORD"] == bridge["BRIDGE_KESTRA_PASSWORD"] == flows["BRIDGE_KESTRA_PASSWORD"] == "Kestra-1"
+def test_those_who_share_an_account_are_given_the_same_name() -> None:
+    bridge, kestra, flows = (environment(name) for name in ("bridge", "kestra", "flows"))
+    assert (
+        bridge["BRIDGE_AMQP_USERNAME"]
+        == kestra["NOTIFIER_AMQP_USERNAME"]
+        == environment("rabbitmq")["RABBITMQ_DEFAULT_USER"]
+    )
     assert kestra["API_USERNAME"] == bridge["BRIDGE_KESTRA_USERNAME"] == flows["BRIDGE_KESTRA_USERNAME"]
-    assert kestra["DATABASE_PASSWORD"] == environment("postgres", **given)["POSTGRES_PASSWORD"] == "p-1"
+
+
+def test_the_notifier_finds_the_broker_that_the_bridge_consumes_from() -> None:
+    kestra, address = environment("kestra"), AmqpAddress.from_url(environment("bridge")["BRIDGE_AMQP_URL"])
+    assert (kestra["NOTIFIER_AMQP_HOST"], kestra["NOTIFIER_AMQP_PORT"], kestra["NOTIFIER_AMQP_VHOST"]) == (
+        address.host,
+        str(address.port),
+        address.vhost,
+    )
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_container_gets_the_secrets_that_its_settings_name_and_no_others(name: str) -> None:
+    container = SERVICES[name]
+    named = re.findall(rf"{MOUNTED_SECRETS}([a-z-]+)", str(container.get("environment")))
+    assert sorted(container.get("secrets", [])) == sorted(named)
+
+
+def test_secrets_are_files_of_a_folder_that_can_be_another() -> None:
+    files = {name: secret["file"] for name, secret in COMPOSE["secrets"].items()}
+    used = {name for container in SERVICES.values() for name in container.get("secrets", [])}
+    assert set(files) == used == {path.name for path in DEVELOPMENT_SECRETS.iterdir()}
+    for name, file in files.items():
+        assert REPOSITORY / value(file) == DEVELOPMENT_SECRETS / name
+        assert value(file, SECRETS_DIRECTORY="./secrets") == f"./secrets/{name}"
+    assert "/secrets/" in (REPOSITORY / ".gitignore").read_text().splitlines()
+
+
+def test_no_password_is_in_the_compose_file() -> None:
+    named = re.findall(r"^\s+(\w*(?:PASS|TOKEN)\w*): (.+)$", COMPOSE_FILE.read_text(), re.MULTILINE)
+    assert named
+    assert [name for name, text in named if not text.startswith(MOUNTED_SECRETS)] == []
 
 
 def test_kestra_would_take_the_default_credentials() -> None:
-    kestra = environment("kestra")
-    assert re.fullmatch(r"[^@]+@[^@]+\.[^@]+", kestra["API_USERNAME"])
-    assert all(re.search(pattern, kestra["API_PASSWORD"]) for pattern in (r".{8}", r"[A-Z]", r"[a-z]", r"\d"))
+    assert re.fullmatch(r"[^@]+@[^@]+\.[^@]+", environment("kestra")["API_USERNAME"])
+    password = (DEVELOPMENT_SECRETS / "kestra-password").read_text().strip()
+    assert all(re.search(pattern, password) for pattern in (r".{8}", r"[A-Z]", r"[a-z]", r"\d"))
 
 
 def test_default_passwords_say_what_they_are_for() -> None:
-    defaults = {m[2] for m in VARIABLE.finditer(COMPOSE_FILE.read_text()) if m[1].endswith("PASSWORD")}
-    assert defaults
-    assert all("development" in default.lower() for default in defaults)
+    assert all("development" in path.read_text().lower() for path in DEVELOPMENT_SECRETS.iterdir())
 
 
 # Settings, wherever they are named.
@@ -221,6 +257,11 @@ def test_the_image_serves_to_other_containers_on_the_port_that_prometheus_scrape
     assert instructions("EXPOSE") == [str(HTTP_PORT)]
 
 
+def test_the_image_has_the_projects_version() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert f"VERSION={project['version']}" in instructions("ARG")
+
+
 def test_no_secret_is_baked_into_the_image() -> None:
     for line in (*instructions("ENV"), *instructions("ARG"), *instructions("COPY"), *instructions("LABEL")):
         assert not re.search(r"password|token|secret|amqp_url|\.env\b", line, re.IGNORECASE), line
@@ -239,13 +280,13 @@ def test_the_image_is_made_of_the_named_sources_alone() -> None:
 # Kestra.
 
 
-def start_kestra(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run deploy/kestra/start with an entry point that shows its arguments and its environment."""
+def start(script: str, tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of `deploy` with an entry point that shows its arguments and its environment."""
     entrypoint = tmp_path / "docker-entrypoint.sh"
     entrypoint.write_text('#!/bin/sh\necho "arguments $*"\nexec env\n')
     entrypoint.chmod(0o755)
     return subprocess.run(
-        ["/bin/sh", str(DEPLOY / "kestra/start"), "server", "standalone"],
+        ["/bin/sh", str(DEPLOY / script), *arguments],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", **variables},
         capture_output=True,
         text=True,
@@ -256,7 +297,8 @@ def start_kestra(tmp_path: Path, **variables: str) -> subprocess.CompletedProces
 def test_kestra_starts_with_the_notifiers_secrets_in_base64_and_no_longer_in_clear(tmp_path: Path) -> None:
     long = "p%$'\" \\" * 20  # base64 breaks lines unless told otherwise
     plain = {"HOST": "rabbitmq", "PORT": "5672", "VHOST": "/", "USERNAME": "bridge", "PASSWORD": long}
-    done = start_kestra(tmp_path, **{f"NOTIFIER_AMQP_{key}": text for key, text in plain.items()})
+    given = {f"NOTIFIER_AMQP_{key}": text for key, text in plain.items()}
+    done = start("kestra/start", tmp_path, "server", "standalone", **given)
     lines = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     assert "arguments server standalone" in done.stdout
     for key, text in plain.items():
@@ -264,8 +306,21 @@ def test_kestra_starts_with_the_notifiers_secrets_in_base64_and_no_longer_in_cle
         assert f"NOTIFIER_AMQP_{key}" not in lines
 
 
+def test_kestra_starts_with_what_stands_in_files(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s3cret\n")
+    files = dict.fromkeys(
+        ("API_PASSWORD_FILE", "DATABASE_PASSWORD_FILE", "NOTIFIER_AMQP_PASSWORD_FILE"), str(tmp_path / "secret")
+    )
+    given = {f"NOTIFIER_AMQP_{key}": "x" for key in NOTIFIER_KEYS if key != "PASSWORD"}
+    lines = start("kestra/start", tmp_path, **files, **given).stdout.splitlines()
+    encoded = base64.b64encode(b"s3cret").decode()
+    expected = {"API_PASSWORD=s3cret", "DATABASE_PASSWORD=s3cret", f"SECRET_BRIDGE_AMQP_PASSWORD={encoded}"}
+    assert expected <= set(lines)
+    assert not any("_FILE=" in line for line in lines)
+
+
 def test_kestra_does_not_start_without_a_secret_and_says_which(tmp_path: Path) -> None:
-    done = start_kestra(tmp_path, NOTIFIER_AMQP_HOST="rabbitmq")
+    done = start("kestra/start", tmp_path, NOTIFIER_AMQP_HOST="rabbitmq")
     assert done.returncode != 0
     assert "NOTIFIER_AMQP_PORT" in done.stderr
     assert "arguments" not in done.stdout
@@ -282,7 +337,7 @@ def test_every_variable_in_kestras_configuration_is_given_or_has_a_default() -> 
     text = (DEPLOY / "kestra/application.yml").read_text()
     assert yaml.safe_load(text)["kestra"]["repository"]["type"] == "postgres"
     needed = set(re.findall(r"\$\{([A-Z_]+)\}", re.sub(r"#.*", "", text)))
-    assert needed <= set(SERVICES["kestra"]["environment"])
+    assert needed <= {name.removesuffix("_FILE") for name in SERVICES["kestra"]["environment"]}
 
 
 # Prometheus.
@@ -303,6 +358,21 @@ def test_prometheus_scrapes_every_replica_of_the_bridge_and_both_others() -> Non
 
 
 # RabbitMQ.
+
+
+def test_rabbitmq_starts_with_the_password_that_stands_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s3cret\n")
+    variables = {"RABBITMQ_DEFAULT_PASS_FROM": str(tmp_path / "secret")}
+    lines = start("rabbitmq/start", tmp_path, "rabbitmq-server", **variables).stdout.splitlines()
+    assert {"RABBITMQ_DEFAULT_PASS=s3cret", "arguments rabbitmq-server"} <= set(lines)
+    assert not any("_FROM=" in line for line in lines)
+
+
+@pytest.mark.parametrize("variables", [{}, {"RABBITMQ_DEFAULT_PASS_FROM": "/nowhere"}])
+def test_rabbitmq_does_not_start_without_a_password(tmp_path: Path, variables: dict[str, str]) -> None:
+    done = start("rabbitmq/start", tmp_path, "rabbitmq-server", **variables)
+    assert done.returncode != 0
+    assert "arguments" not in done.stdout
 
 
 def rabbitmq_settings() -> dict[str, str]:
