@@ -16,7 +16,7 @@ settings.load_profile("any machine")
 # A run in the background of a shell ignores Ctrl-C, and would hand that on to every child that is to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONG = ("machines", "acceptance", "chaos", "integration", "contract")
+LONG = ("machines", "acceptance", "chaos", "containers", "integration", "contract")
 """The directories whose files take minutes, the longest first."""
 
 
