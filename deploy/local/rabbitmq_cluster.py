@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -78,16 +78,6 @@ class RabbitMQCluster:
                 answer: dict[str, Any] = node.api(f"queues/%2F/{quote(queue, safe='')}")
                 return next((one for one in self.nodes if one.node == answer.get("leader")), None)
         return None
-
-    def members(self) -> list[str]:
-        """The names of the nodes that run, as the cluster itself sees it."""
-        return sorted(self._running_members())
-
-    def _running_members(self) -> Iterator[str]:
-        for node in self.nodes:
-            if node.alive:
-                yield from (one["name"] for one in node.api("nodes") if one["running"])
-                return
 
     def _node(self, name: str, shared: dict[str, str]) -> RabbitMQ:
         directory = self._directory / name

@@ -317,8 +317,10 @@ def _counts(events: Sequence[Event], jobs: dict[str, _Job]) -> Counter[str]:
         counts["acks"] += len(job.acked)
         counts["executions"] += len(job.executions)
         counts["dead letters"] += len(job.dead)
-        counts["duplicates killed"] += sum(chain[-1].state == "KILLED" for _, chain in job.extras())
-        counts["duplicates that ended first"] += sum(chain[-1].state != "KILLED" for _, chain in job.extras())
+        if published is not None:
+            counts["second executions of messages sent twice"] += sum(
+                _at_the_same_instant(job, published, attempt) for attempt, _ in job.extras()
+            )
     counts.update(f"fault {event.name}" for event in events if event.kind == "fault")
     return counts
 

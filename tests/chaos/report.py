@@ -22,7 +22,7 @@ def full(options: Options, events: Sequence[Event], verdict: Verdict, seconds: f
     stage = f"broker {options.broker}, Kestra {options.kestra}, {options.replicas} replicas"
     lines = [
         f"{stage}, seed {options.seed}, {seconds:.0f} s",
-        *(f"  {name:<28} {count}" for name, count in sorted(verdict.counts.items())),
+        *(f"  {name:<41} {count}" for name, count in sorted(verdict.counts.items())),
         *_settling(events),
         *_memory(events),
         *(str(violation) for violation in verdict.violations[:SHOWN]),
@@ -39,8 +39,7 @@ def last_line(verdict: Verdict, seconds: float) -> str:
     kinds = (Kind.LOST, Kind.EARLY_ACK, Kind.SECOND_EXECUTION, Kind.STUCK)
     shown = [f"{broken[kind]} {kind}" for kind in kinds]
     shown += [f"{count} {kind}" for kind, count in broken.items() if kind not in kinds]
-    twins = counts["duplicates killed"] + counts["duplicates that ended first"]
-    shown.append(f"{twins} duplicates of messages that were sent twice")
+    shown.append(f"{counts['second executions of messages sent twice']} of messages sent twice (a documented limit)")
     return f"{word} {counts['jobs']} jobs in {seconds:.0f} s: {', '.join(shown)}"
 
 

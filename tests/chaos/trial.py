@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,7 +201,7 @@ class Trial:
             self.events += replica.confessions()
 
     @asynccontextmanager
-    async def _minding(self, replicas: list[Replica], publisher: Publisher, nodes: Nodes) -> Any:
+    async def _minding(self, replicas: list[Replica], publisher: Publisher, nodes: Nodes) -> AsyncIterator[None]:
         """Look after the replicas and tell of the progress, while the block lasts."""
 
         async def mind() -> None:
