@@ -68,11 +68,13 @@ class Bridge:
             **environment,
         }
         self._child: Child | None = None
+        self._http = ""
 
     async def start(self, *, until: str | None = "consuming", timeout: float = 30.0) -> Self:
         """Start it, and return once it has logged the event `until`."""
         before = self.count(until) if until else 0
         command = [sys.executable, "-m", "bridge", "run"]
+        self._http = ""
         self._child = Child(self.name, command, log=self.log, env=self.environment, cwd=self._directory)
         if until:
             await eventually(
@@ -125,7 +127,8 @@ class Bridge:
 
     @property
     def http(self) -> str:
-        return str(self.events("starting")[-1]["http"])
+        self._http = self._http or str(self.events("starting", pid=self.child.pid)[-1]["http"])
+        return self._http
 
     async def health(self, which: str) -> tuple[int, dict[str, bool]]:
         """The status and the conditions of `/health/live` or `/health/ready`."""
