@@ -23,7 +23,7 @@ from tests.containers.conftest import NETWORK, NO_DISK, NO_RIGHTS, Checkout, Com
 from tests.harness import eventually
 
 # The first test that needs it makes local images, where the cache has none.
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(600)
 
 LARGEST = 110_000_000
 """Bytes that our own layers may have; they had 93 million when this was written."""
