@@ -285,7 +285,7 @@ class Engine:
         if self.alive:
             raise ProcessError("Kestra's engine is started already")
         made = build(self._say, series=self.series)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "tmp").mkdir(parents=True, exist_ok=True)
         said = self.log.stat().st_size if self.log.exists() else 0
         child = Child("Kestra's engine", self._command(made), log=self.log, env=self._environment())
         self._child = child
@@ -329,6 +329,8 @@ class Engine:
 
     def _command(self, made: Build) -> list[str]:
         options = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", f"-Xmx{self._heap}", "-Dfile.encoding=UTF-8"]
+        # Java's flight recorder begins a folder there, and one that is killed would leave it.
+        options.append(f"-Djava.io.tmpdir={self.directory.resolve() / 'tmp'}")
         return [str(made.java), *options, "-cp", made.class_path, _MAIN_CLASS]
 
     def _environment(self) -> dict[str, str]:
