@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import signal
 import ssl
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -160,6 +162,74 @@ def metric(text: str, name: str, **labels: str) -> float:
     """The sum of a metric's samples with those labels; 0 where there's none."""
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
     return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
+
+
+@dataclass
+class Ended:
+    """A command that has ended: its status and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@asynccontextmanager
+async def commanding(*words: str, **settings: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`kestra-bridge` with these words and settings (such as `BRIDGE_QUEUE`) under way; killed at the block's end."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bridge", *words, env=_surroundings(settings), stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def ended(process: asyncio.subprocess.Process, stdin: str = "") -> Ended:
+    """How a command ended that was given this to read."""
+    async with asyncio.timeout(60):
+        out, err = await process.communicate(stdin.encode())
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
+async def command(*words: str, stdin: str = "", **settings: str) -> Ended:
+    """Run `kestra-bridge` with these words and settings."""
+    async with commanding(*words, **settings) as process:
+        return await ended(process, stdin)
+
+
+def on_a_terminal(*words: str, columns: int, answer: str = "", **settings: str) -> str:
+    """What a person with so many columns sees of `kestra-bridge`, who types that answer where something is asked."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environment = _surroundings(settings) | {"COLUMNS": str(columns), "TERM": "xterm"}
+        os.execve(sys.executable, [sys.executable, "-m", "bridge", *words], environment)  # noqa: S606 (no shell on purpose)
+    shown = b""
+    deadline = time.monotonic() + 60
+    try:
+        while time.monotonic() < deadline and (data := os.read(terminal, 65536)):
+            shown += data
+            if answer and shown.rstrip().endswith(b"]:"):
+                os.write(terminal, answer.encode())
+                answer = ""
+    except OSError:
+        pass  # how the kernel tells that the other side has closed
+    os.waitpid(pid, 0)
+    os.close(terminal)
+    return shown.decode()
+
+
+def _surroundings(settings: Mapping[str, str]) -> dict[str, str]:
+    ours = {key: value for key, value in os.environ.items() if not key.startswith(("BRIDGE_", "OTEL_"))}
+    return {**ours, "PYTHONPATH": str(REPOSITORY), **settings}
 
 
 @dataclass

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import pty
 import signal
 import sys
-import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,7 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ, Series
-from tests.harness import Client, Proxy, eventually
+from tests.harness import Client, Ended, Proxy, commanding, ended, eventually, on_a_terminal
 
 MANY = 30_000
 
@@ -47,45 +43,8 @@ def queue() -> str:
     return f"q{uuid.uuid4().hex[:8]}"
 
 
-@dataclass
-class Ended:
-    """A command that has ended: its status and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@asynccontextmanager
-async def submitting(*arguments: str, url: str, **settings: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`kestra-bridge submit` under way; killed at the end of the block."""
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")},
-        "PYTHONPATH": str(REPOSITORY),
-        "BRIDGE_AMQP_URL": url,
-        **settings,
-    }
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bridge", "submit", *arguments, env=environment, stdin=pipe, stdout=pipe, stderr=pipe
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-
-
-async def ended(process: asyncio.subprocess.Process, stdin: str = "") -> Ended:
-    async with asyncio.timeout(60):
-        out, err = await process.communicate(stdin.encode())
-    assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), err.decode())
+def submitting(*arguments: str, url: str, **settings: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    return commanding("submit", *arguments, BRIDGE_AMQP_URL=url, **settings)
 
 
 async def submit(*arguments: str, url: str, stdin: str = "", **settings: str) -> Ended:
@@ -356,30 +315,16 @@ async def test_a_connection_lost_while_waiting_is_one_clear_line(node: RabbitMQ,
     assert done.err.endswith("; the job was submitted, and the result is not known of a\n")
 
 
-async def test_a_terminal_gets_a_table_of_the_results(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_a_terminal_gets_a_table_of_the_results(
+    node: RabbitMQ, client: Client, queue: str, tmp_path: Path
+) -> None:
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text("id\na\nb\n")
     async with answering(client, queue, {"a": success(), "b": failure()}):
-        screen = await asyncio.to_thread(_on_a_terminal, node.amqp_url, queue, "id\na\nb\n")
+        words = ("submit", "--queue", queue, "--file", str(jobs), "--wait")
+        screen = await asyncio.to_thread(on_a_terminal, *words, columns=100, BRIDGE_AMQP_URL=node.amqp_url)
     assert "Execution" in screen
     assert "failed: task fail ended FAILED" in " ".join(screen.split())
-
-
-def _on_a_terminal(url: str, queue: str, jobs: str) -> str:
-    """What a person with 100 columns would see."""
-    Path("jobs.csv").write_text(jobs)
-    pid, terminal = pty.fork()
-    if pid == 0:
-        environment = {"PATH": "/usr/bin", "PYTHONPATH": str(REPOSITORY), "BRIDGE_AMQP_URL": url, "COLUMNS": "100"}
-        command = [sys.executable, "-m", "bridge", "submit", "--queue", queue, "--file", "jobs.csv", "--wait"]
-        os.execve(sys.executable, command, {**environment, "TERM": "xterm"})  # noqa: S606 (there's no shell on purpose)
-    shown = b""
-    deadline = time.monotonic() + 60
-    try:
-        while time.monotonic() < deadline and (data := os.read(terminal, 65536)):
-            shown += data
-    except OSError:
-        pass  # how the kernel tells that the other side has closed
-    os.waitpid(pid, 0)
-    return shown.decode()
 
 
 # -- brokers that don't take it --
