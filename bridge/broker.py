@@ -44,6 +44,7 @@ CONFIRM_TIMEOUT = 30.0
 _CUT_OFF = (asyncio.IncompleteReadError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 """How it looks when a broker is there and ends the connection without a word."""
 
+Connection = AbstractConnection
 Cause = Literal["connection_closed", "channel_closed", "consumer_cancelled"]
 OnDelivery = Callable[[Lane, Delivery], None]
 OnReply = Callable[[bytes], None]
@@ -235,7 +236,7 @@ class Broker:
             raw.on_consumer_cancel_callbacks.add(lambda _: mailbox.lose("the broker cancelled the consumer"))
 
             async def take(message: DeliveredMessage) -> None:
-                mailbox.put(_to_message(message))
+                mailbox.put(to_message(message))
 
             await raw.basic_consume(queue.name, take, no_ack=True)
         yield mailbox
@@ -253,6 +254,12 @@ class Broker:
             for lane in self._settings.all_lanes:
                 if not await _lane_exists(connection, lane):
                     await self._declare_lane(connection, lane, version)
+
+    async def declare_replay(self, connection: AbstractConnection, queue: str) -> None:
+        """Declare the queue by which a lane's dead letters go back into it; raises as `session` does."""
+        with _translated(self._settings):
+            version = parse_version(announced_version(connection))
+            await topology.declare_queue(connection, topology.plan_replay(queue, version=version))
 
     async def declare(self, connection: AbstractConnection) -> dict[str, topology.Kind]:
         """Declare every lane; says of each queue which type it has."""
@@ -399,10 +406,11 @@ def _to_delivery(message: DeliveredMessage, lane: str, raw: RawChannel, session:
             session.end("channel_closed", f"an ack could not be sent: {_why(error)}")
             raise BrokerUnavailable(f"the ack could not be sent: {_why(error)}") from error
 
-    return Delivery(message=_to_message(message), lane=lane, redelivered=bool(message.redelivered), ack=ack)
+    return Delivery(message=to_message(message), lane=lane, redelivered=bool(message.redelivered), ack=ack)
 
 
-def _to_message(message: DeliveredMessage) -> Message:
+def to_message(message: DeliveredMessage) -> Message:
+    """A delivered message as the bridge sees it."""
     properties = message.header.properties
     return Message(
         body=message.body,

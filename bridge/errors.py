@@ -12,7 +12,10 @@
     │   ├── BrokerUnavailable  no connection, or it was lost; connecting again can help
     │   ├── BrokerDenied       the broker refuses our credentials, virtual host or rights
     │   ├── TopologyMismatch   a queue or exchange exists with other arguments than the settings ask for
-    │   └── PublishFailed      the broker did not take a message: returned, refused, or the channel was lost
+    │   ├── PublishFailed      the broker did not take a message: returned, refused, or the channel was lost
+    │   ├── QueueMissing       a queue that should be there is not
+    │   └── QueueInUse         somebody else has a queue for themselves at the moment
+    ├── NoSuchJob              no dead letter is of the job that was asked for
     └── MachineError
         ├── MachineRejected    the provider has no such image, size, region or network, or takes no such machine
         ├── MachineDenied      the provider refuses our credentials or rights
@@ -84,6 +87,18 @@ class TopologyMismatch(BrokerError):
 
 class PublishFailed(BrokerError):
     """A publish was not confirmed: returned as unroutable, refused by the queue, or the channel was lost."""
+
+
+class QueueMissing(BrokerError):
+    """A queue that should be there is not: the settings name another one, or no bridge has run yet."""
+
+
+class QueueInUse(BrokerError):
+    """Somebody else has a queue for themselves at the moment. Asking again later can help."""
+
+
+class NoSuchJob(BridgeError):
+    """No dead letter is of the job that was asked for."""
 
 
 class MachineError(BridgeError):

@@ -40,6 +40,9 @@ CONCURRENT_QUESTIONS = 6
 search longer: at 64 a request costs twice the CPU time."""
 
 PAGE_SIZE = 500
+REWORKED_LABELS = ("system.restarted", "system.replay")
+"""What an execution carries that an operator restarted, or that came of one by a replay (1.3 and 2.0, tried)."""
+
 _REASON_LENGTH = 400
 _ERRORS_SHOWN = 3
 
@@ -107,6 +110,24 @@ class StoredFlow:
     beyond: str = "QUEUE"
 
 
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One entry of an execution's log."""
+
+    at: str
+    level: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What became of an execution: the task that did not end well, and the last lines that it logged."""
+
+    execution: Execution
+    task: str | None
+    log: tuple[LogLine, ...]
+
+
 class Kestra:
     """A client for one tenant of one Kestra server, 1.x or 2.x. Use it as an async context manager.
 
@@ -122,6 +143,7 @@ class Kestra:
         create_timeout: float = CREATE_TIMEOUT,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        self._settings = settings
         self._url = settings.kestra_url
         self._tls = settings.kestra_tls
         self._tenant = settings.kestra_tenant
@@ -159,7 +181,7 @@ class Kestra:
 
     def link(self, execution: Execution) -> str:
         """Where a person sees the execution."""
-        return f"{self._url}/ui/{self._tenant}/executions/{execution.namespace}/{execution.flow}/{execution.id}"
+        return execution_url(self._settings, FlowName(execution.namespace, execution.flow), execution.id)
 
     async def probe(self) -> str:
         """Ask for the server's version, which decides the dialect from now on, and check that the tenant lets us in.
@@ -227,6 +249,19 @@ class Kestra:
         params = {**_labelled({MARK_LABEL: MARK}), "filters[state][NOT_IN]": ended}
         return [execution async for execution in self._search("sweep", params) if not execution.state.terminal]
 
+    async def reworked(self, *, since: datetime | None = None) -> list[Execution]:
+        """All executions with the bridge's mark that an operator restarted, and those that replays made.
+
+        `since` bounds by when they started, which for those that go on with an earlier one is when that did.
+        """
+        bound = {"filters[startDate][GREATER_THAN_OR_EQUAL_TO]": since.isoformat(timespec="seconds")} if since else {}
+        return [
+            execution
+            for label in REWORKED_LABELS
+            async for execution in self._search("reworked", _labelled({MARK_LABEL: MARK, label: "true"}) | bound)
+            if label in execution.labels
+        ]
+
     async def get(self, execution_id: str) -> Execution | None:
         """The execution of that id, or None where Kestra doesn't know it (any more)."""
         response = await self._send("get", "GET", self._path(f"/executions/{execution_id}"))
@@ -262,6 +297,16 @@ class Kestra:
         error = _last_errors(logs, task)
         where = f"task {task}" if task else f"execution {execution.id}"
         return f"{where} ended {execution.state}" + (f": {error}" if error else "")
+
+    async def story(self, execution_id: str, *, lines: int = 10) -> Story | None:
+        """What became of an execution, and its last log lines; None where Kestra doesn't know it (any more)."""
+        response = await self._send("story", "GET", self._path(f"/executions/{execution_id}"))
+        if response.status_code == 404 and _is_kestras(response):
+            return None
+        _require_success(response, "story")
+        task = _failed_task(_object(response, "story"))
+        logs = _json(await self._read("story", "GET", self._path(f"/logs/{execution_id}")))
+        return Story(_readable(response, "story"), task, _last_lines(logs, task)[-lines:])
 
     async def flow(self, flow: FlowName) -> StoredFlow | None:
         """A flow as the server has it, or None where there's no such flow."""
@@ -417,6 +462,11 @@ class Kestra:
             self.skew = skew
 
 
+def execution_url(settings: KestraSettings, flow: FlowName, execution_id: str) -> str:
+    """Where a person sees an execution."""
+    return f"{settings.kestra_url}/ui/{settings.kestra_tenant}/executions/{flow.namespace}/{flow.id}/{execution_id}"
+
+
 def parse_execution(data: Any) -> Execution:
     """An execution from the API's JSON.
 
@@ -567,17 +617,31 @@ def _failed_task(details: Mapping[str, Any]) -> str | None:
 
 def _last_errors(logs: Any, task: str | None) -> str:
     """The last things that went wrong, oldest first: a task often says what is wrong, and then only that it failed."""
+    own = _logged(logs, task)
+    lines = list(dict.fromkeys(" ".join(row["message"].split())[:_REASON_LENGTH] for row in own))
+    # An exception is often logged twice, once with its class's name in front of the same message.
+    shortest = [line for line in lines if not any(other in line for other in lines if other != line)]
+    return "; ".join(shortest[-_ERRORS_SHOWN:])
+
+
+def _last_lines(logs: Any, task: str | None) -> tuple[LogLine, ...]:
+    """What was logged for people to read; stack traces and the like are logged at the lower levels."""
+    return tuple(
+        LogLine(str(row.get("timestamp", "")), str(row.get("level", "")), row["message"])
+        for row in _logged(logs, task)
+        if row.get("level") not in ("DEBUG", "TRACE")
+    )
+
+
+def _logged(logs: Any, task: str | None) -> list[dict[str, Any]]:
+    """The entries of a log that can be read: a task's, or where it has none the execution's."""
     rows = logs.get("results") if isinstance(logs, dict) else logs
     messages = [
         row
         for row in (rows if isinstance(rows, list) else [])
         if isinstance(row, dict) and isinstance(row.get("message"), str)
     ]
-    own = [row for row in messages if row.get("taskId") == task] or messages
-    lines = list(dict.fromkeys(" ".join(row["message"].split())[:_REASON_LENGTH] for row in own))
-    # An exception is often logged twice, once with its class's name in front of the same message.
-    shortest = [line for line in lines if not any(other in line for other in lines if other != line)]
-    return "; ".join(shortest[-_ERRORS_SHOWN:])
+    return [row for row in messages if row.get("taskId") == task] or messages
 
 
 def _why(error: Exception) -> str:

@@ -431,6 +431,7 @@ class KestraSettings(CommandSettings):
     kestra_key: Readable | None = Field(
         default=None, description="A file with its key, where that is not in the same file. It has no pass phrase."
     )
+    ack_warning: bool = Field(default=True, description="Whether an execution that ended in WARNING is a success.")
 
     @model_validator(mode="after")
     def _one_way_to_log_in(self) -> Self:
@@ -458,7 +459,6 @@ class Settings(BrokerSettings, KestraSettings):
         description="A JSON list of patterns of flows that messages may start. Default: the lanes' own flows.",
     )
     max_attempts: Annotated[int, Field(ge=1, le=1000)] = Field(default=3, description="How many attempts a job gets.")
-    ack_warning: bool = Field(default=True, description="Whether an execution that ended in WARNING is a success.")
     job_timeout: Annotated[float, Field(gt=0, le=31_536_000)] = Field(
         default=21_600, description="How long an execution may take; then it is killed and counts as failed."
     )
@@ -527,6 +527,18 @@ def _checked(made: Callable[[], Section]) -> Section:
         return made()
     except ValidationError as error:
         raise SettingsError("; ".join(_faults(error))) from None
+
+
+def lane_named(settings: BrokerSettings, queue: str, *, option: str) -> Lane:
+    """The lane of that queue, which need not be among those of the settings.
+
+    Raises:
+        SettingsError: no queue of a bridge can have such a name.
+    """
+    try:
+        return next((lane for lane in settings.all_lanes if lane.queue == queue), None) or Lane(queue=queue)
+    except ValueError as error:
+        raise SettingsError(f"{option} {queue!a} can't be a queue's name here: letters, digits and ._:- can") from error
 
 
 def check_for_run(settings: Settings) -> None:

@@ -70,6 +70,11 @@ def retry_queue(queue: str, delay: int) -> str:
     return f"{queue}.retry.{delay}"
 
 
+def replay_queue(queue: str) -> str:
+    """The queue by which a lane's dead letters go back into it."""
+    return f"{queue}.replay"
+
+
 def choose_kind(wanted: Literal["auto", "classic", "quorum"], version: Version) -> Kind:
     """The queue type: quorum queues have strict priorities from RabbitMQ 4.3 on, before that only classic ones do."""
     if wanted == "auto":
@@ -97,6 +102,12 @@ def plan(queue: str, *, kind: Kind, version: Version, max_priority: int, retry_d
     )
 
 
+def plan_replay(queue: str, *, version: Version) -> Queue:
+    """What a lane's replay queue is to be: what is rejected there, RabbitMQ itself hands on to the lane."""
+    back = {"x-dead-letter-exchange": queue, "x-dead-letter-routing-key": queue}
+    return Queue(replay_queue(queue), {"x-queue-type": "quorum", **back, **_AT_LEAST_ONCE, **_unlimited(version)})
+
+
 async def declare(connection: AbstractConnection, topology: Topology) -> None:
     """Declare a lane's exchanges and queues. What exists already with the same arguments stays as it is.
 
@@ -107,10 +118,15 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
         async with _probing(connection, f"exchange {exchange.name}") as channel:
             await channel.declare_exchange(exchange.name, exchange.type, durable=True)
     for queue in (topology.jobs, topology.dead, *topology.retries):
-        async with _probing(connection, f"queue {queue.name}") as channel:
-            declared = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
-            if queue.exchange:
-                await declared.bind(queue.exchange, routing_key=queue.routing_key)
+        await declare_queue(connection, queue)
+
+
+async def declare_queue(connection: AbstractConnection, queue: Queue) -> None:
+    """Declare one queue and its binding; raises as `declare` does."""
+    async with _probing(connection, f"queue {queue.name}") as channel:
+        declared = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
+        if queue.exchange:
+            await declared.bind(queue.exchange, routing_key=queue.routing_key)
 
 
 async def declare_replies(channel: AbstractChannel, name: str) -> str:

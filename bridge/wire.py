@@ -39,6 +39,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def visible(text: str) -> str:
+    """`printable` on one line: what a terminal would obey or not show is escaped."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in printable(text))
+
+
 def short(text: str) -> str:
     """`printable`, cut to the 255 bytes that a short string may have."""
     return printable(text).encode()[:255].decode("utf-8", "ignore")

@@ -374,6 +374,15 @@ class Standin:
         """End an execution now and wait until its replies are out."""
         await self._end(self.executions[execution_id], state)
 
+    def past(self, labels: Mapping[str, str], *states: str, original: Run | None = None) -> Run:
+        """An execution of `test/job` that has been through these states, or a later one of that execution's chain."""
+        flow = self._flows.get(("test", "job"), Flow(namespace="test", id="job"))
+        run = self._start(flow, dict(labels), {}, original_id=original.original_id if original else None)
+        run.histories += [(state, self._now()) for state in states]
+        if run.state in TERMINAL:
+            self._open.pop(run.id)
+        return run
+
     def forget(self, execution_id: str) -> None:
         """Lose an execution without a trace, as when somebody deletes it."""
         run = self.executions.pop(execution_id)

@@ -15,11 +15,19 @@ import structlog
 import typer
 
 from bridge import __version__, log, settings
-from bridge.errors import BridgeError, BrokerDenied, InvalidMessage, KestraDenied, SettingsError, TopologyMismatch
+from bridge.errors import (
+    BridgeError,
+    BrokerDenied,
+    InvalidMessage,
+    KestraDenied,
+    QueueMissing,
+    SettingsError,
+    TopologyMismatch,
+)
 
 FAILED = 1
 WRONG = 2
-_WRONG_SETTINGS = (SettingsError, BrokerDenied, KestraDenied, TopologyMismatch, InvalidMessage)
+_WRONG_SETTINGS = (SettingsError, BrokerDenied, KestraDenied, TopologyMismatch, InvalidMessage, QueueMissing)
 
 app = typer.Typer(
     name="kestra-bridge",
@@ -90,4 +98,4 @@ def options(
     """Options that hold for every command."""
 
 
-from bridge.cli import doctor, flows, machine, run, schema, status, submit  # noqa: E402, F401  (each registers its commands on `app`)
+from bridge.cli import dead_letters, doctor, flows, machine, run, schema, status, submit  # noqa: E402, F401  (each registers its commands on `app`)

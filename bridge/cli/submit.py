@@ -20,15 +20,14 @@ from rich.text import Text
 from bridge import submission
 from bridge.broker import Broker, Mailbox, Publisher
 from bridge.cli.app import FAILED, Json, app, load
+from bridge.cli.screen import BAR_FROM, named
 from bridge.delivery import Message
 from bridge.errors import BridgeError, BrokerError, BrokerUnavailable, SettingsError
 from bridge.execution import State
-from bridge.settings import BrokerSettings, Lane
+from bridge.settings import BrokerSettings, lane_named
 from bridge.submission import Draft, Format, Submission
 
 UNCONFIRMED_AT_ONCE = 256
-NAMED_AT_MOST = 10
-BAR_FROM = 20
 MADE_ID = 32
 WIDE = 100
 """Columns of a terminal from which on the executions' ids fit beside the rest."""
@@ -234,11 +233,7 @@ def _for_queue(settings: BrokerSettings, queue: str | None) -> BrokerSettings:
         raise SettingsError(f"--queue is needed: BRIDGE_LANES has {', '.join(lane.queue for lane in lanes)}")
     if queue is None:
         return settings
-    try:
-        chosen = next((lane for lane in lanes if lane.queue == queue), None) or Lane(queue=queue)
-    except ValueError as error:
-        raise SettingsError(f"--queue {queue!a} can't be a queue's name here: letters, digits and ._:- can") from error
-    return settings.model_copy(update={"lanes": (chosen,)})
+    return settings.model_copy(update={"lanes": (lane_named(settings, queue, option="--queue"),)})
 
 
 def _run(settings: BrokerSettings, ledger: Ledger, output: Output, *, wait: bool, limit: float | None) -> bool:
@@ -250,7 +245,7 @@ def _run(settings: BrokerSettings, ledger: Ledger, output: Output, *, wait: bool
         _interrupted(ledger)
     output.table(ledger)
     if wait and ledger.open:
-        print(f"kestra-bridge: no result within {limit:g} s from {_named(ledger.open)}", file=sys.stderr)
+        print(f"kestra-bridge: no result within {limit:g} s from {named(ledger.open)}", file=sys.stderr)
     return not wait or all(job.id in ledger.results and ledger.results[job.id].succeeded for job in ledger.jobs)
 
 
@@ -327,7 +322,7 @@ async def _collect(
     except BrokerUnavailable as error:
         output.table(ledger)
         raise BrokerUnavailable(
-            f"{error}; {ledger.count}, and the result is not known of {_named(ledger.open)}"
+            f"{error}; {ledger.count}, and the result is not known of {named(ledger.open)}"
         ) from error
 
 
@@ -385,11 +380,6 @@ def _table(ledger: Ledger, *, wide: bool) -> Table:
 def _cells(result: Result, *, wide: bool) -> tuple[str, ...]:
     execution = (str(result.data.get("execution") or ""),) if wide else ()
     return result.state, str(result.data.get("attempts", "")), *execution, result.told
-
-
-def _named(jobs: Sequence[str]) -> str:
-    more = f" and {len(jobs) - NAMED_AT_MOST} more" if len(jobs) > NAMED_AT_MOST else ""
-    return ", ".join(_printable(job) for job in jobs[:NAMED_AT_MOST]) + more
 
 
 def _printable(text: str) -> str:

@@ -117,6 +117,17 @@ class Stage:
         answer = await self.api.post("/flows", content=source.encode(), headers={"Content-Type": "application/x-yaml"})
         assert answer.status_code == 200, answer.text
 
+    async def replace(self, flow_id: str, source: str) -> None:
+        """Give a flow another revision."""
+        kind = {"Content-Type": "application/x-yaml"}
+        answer = await self.api.put(f"/flows/{self.name}/{flow_id}", content=source.encode(), headers=kind)
+        assert answer.status_code == 200, answer.text
+
+    async def restart(self, execution_id: str, **query: str) -> None:
+        """As an operator does it."""
+        answer = await self.api.post(f"/executions/{execution_id}/actions/restart", params=query)
+        assert answer.status_code == 200, answer.text
+
     async def executions(self, **labels: str) -> list[Execution]:
         """All executions in this test's namespace with those labels, oldest first."""
         found: list[Execution] = []

@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from bridge.errors import KestraDenied, KestraRejected
 from bridge.execution import Execution, State
 from bridge.job import FlowName, Job
-from bridge.kestra import Kestra, StoredFlow, parse_execution
+from bridge.kestra import Kestra, StoredFlow, Story, parse_execution
 from bridge.settings import KestraSettings
 from deploy.local.kestra_engine import Engine, Series
 from tests.harness import eventually
@@ -559,6 +559,17 @@ class TestLogs:
             return explained if "full" in explained else None
 
         assert await eventually(reason, "the reason") == "task boom ended FAILED: the disk is full"
+
+    async def test_tell_a_failures_story(self, kestra: Kestra) -> None:
+        failed = await ended(kestra, await kestra.create(job("fails")))
+
+        async def told() -> Story | None:
+            story = await kestra.story(failed.id)
+            return story if story and any(line.level == "ERROR" for line in story.log) else None
+
+        story = await eventually(told, "the error in the story")
+        assert story is not None
+        assert (story.execution.state, story.task, story.log[-1].message) == ("FAILED", "boom", "the disk is full")
 
     async def test_of_an_unknown_id_are_none(self, api: httpx.AsyncClient) -> None:
         assert (await api.get("/logs/unknown")).json() == []

@@ -593,7 +593,8 @@ def test_a_replay_is_a_new_execution_with_the_same_labels(kestra: Kestra) -> Non
     execution = kestra.run(SHORT, "bridgeJob:x")["id"]
     replay = answer(kestra.http.post(f"/executions/{execution}/actions/replay"))
     assert (replay["originalId"], replay["id"] != execution) == (execution, True)
-    assert {"key": "bridgeJob", "value": "x"} in replay["labels"]
+    labels = {label["key"]: label["value"] for label in replay["labels"]}
+    assert (labels["bridgeJob"], labels["system.replay"]) == ("x", "true")
 
 
 def test_a_state_can_be_changed_after_the_end(kestra: Kestra) -> None:
@@ -790,7 +791,8 @@ def test_a_replay_in_1_3_is_a_new_execution_with_the_same_labels(kestra_1: Kestr
     kestra_1.await_state(execution, "SUCCESS")
     replay = answer(kestra_1.http.post(f"/executions/{execution}/replay"))
     assert (replay["originalId"], replay["id"] != execution) == (execution, True)
-    assert {"key": "bridgeJob", "value": "x"} in replay["labels"]
+    labels = {label["key"]: label["value"] for label in replay["labels"]}
+    assert (labels["bridgeJob"], labels["system.replay"]) == ("x", "true")
 
 
 def test_a_state_in_1_3_can_be_changed_after_the_end(kestra_1: Kestra) -> None:

@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraError, KestraRejected, KestraUnavailable
 from bridge.execution import Execution, State
 from bridge.job import FlowName, Job
-from bridge.kestra import CONCURRENT_CREATES, Kestra
+from bridge.kestra import CONCURRENT_CREATES, Kestra, LogLine, Story
 from bridge.metrics import Metrics
 from bridge.settings import KestraSettings
 from bridge.tracing import TraceContext, handing_on
@@ -50,6 +50,8 @@ CALLS: dict[str, Callable[[Kestra], Awaitable[Any]]] = {
     "delete_flow": lambda kestra: kestra.delete_flow(FLOW),
     "delete_execution": lambda kestra: kestra.delete_execution("e1"),
     "correlated": lambda kestra: kestra.correlated("c1"),
+    "story": lambda kestra: kestra.story("e1"),
+    "reworked": lambda kestra: kestra.reworked(),
     "validate_flow": lambda kestra: kestra.validate_flow("id: x"),
     "save_flow": lambda kestra: kestra.save_flow(FLOW, "id: x", exists=False),
 }
@@ -527,6 +529,37 @@ class TestExplain:
     async def test_stays_short_however_much_was_logged(self) -> None:
         logs = [{"taskId": "boom", "message": f"{n} " + "x" * 10_000} for n in range(100)]
         assert len(await self.explained(self.FAILED_RUN, logs)) < 1500
+
+
+class TestStory:
+    async def told(self, runs: Any, logs: Any, **more: Any) -> Story:
+        def answer(request: httpx.Request) -> httpx.Response:
+            whole = {"id": "e1", "namespace": "a", "flowId": "b", "state": {"current": "FAILED"}, "taskRunList": runs}
+            return httpx.Response(200, json=logs if "/logs/" in request.url.path else whole)
+
+        async with answering(answer) as kestra:
+            story = await kestra.story("e1", **more)
+        assert story is not None
+        return story
+
+    async def test_tells_the_failed_task_and_its_last_lines_without_traces(self) -> None:
+        logs = [
+            {"taskId": "boom", "level": "INFO", "timestamp": "t1", "message": "writing"},
+            {"taskId": "other", "level": "INFO", "timestamp": "t2", "message": "elsewhere"},
+            {"taskId": "boom", "level": "ERROR", "timestamp": "t3", "message": "full"},
+            {"taskId": "boom", "level": "DEBUG", "timestamp": "t3", "message": "java.lang.Exception: full\n\tat X"},
+        ]
+        story = await self.told(TestExplain.FAILED_RUN, logs)
+        assert (story.execution.state, story.task) == (State.FAILED, "boom")
+        assert story.log == (LogLine("t1", "INFO", "writing"), LogLine("t3", "ERROR", "full"))
+
+    async def test_is_bounded(self) -> None:
+        logs = [{"level": "INFO", "message": str(number)} for number in range(50)]
+        assert [line.message for line in (await self.told([], logs, lines=2)).log] == ["48", "49"]
+
+    async def test_of_an_unknown_execution_is_none(self) -> None:
+        async with answering(lambda _: httpx.Response(404, content=words("Not Found"))) as kestra:
+            assert await kestra.story("e1") is None
 
 
 class TestValidateFlow:
