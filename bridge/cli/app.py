@@ -20,6 +20,7 @@ from bridge.errors import (
     BrokerDenied,
     InvalidMessage,
     KestraDenied,
+    MachineDenied,
     QueueMissing,
     SettingsError,
     TopologyMismatch,
@@ -27,7 +28,15 @@ from bridge.errors import (
 
 FAILED = 1
 WRONG = 2
-_WRONG_SETTINGS = (SettingsError, BrokerDenied, KestraDenied, TopologyMismatch, InvalidMessage, QueueMissing)
+_WRONG_SETTINGS = (
+    SettingsError,
+    BrokerDenied,
+    KestraDenied,
+    MachineDenied,
+    TopologyMismatch,
+    InvalidMessage,
+    QueueMissing,
+)
 
 app = typer.Typer(
     name="kestra-bridge",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import sys
 from collections.abc import Coroutine, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,18 +15,18 @@ from rich.text import Text
 
 from bridge.cli import machine_run
 from bridge.cli.app import FAILED, Json, load
+from bridge.cli.machine_signals import Result, Signalled, until_signalled
 from bridge.errors import SettingsError
 from bridge.kestra import Kestra
 from bridge.machines.lifecycle import Machine, Machines, Sweep
 from bridge.machines.settings import MachineSettings
 from bridge.settings import KestraSettings
 
-Result = TypeVar("Result")
-
 _EPILOG = (
     "Needs BRIDGE_MACHINE_SECRET, and for a cloud BRIDGE_MACHINE_PROVIDER (ec2, openstack, gce, digitalocean, linode "
     "or vultr), BRIDGE_MACHINE_ACCESS_KEY, _ACCESS_SECRET, _REGION, _IMAGE and _SIZE; without a provider, machines are "
-    "QEMU's on this host. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 143 or 130 ended by a signal."
+    "QEMU's on this host. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, refused credentials among them, "
+    "143 or 130 ended by a signal."
 )
 _REAP_EPILOG = f"Needs BRIDGE_KESTRA_URL as well, with its credentials. {_EPILOG}"
 
@@ -154,26 +153,9 @@ def _show(machines: Sequence[Machine]) -> None:
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Do it. SIGTERM and Ctrl-C cancel it once, so that it can clean up, and end us when it has."""
-    return asyncio.run(_until_signalled(work))
-
-
-async def _until_signalled(work: Coroutine[Any, Any, Result]) -> Result:
-    received: list[int] = []
-    task = asyncio.create_task(work, name="machine")
-
-    def stop(number: int) -> None:
-        if not received:
-            task.cancel()
-        received.append(number)
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
+    """Do it. SIGTERM and Ctrl-C end us, once it has cleaned up."""
     try:
-        return await task
-    except asyncio.CancelledError:
-        if not received:
-            raise
-        print(f"kestra-bridge: ended by {signal.Signals(received[0]).name}", file=sys.stderr)
-        raise typer.Exit(128 + received[0]) from None
+        return asyncio.run(until_signalled(work))
+    except Signalled as ended:
+        print(f"kestra-bridge: ended by {ended.name}", file=sys.stderr)
+        raise typer.Exit(ended.code) from None

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Annotated
 import typer
 
 from bridge.cli.app import Json, load
+from bridge.cli.machine_signals import Signalled, until_signalled
 from bridge.errors import BridgeError, MachineDenied, MachineUnavailable, SettingsError
 from bridge.machines.identity import Identity
 from bridge.machines.lifecycle import Machine, Machines
@@ -316,35 +316,24 @@ async def _see_through(where: Where, remote: Remote, *, as_json: bool, outputs: 
 async def _report(where: Where, remote: Callable[[Address], RemoteRun]) -> Report:
     """How it ended, whether by itself, by a signal to us, or in trouble."""
     began = time.monotonic()
-    received: list[int] = []
     runs: list[RemoteRun] = []
+    signalled: int | None = None
 
     async def see_through() -> Report:
         runs.append(remote(await where.find()))
         return await runs[0].see_through()
 
-    task = asyncio.create_task(see_through(), name="machine run")
-
-    def stop(number: int) -> None:
-        received.append(number)
-        task.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
     try:
-        return await task
-    except asyncio.CancelledError:
-        if not received:
-            raise
-        outcome, message = Outcome.STOPPED, _stopped(runs, signal.Signals(received[0]).name)
+        return await until_signalled(see_through())
+    except Signalled as ended:
+        signalled = ended.number
+        outcome, message = Outcome.STOPPED, _stopped(runs, ended.name)
     except SettingsError:
         raise
     except BridgeError as error:
         outcome, message = OUTCOMES.get(type(error), Outcome.FAILED), str(error)
     seconds = time.monotonic() - began
-    message = f"{message} after {seconds:.1f} s"
-    return Report(outcome=outcome, message=message, seconds=seconds, signal=received[0] if received else None)
+    return Report(outcome=outcome, message=f"{message} after {seconds:.1f} s", seconds=seconds, signal=signalled)
 
 
 def _stopped(runs: list[RemoteRun], by: str) -> str:

@@ -205,7 +205,7 @@ async def test_credentials_that_are_refused_are_said_to_be(strict_ec2: str, tmp_
 
 def test_refused_credentials_make_one_line_that_does_not_show_them(strict_ec2: str, tmp_path: Path) -> None:
     done = _account(strict_ec2, tmp_path)("create", "--execution", "3xAbC", "--deadline", "600")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "refuses the credentials" in done.stderr
     assert ACCOUNT not in done.stderr
     assert PASSWORD not in done.stderr

@@ -1,0 +1,53 @@
+"""How SIGTERM and Ctrl-C end a command for machines: it is cancelled once, cleans up, and ends when it has."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+class Signalled(Exception):
+    """The work was cancelled by a signal to us, and has cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def name(self) -> str:
+        """The signal's name, such as SIGTERM."""
+        return signal.Signals(self.number).name
+
+    @property
+    def code(self) -> int:
+        """What a shell calls such an end."""
+        return 128 + self.number
+
+
+async def until_signalled(work: Coroutine[Any, Any, Result]) -> Result:
+    """Do it. The first signal cancels it; those that follow don't cut its cleaning up short.
+
+    Raises:
+        Signalled: it was cancelled so.
+    """
+    received: list[int] = []
+    task = asyncio.create_task(work, name="machine")
+
+    def stop(number: int) -> None:
+        if not received:
+            task.cancel()
+        received.append(number)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        raise Signalled(received[0]) from None
