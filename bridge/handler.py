@@ -205,7 +205,8 @@ class Handler:
             "state": execution.state.value if execution else None,
             "execution": execution.id if execution else None,
             "url": self._kestra.link(execution) if execution else None,
-            "outputs": await self._outputs(case) if isinstance(settlement, Ack) else {},
+            # Of a job that failed as well: which part of it did may stand there.
+            "outputs": await self._outputs(case) if execution and execution.state.terminal else {},
             "attempts": case.job.attempt - case.job.first_attempt + 1 if case.job and execution else 0,
         }
         if isinstance(settlement, DeadLetter):

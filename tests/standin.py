@@ -669,7 +669,7 @@ class Standin:
     def _pass_to(self, run: Run, state: str) -> None:
         if run.timer is not None:
             run.timer.cancel()
-        if state in ("SUCCESS", "WARNING"):
+        if state in ("SUCCESS", "WARNING", "FAILED"):
             run.outputs = run.ends.outputs
         run.histories.append((state, self._now()))
         if state in TERMINAL:

@@ -144,3 +144,13 @@ async def test_both_dialects_of_kestra_are_spoken(one_stage: Stage, version: str
         await bridge.settled(job="one")
         result = await asyncio.wait_for(results.get(), 10)
     assert result["outputs"] == {"answer": 42}
+
+
+async def test_the_outputs_of_a_job_that_failed_are_told_too(one_stage: Stage) -> None:
+    one_stage.kestra.flow("test", "job", Ends("FAILED", outputs={"answer": 42}))
+    async with one_stage.bridge(max_attempts=1) as bridge:
+        mailbox, results = await one_stage.client.mailbox()
+        await one_stage.submit("one", reply_to=mailbox)
+        await bridge.settled(job="one", settlement="dead_letter")
+        result = await asyncio.wait_for(results.get(), 10)
+    assert result["outputs"] == {"answer": 42}
