@@ -18,7 +18,7 @@ import pytest
 from bridge.errors import MachineDenied, MachineRejected, MachineUnavailable
 from bridge.machines.identity import Identity
 from bridge.machines.lifecycle import UNKNOWN_AFTER, name_of
-from tests.machines.conftest import SECRET, Commands
+from tests.machines.host import SECRET, Commands
 
 IMAGE = "ami-12c6146b"
 ACCOUNT, PASSWORD = "AKIAEXAMPLEEXAMPLE", "a-secret-access-key"

@@ -19,7 +19,7 @@ import pytest
 from bridge.errors import MachineRejected, MachineUnavailable, SettingsError
 from bridge.machines.lifecycle import Machine, name_of
 from tests.harness import eventually
-from tests.machines.conftest import NOTHING, Host, said_on
+from tests.machines.host import NOTHING, Host, said_on
 from tests.standin import Ends, Standin
 
 pytestmark = pytest.mark.timeout(180)

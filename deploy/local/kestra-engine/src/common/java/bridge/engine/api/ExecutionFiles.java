@@ -35,7 +35,7 @@ final class ExecutionFiles {
         var execution = Executions.find(repository, request.variable("id"));
         var path = path(request, execution);
         var content = storage.get(TENANT, execution.getNamespace(), path);
-        var name = String.valueOf(Path.of(path.getPath()).getFileName()).replace("\"", "");
+        var name = String.valueOf(Path.of(path.getPath()).getFileName()).replaceAll("[^ !#-~]", "_");
         var headers = Map.of("Content-Disposition", "attachment; filename=\"" + name + "\"");
         return Reply.stream("application/octet-stream", headers, output -> {
             try (content) {

@@ -1,0 +1,136 @@
+"""Batches, webhook calls and kills with real machines, on both series of Kestra, whose flows or engines differ."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+
+from tests.harness import eventually
+from tests.machines.world import HOSTILE, NAMESPACE, PATIENCE, RESULT, Stage, most_at_once, pytestmark
+
+__all__ = ["pytestmark"]
+
+on_both = pytest.mark.parametrize("world", ["2.0", "1.3"], indirect=True)
+on_2 = pytest.mark.parametrize("world", ["2.0"], indirect=True)
+on_1 = pytest.mark.parametrize("world", ["1.3"], indirect=True)
+BATCH = f"{NAMESPACE}/vm-batch"
+COPIED = f"left here{HOSTILE}".encode()
+NAMES = {"2.0": RESULT, "1.3": "-out $(id) 'x"}
+"""A result file's name. Kestra 1.3 can't keep one with braces, double quotes or spaces in it."""
+
+
+async def copying(stage: Stage) -> dict[str, Any]:
+    """A job whose one result file, under a hostile name, is a file of Kestra's storage and then a hostile text."""
+    return {
+        "script": 'cat input_file >"$NAME"; printf %s "$TEXT" >>"$NAME"; echo started',
+        "variables": {"TEXT": HOSTILE, "NAME": NAMES[stage.world.engine.series]},
+        "input_file": await stage.left_file(),
+        "results": "-*",
+        "time_limit": 60,
+    }
+
+
+@on_both
+async def test_a_webhook_call_runs_the_same_job(stage: Stage) -> None:
+    execution = await stage.call(**await copying(stage))
+    assert await stage.end(execution) == "SUCCESS", await stage.said(execution)
+    ((path, address),) = (await stage.outputs(execution))["results"].items()
+    assert path == f"results/{NAMES[stage.world.engine.series]}"
+    assert await stage.stored(address) == COPIED
+    assert await stage.nothing_is_left()
+
+
+@on_both
+async def test_of_an_execution_that_is_killed_in_mid_run_no_machine_is_left(stage: Stage) -> None:
+    async with stage.bridge() as bridge:
+        await stage.submit("one", script="echo started; sleep 1000")
+        await stage.kill((await stage.speaking()).id)
+        (line,) = await bridge.settled(job="one", timeout=PATIENCE)
+    assert (line["settlement"], line["reason"]) == ("dead_letter", "killed")
+    assert await stage.ran_once_an_attempt()
+    assert await stage.nothing_is_left()
+
+
+@on_both
+async def test_of_a_batch_that_is_killed_while_its_machines_boot_none_is_left(stage: Stage) -> None:
+    async with stage.bridge(flow=BATCH) as bridge:
+        await stage.submit("one", jobs=[{"script": "sleep 1000"}] * 2)
+        await eventually(lambda: len(stage.world.host.processes) == 2, "two machines", timeout=PATIENCE)
+        (batch,) = await stage.executions()
+        await stage.kill(batch.id)
+        (line,) = await bridge.settled(job="one", timeout=PATIENCE)
+    assert (line["settlement"], line["reason"]) == ("dead_letter", "killed")
+    assert [one.id for one in await stage.executions()] == [batch.id]
+    assert await stage.nothing_is_left()
+
+
+@on_both
+async def test_a_batch_with_a_job_that_no_machine_could_run_is_refused_before_any_begins(stage: Stage) -> None:
+    bad = [
+        {"script": "true"},
+        {"script": "true", "git_branch": "main\n"},
+        {"script": ["true"], "variables": "A=1", "time_limit": "soon"},
+        {"script": "true", "input_file": "/etc/hostname"},
+    ]
+    jobs = {"filters[flowId][EQUALS]": "vm-job"}
+    before = await stage.search(**jobs)
+    async with stage.bridge(flow=BATCH, max_attempts=1) as bridge:
+        await stage.submit("one", jobs=bad)
+        (line,) = await bridge.settled(job="one", timeout=PATIENCE)
+    faults = [
+        "job 1: git_branch is no text of one line",
+        "job 2: script is no text",
+        "job 2: variables is no object",
+        "job 2: time_limit is no number from 1 to 2592000",
+        "job 3: input_file is not",
+    ]
+    assert line["error"].startswith(f"task refuse ended FAILED: nothing was begun: {'; '.join(faults)}")
+    assert await stage.search(**jobs) == before
+
+
+@on_both
+async def test_a_message_can_name_no_file_but_a_task_s(stage: Stage) -> None:
+    files = ("/etc/hostname", "file:///etc/hostname", "kestra:///a/b/executions/c/inputs/d/e?/tasks/f/g")
+    async with stage.bridge(max_attempts=1) as bridge:
+        for number, file in enumerate(files):
+            await stage.submit(str(number), script="true", input_file=file)
+        lines = await bridge.settled(len(files), settlement="dead_letter", timeout=PATIENCE)
+    refusal = re.compile("input_file has to be the address of a file that a task left|/etc/hostname is not authorized")
+    assert [line["error"] for line in lines if not refusal.search(line["error"])] == []
+
+
+@on_1
+async def test_on_1_3_a_batch_tells_of_each_job_and_fails_with_the_one_that_failed(stage: Stage) -> None:
+    async with stage.bridge(flow=BATCH, max_attempts=1) as bridge:
+        await stage.submit("one", jobs=[{"script": "exit 5"}, await copying(stage)])
+        (line,) = await bridge.settled(job="one", timeout=2 * PATIENCE)
+    first, second = (await stage.outputs(line["execution"]))["jobs"]
+    assert (first["state"], second["state"]) == ("FAILED", "SUCCESS")
+    assert f"job 0 ended in FAILED (execution {first['execution']})" in line["error"]
+    assert [await stage.stored(address) for address in second["results"].values()] == [COPIED]
+    assert await stage.nothing_is_left()
+
+
+@on_2
+async def test_of_a_batch_of_twenty_four_at_a_time_have_machines_and_the_one_that_fails_is_named(stage: Stage) -> None:
+    jobs: list[dict[str, Any]] = [{"script": "true", "time_limit": 60} for _ in range(20)]
+    jobs[7]["script"], jobs[11] = "exit 5", await copying(stage)
+    mailbox, results = await stage.client.mailbox()
+    async with stage.bridge(flow=BATCH, max_attempts=1) as bridge:
+        await stage.client.submit(stage.queue, {"inputs": {"jobs": jobs}}, job="one", reply_to=mailbox)
+        most = await stage.most_machines(lambda: bridge.count("settled") > 0)
+        (letter,) = await stage.client.take(f"{stage.queue}.dead")
+    (batch,) = await stage.executions()
+    told = (await stage.outputs(batch.id))["jobs"]
+    states = [(job["number"], job["state"]) for job in told]
+    error = str(letter.headers["x-bridge-error"])
+    assert states == [(number, "FAILED" if number == 7 else "SUCCESS") for number in range(20)]
+    assert error.endswith(f"not all jobs went well: job 7 ended in FAILED (execution {told[7]['execution']})")
+    assert most == (4, 4)
+    assert most_at_once([await stage.lifetime(job["execution"]) for job in told]) == 4
+    assert [await stage.stored(address) for address in told[11]["results"].values()] == [COPIED]
+    assert (await asyncio.wait_for(results.get(), 10))["outputs"]["jobs"] == told
+    assert await stage.nothing_is_left()
