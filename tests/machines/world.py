@@ -298,11 +298,13 @@ class Stage:
             assert answer.is_success, answer.text
 
     async def most_machines(self, until: Callable[[], bool]) -> tuple[int, int]:
-        """How many folders and how many processes of machines there are at most at once, until then."""
+        """Of how many machines there are folders, and processes, at most at once, until then."""
         seen = [(0, 0)]
 
         def done() -> bool:
-            seen.append((len(self.world.host.folders), len(self.world.host.processes)))
+            # One that is on its way into the background has two processes for a moment.
+            running = {tuple(process.info["cmdline"]) for process in self.world.host.processes}
+            seen.append((len(self.world.host.folders), len(running)))
             return until()
 
         await eventually(done, "the end of it", timeout=4 * PATIENCE, every=0.5)
