@@ -20,6 +20,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
 
 from bridge.broker import Broker
+from bridge.browse import Desk
 from bridge.settings import BrokerSettings
 from deploy.local.rabbitmq import RabbitMQ
 from tests.harness import Client, Ended, Proxy, command, commanding, ended, eventually, on_a_terminal
@@ -157,16 +158,28 @@ async def _holds(place: Place, count: int) -> bool:
     return await place.client.depth(place.dead) == count
 
 
-async def test_a_list_of_many_changes_neither_their_number_nor_their_order(place: Place) -> None:
+async def test_lists_short_or_long_change_neither_number_nor_order(place: Place) -> None:
     await place.put_many(600)
-    first, again = await place.names(), await place.names()
-    assert (len(first), first, await place.client.depth(place.dead)) == (600, again, 600)
+    first, few, again = await place.names(), await place.names("--limit", "3"), await place.names()
+    assert (len(first), few, again, await place.client.depth(place.dead)) == (600, first[:3], first, 600)
 
 
-async def test_a_short_list_does_not_change_the_order_either(place: Place) -> None:
-    await place.put_many(10)
-    before = await place.names()
-    assert [await place.names("--limit", "3"), await place.names()] == [before[:3], before]
+async def test_what_many_consumers_hold_goes_back_in_its_order_and_as_no_failure(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.browse.WINDOW", 4)
+    await place.put_many(150)
+    reads = [await _read_all(place) for _ in range(3)]
+    assert [job for job, _ in reads[0]] == [job for job, _ in reads[2]]
+    counts = {count for _, count in reads[2]}
+    assert counts == ({None} if place.rabbit.series == "4.3" else {2})
+
+
+async def _read_all(place: Place) -> list[tuple[str | None, Any]]:
+    """The jobs of the dead letters, and how often RabbitMQ says that a delivery of each has failed."""
+    async with Client.connect(place.rabbit.amqp_url) as client, Desk.open(client.connection) as desk:
+        reading = desk.browser(place.dead).read()
+        return [(held.message.message_id, held.message.headers.get("x-delivery-count")) async for held in reading]
 
 
 async def test_a_list_in_json_has_a_line_for_each_letter(place: Place) -> None:
