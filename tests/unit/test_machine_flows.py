@@ -267,3 +267,22 @@ def test_machines_are_looked_after_on_a_schedule_too(path: Path) -> None:
 def test_the_clean_ups_of_both_series_do_the_same() -> None:
     first, second = (read(path)["tasks"] for path in CLEANUPS)
     assert first == second
+
+
+@pytest.mark.parametrize("path", CLEANUPS, ids=lambda path: path.parts[-3])
+@pytest.mark.parametrize(
+    ("environment", "reaps"),
+    [({}, False), ({"BRIDGE_MACHINE_SECRET": "s"}, True), ({"BRIDGE_MACHINE_SECRET_FILE": "/f"}, True)],
+)
+def test_the_cleanup_reaps_wherever_machines_have_a_secret(
+    path: Path, environment: dict[str, str], reaps: bool, tmp_path: Path
+) -> None:
+    command = tmp_path / "bin/kestra-bridge"
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\ntest "$*" = "machine reap" && touch reaped\n')
+    command.chmod(0o755)
+    (task,) = shell_tasks(path)
+    script = "set -e\n" + "\n".join(task["commands"])
+    search = {"PATH": f"{command.parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment | search, check=True, timeout=30)
+    assert (tmp_path / "reaped").exists() is reaps
