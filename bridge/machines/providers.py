@@ -13,10 +13,11 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
 from libcloud.compute.base import Node, NodeDriver, NodeImage, NodeLocation, NodeSize
+from libcloud.compute.drivers.digitalocean import DigitalOcean_v2_NodeDriver
 from libcloud.compute.providers import get_driver
 from libcloud.compute.types import NodeState
 
@@ -170,6 +171,13 @@ def _endpoint(settings: MachineSettings) -> dict[str, Any]:
 
 def _driver(name: str, *arguments: Any, **options: Any) -> NodeDriver:
     return get_driver(cast("Any", name))(*arguments, timeout=NETWORK_TIMEOUT, **options)
+
+
+class _DigitalOcean(DigitalOcean_v2_NodeDriver):
+    """libcloud's driver, whose own `__new__` hands all options on to `object`, which takes none."""
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> Self:
+        return object.__new__(cls)
 
 
 def _choice(listing: Callable[[NodeDriver], list[Any]], noun: str) -> Callable[[NodeDriver, str], Any]:
@@ -359,7 +367,7 @@ PROVIDERS: Mapping[str, Provider] = {
         size=lambda driver, text: text,  # noqa: ARG005
     ),
     "digitalocean": Provider(
-        connect=lambda settings: _driver("digitalocean", _secret(settings), **_endpoint(settings)),
+        connect=lambda settings: _DigitalOcean(_secret(settings), timeout=NETWORK_TIMEOUT, **_endpoint(settings)),
         options=_digitalocean_options,
         tags=lambda node: _from_pairs(node.extra.get("tags")),
         needs=_TOKEN,

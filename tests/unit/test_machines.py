@@ -23,7 +23,7 @@ from bridge.errors import MachineDenied, MachineError, MachineRejected, MachineU
 from bridge.machines import qemu
 from bridge.machines.identity import Identity
 from bridge.machines.lifecycle import UNKNOWN_AFTER, Machines, name_of, why_reap
-from bridge.machines.providers import PROVIDERS, SHORTEST_TAG, Order, Tags, choose
+from bridge.machines.providers import NETWORK_TIMEOUT, PROVIDERS, SHORTEST_TAG, Order, Tags, choose
 from bridge.machines.settings import MachineSettings
 from bridge.machines.troubles import translated
 from bridge.settings import load
@@ -129,6 +129,15 @@ def test_cloud_init_makes_one_ordinary_user_and_leaves_no_other_way_in() -> None
     assert (config["disable_root"], config["ssh_pwauth"], config["ssh_deletekeys"]) == (True, False, True)
     assert [(user["name"], user["lock_passwd"], "sudo" in user) for user in config["users"]] == [("job", True, False)]
     assert config["users"][0]["ssh_authorized_keys"] == [ORDER.identity.client.public]
+
+
+@pytest.mark.parametrize("endpoint", [None, "http://127.0.0.1:1"])
+@pytest.mark.parametrize("provider", ["digitalocean", "ec2", "linode", "vultr"])
+def test_a_providers_driver_can_be_made_and_waits_no_longer_than_it_is_told(
+    provider: str, endpoint: str | None
+) -> None:
+    driver = PROVIDERS[provider].connect(settings(machine_provider=provider, machine_endpoint=endpoint))
+    assert driver.connection.timeout == NETWORK_TIMEOUT
 
 
 def test_the_table_has_the_providers_that_the_help_names() -> None:
