@@ -22,9 +22,12 @@ import aio_pika
 import httpx
 from aio_pika.abc import AbstractIncomingMessage
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
+from bridge.settings import KestraSettings
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
+from tests.standin import Standin
 
 Value = TypeVar("Value")
 
@@ -230,6 +233,13 @@ def on_a_terminal(*words: str, columns: int, answer: str = "", **settings: str) 
 def _surroundings(settings: Mapping[str, str]) -> dict[str, str]:
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("BRIDGE_", "OTEL_"))}
     return {**ours, "PYTHONPATH": str(REPOSITORY), **settings}
+
+
+def settings_of(kestra: Standin) -> KestraSettings:
+    """What a client of that stand-in is made with."""
+    return KestraSettings(
+        kestra_url=kestra.url, kestra_username=kestra.username, kestra_password=SecretStr(kestra.password)
+    )
 
 
 @dataclass

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 import pytest
-from pydantic import SecretStr
 
 from bridge import conclude, start
 from bridge.conclude import Concluder, Vanished
@@ -17,8 +16,8 @@ from bridge.job import FlowName, Job
 from bridge.kestra import Kestra
 from bridge.metrics import Metrics
 from bridge.replies import News, Watch
-from bridge.settings import KestraSettings
 from bridge.start import Patience, Starter
+from tests.harness import settings_of
 from tests.standin import Ends, Standin
 
 JOB = Job(id="one", flow=FlowName("test", "job"))
@@ -50,10 +49,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
             watch.tell(News(execution_id=told["executionId"], state=State(told["state"])))
 
         kestra.replies.on_end = reply
-        settings = KestraSettings(
-            kestra_url=kestra.url, kestra_username=kestra.username, kestra_password=SecretStr(kestra.password)
-        )
-        async with Kestra(settings, metrics) as client:
+        async with Kestra(settings_of(kestra), metrics) as client:
             starter = Starter(
                 kestra=client,
                 metrics=metrics,

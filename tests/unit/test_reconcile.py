@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
-from pydantic import SecretStr
 
 from bridge.execution import State
 from bridge.job import FlowName, Job
@@ -14,7 +13,7 @@ from bridge.kestra import Kestra
 from bridge.metrics import Metrics
 from bridge.reconcile import GONE_AFTER, Reconciler
 from bridge.replies import Follower, Watch
-from bridge.settings import KestraSettings
+from tests.harness import settings_of
 from tests.standin import Ends, Standin
 
 
@@ -35,10 +34,7 @@ async def rig() -> AsyncIterator[Rig]:
     watch = Watch(metrics)
     async with Standin() as kestra:
         kestra.flow("test", "job", Ends(after=None))
-        settings = KestraSettings(
-            kestra_url=kestra.url, kestra_username=kestra.username, kestra_password=SecretStr(kestra.password)
-        )
-        async with Kestra(settings, metrics) as client:
+        async with Kestra(settings_of(kestra), metrics) as client:
             yield Rig(kestra, client, watch, Reconciler(kestra=client, watch=watch, metrics=metrics, interval=1))
 
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
-from pydantic import SecretStr
 
 from bridge import start
 from bridge.errors import KestraUnavailable
@@ -16,9 +15,8 @@ from bridge.job import ATTEMPT_LABEL, JOB_LABEL, FlowName, Job
 from bridge.kestra import Kestra
 from bridge.listing import Listing
 from bridge.metrics import Metrics
-from bridge.settings import KestraSettings
 from bridge.start import MANY_LOOK, Patience, Started, Starter
-from tests.harness import eventually
+from tests.harness import eventually, settings_of
 from tests.standin import Ends, Standin
 
 MANY = 5 * MANY_LOOK
@@ -56,10 +54,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     async with Standin() as kestra:
         kestra.flow("test", "long", Ends(after=None))
         kestra.flow("test", "short")
-        settings = KestraSettings(
-            kestra_url=kestra.url, kestra_username=kestra.username, kestra_password=SecretStr(kestra.password)
-        )
-        async with Kestra(settings, metrics) as client:
+        async with Kestra(settings_of(kestra), metrics) as client:
             starter = Starter(
                 kestra=client,
                 metrics=metrics,
