@@ -129,7 +129,7 @@ class _Bench:
 async def _create(amqp_url: str, kestra: Kestra, jobs: int, clients: int) -> tuple[Span, Span]:
     """Create so many: the spans until the last execution ended and until the last reply came."""
     async with await aio_pika.connect(amqp_url) as connection, httpx.AsyncClient(**kestra.client) as http:
-        told = await _replies(connection, jobs)
+        told = await replies(connection, FLOW, jobs)
         began = time.time()
         await create(http, FLOW, jobs, clients, marked=True)
         async with asyncio.timeout(START_SECONDS + jobs / SLOWEST_RATE):
@@ -155,14 +155,14 @@ async def _client(http: httpx.AsyncClient, flow: str, names: Iterator[str], mark
         answer.raise_for_status()
 
 
-async def _replies(connection: AbstractConnection, jobs: int) -> asyncio.Future[float]:
-    """When the last of so many executions was told to have ended, in the future."""
+async def replies(connection: AbstractConnection, flow: str, jobs: int) -> asyncio.Future[float]:
+    """When the last of so many of a flow's executions was told to have ended, in the future."""
     done: asyncio.Future[float] = asyncio.get_running_loop().create_future()
     told: list[bytes] = []
     channel = await connection.channel(publisher_confirms=False)
     exchange = await channel.declare_exchange(REPLIES, "topic", durable=True)
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(exchange, f"*.{FLOW.replace('/', '.')}")
+    await queue.bind(exchange, f"*.{flow.replace('/', '.')}")
 
     async def take(message: AbstractIncomingMessage) -> None:
         told.append(message.body)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Literal, get_args
 
+import aio_pika
 import httpx
 
 from bridge.execution import TERMINAL
@@ -21,6 +22,9 @@ from tests.benchmarks.measure import Figure
 from tests.benchmarks.stage import SLOWEST_RATE, START_SECONDS, Kestra, Stage
 
 Way = Literal["nobody", "a sweep", "the notifier", "afterExecution"]
+TELLING: tuple[Way, ...] = ("the notifier", "afterExecution")
+"""What publishes a reply for each end. Without its exchange it would only measure how it tries again."""
+
 SWEEP_EVERY = 1.0
 UNFINISHED = {"filters[state][NOT_IN]": ",".join(sorted(TERMINAL)), "size": "500"}
 WARM_UP_JOBS = 300
@@ -60,10 +64,10 @@ def measure(stage: Stage, *, jobs: int, rounds: int, clients: int) -> list[Figur
     rates: dict[Way, list[float]] = {way: [] for way in get_args(Way)}
     with engine.running_engine(stage) as (_, kestra):
         engine.deploy(kestra, AFTER_SOURCE)
-        _rate(kestra, "the notifier", WARM_UP_JOBS, clients)
+        _rate(stage, kestra, "the notifier", WARM_UP_JOBS, clients)
         for number in range(1, rounds + 1):
             for way, found in rates.items():
-                found.append(_rate(kestra, way, jobs, clients))
+                found.append(_rate(stage, kestra, way, jobs, clients))
                 stage.say(f"reply path, told by {way}, round {number} of {rounds}: {found[-1]:.1f} executions/s")
     return [figure for way in rates for figure in _figures(way, rates)]
 
@@ -76,18 +80,27 @@ def _figures(way: Way, rates: dict[Way, list[float]]) -> list[Figure]:
     ]
 
 
-def _rate(kestra: Kestra, way: Way, jobs: int, clients: int) -> float:
-    """From the first create call until nothing runs any more, notifiers included."""
+def _rate(stage: Stage, kestra: Kestra, way: Way, jobs: int, clients: int) -> float:
+    """From the first create call until nothing runs any more, notifiers included, and every end was told."""
     began = time.monotonic()
-    asyncio.run(_create(kestra, way, jobs, clients))
+    asyncio.run(_create(stage, kestra, way, jobs, clients))
     return jobs / (time.monotonic() - began)
 
 
-async def _create(kestra: Kestra, way: Way, jobs: int, clients: int) -> None:
+async def _create(stage: Stage, kestra: Kestra, way: Way, jobs: int, clients: int) -> None:
     flow = f"{NAMESPACE}/{'after' if way == 'afterExecution' else 'log'}"
-    async with httpx.AsyncClient(**kestra.client) as http, _sweeping(http, wanted=way == "a sweep"):
+    patience = START_SECONDS + jobs / SLOWEST_RATE
+    async with (
+        await aio_pika.connect(stage.rabbit.amqp_url) as connection,
+        httpx.AsyncClient(**kestra.client) as http,
+        _sweeping(http, wanted=way == "a sweep"),
+        asyncio.timeout(patience),
+    ):
+        told = await engine.replies(connection, flow, jobs) if way in TELLING else None
         await engine.create(http, flow, jobs, clients, marked=way == "the notifier")
-        await asyncio.to_thread(engine.until_quiet, kestra, timeout=START_SECONDS + jobs / SLOWEST_RATE)
+        await asyncio.to_thread(engine.until_quiet, kestra, timeout=patience)
+        if told:
+            await told
 
 
 @asynccontextmanager
