@@ -155,6 +155,8 @@ class Kestra:
         self.skew = timedelta()
         """How far Kestra's clock is ahead of ours, as its last answer told it (to the second)."""
         self.up = False
+        self.find_seconds = 0.0
+        """What the last search for one job's executions took, without the wait for a turn."""
         try:
             self._context = self._tls.context() if self._url.startswith("https://") else None
         except ValueError as error:
@@ -248,6 +250,18 @@ class Kestra:
         ended = ",".join(sorted(TERMINAL))
         params = {**_labelled({MARK_LABEL: MARK}), "filters[state][NOT_IN]": ended}
         return [execution async for execution in self._search("sweep", params) if not execution.state.terminal]
+
+    async def started_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], int]:
+        """A page of the executions that started since then, anybody's, oldest first; and how many all pages have.
+
+        Those that a trigger or another execution started are not among them. Without a label's filter this costs a
+        database no more than what it tells, as each of Kestra's has an index by date.
+        """
+        params = {
+            "filters[childFilter][EQUALS]": "MAIN",
+            "filters[startDate][GREATER_THAN_OR_EQUAL_TO]": since.isoformat(timespec="milliseconds"),
+        }
+        return await self._page("recent", params, page)
 
     async def reworked(self, *, since: datetime | None = None) -> list[Execution]:
         """All executions with the bridge's mark that an operator restarted, and those that replays made.
@@ -374,21 +388,24 @@ class Kestra:
     async def _search(self, operation: str, filters: Mapping[str, str]) -> AsyncIterator[Execution]:
         page, seen = 1, 0
         while True:
-            params = {**filters, "page": str(page), "size": str(PAGE_SIZE), "sort": "state.startDate:asc"}
-            found = _object(
-                await self._read(operation, "GET", self._path("/executions/search"), params=params), operation
-            )
-            rows, total = found.get("results"), found.get("total")
-            if not isinstance(rows, list) or not isinstance(total, int):
-                raise KestraUnavailable(f"{operation}: the answer has no list of results")
-            for row in rows:
-                try:
-                    yield parse_execution(row)
-                except ValueError as error:
-                    raise KestraUnavailable(f"{operation}: a row can't be read ({error})") from error
-            page, seen = page + 1, seen + len(rows)
-            if not rows or seen >= total:
+            executions, total = await self._page(operation, filters, page)
+            for execution in executions:
+                yield execution
+            page, seen = page + 1, seen + len(executions)
+            if not executions or seen >= total:
                 return
+
+    async def _page(self, operation: str, filters: Mapping[str, str], page: int) -> tuple[list[Execution], int]:
+        """One page of a search, by the executions' start, and how many there are on all of them."""
+        params = {**filters, "page": str(page), "size": str(PAGE_SIZE), "sort": "state.startDate:asc"}
+        found = _object(await self._read(operation, "GET", self._path("/executions/search"), params=params), operation)
+        rows, total = found.get("results"), found.get("total")
+        if not isinstance(rows, list) or not isinstance(total, int):
+            raise KestraUnavailable(f"{operation}: the answer has no list of results")
+        try:
+            return [parse_execution(row) for row in rows], total
+        except ValueError as error:
+            raise KestraUnavailable(f"{operation}: a row can't be read ({error})") from error
 
     async def _read(self, operation: str, method: str, path: str, **kwargs: Any) -> httpx.Response:
         response = await self._send(operation, method, path, **kwargs)
@@ -453,7 +470,10 @@ class Kestra:
             yield codes
         finally:
             code = str(codes[0]) if codes else "none"
-            self._metrics.kestra_request_seconds.labels(operation, code).observe(time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self._metrics.kestra_request_seconds.labels(operation, code).observe(seconds)
+            if operation == "find":
+                self.find_seconds = seconds
             self.up = bool(codes) and codes[0] < 500 and codes[0] not in (401, 403)
             self._metrics.kestra_up.set(int(self.up))
 

@@ -6,41 +6,30 @@ be thousands of searches, each of which a Kestra on H2 or MySQL answers by readi
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 
 from bridge.execution import Execution
 from bridge.job import ATTEMPT_LABEL, JOB_LABEL, FlowName, Job
+from bridge.shared import Shared
 
 Index = dict[tuple[str, str], list[Execution]]
 
 
 class Listing:
-    """Lists when asked, one listing at a time: who asks while one is under way shares the next.
-
-    `source` asks Kestra; what it raises is raised to all who share that listing.
-    """
+    """Lists when asked, one listing at a time. `source` asks Kestra."""
 
     def __init__(self, source: Callable[[], Awaitable[Iterable[Execution]]]) -> None:
         self._source = source
-        self._turn = asyncio.Lock()
-        self._next: asyncio.Task[Index] | None = None
+        self._listed = Shared(self._list)
 
     async def of(self, job: Job) -> list[Execution]:
-        """This (job, attempt)'s executions in a listing that began after this call."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._list(), name="listing")
-            self._next.add_done_callback(_take_note)
-        # One who gives up must not take the listing from the others.
-        index = await asyncio.shield(self._next)
-        rows = index.get((job.id, str(job.attempt)), ())
+        """This (job, attempt)'s executions in a listing that began after this call. Raises what the source raises."""
+        rows = (await self._listed()).get((job.id, str(job.attempt)), ())
         return [row for row in rows if job.owns(row.labels, FlowName(row.namespace, row.flow)) and not row.triggered]
 
     async def _list(self) -> Index:
-        async with self._turn:
-            self._next = None
-            return by_attempt(await self._source())
+        return by_attempt(await self._source())
 
 
 def by_attempt(executions: Iterable[Execution]) -> Index:
@@ -50,9 +39,3 @@ def by_attempt(executions: Iterable[Execution]) -> Index:
         key = (execution.labels.get(JOB_LABEL, ""), execution.labels.get(ATTEMPT_LABEL, ""))
         index[key].append(execution)
     return dict(index)
-
-
-def _take_note(task: asyncio.Task[Index]) -> None:
-    """An error that nobody waits for any more is no error."""
-    if not task.cancelled():
-        task.exception()

@@ -476,7 +476,7 @@ class Settings(BrokerSettings, KestraSettings):
     deduplicate_window: Annotated[float, Field(ge=60, le=315_360_000)] = Field(
         default=604_800,
         description="How far back the execution of a fresh message is looked for, which is a duplicate's then. "
-        "Kestra on H2 or MySQL reads every execution of that time for each look-up.",
+        "Kestra on H2 or MySQL reads every execution of that time for a search.",
     )
     adopt_grace: Annotated[float, Field(ge=0, le=600)] = Field(
         default=10, description="How long a redelivered message's execution is looked for before another is created."

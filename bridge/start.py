@@ -18,10 +18,11 @@ from bridge.duplicates import Duplicates
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraRejected, KestraUnavailable
 from bridge.execution import Execution, choose
 from bridge.job import Job
-from bridge.kestra import Kestra
+from bridge.kestra import CONCURRENT_QUESTIONS, Kestra
 from bridge.keyed_lock import KeyedLock
 from bridge.listing import Listing
 from bridge.metrics import Metrics
+from bridge.recent import Recent
 
 LOOK_EVERY = 1.0
 FIRST_BACKOFF = 0.2
@@ -144,6 +145,8 @@ class Starter:
         self._duplicates = Duplicates(kestra=kestra, metrics=metrics)
         self._starting = KeyedLock()
         self._unfinished = Listing(lambda: patience.ask(kestra.unfinished))
+        self._recent = Recent(kestra, window=self._window)
+        self._searching = asyncio.Semaphore(CONCURRENT_QUESTIONS)
         self._looking = 0
         self._last_create = 0.0
 
@@ -155,29 +158,34 @@ class Starter:
             LeftToBroker: the bridge stops.
         """
         async with self._starting.hold((job.queue, job.id, job.attempt)):
-            started = await self._find_or_create(job, suspect=redelivered)
+            # A fresh message has no execution of its own yet, only perhaps that of an earlier message with its id.
+            if redelivered or job.attempt > job.first_attempt:
+                started = await self._find_or_create(job, suspect=redelivered)
+            elif self._always_look and (execution := await self._duplicated(job)):
+                started = Started(execution, adopted=True)
+            else:
+                started = await self._find_or_create(job, look=False)
+            self._recent.note(job)
         self._metrics.executions.labels("adopted" if started.adopted else "created").inc()
         return started
 
     async def find(self, job: Job, patience: Patience, *, since: datetime | None = None) -> Execution | None:
         """The job's own execution, if there is one that started since then. Any second one is killed."""
-        return await self._own(await patience.ask(lambda: self._kestra.find(job, since=since)), patience)
+        found = await patience.ask(lambda: self._kestra.find(job, since=since))
+        self._recent.note_search(self._kestra.find_seconds)
+        return await self._own(found, patience)
 
     async def _own(self, executions: Iterable[Execution], patience: Patience) -> Execution | None:
         found = choose(executions)
         await patience.ask(partial(self._duplicates.end, found.duplicates))
         return found.current
 
-    async def _find_or_create(self, job: Job, *, suspect: bool) -> Started:
+    async def _find_or_create(self, job: Job, *, look: bool = True, suspect: bool = False) -> Started:
         """`suspect`: a create of another replica may still be on its way, so that absence means nothing yet."""
-        look = suspect or self._always_look or job.attempt > job.first_attempt
         look_until = time.monotonic() + (self._adopt_grace if suspect else 0)
-        # A fresh message has no execution of its own yet, only perhaps that of an earlier message with its id.
-        fresh = not suspect and job.attempt == job.first_attempt
-        since = self._kestra.now() - self._window if fresh else None
         failures = Failures()
         while True:
-            if look and (execution := await self._look(job, look_until, since)):
+            if look and (execution := await self._look(job, look_until)):
                 return Started(execution, adopted=True)
             if self._patience.stopping.is_set():
                 raise LeftToBroker
@@ -195,13 +203,24 @@ class Starter:
                 self._last_create = time.monotonic()
                 return Started(created, adopted=False)
 
+    async def _duplicated(self, job: Job) -> Execution | None:
+        """The execution of an earlier message of the same job, if it started within the window."""
+        since = self._kestra.now() - self._window
+        # No more at once than Kestra is asked anyway, so that the others learn from how long the first ones take.
+        async with self._searching:
+            if not self._recent.wanted:
+                return await self.find(job, self._patience, since=since)
+        if await self._recent.lacks(job):
+            return None
+        return await self.find(job, self._patience, since=since)
+
     async def _named(self, error: KestraAmbiguous) -> Execution | None:
         """The execution that an error names, which Kestra 2.0 does for one that it lost sight of (kestra#17863)."""
         if error.execution_id is None:
             return None
         return await self._patience.ask(partial(self._kestra.get, error.execution_id))
 
-    async def _look(self, job: Job, until: float, since: datetime | None) -> Execution | None:
+    async def _look(self, job: Job, until: float) -> Execution | None:
         """Look once, or again and again until that moment.
 
         One listing serves many, but an execution that has ended is only found by a search. What is awaited after the
@@ -212,7 +231,7 @@ class Starter:
         try:
             search = True
             while True:
-                if execution := await self._look_once(job, since, search=search, again=until > time.monotonic()):
+                if execution := await self._look_once(job, search=search, again=until > time.monotonic()):
                     return execution
                 left = until - time.monotonic()
                 if left <= 0 and search:
@@ -222,8 +241,8 @@ class Starter:
         finally:
             self._looking -= 1
 
-    async def _look_once(self, job: Job, since: datetime | None, *, search: bool, again: bool) -> Execution | None:
+    async def _look_once(self, job: Job, *, search: bool, again: bool) -> Execution | None:
         many = self._looking >= MANY_LOOK
         if many and again and (execution := await self._own(await self._unfinished.of(job), self._patience)):
             return execution
-        return await self.find(job, self._patience, since=since) if search or not many else None
+        return await self.find(job, self._patience) if search or not many else None

@@ -349,6 +349,12 @@ class TestSearch:
         await kestra.create(wanted)
         assert len(await kestra.find(wanted, since=datetime.now(UTC) - back)) == found
 
+    async def test_lists_what_started_since_a_moment_oldest_first(self, kestra: Kestra) -> None:
+        made = [await kestra.create(job("silent")) for _ in range(3)]
+        assert made[1].started
+        rows, total = await kestra.started_since(made[1].started)
+        assert ([row.id for row in rows], total) == ([one.id for one in made[1:]], 2)
+
     async def test_leaves_out_states_and_lists_only_what_goes_on(self, server: Server, api: httpx.AsyncClient) -> None:
         mark = uuid.uuid4().hex
         done = (await create(api, "silent", f"mark:{mark}")).json()

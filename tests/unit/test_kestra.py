@@ -52,6 +52,7 @@ CALLS: dict[str, Callable[[Kestra], Awaitable[Any]]] = {
     "correlated": lambda kestra: kestra.correlated("c1"),
     "story": lambda kestra: kestra.story("e1"),
     "reworked": lambda kestra: kestra.reworked(),
+    "started_since": lambda kestra: kestra.started_since(datetime.now(UTC)),
     "validate_flow": lambda kestra: kestra.validate_flow("id: x"),
     "save_flow": lambda kestra: kestra.save_flow(FLOW, "id: x", exists=False),
 }

@@ -1,0 +1,196 @@
+"""Fresh messages where a search is slow: a listing of recent executions, shared by many, says that there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from bridge import recent
+from bridge.execution import Execution
+from bridge.job import FlowName, Job
+from bridge.kestra import Kestra
+from bridge.metrics import Metrics
+from bridge.start import Patience, Started, Starter
+from tests.harness import settings_of
+from tests.standin import Standin
+
+WINDOW = 3600.0
+
+
+def job(name: str, attempt: int = 1) -> Job:
+    return Job(id=name, flow=FlowName("test", "short"), attempt=attempt)
+
+
+@dataclass
+class Rig:
+    """A Kestra and a replica; `other` is somebody else's way to the same Kestra."""
+
+    kestra: Standin
+    client: Kestra
+    other: Kestra
+    starter: Starter
+    metrics: Metrics
+    hidden: set[str] = field(default_factory=set)
+
+    async def deliver(self, *jobs: Job, redelivered: bool = False) -> list[Started]:
+        return await asyncio.gather(*(self.starter.start(one, redelivered=redelivered) for one in jobs))
+
+    async def see_that_searches_are_slow(self) -> None:
+        """After these the replica knows, and has listed what there is."""
+        for number in range(recent.SLOW_IN_A_ROW + 1):
+            await self.deliver(job(f"slow-{number}"))
+
+    def requests(self, operation: str) -> float:
+        name = "bridge_kestra_request_seconds_count"
+        return self.metrics.registry.get_sample_value(name, {"operation": operation, "code": "200"}) or 0
+
+
+@pytest.fixture
+async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(recent, "SLOW_SEARCH", 0.0)
+    monkeypatch.setattr(recent, "EVERY", 0.01)
+    metrics = Metrics()
+    async with Standin() as kestra:
+        kestra.flow("test", "short")
+        async with Kestra(settings_of(kestra), metrics) as client, Kestra(settings_of(kestra)) as other:
+            starter = Starter(
+                kestra=client,
+                metrics=metrics,
+                patience=Patience(),
+                always_look=True,
+                window=WINDOW,
+                adopt_grace=0.2,
+                ambiguous_wait=0.2,
+            )
+            rig = Rig(kestra, client, other, starter, metrics)
+            listed = client.started_since
+
+            async def without_the_hidden(*arguments: Any) -> tuple[list[Execution], int]:
+                rows, total = await listed(*arguments)
+                return [row for row in rows if row.id not in rig.hidden], total
+
+            monkeypatch.setattr(client, "started_since", without_the_hidden)
+            yield rig
+
+
+def small_pages(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr("bridge.kestra.PAGE_SIZE", size)
+    monkeypatch.setattr(recent, "PAGE_SIZE", size)
+
+
+async def test_fresh_messages_cost_no_search_of_their_own(rig: Rig) -> None:
+    await rig.see_that_searches_are_slow()
+    before = rig.requests("find")
+    await rig.deliver(*(job(f"job-{number}") for number in range(50)))
+    assert rig.requests("find") == before
+
+
+async def test_fresh_messages_share_listings(rig: Rig) -> None:
+    await rig.see_that_searches_are_slow()
+    before = rig.requests("recent")
+    await rig.deliver(*(job(f"job-{number}") for number in range(50)))
+    assert rig.requests("recent") - before <= 2
+
+
+async def test_while_searches_are_quick_there_is_no_listing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "SLOW_SEARCH", 60.0)
+    await rig.see_that_searches_are_slow()
+    assert rig.requests("recent") == 0
+
+
+async def test_a_duplicate_of_what_was_there_before_the_first_listing_is_adopted(rig: Rig) -> None:
+    earlier = await rig.other.create(job("twice"))
+    await rig.see_that_searches_are_slow()
+    (found,) = await rig.deliver(job("twice"))
+    assert (found.adopted, found.execution.id) == (True, earlier.id)
+
+
+async def test_a_duplicate_of_what_another_replica_has_started_since_is_adopted(rig: Rig) -> None:
+    await rig.see_that_searches_are_slow()
+    earlier = await rig.other.create(job("twice"))
+    (found,) = await rig.deliver(job("twice"))
+    assert (found.adopted, found.execution.id) == (True, earlier.id)
+
+
+async def test_a_duplicate_of_its_own_is_adopted_though_no_listing_shows_it_yet(rig: Rig) -> None:
+    await rig.see_that_searches_are_slow()
+    (first,) = await rig.deliver(job("twice"))
+    rig.hidden.add(first.execution.id)
+    (second,) = await rig.deliver(job("twice"))
+    assert (second.adopted, second.execution.id) == (True, first.execution.id)
+
+
+async def test_an_execution_that_is_seen_late_is_found_by_a_listing_that_reads_back_further(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "OVERLAP", timedelta())
+    await rig.see_that_searches_are_slow()
+    late = await rig.other.create(job("late"))
+    rig.hidden.add(late.id)
+    await rig.deliver(job("after"))
+    rig.hidden.clear()
+    monkeypatch.setattr(recent, "DEEP_EVERY", 0.0)
+    (found,) = await rig.deliver(job("late"))
+    assert (found.adopted, found.execution.id) == (True, late.id)
+
+
+async def test_more_than_a_page_is_read_before_anything_is_certain(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_pages(monkeypatch, 2)
+    made = {name: (await rig.other.create(job(name))).id for name in map(str, range(7))}
+    await rig.see_that_searches_are_slow()
+    found = await rig.deliver(*map(job, made))
+    assert [one.execution.id for one in found] == list(made.values())
+
+
+async def test_a_page_that_is_full_of_one_instant_ends(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.see_that_searches_are_slow()
+    small_pages(monkeypatch, 1)
+    made = {name: (await rig.other.create(job(name))).id for name in map(str, range(4))}
+    found = await rig.deliver(*map(job, made))
+    assert [one.execution.id for one in found] == list(made.values())
+
+
+async def test_too_long_a_history_is_searched_and_not_listed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "MOST", 3)
+    await rig.see_that_searches_are_slow()
+    before = rig.requests("find")
+    await rig.deliver(*map(job, "abc"))
+    assert (rig.requests("find") - before, rig.requests("recent")) == (3, 1)
+
+
+async def test_a_duplicate_is_adopted_after_what_is_known_became_too_much(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = await rig.other.create(job("twice"))
+    await rig.see_that_searches_are_slow()
+    monkeypatch.setattr(recent, "MOST", 1)
+    (found,) = await rig.deliver(job("twice"))
+    assert (found.adopted, found.execution.id) == (True, earlier.id)
+
+
+async def test_where_listing_fails_the_search_decides(rig: Rig) -> None:
+    await rig.see_that_searches_are_slow()
+    earlier = await rig.other.create(job("twice"))
+    before = rig.requests("find")
+    rig.kestra.faults.add("search", status=500)
+    (found,) = await rig.deliver(job("twice"))
+    assert (found.execution.id, rig.requests("find") - before) == (earlier.id, 1)
+
+
+async def test_a_redelivered_message_s_execution_is_searched_all_the_same(rig: Rig) -> None:
+    await rig.see_that_searches_are_slow()
+    before = rig.requests("find")
+    await rig.deliver(job("one"), redelivered=True)
+    assert rig.requests("find") > before
+
+
+async def test_a_later_attempt_s_execution_is_searched_all_the_same(rig: Rig) -> None:
+    await rig.see_that_searches_are_slow()
+    before = rig.requests("find")
+    await rig.deliver(job("one", attempt=2))
+    assert rig.requests("find") == before + 1
