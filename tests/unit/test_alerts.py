@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from deploy.local.paths import REPOSITORY
+from tests.commands import in_markdown, unknown_in
 from tests.dashboard import RECORD, exported, named
 
 PROMETHEUS = REPOSITORY / "deploy" / "prometheus"
@@ -71,6 +72,11 @@ def test_each_alert_has_a_paragraph_and_each_paragraph_an_alert() -> None:
 def test_a_paragraph_names_a_command_or_a_setting_that_mends_it(name: str) -> None:
     paragraph = RUNBOOK.partition(f"## {name}\n")[2].partition("\n## ")[0]
     assert re.search(r"`docker compose|`BRIDGE_", paragraph)
+
+
+@pytest.mark.parametrize("command", sorted(set(in_markdown(RUNBOOK))))
+def test_a_command_of_ours_that_the_runbook_names_is_there(command: str) -> None:
+    assert unknown_in(command) is None
 
 
 def test_a_log_line_that_the_runbook_names_is_one_of_the_bridges() -> None:
