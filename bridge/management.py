@@ -18,7 +18,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge import __version__, clock
-from bridge.errors import BridgeError, BrokerDenied, BrokerUnavailable
+from bridge.errors import BridgeError, BrokerDenied, BrokerError, BrokerUnavailable
 from bridge.settings import BrokerSettings
 
 TIMEOUT = 10.0
@@ -81,11 +81,16 @@ class Management:
         """How far the broker's clock is ahead of ours, as its last answer told it (to the second)."""
         self._vhost = quote(settings.virtual_host, safe="")
         self._username, password = settings.management_login
+        self._tls = settings.amqp_tls
+        try:
+            self._context = self._tls.context() if self.url.startswith("https://") else None
+        except ValueError as error:
+            raise BrokerDenied(str(error)) from error
         self._http = httpx.AsyncClient(
             base_url=f"{self.url}/api",
             auth=httpx.BasicAuth(self._username, password.get_secret_value()),
             headers={"User-Agent": f"kestra-bridge/{__version__}", "Accept": "application/json"},
-            verify=_tls(settings),
+            verify=self._context or True,
             timeout=TIMEOUT,
             transport=transport,
         )
@@ -147,8 +152,8 @@ class Management:
         """What the API answers, decoded; `also` is a status besides success whose answer counts."""
         try:
             response = await self._http.get(path)
-        except _HTTPX_ERRORS as error:
-            raise BrokerUnavailable(f"can't reach RabbitMQ's management API at {self.url}: {_why(error)}") from error
+        except (*_HTTPX_ERRORS, ssl.SSLError) as error:
+            raise await self._without_answer(error) from error
         self.skew = clock.skew(response.headers.get("Date"))
         data = _json(response)
         if response.status_code in (401, 403):
@@ -162,6 +167,17 @@ class Management:
                 f"{self.url} does not answer as RabbitMQ's management API does (HTTP {response.status_code})"
             )
         return data
+
+    async def _without_answer(self, error: Exception) -> BrokerError:
+        """What it means that a request got no answer."""
+        trouble = self._tls.trouble(error)
+        if trouble is None and isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError)):
+            url = httpx.URL(self.url)
+            port = url.port or (443 if self._context else 80)
+            trouble = await self._tls.why_cut_off(url.host, port, self._context, scheme="https")
+        if trouble:
+            return BrokerDenied(f"RabbitMQ's management API at {self.url} (BRIDGE_MANAGEMENT_URL): {trouble}")
+        return BrokerUnavailable(f"can't reach RabbitMQ's management API at {self.url}: {_why(error)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,15 +280,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _rows(value: Any) -> list[Mapping[str, Any]]:
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-
-
-def _tls(settings: BrokerSettings) -> ssl.SSLContext | bool:
-    if not settings.management_address.startswith("https://"):
-        return True
-    try:
-        return settings.amqp_tls.context()
-    except ValueError as error:
-        raise BrokerDenied(str(error)) from error
 
 
 def _why(error: Exception) -> str:

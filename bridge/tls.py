@@ -64,8 +64,9 @@ class Identity:
             context.load_cert_chain(self.certificate, self.key, password="")
         except (OSError, ssl.SSLError) as error:
             names = f"{self.prefix}_CERTIFICATE" + (f" and {self.prefix}_KEY" if self.key else "")
+            files = f"{self.certificate}" + (f" and {self.key}" if self.key else "")
             raise ValueError(
-                f"{names}: no PEM certificate and its own key without a pass phrase ({_why(error)})"
+                f"{names}: no PEM certificate and its own key without a pass phrase in {files} ({_why(error)})"
             ) from error
 
     def trouble(self, error: BaseException) -> str | None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +23,7 @@ from bridge.errors import BridgeError, BrokerDenied, BrokerUnavailable
 from bridge.management import Binding, Consumer, Management, QueueState, ReplicaMetrics, parse_queue, scrape
 from bridge.metrics import Metrics
 from bridge.settings import BrokerSettings
+from tests.certificates import Authority
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -213,6 +219,84 @@ class TestTheClient:
             await client.version()
         assert client.skew is not None
         assert timedelta(minutes=4) < client.skew < timedelta(minutes=6)
+
+
+@asynccontextmanager
+async def listening(context: ssl.SSLContext | None) -> AsyncIterator[int]:
+    """The port of a server that likes nothing that it is told."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            await reader.read(1)
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+class TestTls:
+    """What only an operator can mend is told in one line that names a setting, as for AMQP and Kestra."""
+
+    @staticmethod
+    async def told(url: str, **files: Path) -> str:
+        given = {"amqp_url": "amqp://u:p@rabbit", "management_url": url}
+        with pytest.raises(BrokerDenied) as caught:
+            async with Management(BrokerSettings.model_validate(given | files)) as client:
+                await client.version()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    @pytest.fixture
+    def authority(self, tmp_path: Path) -> Authority:
+        return Authority(tmp_path / "ours")
+
+    async def test_by_an_unknown_ca_is_not_trusted(self, authority: Authority) -> None:
+        async with listening(authority.server("rabbit", "127.0.0.1")) as port:
+            told = await self.told(f"https://127.0.0.1:{port}")
+        assert "BRIDGE_AMQP_CA names whom to trust" in told
+
+    async def test_for_another_host_is_not_trusted(self, authority: Authority) -> None:
+        async with listening(authority.server("rabbit", "rabbit.example")) as port:
+            told = await self.told(f"https://127.0.0.1:{port}", amqp_ca=authority.ca)
+        assert re.search(r"\(BRIDGE_MANAGEMENT_URL\): its certificate can't be trusted: .*127\.0\.0\.1", told)
+
+    async def test_that_wants_a_certificate_says_so(self) -> None:
+        def fail(_: httpx.Request) -> httpx.Response:
+            alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED]")
+            alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+            raise alert  # as OpenSSL tells it, and httpx lets it through
+
+        async with api(fail) as client:
+            with pytest.raises(BrokerDenied, match=r"\(certificate required\); BRIDGE_AMQP_CERTIFICATE"):
+                await client.version()
+
+    async def test_that_is_not_spoken_is_told(self) -> None:
+        async with listening(None) as port:
+            told = await self.told(f"https://127.0.0.1:{port}")
+        assert "it does not speak TLS there" in told
+
+    async def test_that_alone_is_spoken_is_told(self, authority: Authority) -> None:
+        async with listening(authority.server("rabbit", "127.0.0.1")) as port:
+            told = await self.told(f"http://127.0.0.1:{port}")
+        assert "it speaks TLS there, so the address must begin with https://" in told
+
+    @pytest.mark.parametrize(
+        ("named", "told"),
+        [
+            (["amqp_ca"], r"BRIDGE_AMQP_CA: \S+ holds no CA certificates"),
+            (["amqp_certificate"], r"BRIDGE_AMQP_CERTIFICATE: no PEM certificate .* in \S+/no\.pem \("),
+            (["amqp_certificate", "amqp_key"], r"BRIDGE_AMQP_CERTIFICATE and BRIDGE_AMQP_KEY: .* in \S+ and \S+ \("),
+        ],
+    )
+    async def test_by_a_file_that_is_none_is_told_with_its_name(
+        self, named: list[str], told: str, tmp_path: Path
+    ) -> None:
+        wrong = tmp_path / "no.pem"
+        wrong.write_text("no PEM")
+        assert re.match(told, await self.told("https://127.0.0.1:1", **dict.fromkeys(named, wrong)))
 
 
 class TestScraping:
