@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -18,11 +18,12 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 from aiormq.abc import AbstractChannel as RawChannel
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
+from aiormq.tools import shield
 from pamqp.commands import Basic, Queue
 
 from bridge.broker import to_message
 from bridge.delivery import Message
-from bridge.errors import BrokerDenied, BrokerUnavailable, QueueInUse, QueueMissing
+from bridge.errors import BridgeError, BrokerDenied, BrokerUnavailable, QueueInUse, QueueMissing
 
 Each = TypeVar("Each")
 
@@ -37,6 +38,9 @@ SETTLED_AT_ONCE = 16
 
 LOCK_EVERY = 0.2
 RETURN_TIMEOUT = 3.0
+RETURN_ANYWAY = 10.0
+"""Seconds to give back all that is held where something else has ended the reading."""
+
 LOOK_EVERY = 0.02
 
 
@@ -75,14 +79,21 @@ class Desk:
     @classmethod
     @asynccontextmanager
     async def open(cls, connection: AbstractConnection) -> AsyncIterator[Desk]:
-        """A desk on that connection. At the end everything that isn't settled goes back."""
+        """A desk on that connection. At the end, whichever it is, everything that isn't settled goes back."""
         with _translated("a channel"):
             channel = await connection.channel(publisher_confirms=False)
             raw = await channel.get_underlay_channel()
             await raw.basic_qos(prefetch_count=WINDOW, timeout=ANSWER_TIMEOUT)
         desk = cls(raw)
-        yield desk
-        # Not where an error or a cancellation ended it: closing the connection gives all of it back as well.
+        try:
+            yield desk
+        except (Exception, asyncio.CancelledError):
+            # What is taken from a connection that closes goes back in another order, and as failed deliveries.
+            with suppress(BridgeError, TimeoutError):
+                async with asyncio.timeout(RETURN_ANYWAY):
+                    await desk.take_the_rest()
+                    await desk.give_back()
+            raise
         await desk.give_back()
         with _translated("a channel"):
             await channel.close()
@@ -92,6 +103,17 @@ class Desk:
         browser = Browser(self._raw, queue)
         self._browsers.append(browser)
         return browser
+
+    async def take_the_rest(self) -> None:
+        """Take hold of what is not read yet of queues of which something is held.
+
+        What is given back comes after what was given back before: a part of a queue would change places with the rest.
+        """
+        for browser in self._browsers:
+            # What was asked for when that was cut off has come once another question is answered.
+            while browser.begun and await browser.ready() and browser.holds:
+                async for _ in browser.read():
+                    pass
 
     async def give_back(self) -> None:
         """Give back all that is held, in the order in which it came.
@@ -125,6 +147,8 @@ class Browser:
         self._raw = raw
         self._consumers: list[Consumer] = []
         self._room = 0
+        self.begun = False
+        """Whether anything was read, or asked for."""
         self._arrived: asyncio.Queue[Held] = asyncio.Queue()
 
     async def others(self, patience: float = 0) -> int:
@@ -150,6 +174,7 @@ class Browser:
         The first is asked for by itself: the answer comes when RabbitMQ has done what it had still to do in this
         queue. After a large give-back, 3.10 says for seconds that there's nothing.
         """
+        self.begun = True
         if not await self._get():
             return
         left = 1 + await self.ready()
@@ -228,6 +253,7 @@ class Browser:
         ours = sum(1 for consumer in self._consumers if consumer.held or consumer.active)
         return max(0, ((await self._declared()).consumer_count or 0) - ours)
 
+    @shield  # a call that is cut off in the middle closes its channel
     async def _declared(self) -> Queue.DeclareOk:
         with _translated(self.queue):
             return await self._raw.queue_declare(self.queue, passive=True, timeout=ANSWER_TIMEOUT)
@@ -235,13 +261,17 @@ class Browser:
     async def _keep_reading(self, left: int) -> None:
         """Let another consumer take over when the last one can't take much more."""
         if self._room < WINDOW // 2 and self._arrived.qsize() < min(left, WINDOW):
-            consumer = Consumer(f"browse.{self.queue}.{len(self._consumers)}", active=True)
-            self._consumers.append(consumer)
-            self._room += WINDOW
-            with _translated(self.queue):
-                await self._raw.basic_consume(
-                    self.queue, partial(self._take, consumer), consumer_tag=consumer.name, timeout=ANSWER_TIMEOUT
-                )
+            await self._consume()
+
+    @shield
+    async def _consume(self) -> None:
+        consumer = Consumer(f"browse.{self.queue}.{len(self._consumers)}", active=True)
+        self._consumers.append(consumer)
+        self._room += WINDOW
+        with _translated(self.queue):
+            await self._raw.basic_consume(
+                self.queue, partial(self._take, consumer), consumer_tag=consumer.name, timeout=ANSWER_TIMEOUT
+            )
 
     async def _take(self, consumer: Consumer, message: DeliveredMessage) -> None:
         assert message.delivery_tag is not None, "a delivery has a tag"
@@ -268,6 +298,7 @@ class Browser:
                     del receipt.consumer.held[receipt.tag]
                     self._room += receipt.consumer.active
 
+    @shield
     async def _get(self) -> bool:
         """Ask for one message, and wait until what was sent before is done: RabbitMQ works through it in order."""
         with _translated(self.queue):

@@ -21,12 +21,15 @@ from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from bridge.broker import Broker, Connection, Publisher
+from bridge import topology
+from bridge.broker import Broker, Connection, Publisher, announced_version, parse_version
 from bridge.browse import Browser, Desk, Held, Receipt, alone, peek
 from bridge.dead_letters import Letter, key_of_copy, parse, to_replay
 from bridge.delivery import Message
-from bridge.errors import QueueInUse
-from bridge.settings import Lane
+from bridge.errors import BridgeError, QueueInUse, TopologyMismatch
+from bridge.inspection import Inspection
+from bridge.management import Management
+from bridge.settings import BrokerSettings, Lane
 from bridge.topology import dead_queue, replay_queue
 
 AT_ONCE = 128
@@ -34,6 +37,17 @@ PATIENCE = 15.0
 PATIENCE_WITH_OTHERS = 3.0
 UNTIL_ON_DISK = 2.0
 """RabbitMQ notes a new quorum queue on disk only a second after it confirmed it; one that is killed sooner loses it."""
+
+LOOKS_COUNT = ((4, 0), (4, 3))
+"""From the first of these versions to before the second a quorum queue counts each look as a return, and gives a
+message up after 20 of them unless its `x-delivery-limit` or a policy says otherwise (tried on 3.10, 4.0 and 4.3).
+"""
+
+
+def lift_limit(queue: str) -> str:
+    """The command that lifts the delivery limit of a queue that is there; it needs neither a restart nor a move."""
+    pattern = queue.replace(".", r"\.")
+    return f"rabbitmqctl set_policy -p VHOST {queue} '^{pattern}$' '{{\"delivery-limit\": -1}}' --apply-to queues"
 
 
 @dataclass(slots=True)
@@ -76,16 +90,26 @@ class DeadLetters:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, connection: Connection, lane: Lane, *, only_look: bool) -> AsyncIterator[DeadLetters]:
+    async def open(
+        cls,
+        connection: Connection,
+        lane: Lane,
+        settings: BrokerSettings,
+        *,
+        only_look: bool,
+        patience: float = PATIENCE,
+    ) -> AsyncIterator[DeadLetters]:
         """Wait for one's turn and open the queue; what isn't settled in the end goes back in its order.
 
         `others` says how many others hold letters all the same, by other means: theirs can't be seen.
 
         Raises:
-            QueueInUse: another command works with them for longer than one wants to wait.
+            QueueInUse: another command works with them for longer than `patience` seconds.
+            TopologyMismatch: RabbitMQ would drop letters that are looked at often.
         """
+        await _require_unlimited(connection, lane, settings)
         lock = f"{dead_queue(lane.queue)}.lock"
-        async with alone(connection, lock, patience=PATIENCE, needed=not only_look), Desk.open(connection) as desk:
+        async with alone(connection, lock, patience=patience, needed=not only_look), Desk.open(connection) as desk:
             letters = cls(lane, desk, connection)
             letters.others = await letters._dead.others(PATIENCE_WITH_OTHERS)
             yield letters
@@ -133,6 +157,32 @@ class DeadLetters:
     async def _read(self) -> AsyncIterator[tuple[Letter, Held]]:
         async for held in self._dead.read():
             yield parse(held.message, queue=self._lane.queue, default_flow=self._lane.flow_name), held
+
+
+async def _require_unlimited(connection: Connection, lane: Lane, settings: BrokerSettings) -> None:
+    """See that looking costs no letter; who may not configure the queue, nor ask the management API, can't know.
+
+    Raises:
+        TopologyMismatch: the queue was made on RabbitMQ 3, and no policy is known to lift its limit.
+    """
+    version = parse_version(announced_version(connection))
+    if not LOOKS_COUNT[0] <= version < LOOKS_COUNT[1]:
+        return
+    dead = topology.plan_dead(lane.queue, version=version)
+    standing = await Inspection(connection).standing(dead)
+    if "x-delivery-limit" not in (standing.differs or ""):
+        return
+    unseen = ""
+    try:
+        async with Management(settings) as management:
+            state = await management.queue(dead.name)
+    except BridgeError as error:
+        state, unseen = None, f"; whether that was done can't be seen: {error}"
+    if state is None or state.delivery_limit != -1:
+        raise TopologyMismatch(
+            f"{dead.name} was made without x-delivery-limit -1, so that this RabbitMQ drops what is looked at 20 "
+            f"times, and nothing was looked at; this lifts the limit: {lift_limit(dead.name)}{unseen}"
+        )
 
 
 class _Copies:

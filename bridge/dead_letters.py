@@ -109,9 +109,7 @@ def parse(message: Message, *, queue: str, default_flow: FlowName | None) -> Let
         error=error,
         flow=_flow(message.body) or default_flow,
         attempt=attempt,
-        execution=execution
-        if (execution := _text(headers, "x-bridge-execution")) and _ID.fullmatch(execution)
-        else None,
+        execution=_execution(headers),
         at=at or _aware(message.timestamp),
         priority=message.priority,
         size=len(message.body),

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused
-from pamqp.commands import Basic
-from pamqp.common import FieldTable
 
 from bridge import topology
 from bridge.broker import announced_version
@@ -32,14 +29,6 @@ class Depth:
 
     ready: int
     consumers: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetters:
-    """Why messages are dead letters: of the first `read` ones in a queue."""
-
-    read: int = 0
-    reasons: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,33 +145,6 @@ class Inspection:
             else:
                 arguments = None if passive else dict(thing.arguments)
                 await channel.declare_queue(thing.name, durable=True, passive=passive, arguments=arguments)
-
-    async def dead_letters(self, queue: str, *, limit: int) -> DeadLetters:
-        """Why the first messages of a dead-letter queue are there; they go back to it in their order.
-
-        They are away from the queue meanwhile, for as long as it takes to read so many.
-        """
-        reasons: Counter[str] = Counter()
-        async with self._connection.channel(publisher_confirms=False) as channel:
-            raw = await channel.get_underlay_channel()
-            while reasons.total() < limit:
-                message = await raw.basic_get(queue, no_ack=False)
-                if isinstance(message.delivery, Basic.GetEmpty):
-                    break
-                reasons[reason_of(message.header.properties.headers or {})] += 1
-            # Closing the channel would give them back as well, but in another order, and count failed deliveries.
-            await raw.basic_nack(0, multiple=True, requeue=True)
-        return DeadLetters(reasons.total(), dict(reasons.most_common()))
-
-
-def reason_of(headers: FieldTable) -> str:
-    """Why a message is a dead letter: the bridge's reason, or the broker's own (RabbitMQ's "Dead Letter Exchanges")."""
-    if isinstance(reason := headers.get("x-bridge-reason"), str):
-        return reason
-    deaths = headers.get("x-death")
-    first = deaths[0] if isinstance(deaths, list) and deaths else None
-    reason = first.get("reason") if isinstance(first, dict) else None
-    return f"{reason} (by RabbitMQ)" if isinstance(reason, str) else "unknown"
 
 
 def _of_exchange(error: ChannelAccessRefused) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bridge.errors import BridgeError
 from bridge.execution import Execution
-from bridge.inspection import DeadLetters, Depth
+from bridge.inspection import Depth
 from bridge.job import ATTEMPT_LABEL, JOB_LABEL, QUEUE_LABEL
 from bridge.management import Consumer, QueueState, ReplicaMetrics
 from bridge.settings import Lane
@@ -31,11 +31,14 @@ class Unseen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerFacts:
-    """What RabbitMQ tells by AMQP. A queue whose depth is None isn't there."""
+    """What RabbitMQ tells by AMQP. A queue whose depth is None isn't there.
+
+    `reasons` has of each dead-letter queue how many of its letters are there for which reason.
+    """
 
     version: str
     depths: Mapping[str, Depth | None]
-    dead_letters: Mapping[str, DeadLetters] = field(default_factory=dict)
+    reasons: Mapping[str, Mapping[str, int] | Unseen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +86,7 @@ class RetryStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadStatus:
-    """A dead-letter queue: how many messages it has, and the reasons of the first `read` of them."""
+    """A dead-letter queue: how many messages it has, and the reasons of the `read` that were looked at: all or none."""
 
     queue: str
     messages: int | None
@@ -222,9 +225,13 @@ def _lane(facts: Facts, lane: Lane) -> LaneStatus:
 
 
 def _dead(facts: Facts, queue: str) -> DeadStatus:
-    read = facts.broker.dead_letters.get(queue) if isinstance(facts.broker, BrokerFacts) else None
-    found = read or DeadLetters()
-    return DeadStatus(queue=queue, messages=_ready(facts, queue), read=found.read, reasons=found.reasons)
+    told = _reasons(facts).get(queue)
+    reasons = told if told and not isinstance(told, Unseen) else {}
+    return DeadStatus(queue=queue, messages=_ready(facts, queue), read=sum(reasons.values()), reasons=reasons)
+
+
+def _reasons(facts: Facts) -> Mapping[str, Mapping[str, int] | Unseen]:
+    return facts.broker.reasons if isinstance(facts.broker, BrokerFacts) else {}
 
 
 def _depth(facts: Facts, queue: str) -> Depth | None:
@@ -317,8 +324,9 @@ def _unknown(facts: Facts) -> list[str]:
     by_management = ["priorities", "alarms", "replicas"]
     if all(_in_flight(facts, lane.queue) is None for lane in facts.lanes):
         by_management.insert(0, "in flight")
-    missing = [
+    missing: list[tuple[str, object]] = [
         ("ready messages, consumers, dead letters", facts.broker),
+        *((f"reasons in {queue}", told) for queue, told in _reasons(facts).items()),
         (", ".join(by_management), facts.management),
         ("jobs", facts.kestra),
         *(("a replica's metrics", found) for found in facts.metrics.values()),

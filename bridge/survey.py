@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Self, TypeVar
 
 from bridge.broker import Broker
+from bridge.dead_letter_queue import DeadLetters
 from bridge.errors import BridgeError, BrokerUnavailable
-from bridge.inspection import DeadLetters, Depth, Inspection
+from bridge.inspection import Depth, Inspection
 from bridge.kestra import Kestra
 from bridge.management import Management, scrape
-from bridge.settings import BrokerSettings, KestraSettings
+from bridge.settings import BrokerSettings, KestraSettings, Lane
 from bridge.status import BrokerFacts, Facts, KestraFacts, ManagementFacts, Unseen, names
 from bridge.topology import dead_queue
 
 PATIENCE = 15.0
 """Seconds that a source may take."""
 
-DEAD_LETTERS_READ = 100
-"""Of each lane: reading them takes them from their queue for a moment."""
+READ_AT_MOST = 5000
+"""Dead letters of a lane whose reasons are looked at: all, since reading a part would change the order of the whole."""
+
+TURN = 2.0
+"""Seconds to wait for another command that is at work with dead letters."""
 
 Told = TypeVar("Told")
 
@@ -41,7 +47,7 @@ class Survey:
         self._kestra = Kestra(kestra) if isinstance(kestra, KestraSettings) else kestra
         self._kestra_url = kestra.kestra_url if isinstance(kestra, KestraSettings) else None
         self._stack = AsyncExitStack()
-        self._read: dict[str, tuple[Depth, DeadLetters]] = {}
+        self._read: dict[str, tuple[Depth, Mapping[str, int]]] = {}
 
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self._management)
@@ -54,40 +60,61 @@ class Survey:
 
     async def facts(self) -> Facts:
         """What all sources tell now. Raises nothing of theirs."""
-        broker, management, kestra, metrics = await asyncio.gather(
-            told(self._by_amqp(), f"RabbitMQ at {self._settings.broker_address}"),
-            told(self._by_management(), f"RabbitMQ's management API at {self._management.url}"),
-            told(self._by_kestra(), "Kestra"),
-            asyncio.gather(*(told(scrape(url), f"the metrics at {url}") for url in self._metrics)),
-        )
+        where = f"RabbitMQ's management API at {self._management.url}"
+        # Not by gather, which would not wait until what is interrupted has given back the dead letters.
+        async with asyncio.TaskGroup() as asking:
+            broker = asking.create_task(self._of_broker())
+            management = asking.create_task(told(self._by_management(), where))
+            kestra = asking.create_task(told(self._by_kestra(), "Kestra"))
+            metrics = {
+                url: asking.create_task(told(scrape(url), f"the metrics at {url}"))
+                for url in dict.fromkeys(self._metrics)
+            }
         return Facts(
             at=datetime.now(UTC),
             rabbitmq=self._settings.broker_address,
             kestra_url=self._kestra_url,
             lanes=self._settings.all_lanes,
             retry_delays=self._settings.retry_delays,
-            broker=broker,
-            management=management,
-            kestra=kestra,
-            metrics=dict(zip(self._metrics, metrics, strict=True)),
+            broker=broker.result(),
+            management=management.result(),
+            kestra=kestra.result(),
+            metrics={url: asked.result() for url, asked in metrics.items()},
         )
+
+    async def _of_broker(self) -> BrokerFacts | Unseen:
+        found = await told(self._by_amqp(), f"RabbitMQ at {self._settings.broker_address}")
+        if isinstance(found, Unseen):
+            return found
+        reasons: dict[str, Mapping[str, int] | Unseen] = {}
+        for lane in self._settings.all_lanes:
+            queue = dead_queue(lane.queue)
+            reasons[queue] = await told(self._reasons(lane, found.depths[queue]), queue)
+        return replace(found, reasons=reasons)
 
     async def _by_amqp(self) -> BrokerFacts:
         async with self._broker.connection() as connection:
             inspection = Inspection(connection)
             depths = {queue: await inspection.depth(queue) for queue in self._queues}
-            dead_queues = [dead_queue(lane.queue) for lane in self._settings.all_lanes]
-            dead = {queue: await self._dead_letters(inspection, queue, depths[queue]) for queue in dead_queues}
-            return BrokerFacts(version=inspection.version, depths=depths, dead_letters=dead)
+            return BrokerFacts(version=inspection.version, depths=depths)
 
-    async def _dead_letters(self, inspection: Inspection, queue: str, depth: Depth | None) -> DeadLetters:
-        """The reasons, read anew only where the queue's depth has changed."""
+    async def _reasons(self, lane: Lane, depth: Depth | None) -> Mapping[str, int]:
+        """Why a lane's dead letters are there, read anew only where the queue's depth has changed."""
         if not depth or not depth.ready:
-            return DeadLetters()
-        known = self._read.get(queue)
+            return {}
+        if depth.ready > READ_AT_MOST:
+            raise BridgeError(f"more than {READ_AT_MOST} letters are for `kestra-bridge dead-letters list` to read")
+        known = self._read.get(lane.queue)
         if known is None or known[0] != depth:
-            self._read[queue] = known = depth, await inspection.dead_letters(queue, limit=DEAD_LETTERS_READ)
+            self._read[lane.queue] = known = depth, await self._count(lane)
         return known[1]
+
+    async def _count(self, lane: Lane) -> Mapping[str, int]:
+        async with (
+            self._broker.connection() as connection,
+            DeadLetters.open(connection, lane, self._settings, only_look=True, patience=TURN) as dead,
+        ):
+            return dict(Counter([letter.reason async for letter, _ in dead.read()]).most_common())
 
     async def _by_management(self) -> ManagementFacts:
         api = self._management

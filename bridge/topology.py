@@ -97,9 +97,14 @@ def plan(queue: str, *, kind: Kind, version: Version, max_priority: int, retry_d
         exchanges=(Exchange(queue, ExchangeType.DIRECT), Exchange(dead_exchange(queue), ExchangeType.FANOUT)),
         jobs=Queue(queue, _jobs_arguments(queue, kind, version, max_priority), exchange=queue, routing_key=queue),
         # Side queues need no priorities and hold what must not be lost: replicated wherever that is possible.
-        dead=Queue(dead_queue(queue), {"x-queue-type": "quorum", **_unlimited(version)}, exchange=dead_exchange(queue)),
+        dead=plan_dead(queue, version=version),
         retries=tuple(_retry(queue, delay) for delay in sorted(set(retry_delays))),
     )
+
+
+def plan_dead(queue: str, *, version: Version) -> Queue:
+    """What a lane's dead-letter queue is to be."""
+    return Queue(dead_queue(queue), {"x-queue-type": "quorum", **_unlimited(version)}, exchange=dead_exchange(queue))
 
 
 def plan_replay(queue: str, *, version: Version) -> Queue:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -51,6 +51,12 @@ class Scope:
         broker = Broker(self.settings, name="kestra-bridge dead-letters")
         async with broker.publisher() as (connection, publisher):
             yield Session(broker, connection, publisher)
+
+    def opened(
+        self, session: Session, lane: Lane, *, only_look: bool = False
+    ) -> AbstractAsyncContextManager[DeadLetters]:
+        """A lane's dead letters."""
+        return DeadLetters.open(session.connection, lane, self.settings, only_look=only_look)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +142,7 @@ class Discard:
         with bar("discarded", len(self.letters)) as advance:
             async with self.scope.connected() as session:
                 for lane in _lanes_of(self.scope, self.letters):
-                    async with DeadLetters.open(session.connection, lane, only_look=False) as dead:
+                    async with self.scope.opened(session, lane) as dead:
                         await dead.discard(keys, self.tally, advance)
 
     def report(self) -> None:
@@ -197,7 +203,7 @@ class Replay:
 
     async def _see_through(self, session: Session) -> None:
         for lane in self.scope.lanes:
-            async with DeadLetters.open(session.connection, lane, only_look=False) as dead:
+            async with self.scope.opened(session, lane) as dead:
                 if await dead.unfinished():
                     await dead.replay(session.broker, session.publisher, Plan(), self.tally, lambda: None)
 
@@ -239,7 +245,7 @@ class Replay:
         ]
         with bar("put back", len(letters)) as advance:
             for lane in _lanes_of(self.scope, letters):
-                async with DeadLetters.open(session.connection, lane, only_look=False) as dead:
+                async with self.scope.opened(session, lane) as dead:
                     await dead.replay(session.broker, session.publisher, plan, self.tally, advance)
 
     def _print_json(self) -> None:
@@ -296,7 +302,7 @@ async def _survey(
     """What `see` makes of each letter that is meant, in order; what can't be seen is told of on standard error."""
     found: list[Result] = []
     for lane in scope.lanes:
-        async with DeadLetters.open(session.connection, lane, only_look=only_look) as dead:
+        async with scope.opened(session, lane, only_look=only_look) as dead:
             await _warn(dead, lane)
             async for letter, message in dead.read():
                 # To the end in any case: what is given back comes after what was given back before, so that a part of

@@ -68,8 +68,8 @@ def status(
 
     It asks RabbitMQ, its management API, Kestra and, where they are named, the replicas' metrics. It changes nothing,
     and where one of them doesn't answer it says what is unknown for that. The management API's figures may be five
-    seconds old. The reasons of dead letters are those of the first hundred, which are away from their queue while they
-    are read.
+    seconds old. For their reasons dead letters are read as by 'dead-letters list': they keep their order and are away
+    from their queue meanwhile. Where there are very many it says so instead.
     """
     survey = Survey(load(BrokerSettings, json_logs=as_json), _kestra_settings(), metrics or ())
     try:
@@ -194,7 +194,7 @@ def _set_aside(lanes: Sequence[LaneStatus]) -> RenderableType:
             due = f"the next is due within {in_words(retry.delay)}" if retry.messages else ""
             _row(table, retry.queue, _number(retry.messages), due)
         dead = lane.dead_letters
-        part = f" (of the first {dead.read})" if dead.reasons and dead.read < (dead.messages or 0) else ""
+        part = f" (of {dead.read} that were looked at)" if dead.reasons and dead.read != dead.messages else ""
         _row(
             table,
             dead.queue,

@@ -21,8 +21,12 @@ from pydantic import SecretStr
 
 from bridge.broker import Broker
 from bridge.browse import Desk
+from bridge.delivery import Message
+from bridge.errors import SettingsError
 from bridge.settings import BrokerSettings
-from deploy.local.rabbitmq import RabbitMQ
+from bridge.status import DeadStatus, picture
+from bridge.survey import Survey
+from deploy.local.rabbitmq import RabbitMQ, Series
 from tests.harness import Client, Ended, Proxy, command, commanding, ended, eventually, on_a_terminal
 from tests.integration.conftest import Node
 from tests.standin import Run, Standin
@@ -170,16 +174,110 @@ async def test_what_many_consumers_hold_goes_back_in_its_order_and_as_no_failure
     monkeypatch.setattr("bridge.browse.WINDOW", 4)
     await place.put_many(150)
     reads = [await _read_all(place) for _ in range(3)]
-    assert [job for job, _ in reads[0]] == [job for job, _ in reads[2]]
-    counts = {count for _, count in reads[2]}
-    assert counts == ({None} if place.rabbit.series == "4.3" else {2})
+    assert [each.message_id for each in reads[0]] == [each.message_id for each in reads[2]]
+    assert _returns(reads[2]) == ({None} if place.rabbit.series == "4.3" else {2})
 
 
-async def _read_all(place: Place) -> list[tuple[str | None, Any]]:
-    """The jobs of the dead letters, and how often RabbitMQ says that a delivery of each has failed."""
+async def _read_all(place: Place) -> list[Message]:
+    """The dead letters in their order, which go back."""
     async with Client.connect(place.rabbit.amqp_url) as client, Desk.open(client.connection) as desk:
-        reading = desk.browser(place.dead).read()
-        return [(held.message.message_id, held.message.headers.get("x-delivery-count")) async for held in reading]
+        return [held.message async for held in desk.browser(place.dead).read()]
+
+
+def _returns(letters: Sequence[Message]) -> set[Any]:
+    """How often RabbitMQ says that a delivery of a letter has failed."""
+    return {each.headers.get("x-delivery-count") for each in letters}
+
+
+def _without_counts(letters: Sequence[Message]) -> list[Message]:
+    counts = {"x-delivery-count", "x-acquired-count"}
+    kept = ({name: value for name, value in each.headers.items() if name not in counts} for each in letters)
+    return [replace(each, headers=headers) for each, headers in zip(letters, kept, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("series", "kind", "returns"), [("3.10", "quorum", {3}), ("3.10", "classic", {None}), ("4.3", "quorum", {None})]
+)
+async def test_looking_changes_neither_order_nor_content(
+    node: Node, series: Series, kind: str, returns: set[int | None]
+) -> None:
+    rabbit = node(series)
+    async with Client.connect(rabbit.amqp_url) as client:
+        place = Place(rabbit, client)
+        await place.declare()
+        if kind == "classic":  # which somebody made by hand
+            await client.channel.queue_delete(place.dead)
+            dead = await client.channel.declare_queue(place.dead, durable=True)
+            await dead.bind(place.dead)
+        await place.client.submit(place.queue, {"flow": "team/report"}, job="by-rabbitmq", expiration=timedelta(0))
+        await eventually(lambda: _holds(place, 1), "RabbitMQ has given the message up")
+        await place.put_many(300, priority=7)
+        before = await _read_all(place)
+        for look in (["status"], ["dead-letters", "list"]):
+            assert (await command(*look, **place.environment)).code == 0
+        after = await _read_all(place)
+    assert len(after) == 301
+    assert _without_counts(after) == _without_counts(before)
+    assert _returns(after) == returns
+
+
+@pytest.mark.parametrize("look", [("dead-letters", "list"), ("status",)], ids=lambda look: look[-1])
+async def test_a_look_that_is_interrupted_leaves_the_order_and_counts_nothing_as_failed(
+    one_place: Place, look: Sequence[str]
+) -> None:
+    await one_place.put_many(1500)
+    before = await _read_all(one_place)
+    async with commanding(*look, **one_place.environment) as process:
+        await eventually(lambda: _holds_less(one_place, 1500), "letters are away", every=0.002)
+        process.send_signal(signal.SIGINT)
+        done = await ended(process)
+    after = await _read_all(one_place)
+    assert (done.code, [each.message_id for each in after]) == (130, [each.message_id for each in before])
+    assert _returns(after) == {None}
+
+
+async def _holds_less(place: Place, count: int) -> bool:
+    return await place.client.depth(place.dead) < count
+
+
+# -- status --
+
+
+async def reasons(place: Place) -> tuple[dict[str, int], list[str]]:
+    """The reasons that `status` tells, and what it says to be unknown of the dead letters."""
+    done = await command("status", "--json", **place.environment)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    unknown = [line for line in found["unknown"] if line.startswith("reasons in ")]
+    return found["lanes"][0]["dead_letters"]["reasons"], unknown
+
+
+async def test_status_counts_every_reason_as_a_list_does(one_place: Place) -> None:
+    await one_place.put_many(150)
+    await one_place.put("killed", x_reason="killed")
+    await one_place.client.submit(one_place.dead, b"\xff", job="by-hand")
+    assert await reasons(one_place) == ({"failed": 150, "killed": 1, "unexplained": 1}, [])
+
+
+async def test_status_waits_for_no_other_command_for_long_and_says_so(one_place: Place) -> None:
+    await one_place.put("a")
+    await one_place.client.channel.declare_queue(f"{one_place.dead}.lock", exclusive=True)
+    told, (unknown,) = await reasons(one_place)
+    assert (told, "another command is at work there" in unknown) == ({}, True)
+
+
+async def test_status_reads_no_part_of_a_queue_that_is_too_long_and_says_so(
+    one_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.survey.READ_AT_MOST", 2)
+    await one_place.put_many(3)
+    settings = BrokerSettings(amqp_url=SecretStr(one_place.rabbit.amqp_url), queue=one_place.queue)
+    async with Survey(settings, SettingsError("no Kestra"), ()) as survey:
+        found = picture(await survey.facts())
+    assert found.lanes[0].dead_letters == DeadStatus(queue=one_place.dead, messages=3)
+    assert f"reasons in {one_place.dead}: more than 2 letters are for `kestra-bridge dead-letters list` to read" in (
+        found.unknown
+    )
 
 
 async def test_a_list_in_json_has_a_line_for_each_letter(place: Place) -> None:

@@ -103,18 +103,6 @@ async def test_queues_jobs_and_replicas_are_shown(stage: Stage, busy: Bridge) ->
     assert sum(lane["by_priority"].values()) == JOBS - PREFETCH
 
 
-async def test_dead_letters_are_where_they_were_once_they_have_been_read(one_stage: Stage) -> None:
-    bridge = await one_stage.bridge().start()
-    jobs = [f"bad-{number}" for number in range(5)]
-    for job in jobs:
-        await one_stage.submit(job, b"bad")
-        await bridge.settled(job=job, settlement="dead_letter")
-    await status(one_stage)
-    left = await one_stage.client.take(f"{one_stage.queue}.dead", len(jobs))
-    # RabbitMQ counts what it takes back from a channel that closes as a failed delivery.
-    assert [(each.message_id, each.headers.get("x-delivery-count", 0)) for each in left] == [(job, 0) for job in jobs]
-
-
 async def test_what_has_no_source_is_unknown_and_no_failure(one_stage: Stage) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     shown = await status(one_stage, "--json", "--metrics", nowhere, management_url=nowhere, kestra_url=nowhere)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +15,7 @@ from bridge.cli.status import render
 from bridge.duration import in_words
 from bridge.errors import BridgeError
 from bridge.execution import Execution, State
-from bridge.inspection import DeadLetters, Depth, reason_of
+from bridge.inspection import Depth
 from bridge.management import Consumer, QueueState, ReplicaMetrics
 from bridge.settings import Lane
 from bridge.status import BrokerFacts, Facts, KestraFacts, LaneStatus, ManagementFacts, Oldest, Status, Unseen, picture
@@ -54,11 +53,12 @@ BROKER = BrokerFacts(
         f"{QUEUE}.retry.30": Depth(ready=2, consumers=0),
         f"{QUEUE}.dead": Depth(ready=140, consumers=0),
     },
-    dead_letters={f"{QUEUE}.dead": DeadLetters(100, {"failed": 90, "killed": 10})},
+    reasons={f"{QUEUE}.dead": {"failed": 90, "killed": 50}},
 )
 STATE = QueueState(
     name=QUEUE, kind="quorum", ready=4, in_flight=8, by_priority={"9": 3, "0": 1}, consumers=(consumer("a -> b"),)
 )
+UNREAD = replace(BROKER, reasons={f"{QUEUE}.dead": AWAY})
 MANAGEMENT = ManagementFacts(alarms=[], queues={QUEUE: STATE}, since={"a -> b": NOW - timedelta(hours=1)})
 KESTRA = KestraFacts(version="2.0.0", now=NOW, unfinished=[execution()], link=link)
 METRICS = ReplicaMetrics(in_flight={QUEUE: 5}, oldest=100.0, restarts={"channel_closed": 1})
@@ -111,9 +111,13 @@ class TestALane:
             (f"{QUEUE}.retry.30", 30, 2)
         ]
 
-    def test_tells_its_dead_letters_and_the_reasons_of_those_that_were_read(self) -> None:
+    def test_tells_its_dead_letters_and_their_reasons(self) -> None:
         dead = lane().dead_letters
-        assert (dead.messages, dead.read, dead.reasons) == (140, 100, {"failed": 90, "killed": 10})
+        assert (dead.messages, dead.read, dead.reasons) == (140, 140, {"failed": 90, "killed": 50})
+
+    def test_tells_no_reasons_where_nobody_could_look(self) -> None:
+        dead = lane(broker=UNREAD).dead_letters
+        assert (dead.messages, dead.read, dead.reasons) == (140, 0, {})
 
 
 class TestAJob:
@@ -195,6 +199,7 @@ class TestWhatIsUnknown:
         ("away", "text"),
         [
             ({"broker": AWAY}, "ready messages, consumers, dead letters: it is away"),
+            ({"broker": UNREAD}, f"reasons in {QUEUE}.dead: it is away"),
             ({"management": AWAY}, "in flight, priorities, alarms, replicas: it is away"),
             ({"management": AWAY, "metrics": {"a": METRICS}}, "priorities, alarms, replicas: it is away"),
             ({"kestra": AWAY}, "jobs: it is away"),
@@ -203,22 +208,6 @@ class TestWhatIsUnknown:
     )
     def test_is_said_with_the_reason_on_one_line(self, away: dict[str, Any], text: str) -> None:
         assert seen(**away).unknown == [text]
-
-
-class TestAReason:
-    @pytest.mark.parametrize(
-        ("headers", "reason"),
-        [
-            ({"x-bridge-reason": "failed", "x-death": [{"reason": "expired"}]}, "failed"),
-            ({"x-death": [{"reason": "delivery_limit"}, {"reason": "expired"}]}, "delivery_limit (by RabbitMQ)"),
-            ({"x-death": []}, "unknown"),
-            ({"x-death": "?"}, "unknown"),
-            ({"x-bridge-reason": 7}, "unknown"),
-            ({}, "unknown"),
-        ],
-    )
-    def test_is_the_bridges_else_the_brokers(self, headers: Mapping[str, Any], reason: str) -> None:
-        assert reason_of(dict(headers)) == reason
 
 
 MANY = [execution(id=f"{index:022}", labels={**LABELS, "bridgeJob": f"{index:032x}"}) for index in range(12)]
@@ -263,7 +252,7 @@ class TestTheScreen:
             "the oldest delivery has taken 1 min 40 s",
             "9: 3, 0: 1",
             "the next is due within 30 s",
-            "failed: 90, killed: 10 (of the first 100)",
+            "failed: 90, killed: 50",
             "Executions under way: 12",
             "channel_closed: 1",
         ],
@@ -271,6 +260,10 @@ class TestTheScreen:
     @pytest.mark.parametrize("width", [80, 160])
     def test_says(self, width: int, text: str) -> None:
         assert any(text in line for line in screen(width, **BUSY))
+
+    def test_says_of_how_many_dead_letters_the_reasons_are_where_more_have_come(self) -> None:
+        broker = replace(BROKER, reasons={f"{QUEUE}.dead": {"failed": 90}})
+        assert any("failed: 90 (of 90 that were looked at)" in line for line in screen(80, broker=broker))
 
     def test_says_what_keeps_the_broker_from_taking_messages(self) -> None:
         lines = screen(160, management=replace(MANAGEMENT, alarms=["memory on rabbit@a"]))
