@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bridge.dead_letter_queue import lift_limit
 from bridge.doctor.facts import Facts, LaneFacts, QueueFacts
 from bridge.doctor.finding import Finding, fault, unknown, warning
 from bridge.duration import in_words
@@ -134,8 +135,9 @@ def acknowledgement_timeout(settings: Settings, facts: Facts) -> Iterator[Findin
 
 
 def delivery_limit(_: Settings, facts: Facts) -> Iterator[Finding]:
-    """Messages that may be delivered however often replicas die."""
+    """Messages that may be delivered however often replicas die, and dead letters that may be looked at as often."""
     for lane in facts.broker.lanes:
+        yield from _dead_letters_limit(facts, lane)
         if lane.kind == "quorum" and (limit := _delivery_limit(lane.jobs.state)) >= 0:
             names = _policies(lane.jobs)
             yield fault(
@@ -146,6 +148,20 @@ def delivery_limit(_: Settings, facts: Facts) -> Iterator[Finding]:
                 if names
                 else "delete the queue once it is empty; `kestra-bridge run` declares it with x-delivery-limit -1",
             )
+
+
+def _dead_letters_limit(facts: Facts, lane: LaneFacts) -> Iterator[Finding]:
+    """A dead-letter queue that was made on RabbitMQ 3 has a limit on 4.x, as one can have by policy."""
+    limit = _delivery_limit(lane.dead.state)
+    if limit < 0:
+        return
+    each = "each look at them returns all of them" if facts.broker.version < CONSUMER_ASKS else "a look that is killed"
+    names = _policies(lane.dead)
+    yield fault(
+        f"{lane.dead.name} drops a dead letter after {limit} returns{names}",
+        why=f"{each}, as does a connection that is lost meanwhile: after that they are gone for good",
+        mend=f"set delivery-limit to -1 in that policy{names}" if names else lift_limit(lane.dead.name),
+    )
 
 
 def dead_letters(_: Settings, facts: Facts) -> Iterator[Finding]:

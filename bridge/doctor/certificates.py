@@ -1,18 +1,29 @@
-"""Until when the servers' certificates are valid."""
+"""Until when certificates are valid: the servers', and our own."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from bridge.doctor.facts import Certificate
 from bridge.errors import BridgeError
 from bridge.settings import Settings
+from bridge.status import Unseen
+from bridge.survey import told
 from bridge.tls import Identity
+
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_EXPIRED = 10
+"""OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED."""
+
+_VERSION, _GENERALIZED_TIME = 0xA0, 0x18
+"""Tags of ASN.1's DER, the first one as X.509 uses it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,30 +36,102 @@ class Server:
     identity: Identity
 
     async def certificate(self) -> Certificate:
-        """The certificate that it shows.
+        """The certificate that it shows, also one that has ended.
 
         Raises:
             BridgeError: it can't be reached, or shows none that we trust.
         """
         try:
             context = self.identity.context()
-            _, writer = await asyncio.open_connection(self.host, self.port, ssl=context)
-            shown: ssl.SSLObject = writer.get_extra_info("ssl_object")
-            shown_until = (shown.getpeercert() or {})["notAfter"]
-            writer.transport.abort()
-        except (OSError, ValueError, KeyError) as error:
+            try:
+                der = await self._shown(context)
+            except ssl.SSLCertVerificationError as error:
+                if error.verify_code != _EXPIRED:
+                    raise
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                der = await self._shown(context)
+            return Certificate(what=f"the certificate of {self.name}", until=valid_until(der))
+        except (OSError, ValueError) as error:
             why = self.identity.trouble(error) or str(error)
             raise BridgeError(f"{self.name} at {self.host}:{self.port}: {why}") from error
-        return Certificate(of=self.name, until=datetime.fromtimestamp(ssl.cert_time_to_seconds(str(shown_until)), UTC))
+
+    async def _shown(self, context: ssl.SSLContext) -> bytes:
+        _, writer = await asyncio.open_connection(self.host, self.port, ssl=context)
+        shown: ssl.SSLObject = writer.get_extra_info("ssl_object")
+        der = shown.getpeercert(binary_form=True)
+        writer.transport.abort()
+        return der or b""
 
 
-def servers(settings: Settings) -> Iterator[Server]:
-    """Those of our servers that speak TLS."""
-    of_broker, of_kestra = settings.amqp_tls, settings.kestra_tls
+async def certificates(settings: Settings) -> list[Certificate | Unseen]:
+    """All that matter: ours, and those of our servers that speak TLS."""
+    ours = (told(_own(path, what), what) for path, what in _ours(settings))
+    theirs = (told(server.certificate(), server.name) for server in _servers(settings))
+    return list(await asyncio.gather(*ours, *theirs))
+
+
+def _ours(settings: Settings) -> Iterator[tuple[Path, str]]:
+    for identity, server in ((settings.amqp_tls, "RabbitMQ"), (settings.kestra_tls, "Kestra")):
+        if identity.certificate:
+            where = f"{identity.certificate} ({identity.prefix}_CERTIFICATE)"
+            yield identity.certificate, f"our certificate for {server}, {where},"
+
+
+async def _own(path: Path, what: str) -> Certificate:
+    """A certificate of ours.
+
+    Raises:
+        BridgeError: it can't be read.
+    """
+    try:
+        return Certificate(what=what, until=valid_until(_first_in(path)))
+    except (OSError, ValueError) as error:
+        raise BridgeError(f"{what} can't be read: {error}") from error
+
+
+def _first_in(path: Path) -> bytes:
+    """The first certificate of a PEM file, which is ours; its issuers follow."""
+    found = _PEM.search(path.read_bytes())
+    if found is None:
+        raise ValueError("it holds no PEM certificate")
+    return ssl.PEM_cert_to_DER_cert(found.group().decode("ascii"))
+
+
+def valid_until(der: bytes) -> datetime:
+    """When a certificate ends: `notAfter` in RFC 5280, 4.1. The ssl module tells it of those alone that it trusts.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    try:
+        ((_, whole),) = _parts(der)
+        (_, signed), *_ = _parts(whole)
+        # Serial number, signature's algorithm, issuer, validity; a version may stand before them.
+        _, _, _, (_, validity), *_ = ((tag, content) for tag, content in _parts(signed) if tag != _VERSION)
+        _, (tag, end) = _parts(validity)
+        digits = "%Y" if tag == _GENERALIZED_TIME else "%y"
+        return datetime.strptime(end.decode("ascii"), f"{digits}%m%d%H%M%SZ").replace(tzinfo=UTC)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"it is no X.509 certificate ({error})") from error
+
+
+def _parts(der: bytes) -> Iterator[tuple[int, bytes]]:
+    """What DER holds side by side: tags, and contents."""
+    at = 0
+    while at < len(der):
+        tag, length, at = der[at], der[at + 1], at + 2
+        if length >= 0x80:
+            size = length - 0x80
+            length, at = int.from_bytes(der[at : at + size], "big"), at + size
+        yield tag, der[at : at + length]
+        at += length
+
+
+def _servers(settings: Settings) -> Iterator[Server]:
     for name, url, port, identity in (
-        ("RabbitMQ", settings.amqp_url.get_secret_value(), 5671, of_broker),
-        ("RabbitMQ's management API", settings.management_address, 443, of_broker),
-        ("Kestra", settings.kestra_url, 443, of_kestra),
+        ("RabbitMQ", settings.amqp_url.get_secret_value(), 5671, settings.amqp_tls),
+        ("RabbitMQ's management API", settings.management_address, 443, settings.amqp_tls),
+        ("Kestra", settings.kestra_url, 443, settings.kestra_tls),
     ):
         parts = urlsplit(url)
         if parts.scheme in ("amqps", "https") and parts.hostname:

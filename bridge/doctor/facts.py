@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from bridge.duration import in_words
 from bridge.inspection import Depth, Refusal, Standing
 from bridge.job import FlowName
 from bridge.kestra import StoredFlow
@@ -68,10 +69,16 @@ class KestraFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """A server's certificate: until when it is valid."""
+    """A server's certificate, or ours: which, and until when it is valid."""
 
-    of: str
+    what: str
     until: datetime
+
+    def state(self, at: datetime) -> str:
+        """Whether it is valid at a time, and its end."""
+        left = (self.until - at).total_seconds()
+        state = f"ends in {in_words(left)}" if left > 0 else "has ended"
+        return f"{self.what} {state} ({self.until:%Y-%m-%d %H:%M} UTC)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

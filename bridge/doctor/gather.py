@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from bridge import topology
-from bridge.broker import Broker, parse_version
+from bridge.broker import Broker, Connection, parse_version
 from bridge.doctor import probe
-from bridge.doctor.certificates import servers
-from bridge.doctor.facts import BrokerFacts, Facts, KestraFacts, LaneFacts, QueueFacts
+from bridge.doctor.certificates import certificates
+from bridge.doctor.facts import BrokerFacts, Certificate, Facts, KestraFacts, LaneFacts, QueueFacts
 from bridge.doctor.kestra_checks import NOTIFIER
+from bridge.errors import BrokerDenied
 from bridge.inspection import Inspection, Standing
 from bridge.job import FlowName
 from bridge.kestra import Kestra
@@ -35,26 +36,38 @@ async def gather(settings: Settings, *, probe_patience: float | None) -> Facts:
     async with AsyncExitStack() as stack:
         management = await stack.enter_async_context(Management(settings))
         kestra = await stack.enter_async_context(Kestra(settings))
-        connection = await stack.enter_async_context(Broker(settings).connection())
+        connection = await stack.enter_async_context(_connection(settings))
         inspection = Inspection(connection)
         async with inspection.replies(probe.ROUTING_KEY) as replies:
-            of_kestra, of_broker, certificates = await asyncio.gather(
+            of_kestra, of_broker, shown = await asyncio.gather(
                 told(kestra_facts(kestra, settings), "Kestra"),
                 told(
                     _broker(inspection, management, settings),
                     f"RabbitMQ at {settings.broker_address}",
                     patience=PATIENT,
                 ),
-                asyncio.gather(*(told(server.certificate(), server.name) for server in servers(settings))),
+                certificates(settings),
             )
             if isinstance(of_broker, Unseen):
                 raise of_broker.error
             trip = None
             if probe_patience is not None and replies is not None and _tells(of_kestra):
                 trip = await probe.round_trip(kestra, replies, patience=probe_patience)
-        return Facts(
-            at=datetime.now(UTC), broker=of_broker, kestra=of_kestra, certificates=certificates, round_trip=trip
-        )
+        return Facts(at=datetime.now(UTC), broker=of_broker, kestra=of_kestra, certificates=shown, round_trip=trip)
+
+
+@asynccontextmanager
+async def _connection(settings: Settings) -> AsyncIterator[Connection]:
+    """A connection to RabbitMQ. Where it refuses us, or we it, the certificates that have ended are named."""
+    async with AsyncExitStack() as stack:
+        try:
+            connection = await stack.enter_async_context(Broker(settings).connection())
+        except BrokerDenied as error:
+            now = datetime.now(UTC)
+            shown = [found for found in await certificates(settings) if isinstance(found, Certificate)]
+            ended = [found.state(now) for found in shown if found.until <= now]
+            raise BrokerDenied("; ".join([str(error), *ended])) from error
+        yield connection
 
 
 def _tells(of_kestra: KestraFacts | Unseen) -> bool:

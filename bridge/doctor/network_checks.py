@@ -61,14 +61,10 @@ def certificates(_: Settings, facts: Facts) -> Iterator[Finding]:
         elif (left := found.until - facts.at) < RENEW_WITHIN:
             judge = fault if left <= timedelta() else warning
             yield judge(
-                f"the certificate of {found.of} {_ends(left)} ({found.until:%Y-%m-%d %H:%M} UTC)",
+                found.state(facts.at),
                 why="from then on the bridge can't connect",
-                mend="renew it",
+                mend="renew it; a renewed file of ours is taken up without a restart",
             )
-
-
-def _ends(left: timedelta) -> str:
-    return f"ends in {in_words(left.total_seconds())}" if left > timedelta() else "has ended"
 
 
 def _is_here(host: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shlex
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -21,16 +23,18 @@ from pydantic import SecretStr
 
 from bridge import flows, topology
 from bridge.broker import Broker
+from bridge.dead_letter_queue import lift_limit
 from bridge.doctor.checks import examine
 from bridge.doctor.finding import Finding, Level
 from bridge.doctor.gather import gather
 from bridge.doctor.probe import PROBE
+from bridge.errors import BrokerDenied
 from bridge.kestra import Kestra
 from bridge.settings import Lane, Settings
 from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ, Series
 from tests.certificates import Authority
-from tests.harness import eventually
+from tests.harness import command, eventually
 from tests.integration.conftest import Kind, Node, Stage, open_stage
 from tests.standin import Ends
 
@@ -132,6 +136,18 @@ async def delivery_limit(ground: Ground) -> None:
     await ground.policy("", {"delivery-limit": 5})
 
 
+async def limited_dead_queue(ground: Ground) -> None:
+    """As it is after an upgrade from RabbitMQ 3, which knew no such limit."""
+    await ground.delete_queue(".dead")
+    await ground.declare(".dead", {"x-queue-type": "quorum"})
+    await (await ground.channel.get_queue(f"{ground.queue}.dead")).bind(f"{ground.queue}.dead")
+
+
+async def lifted_dead_queue(ground: Ground) -> None:
+    await limited_dead_queue(ground)
+    await ground.policy(".dead", {"delivery-limit": -1})
+
+
 async def short_timeout(ground: Ground) -> None:
     await ground.policy("", {"consumer-timeout": 60_000})
 
@@ -171,6 +187,9 @@ ANYWHERE = [
 ]
 NO_QUEUE = fault(no_queue, (WARNING, "queues"), words="there is no queue", consumed=False)
 LOW = fault(low_maximum, (FAULT, "queues"), (FAULT, "priorities"), words="has x-max-priority 3")
+LIMITED = fault(
+    limited_dead_queue, (FAULT, "delivery-limit"), (FAULT, "queues"), words="drops a dead letter after 20 returns"
+)
 PLANTED: dict[tuple[Series, Kind], list[Fault]] = {
     ("3.10", "classic"): [*ANYWHERE, LOW, NO_QUEUE],
     ("3.10", "quorum"): [fault(nothing, (FAULT, "priorities"), words="ignores priorities")],
@@ -182,6 +201,8 @@ PLANTED: dict[tuple[Series, Kind], list[Fault]] = {
     ("4.3", "quorum"): [
         *ANYWHERE,
         fault(delivery_limit, (FAULT, "delivery-limit"), words="gives a message up after 5 returns"),
+        LIMITED,
+        fault(lifted_dead_queue, (FAULT, "queues"), words="is not as the settings ask for"),
         fault(short_timeout, (FAULT, "acknowledgement-timeout"), words="is 1 min, and a job may take 6 h"),
     ],
 }
@@ -529,17 +550,95 @@ class TestKestra:
         assert one_stage.kestra.created == []
 
 
-async def test_a_certificate_that_is_about_to_end_is_a_warning(
-    node: Node, authority: Authority, tmp_path: Path
+class TestCertificates:
+    """RabbitMQ's own ends tomorrow; `days` are those that Kestra's is valid for, or ours."""
+
+    @staticmethod
+    def ours(authority: Authority, rabbit: RabbitMQ, *, days: float = 90) -> dict[str, Any]:
+        certificate, key = authority.issue("doctor", days=days)
+        url = f"amqps://{rabbit.username}:{rabbit.password}@127.0.0.1:{rabbit.tls_port}/"
+        return {
+            "amqp_url": SecretStr(url),
+            "amqp_ca": authority.ca,
+            "amqp_certificate": certificate,
+            "amqp_key": key,
+        }
+
+    @staticmethod
+    async def found(stage: Stage, **settings: Any) -> list[tuple[Level, str]]:
+        found = await diagnosed(settings_of(stage, **settings))
+        return [(each.level, each.what) for each in found if each.check == "certificates"]
+
+    async def test_that_last_are_not_told_of_and_one_that_is_about_to_end_is(
+        self, node: Node, authority: Authority, tmp_path: Path
+    ) -> None:
+        rabbit, lasting = node("4.3"), authority.server("kestra", "127.0.0.1", days=90)
+        async with open_stage(tmp_path, rabbit, "quorum", tls=lasting) as stage:
+            ((level, what),) = await self.found(stage, kestra_ca=authority.ca, **self.ours(authority, rabbit))
+        assert (level, what.startswith("the certificate of RabbitMQ ends in ")) == (WARNING, True)
+
+    async def test_of_kestras_that_has_ended_is_a_fault_with_its_day(
+        self, node: Node, authority: Authority, tmp_path: Path
+    ) -> None:
+        ended = authority.server("kestra", "127.0.0.1", days=-1)
+        async with open_stage(tmp_path, node("4.3"), "quorum", tls=ended) as stage:
+            ((level, what),) = await self.found(stage, kestra_ca=authority.ca)
+        assert (level, re.sub(r"[0-9:-]{5,10}", "…", what)) == (
+            FAULT,
+            "the certificate of Kestra has ended (… … UTC)",
+        )
+
+    @pytest.mark.parametrize("case", [(90, None, ""), (13, WARNING, "ends in 12 d 23 h"), (-1, FAULT, "has ended")])
+    async def test_of_ours_are_told_of_with_their_file(
+        self, case: tuple[int, Level | None, str], node: Node, authority: Authority, tmp_path: Path
+    ) -> None:
+        days, level, state = case
+        certificate, key = authority.issue("for-kestra", days=days)
+        ours = {"kestra_ca": authority.ca, "kestra_certificate": certificate, "kestra_key": key}
+        lasting = authority.server("kestra", "127.0.0.1", days=90)
+        async with open_stage(tmp_path, node("4.3"), "quorum", tls=lasting) as stage:
+            found = await self.found(stage, **ours)
+        told = f"our certificate for Kestra, {certificate} (BRIDGE_KESTRA_CERTIFICATE), {state} ("
+        assert [(each, what.partition("20")[0]) for each, what in found] == ([(level, told)] if level else [])
+
+    async def test_of_ours_that_has_ended_is_named_where_rabbitmq_refuses_it(
+        self, one_stage: Stage, authority: Authority
+    ) -> None:
+        ours = self.ours(authority, one_stage.rabbit, days=-1)
+        with pytest.raises(BrokerDenied) as caught:
+            await diagnosed(settings_of(one_stage, **ours))
+        file = f"our certificate for RabbitMQ, {ours['amqp_certificate']} (BRIDGE_AMQP_CERTIFICATE), has ended (20"
+        assert (str(caught.value).count("; "), file in str(caught.value)) == (2, True), str(caught.value)
+
+
+async def test_where_each_look_costs_dead_letters_a_life_none_is_taken_until_the_limit_is_lifted(
+    node: Node, tmp_path: Path
 ) -> None:
-    rabbit = node("4.3")
-    url = SecretStr(f"amqps://{rabbit.username}:{rabbit.password}@127.0.0.1:{rabbit.tls_port}/")
-    lasting = authority.server("kestra", "127.0.0.1", days=90)
-    certificate, key = authority.issue("doctor")
-    ours = {"amqp_ca": authority.ca, "amqp_certificate": certificate, "amqp_key": key, "kestra_ca": authority.ca}
-    async with open_stage(tmp_path, rabbit, "quorum", tls=lasting) as stage:
-        found = await diagnosed(settings_of(stage, amqp_url=url, **ours))
-    assert named(found, "certificates").startswith("the certificate of RabbitMQ ends in ")
+    async with open_stage(tmp_path, node("4.0"), "classic") as stage:
+        await stage.declare()
+        dead = f"{stage.queue}.dead"
+        await limited_dead_queue(Ground(stage.rabbit, stage.queue, stage.client.channel))
+        for job in ("a", "b"):
+            await stage.client.submit(dead, {}, job=job)
+        ours = {name: value for name, value in stage.bridge().environment.items() if name.startswith("BRIDGE_")}
+        ours["BRIDGE_MANAGEMENT_URL"] = stage.rabbit.management_url
+
+        refused, status = await command("dead-letters", "list", **ours), await command("status", "--json", **ours)
+        told = f"{dead} was made without x-delivery-limit -1"
+        (unknown,) = [line for line in json.loads(status.out)["unknown"] if line.startswith("reasons in ")]
+        assert (refused.code, refused.err.count("\n"), told in refused.err) == (2, 1, True)
+        assert (status.code, told in unknown) == (0, True)
+        (letter,) = await stage.client.take(dead)
+        assert letter.headers.get("x-delivery-count", 0) == 0
+
+        program, *words = shlex.split(lift_limit(dead).replace("VHOST", "/"))
+        await asyncio.to_thread(stage.rabbit.ctl, *words)
+
+        async def listed() -> list[dict[str, Any]]:
+            return (await command("dead-letters", "list", "--json", **ours)).rows
+
+        assert program == "rabbitmqctl"
+        assert [row["job"] for row in await eventually(listed, "the letter that is left is listed", every=0.3)] == ["b"]
 
 
 async def test_an_alarm_is_a_fault(one_stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,8 @@ from bridge.kestra import StoredFlow
 from bridge.management import Binding, Consumer, QueueState
 from bridge.settings import Settings
 from bridge.status import Unseen
+from deploy.local.paths import REPOSITORY
+from tests.commands import in_sentences, unknown_in
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 QUEUE = "kestra.jobs"
@@ -85,7 +88,7 @@ def sound() -> Facts:
             notifier=shipped("2.0.0"),
             flows={REPORT: StoredFlow(source="")},
         ),
-        certificates=[Certificate(of="RabbitMQ", until=NOW + timedelta(days=90))],
+        certificates=[Certificate(what="the certificate of RabbitMQ", until=NOW + timedelta(days=90))],
         round_trip=RoundTrip(seconds=0.4),
     )
 
@@ -135,6 +138,10 @@ def consumer(**changed: Any) -> Change:
         return state("jobs", consumers=(replace(jobs.state.consumers[0], **changed),))(facts)
 
     return change
+
+
+def certificate(what: str, *, until: datetime) -> Change:
+    return lambda facts: replace(facts, certificates=[Certificate(what=what, until=until)])
 
 
 def everything(*changes: Change) -> Change:
@@ -305,6 +312,22 @@ WRONG: list[Wrong] = [
         "can't be seen from here now",
     ),
     ("limit", state("jobs", delivery_limit=20), {}, FAULT, "delivery-limit", "gives a message up after 20 returns"),
+    (
+        "a limit of dead letters",
+        state("dead", delivery_limit=20),
+        {},
+        FAULT,
+        "delivery-limit",
+        "kestra.jobs.dead drops a dead letter after 20 returns",
+    ),
+    (
+        "a limit of dead letters by policy",
+        state("dead", delivery_limit=5, policy_names=("five",)),
+        {},
+        FAULT,
+        "delivery-limit",
+        "after 5 returns (five)",
+    ),
     (
         "a limit by policy, where the broker tells no more",
         state("jobs", delivery_limit=None, policy={"delivery-limit": 5}, policy_names=("five",)),
@@ -519,7 +542,7 @@ WRONG: list[Wrong] = [
     ),
     (
         "a certificate that ends soon",
-        lambda facts: replace(facts, certificates=[Certificate(of="Kestra", until=NOW + timedelta(days=13))]),
+        certificate("the certificate of Kestra", until=NOW + timedelta(days=13)),
         {},
         WARNING,
         "certificates",
@@ -527,11 +550,11 @@ WRONG: list[Wrong] = [
     ),
     (
         "a certificate that has ended",
-        lambda facts: replace(facts, certificates=[Certificate(of="Kestra", until=NOW - timedelta(days=1))]),
+        certificate("our certificate for RabbitMQ", until=NOW - timedelta(days=1)),
         {},
         FAULT,
         "certificates",
-        "has ended",
+        "our certificate for RabbitMQ has ended (2026-11-23 12:00 UTC)",
     ),
     (
         "a certificate that can't be read",
@@ -623,6 +646,30 @@ def test_at_the_start_of_the_consumer_only_what_it_knows_then_is_judged() -> Non
     assert [finding.check for finding in at_start(configured(), change(sound()))] == ["notifier", "flows"]
 
 
+def test_the_command_that_lifts_a_limit_of_dead_letters_is_told_where_no_policy_sets_it() -> None:
+    (found,) = troubles(state("dead", delivery_limit=20))
+    assert found.mend == (
+        r"rabbitmqctl set_policy -p VHOST kestra.jobs.dead '^kestra\.jobs\.dead$' "
+        """'{"delivery-limit": -1}' --apply-to queues"""
+    )
+
+
 def test_no_secret_is_in_a_finding() -> None:
     settings = configured(amqp_url=SecretStr("amqp://u:geheim@rabbit"))
     assert not [finding for finding in examine(settings, sound()) if "geheim" in str(finding)]
+
+
+SENTENCES = {command for path in (REPOSITORY / "bridge" / "doctor").glob("*.py") for command in in_sentences(path)}
+
+
+@pytest.mark.parametrize("command", sorted(SENTENCES))
+def test_a_command_that_mends_is_there_with_its_options(command: str) -> None:
+    assert unknown_in(command) is None
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong[0])
+def test_a_setting_that_mends_is_one(wrong: Wrong) -> None:
+    _, change, settings, *_ = wrong
+    mends = " ".join(finding.mend for finding in troubles(change, **settings))
+    named = re.findall(r"BRIDGE_[A-Z_]*[A-Z](?![A-Z_])", mends)
+    assert [name for name in named if name.removeprefix("BRIDGE_").lower() not in Settings.model_fields] == []
