@@ -16,6 +16,14 @@ tasks:
     errorMessage: the disk is full
 """
 
+LINGERING = f"""{FLOW}
+  - id: once-more
+    type: io.kestra.plugin.core.flow.If
+    condition: "{{{{{{{{ (labels.system.restarted ?? 'false') == 'true' }}}}}}}}"
+    then:
+      - {{{{id: linger, type: io.kestra.plugin.core.flow.Sleep, duration: PT10M}}}}
+"""
+
 
 async def dead_letters(bridge: Bridge, *words: str) -> Ended:
     """What the command says to the bridge's own settings."""
@@ -23,9 +31,9 @@ async def dead_letters(bridge: Bridge, *words: str) -> Ended:
     return await command("dead-letters", *words, **ours)
 
 
-async def dead_jobs(stage: Stage, *jobs: str) -> Bridge:
+async def dead_jobs(stage: Stage, *jobs: str, flow: str = FLOW) -> Bridge:
     """A bridge that gives each job one attempt, and these jobs, which failed at it."""
-    await stage.deploy(FLOW.format(namespace=stage.name))
+    await stage.deploy(flow.format(namespace=stage.name))
     bridge = await stage.bridge(flow=f"{stage.name}/fails-at-first", max_attempts=1).start()
     for job in jobs:
         await stage.submit(job, priority=7)
@@ -74,3 +82,24 @@ async def test_jobs_that_an_operator_restarted_in_kestra_with_success_are_not_ru
     assert (await dead_letters(bridge, "list", "--json")).out == ""
     attempts = sorted((each.labels["bridgeJob"], each.labels["bridgeAttempt"]) for each in await stage.executions())
     assert attempts == [("left", "1"), ("left", "2"), ("restarted", "1"), ("revised", "1"), ("revised", "1")]
+
+
+async def test_a_job_that_an_operator_restarted_and_that_runs_is_left_alone_until_it_has_ended(stage: Stage) -> None:
+    bridge = await dead_jobs(stage, "again", flow=LINGERING)
+    (execution,) = await stage.executions()
+    await stage.restart(execution.id)
+    (running,) = await stage.running()
+    done = await dead_letters(bridge, "replay", "--all", "--json")
+    (row,) = done.rows
+    assert (running.id, done.code, row["result"], row["why"]) == (
+        execution.id,
+        0,
+        "running",
+        f"execution {execution.id} is RUNNING again",
+    )
+    await stage.kill(running)
+
+    async def replayed() -> bool:
+        return [row["result"] for row in (await dead_letters(bridge, "replay", "--all", "--json")).rows] == ["replayed"]
+
+    await eventually(replayed, "what was killed is put back", every=0.3)
