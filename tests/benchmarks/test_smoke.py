@@ -46,4 +46,4 @@ def test_jobs_in_flight_are_measured_and_adopted_by_the_next_process(tmp_path: P
 
     assert done.returncode == 0, done.stderr
     units = [figure["unit"] for figure in json.loads(output.read_text())["figures"]]
-    assert units == ["MB", "% of a core", "per sweep", "s"]
+    assert units == ["s", "MB", "% of a core", "per sweep", "s"]
