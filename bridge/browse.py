@@ -371,7 +371,9 @@ def _translated(what: str) -> Iterator[None]:
     except ChannelNotFoundEntity as error:
         raise QueueMissing(f"RabbitMQ has no queue {what}: is BRIDGE_QUEUE right, and has a bridge run?") from error
     except ChannelAccessRefused as error:
-        raise BrokerDenied(f"RabbitMQ refuses the user's rights: {_why(error)}") from error
+        raise BrokerDenied(
+            f"RabbitMQ refuses the user's rights: {_why(error)}; rabbitmqctl set_permissions gives them"
+        ) from error
     except ChannelLockedResource as error:
         raise QueueInUse(f"{what} is in use: {_why(error)}") from error
     except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:

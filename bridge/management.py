@@ -157,10 +157,13 @@ class Management:
         self.skew = clock.skew(response.headers.get("Date"))
         data = _json(response)
         if response.status_code in (401, 403):
+            reason = str(_mapping(data).get("reason", response.status_code))
+            # What it says of an unknown user and of a wrong password.
+            login = "is the password right? Else " if reason in ("Login failed", "Not_Authorized") else ""
             raise BrokerDenied(
-                f"RabbitMQ's management API at {self.url} refuses the user {self._username!r} "
-                f"({_mapping(data).get('reason', response.status_code)}): give it the tag `management`, or set "
-                "BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD to a user who has it"
+                f"RabbitMQ's management API at {self.url} refuses the user {self._username!r} ({reason}): {login}give "
+                "it the tag `management`, or set BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD to a user "
+                "who has it"
             )
         if (not response.is_success and response.status_code != also) or data is None:
             raise BrokerUnavailable(
@@ -171,13 +174,15 @@ class Management:
     async def _without_answer(self, error: Exception) -> BrokerError:
         """What it means that a request got no answer."""
         trouble = self._tls.trouble(error)
-        if trouble is None and isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError)):
+        cut_off = isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError))
+        if trouble is None and cut_off:
             url = httpx.URL(self.url)
             port = url.port or (443 if self._context else 80)
             trouble = await self._tls.why_cut_off(url.host, port, self._context, scheme="https")
         if trouble:
             return BrokerDenied(f"RabbitMQ's management API at {self.url} (BRIDGE_MANAGEMENT_URL): {trouble}")
-        return BrokerUnavailable(f"can't reach RabbitMQ's management API at {self.url}: {_why(error)}")
+        why = f"it ended the connection ({_why(error)}); is BRIDGE_MANAGEMENT_URL right?" if cut_off else _why(error)
+        return BrokerUnavailable(f"can't reach RabbitMQ's management API at {self.url}: {why}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

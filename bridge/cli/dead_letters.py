@@ -207,7 +207,7 @@ def _selection(
     """
     for word in reason or ():
         if word not in REASONS:
-            near = get_close_matches(word, REASONS, n=1) or [each for each in REASONS if each.startswith(word)]
+            near = get_close_matches(word, REASONS, n=1) or [each for each in REASONS if word and each.startswith(word)]
             raise SettingsError(
                 f"--reason {word!a} is no reason"
                 + (f"; did you mean {near[0]}?" if near else f": {', '.join(REASONS)}")

@@ -208,7 +208,8 @@ def _message_rows(message: Message) -> Rows:
     headers = [(key, value) for key, value in message.headers.items() if key not in TOLD_ELSEWHERE]
     if headers:
         yield "Headers", [_bounded(f"{visible(key)}: {visible(str(value))}", HEADER_LENGTH) for key, value in headers]
-    yield "Body", [f"{len(message.body)} bytes", *_body_lines(message.body)]
+    size = len(message.body)
+    yield "Body", [f"{size} byte{'' if size == 1 else 's'}", *_body_lines(message.body)]
 
 
 def _properties(message: Message) -> Iterator[tuple[str, Any]]:

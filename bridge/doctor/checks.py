@@ -62,7 +62,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="delivery-limit",
-        means="no message is given up because replicas die",
+        means="no message is given up because replicas die or somebody looks at dead letters",
         judge=broker_checks.delivery_limit,
         of_lanes=True,
         by_management="delivery limits",

@@ -196,6 +196,21 @@ class TestTheClient:
             with pytest.raises(BrokerDenied, match=r"'user' \(Not management user\): give it the tag `management`"):
                 await client.alarms()
 
+    @pytest.mark.parametrize("reason", ["Login failed", "Not_Authorized"], ids=["3.10", "4.3"])
+    async def test_says_that_the_password_may_be_wrong(self, reason: str) -> None:
+        async with api(lambda _: httpx.Response(401, json={"reason": reason})) as client:
+            with pytest.raises(BrokerDenied, match=r"'user' \(.*\): is the password right\?"):
+                await client.alarms()
+
+    async def test_says_where_nothing_is_answered_that_the_address_may_be_wrong(self) -> None:
+        async with listening(None, answer=b"") as port:
+            settings = {"amqp_url": "amqp://u:p@rabbit", "management_url": f"http://127.0.0.1:{port}"}
+            async with Management(BrokerSettings.model_validate(settings)) as client:
+                with pytest.raises(
+                    BrokerUnavailable, match=r"it ended the connection .* is BRIDGE_MANAGEMENT_URL right\?"
+                ):
+                    await client.version()
+
     @pytest.mark.parametrize("status", [200, 404, 500, 502])
     async def test_is_not_taken_in_by_something_else_that_answers(self, status: int) -> None:
         async with api(lambda _: httpx.Response(status, text="<html>nginx</html>")) as client:
@@ -222,13 +237,15 @@ class TestTheClient:
 
 
 @asynccontextmanager
-async def listening(context: ssl.SSLContext | None) -> AsyncIterator[int]:
+async def listening(
+    context: ssl.SSLContext | None, *, answer: bytes = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+) -> AsyncIterator[int]:
     """The port of a server that likes nothing that it is told."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             await reader.read(1)
-            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            writer.write(answer)
             await writer.drain()
         writer.close()
 
