@@ -7,6 +7,7 @@ for the rest. `images/` has the recipes.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ COMPOSE_VARIABLES = {
     "RABBITMQ_IMAGE": "localhost/rabbitmq",
     "POSTGRES_IMAGE": "localhost/postgres",
     "KESTRA_IMAGE": "localhost/kestra",
+    "PROMETHEUS_IMAGE": "localhost/prometheus",
 }
 """What docker-compose.yml is to be given, so that it takes these images."""
 
@@ -79,6 +81,21 @@ def complete(podman: Podman, say: Say = lambda _: None) -> None:
         Path(temporary, "ca-certificates.crt").write_bytes(_CERTIFICATES.read_bytes())
         Path(temporary, "pip.conf").write_text(_pip_configuration())
         podman.run("build", "--tag=localhost/python-build", temporary)
+
+
+def add_prometheus(podman: Podman) -> None:
+    """Add this machine's Prometheus, which the stack does without unless it is asked for.
+
+    Raises:
+        ProcessError: it couldn't be built.
+        FileNotFoundError: there is none on this machine.
+    """
+    program = shutil.which("prometheus")
+    if program is None:
+        raise FileNotFoundError("no prometheus is installed")
+    with tempfile.TemporaryDirectory() as temporary:
+        shutil.copy(program, temporary)
+        _build(podman, "prometheus", f"--build-context=machine={temporary}")
 
 
 def _store(name: str, parts: Sequence[str], others: Sequence[Path], make: Callable[[Podman], None], say: Say) -> Path:

@@ -16,7 +16,9 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
+from deploy.local import images
 from deploy.local.paths import REPOSITORY
 from deploy.local.podman import Podman
 from tests.containers.conftest import NETWORK, NO_DISK, NO_RIGHTS, Checkout, Compose, Container, Replicas
@@ -24,6 +26,8 @@ from tests.harness import eventually
 
 # The first test that needs it makes local images, where the cache has none.
 pytestmark = pytest.mark.timeout(600)
+
+RULES = ("records.yml", "alerts.yml")
 
 LARGEST = 110_000_000
 """Bytes that our own layers may have; they had 93 million when this was written."""
@@ -217,6 +221,28 @@ async def test_a_bridge_that_crashes_is_started_again(bridge: Container) -> None
     bridge.podman.run("exec", "--detach", bridge.name, "python", "-c", "import os; os.kill(-1, 9)")
     await eventually(lambda: bridge.inspect()["RestartCount"] > before, "a restart")
     await eventually(lambda: bridge.healthy, "the bridge is healthy again", timeout=60)
+
+
+async def test_prometheus_scrapes_the_bridge_and_rabbitmq_and_loads_our_rules(stack: Compose) -> None:
+    """By its service of docker-compose.yml, which Grafana is beside: of that no image can be had here."""
+    images.add_prometheus(stack.podman)
+    stack.run("--profile=monitoring", "up", "--detach", "prometheus")
+    prometheus = Container(stack.podman, "kestra-bridge_prometheus_1")
+
+    def asked(what: str) -> Any:
+        script = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9090/api/v1/{what}').read().decode())"
+        answer = prometheus.podman.complete("exec", prometheus.name, "python3", "-c", script)
+        return json.loads(answer.stdout)["data"] if answer.returncode == 0 else {}
+
+    def up() -> set[str]:
+        return {each["labels"]["job"] for each in asked("targets").get("activeTargets", ()) if each["health"] == "up"}
+
+    ours = {"bridge", "rabbitmq", "rabbitmq-queues"}
+    await eventually(lambda: ours <= up(), f"Prometheus scrapes {ours}", timeout=90, every=0.5)
+    found = {rule["name"] for group in asked("rules")["groups"] for rule in group["rules"]}
+    files = [yaml.safe_load((REPOSITORY / "deploy/prometheus" / name).read_text()) for name in RULES]
+    rules = [rule for file in files for group in file["groups"] for rule in group["rules"]]
+    assert found == {rule.get("alert") or rule["record"] for rule in rules}
 
 
 # Replicas beside it, given their passwords as files.
