@@ -225,15 +225,23 @@ async def test_looking_changes_neither_order_nor_content(
 async def test_a_look_that_is_interrupted_leaves_the_order_and_counts_nothing_as_failed(
     one_place: Place, look: Sequence[str]
 ) -> None:
-    await one_place.put_many(1500)
+    await one_place.put_many(600)
     before = await _read_all(one_place)
-    async with commanding(*look, **one_place.environment) as process:
-        await eventually(lambda: _holds_less(one_place, 1500), "letters are away", every=0.002)
-        process.send_signal(signal.SIGINT)
-        done = await ended(process)
+    async with Proxy(one_place.rabbit.host, one_place.rabbit.port) as proxy:
+        proxy.delay = 0.05  # so that it is at work for a second or more
+        slowly = one_place.environment | {"BRIDGE_AMQP_URL": _by(proxy, one_place)}
+        async with commanding(*look, **slowly) as process:
+            await eventually(lambda: _holds_less(one_place, 600), "letters are away", every=0.002)
+            process.send_signal(signal.SIGINT)
+            done = await ended(process)
     after = await _read_all(one_place)
     assert (done.code, [each.message_id for each in after]) == (130, [each.message_id for each in before])
     assert _returns(after) == {None}
+
+
+def _by(proxy: Proxy, place: Place) -> str:
+    """RabbitMQ's address by way of a proxy."""
+    return place.rabbit.amqp_url.replace(f":{place.rabbit.port}/", f":{proxy.port}/")
 
 
 async def _holds_less(place: Place, count: int) -> bool:
@@ -556,7 +564,7 @@ async def test_killed_in_the_middle_and_run_again_each_job_is_back_once(place: P
 async def test_a_connection_cut_in_the_middle_is_one_line_and_run_again_each_job_is_back_once(one_place: Place) -> None:
     await one_place.put_many(SOME)
     async with Proxy(one_place.rabbit.host, one_place.rabbit.port) as proxy:
-        url = one_place.rabbit.amqp_url.replace(f":{one_place.rabbit.port}/", f":{proxy.port}/")
+        url = _by(proxy, one_place)
         async with one_place.running("replay", "--all", "--unchecked", BRIDGE_AMQP_URL=url) as process:
             await half_way(one_place)
             proxy.cut()
