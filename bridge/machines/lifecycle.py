@@ -37,6 +37,7 @@ from bridge.errors import (
     SettingsError,
 )
 from bridge.machines import qemu
+from bridge.machines.banner import BannerWait, NoBannerError
 from bridge.machines.identity import Identity
 from bridge.machines.providers import Order, Provider, Tags, choose, order_of
 from bridge.machines.settings import MachineSettings
@@ -49,7 +50,6 @@ UNKNOWN_AFTER = 600.0
 """Seconds after which a machine is destroyed whose execution Kestra doesn't know; a sooner answer may be wrong."""
 GONE_TIMEOUT = 120.0
 LISTED_TIMEOUT = 60.0
-BANNER_TIMEOUT = 1.0
 LOOK_AGAIN = 3.0
 """Seconds between the looks at a provider for a machine's address or its end."""
 _EXECUTION = re.compile(r"[A-Za-z0-9_-]{1,33}")
@@ -222,11 +222,12 @@ class Machines:
             wait=wait_fixed(0.1),
             reraise=True,
         )
+        banner = BannerWait(limit)
         try:
             async for attempt in retrying:
                 with attempt:
                     machine = await self._current(machine)
-                    await _banner(machine.host, machine.port, min(LOOK_AGAIN, limit))
+                    await _answers(machine, banner)
         except _NotYetError:
             raise MachineUnavailable(
                 f"machine {machine.name} did not answer by SSH within {limit:g} s "
@@ -461,25 +462,18 @@ async def _why_reap(tags: Tags, ended: Ended) -> str | None:
     )
 
 
-async def _banner(host: str | None, port: int, seconds: float) -> None:
-    """Return once an SSH banner comes. That something accepts is not enough: QEMU itself does, before the machine.
+async def _answers(machine: Machine, banner: BannerWait) -> None:
+    """Return once the machine speaks SSH.
 
     Raises:
-        _NotYetError: none came within so many seconds.
+        _NotYetError: it doesn't, and it is time for another look at the provider, or the wait is over.
     """
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, TimeoutError):
-            if host is not None and await _says_ssh(host, port):
-                return
-        await asyncio.sleep(0.1 if host else seconds)
+    if machine.host is None:
+        await asyncio.sleep(min(LOOK_AGAIN, banner.left))
+        raise _NotYetError
+    look_again = banner.waited + LOOK_AGAIN
+    while banner.waited < look_again and banner.left > 0:
+        with contextlib.suppress(NoBannerError):
+            return await banner.once(machine.host, machine.port)
+        await asyncio.sleep(0.1)
     raise _NotYetError
-
-
-async def _says_ssh(host: str, port: int) -> bool:
-    async with asyncio.timeout(BANNER_TIMEOUT):
-        reader, writer = await asyncio.open_connection(host, port)
-        try:
-            return (await reader.read(4)).startswith(b"SSH-")
-        finally:
-            writer.close()

@@ -14,6 +14,7 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from bridge.errors import MachineError
+from bridge.machines.banner import BannerWait, NoBannerError, patience
 from bridge.machines.identity import Identity
 
 log = structlog.get_logger(__name__)
@@ -24,9 +25,10 @@ KEEPALIVE = 5.0
 """Seconds between the questions to a silent machine; the third without an answer means that it is lost."""
 KEEPALIVES_MISSED = 3
 DENIED_GRACE = 30.0
-"""A machine that still boots refuses its ordinary users for a while: before the account exists, and by /run/nologin."""
-BANNER_TIMEOUT = 2.0
-LOGIN_TIMEOUT = 60.0
+"""A machine that still boots refuses its ordinary users for a while: before the account exists, and by /run/nologin.
+The longer, the slower it is: this is the least that it gets."""
+LOGIN_TIMEOUT = 120.0
+"""As long as sshd itself allows (sshd_config's LoginGraceTime)."""
 CLOSE_TIMEOUT = 2.0
 
 
@@ -118,6 +120,7 @@ class _Knock:
     def __init__(self, address: Address, wait: float, keepalive: float) -> None:
         self._address = address
         self._wait = wait
+        self._banner = BannerWait(wait)
         self._keepalive = keepalive
         self._denied_since: float | None = None
         self._last: _NotYetError | None = None
@@ -137,29 +140,18 @@ class _Knock:
 
     async def _attempt(self) -> asyncssh.SSHClientConnection:
         try:
-            await self._banner()
+            await self._greeted()
             return await self._connect()
         except _NotYetError as error:
             self._last = error
             log.debug("machine not yet reached", machine=self._address.name, reason=str(error))
             raise
 
-    async def _banner(self) -> None:
-        """Return once something speaks SSH there: a forwarded port accepts connections long before that."""
-        address = self._address
+    async def _greeted(self) -> None:
         try:
-            async with asyncio.timeout(BANNER_TIMEOUT):
-                reader, writer = await asyncio.open_connection(address.host, address.port)
-                try:
-                    first = await reader.read(4)
-                finally:
-                    writer.transport.abort()
-        except TimeoutError as error:
-            raise _NotYetError("nothing speaks SSH there") from error
-        except OSError as error:
-            raise _NotYetError(error.strerror or str(error)) from error
-        if first != b"SSH-":
-            raise _NotYetError("nothing speaks SSH there")
+            await self._banner.once(self._address.host, self._address.port)
+        except NoBannerError as error:
+            raise _NotYetError(str(error)) from error
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
         identity, host, port = self._address.identity, self._address.host, self._address.port
@@ -186,10 +178,10 @@ class _Knock:
             raise _NotYetError(_reason(error)) from error
 
     def _refused(self, error: Exception) -> _NotYetError | LoginDenied:
-        now = asyncio.get_running_loop().time()
+        now = self._banner.waited
         if self._denied_since is None:
             self._denied_since = now
-        if now - self._denied_since >= DENIED_GRACE:
+        if now - self._denied_since >= patience(DENIED_GRACE, now, self._wait):
             return self._denied()
         return _NotYetError(_reason(error), denied=True)
 
