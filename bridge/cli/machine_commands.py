@@ -59,6 +59,8 @@ def create(
     """Create the machine of an execution, or find the one that it has.
 
     Run twice, also at once, it comes to the same machine. Whenever it fails or is ended, it leaves none half made.
+
+    Where Kestra doesn't know the execution, `reap` destroys the machine once it is ten minutes old.
     """
     settings = load(MachineSettings, json_logs=as_json)
     machines = Machines(settings)

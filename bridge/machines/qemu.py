@@ -43,8 +43,8 @@ ROUTED = "10.0.2.100"
 """Where a machine finds what of this host it may reach."""
 GATEWAY = "10.0.2.2"
 DEFAULT_IMAGE, DEFAULT_SIZE = "debian", "small"
-PROBE_TIMEOUT = 5.0
-"""A kernel says its first word after a second where KVM is real; elsewhere it may never."""
+PROBE_TIMEOUT, LONGEST_PROBE = 5.0, 60.0
+"""A kernel says its first word after a second where KVM is real and the host idle; elsewhere it may never."""
 START_TIMEOUT = 60.0
 KILL_TIMEOUT = 20.0
 PORTS_TRIED = 5
@@ -309,6 +309,11 @@ class QemuDriver(NodeDriver):
         return accelerator
 
 
+def probe_limit(load: float, processors: int) -> float:
+    """How many seconds a kernel gets to boot under KVM: its answer is kept, so a busy host must not decide it."""
+    return min(PROBE_TIMEOUT * max(1.0, load / processors), LONGEST_PROBE)
+
+
 def _kvm_works(image: Path) -> bool:
     """Whether a kernel boots under KVM: that the device is there and opens says little in a container."""
     command = [
@@ -316,10 +321,9 @@ def _kvm_works(image: Path) -> bool:
         *("-kernel", str(image / "kernel"), "-initrd", str(image / "initrd")),
         *("-append", "quiet console=ttyS0 panic=-1 machine.probe"),
     ]
+    limit = probe_limit(os.getloadavg()[0], os.cpu_count() or 1)
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_TIMEOUT, check=False
-        )
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False)
     except (subprocess.TimeoutExpired, OSError):
         return False
     return b"machine: the kernel runs" in done.stdout

@@ -19,16 +19,20 @@ from libcloud.common.exceptions import BaseHTTPError
 from libcloud.common.google import GoogleAuthError, ResourceNotFoundError
 from libcloud.common.types import InvalidCredsError, MalformedResponseError
 
+from bridge.cli import machine_commands
+from bridge.cli.machine_run import EPILOG, OUTCOMES
 from bridge.errors import MachineDenied, MachineError, MachineRejected, MachineUnavailable, SettingsError
 from bridge.machines import qemu
 from bridge.machines.identity import Identity
 from bridge.machines.lifecycle import UNKNOWN_AFTER, Machines, name_of, why_reap
 from bridge.machines.providers import NETWORK_TIMEOUT, PROVIDERS, SHORTEST_TAG, Order, Tags, choose
+from bridge.machines.remote import EXIT_CODES
 from bridge.machines.settings import MachineSettings
+from bridge.machines.ssh import LoginDenied
 from bridge.machines.troubles import translated
 from bridge.settings import load
 from deploy.local import machine_image
-from deploy.local.paths import cache_directory
+from deploy.local.paths import REPOSITORY, cache_directory
 
 SECRET = "a secret of sixteen or more"
 TAGS = Tags(owner="0" * 16, execution="3xAbC", job="night run/7", call="1" * 12, created=1000.0, deadline=4600.0)
@@ -258,6 +262,18 @@ def test_an_error_shows_no_credential_and_is_one_short_line() -> None:
     assert len(text) < 400
 
 
+def test_help_and_readme_name_the_age_at_which_a_machine_of_no_known_execution_goes() -> None:
+    assert UNKNOWN_AFTER == 600
+    assert "ten minutes old" in str(machine_commands.create.__doc__)
+    assert "ten minutes old" in (REPOSITORY / "README.md").read_text()
+
+
+def test_a_user_whom_the_machine_refuses_has_the_exit_code_of_the_help() -> None:
+    code = EXIT_CODES[OUTCOMES[LoginDenied]]
+    assert code == 77
+    assert f"{code}  the machine refuses the user or the key" in EPILOG
+
+
 def test_two_bridges_with_different_secrets_own_different_machines() -> None:
     owners = {Machines(settings(machine_secret=secret))._owner for secret in ("a" * 16, "b" * 16)}
     assert len(owners) == 2
@@ -307,6 +323,14 @@ def test_kvm_is_used_where_a_kernel_boots_under_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(qemu, "_kvm_works", lambda _: True)
     monkeypatch.setattr("os.access", lambda *_: True)
     assert qemu.QemuDriver(tmp_path, images=tmp_path)._choose_accelerator(tmp_path) == "kvm"
+
+
+@pytest.mark.parametrize(
+    ("load", "processors", "seconds"),
+    [(0.1, 2, 5.0), (2.0, 2, 5.0), (20.0, 2, 50.0), (20.0, 64, 5.0), (500.0, 2, 60.0)],
+)
+def test_a_busy_host_gives_kvm_more_time_to_show_that_it_works(load: float, processors: int, seconds: float) -> None:
+    assert qemu.probe_limit(load, processors) == seconds
 
 
 def test_without_the_device_nothing_is_probed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
