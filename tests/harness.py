@@ -75,7 +75,7 @@ class Bridge:
         self._child: Child | None = None
         self._http = ""
 
-    async def start(self, *, until: str | None = "consuming", timeout: float = 30.0) -> Self:
+    async def start(self, *, until: str | None = "consuming", timeout: float = 90.0) -> Self:
         """Start it, and return once it has logged the event `until`."""
         before = self.count(until) if until else 0
         command = [sys.executable, "-m", "bridge", "run"]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
 
 SECRET = "a secret of sixteen or more"
-TIMEOUT = 60.0
+TIMEOUT = 300.0
+"""Seconds that a command or a boot may take: far more than it does, as it is to hold on a busy machine without KVM."""
 
 
 class Commands:
@@ -104,7 +106,8 @@ class Host(Commands):
     def end(self) -> None:
         super().end()
         for process in self.processes:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 NOTHING: tuple[list[str], list[psutil.Process]] = ([], [])

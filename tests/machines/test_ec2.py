@@ -18,7 +18,9 @@ import pytest
 from bridge.errors import MachineDenied, MachineRejected, MachineUnavailable
 from bridge.machines.identity import Identity
 from bridge.machines.lifecycle import UNKNOWN_AFTER, name_of
-from tests.machines.host import SECRET, Commands
+from tests.machines.host import SECRET, TIMEOUT, Commands
+
+pytestmark = pytest.mark.timeout(1200)
 
 IMAGE = "ami-12c6146b"
 ACCOUNT, PASSWORD = "AKIAEXAMPLEEXAMPLE", "a-secret-access-key"
@@ -45,7 +47,7 @@ def ec2(ec2_address: str, tmp_path: Path) -> Iterator[Commands]:
         commands.end()
         # The server is shared, so that the next test begins with none.
         request = urllib.request.Request(f"{ec2_address}/moto-api/reset", method="POST")
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=TIMEOUT).close()
 
 
 def _account(address: str, directory: Path) -> Commands:
@@ -72,7 +74,7 @@ def _asked(ec2: Commands, **query: str) -> ET.Element:
     request = urllib.request.Request(
         f"{ec2.settings['machine_endpoint']}/?{words}&Version=2016-11-15", headers={"Authorization": signature}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         return ET.fromstring(answer.read())  # noqa: S314 (it comes from a child of ours)
 
 

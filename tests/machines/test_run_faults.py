@@ -1,4 +1,4 @@
-"""A run under faults that take a shorter keepalive than the command's: a silent machine, a dead helper."""
+"""A run under faults that take shorter waits than the command's: a silent machine, a refused user, a dead helper."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import asyncio
 import getpass
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from bridge.machines import banner, ssh
 from bridge.machines.identity import Identity
 from bridge.machines.remote import Work, environment_of
 from bridge.machines.remote_run import RemoteRun, ResultsFailed
-from bridge.machines.ssh import Address, ConnectionLost
+from bridge.machines.ssh import Address, ConnectionLost, LoginDenied
 from deploy.local.paths import free_port
-from tests.harness import eventually
-from tests.machines.test_run import MARK, NAME, SECRET, Machine, pytestmark
+from tests.harness import Proxy, eventually
+from tests.machines.test_run import MARK, NAME, PATIENCE, SECRET, Machine, end, pytestmark
 
 __all__ = ["pytestmark"]
 
@@ -46,18 +48,20 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         machine.end()
 
 
-def remote(machine: Machine, script: str, out: Memory, **fields: Any) -> RemoteRun:
+def remote(
+    machine: Machine, script: str, out: Memory, *, port: int | None = None, reconnect: float = PATIENCE, **fields: Any
+) -> RemoteRun:
     identity = Identity.derive(SECRET, NAME)
-    address = Address(name=NAME, host="127.0.0.1", port=machine.port, user=getpass.getuser(), identity=identity)
-    work = Work(run_id=NAME, script=script.encode(), environment=environment_of([], {}), grace=0.5, **fields)
+    address = Address(name=NAME, host="127.0.0.1", port=port or machine.port, user=getpass.getuser(), identity=identity)
+    work = Work(run_id=NAME, script=script.encode(), environment=environment_of([], {}), **fields)
     return RemoteRun(
         address,
         work,
         out=out,
         err=Memory(),
-        boot_timeout=20,
-        reconnect=5,
-        keepalive=0.3,
+        boot_timeout=PATIENCE,
+        reconnect=reconnect,
+        keepalive=0.5,
         results_directory=machine.directory / "results",
     )
 
@@ -67,17 +71,49 @@ def sessions(machine: Machine) -> list[psutil.Process]:
     return psutil.Process(machine.server.pid).children()
 
 
+def freeze(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        # One that served a connection may have ended with it just now.
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+
+
+class Late(Proxy):
+    """A machine so busy that what it says first comes some time after it has accepted a connection."""
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        await asyncio.sleep(0.3)
+        return await super()._open()
+
+
+async def test_a_machine_whose_every_banner_comes_later_than_the_first_wait_is_waited_for(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banner, "FIRST_WAIT", 0.02)
+    async with Late("127.0.0.1", machine.port) as late:
+        report = await remote(machine, "exit 3", Memory(), port=late.port).see_through()
+    assert report.code == 3
+
+
+async def test_a_user_who_is_refused_for_longer_than_a_boot_may_explain_is_told_so(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "DENIED_GRACE", 0.1)
+    (machine.directory / "authorized_keys").write_text("")
+    with pytest.raises(LoginDenied, match="refuses user"):
+        await remote(machine, "true", Memory()).see_through()
+
+
 async def test_a_machine_that_freezes_is_lost_after_some_silence(machine: Machine) -> None:
     out = Memory()
     assert machine.server
-    running = asyncio.create_task(remote(machine, f"echo started; exec sleep {MARK}", out).see_through())
-    await eventually(lambda: out.content, "the script's start")
+    running = asyncio.create_task(remote(machine, f"echo started; exec sleep {MARK}", out, reconnect=2).see_through())
+    await eventually(lambda: out.content, "the script's start", timeout=PATIENCE)
     machine.server.signal(signal.SIGSTOP)
-    for session in sessions(machine):
-        session.suspend()
+    freeze(sessions(machine))
 
-    with pytest.raises(ConnectionLost, match="not regained in 5 s"):
-        await asyncio.wait_for(running, 30)
+    with pytest.raises(ConnectionLost, match="not regained in 2 s"):
+        await asyncio.wait_for(running, PATIENCE)
 
 
 async def test_a_connection_that_freezes_is_replaced(machine: Machine) -> None:
@@ -85,12 +121,11 @@ async def test_a_connection_that_freezes_is_replaced(machine: Machine) -> None:
     running = asyncio.create_task(
         remote(machine, "echo started; until [ -e go ]; do sleep 0.05; done; exit 6", out).see_through()
     )
-    await eventually(lambda: out.content, "the script's start")
-    for session in sessions(machine):
-        session.suspend()
+    await eventually(lambda: out.content, "the script's start", timeout=PATIENCE)
+    freeze(sessions(machine))
     (machine.work() / "go").touch()
 
-    assert (await asyncio.wait_for(running, 30)).code == 6
+    assert (await asyncio.wait_for(running, PATIENCE)).code == 6
     assert out.content == b"started\n"
 
 
@@ -98,14 +133,13 @@ async def test_a_follower_that_is_killed_on_the_machine_is_replaced(machine: Mac
     out = Memory()
     script = f"echo started; until [ -e go ]; do sleep 0.05; done; sleep {MARK} & kill $!; exit 6"
     running = asyncio.create_task(remote(machine, script, out).see_through())
-    await eventually(lambda: out.content, "the script's start")
+    await eventually(lambda: out.content, "the script's start", timeout=PATIENCE)
     followers = [process for session in sessions(machine) for process in session.children()]
-    for follower in followers:
-        follower.kill()
+    end(followers)
     (machine.work() / "go").touch()
 
     assert followers
-    assert (await asyncio.wait_for(running, 30)).code == 6
+    assert (await asyncio.wait_for(running, PATIENCE)).code == 6
     assert out.content == b"started\n"
 
 
@@ -113,11 +147,11 @@ async def test_cancelling_between_two_connections_stops_the_script_as_well(machi
     out = Memory()
     run = remote(machine, f"echo started; exec sleep {MARK}", out)
     running = asyncio.create_task(run.see_through())
-    await eventually(lambda: out.content, "the script's start")
+    await eventually(lambda: out.content, "the script's start", timeout=PATIENCE)
     machine.drop()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(running, 30)
+        await asyncio.wait_for(running, PATIENCE)
 
     assert (run.stopped, machine.processes(MARK)) == (True, [])
 
