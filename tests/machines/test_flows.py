@@ -74,8 +74,9 @@ async def test_a_machine_that_never_answers_is_given_up_for_another_and_then_the
     (execution,) = await stage.executions()
 
     async def given_up() -> bool:
-        return sum(UNANSWERED in line for line in await stage.said(execution.id)) == 3
+        return sum(UNANSWERED in line for line in await stage.said(execution.id)) >= 3
 
+    # Kestra 2.0 may run an attempt twice.
     assert await eventually(given_up, "three machines given up", timeout=PATIENCE)
     assert await stage.nothing_is_left()
 
