@@ -371,13 +371,20 @@ def _translated(what: str) -> Iterator[None]:
     except ChannelNotFoundEntity as error:
         raise QueueMissing(f"RabbitMQ has no queue {what}: is BRIDGE_QUEUE right, and has a bridge run?") from error
     except ChannelAccessRefused as error:
-        raise BrokerDenied(
-            f"RabbitMQ refuses the user's rights: {_why(error)}; rabbitmqctl set_permissions gives them"
-        ) from error
+        raise _denied(error) from error
     except ChannelLockedResource as error:
         raise QueueInUse(f"{what} is in use: {_why(error)}") from error
     except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
         raise BrokerUnavailable(f"the connection to RabbitMQ was lost: {_why(error)}") from error
+
+
+def refused_rights(error: BaseException) -> BrokerDenied | None:
+    """What an error is where a right that is missing led to it, as a publish on a channel tells it."""
+    return _denied(error.__cause__) if isinstance(error.__cause__, ChannelAccessRefused) else None
+
+
+def _denied(error: ChannelAccessRefused) -> BrokerDenied:
+    return BrokerDenied(f"RabbitMQ refuses the user's rights: {_why(error)}; rabbitmqctl set_permissions gives them")
 
 
 def _why(error: Exception) -> str:

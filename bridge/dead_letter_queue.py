@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from bridge import topology
 from bridge.broker import Broker, Connection, Publisher, announced_version, parse_version
-from bridge.browse import Browser, Desk, Held, Receipt, alone, peek
+from bridge.browse import Browser, Desk, Held, Receipt, alone, peek, refused_rights
 from bridge.dead_letters import Letter, key_of_copy, parse, to_replay
 from bridge.delivery import Message
 from bridge.errors import BridgeError, QueueInUse, TopologyMismatch
@@ -220,7 +220,7 @@ class _Copies:
         )
         for outcome in await asyncio.gather(*copies, return_exceptions=True):
             if isinstance(outcome, BaseException):
-                raise outcome
+                raise refused_rights(outcome) or outcome from outcome.__cause__
         while any(letter.key not in self for letter, _ in made):
             self._note(await self._browser.next())
 

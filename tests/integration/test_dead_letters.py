@@ -251,9 +251,9 @@ async def _holds_less(place: Place, count: int) -> bool:
 # -- status --
 
 
-async def reasons(place: Place) -> tuple[dict[str, int], list[str]]:
+async def reasons(place: Place, **settings: str) -> tuple[dict[str, int], list[str]]:
     """The reasons that `status` tells, and what it says to be unknown of the dead letters."""
-    done = await command("status", "--json", **place.environment)
+    done = await command("status", "--json", **(place.environment | settings))
     assert done.code == 0, done.err
     found = json.loads(done.out)
     unknown = [line for line in found["unknown"] if line.startswith("reasons in ")]
@@ -723,12 +723,33 @@ async def test_a_broker_that_is_away_is_a_failure(one_place: Place) -> None:
     assert (done.code, done.err.count("\n"), "can't reach RabbitMQ at 127.0.0.1:1" in done.err) == (1, 1, True)
 
 
+def url_of_user(rabbit: RabbitMQ, name: str, **rights: str) -> str:
+    """RabbitMQ's address for a user who has these rights, and all others."""
+    rabbit.api(f"users/{name}", method="PUT", body={"password": name, "tags": ""})
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    rabbit.api(f"permissions/%2F/{name}", method="PUT", body=everything | rights)
+    return f"amqp://{name}:{name}@{rabbit.host}:{rabbit.port}/"
+
+
+async def test_who_may_not_publish_is_refused_a_replay_and_loses_nothing(one_place: Place) -> None:
+    await one_place.put_many(3)
+    before = await one_place.names()
+    url = url_of_user(one_place.rabbit, "mute", write="^$")
+    done = await one_place.run("replay", "--all", "--unchecked", BRIDGE_AMQP_URL=url)
+    assert (done.code, done.err.count("\n"), "refuses the user's rights" in done.err) == (2, 1, True), done.err
+    assert await one_place.names() == before
+
+
+async def test_status_shows_the_rest_to_who_may_not_read_dead_letters(place: Place) -> None:
+    await place.put("a")
+    url = url_of_user(place.rabbit, "half", read=f"^{place.queue}$")
+    told, (unknown,) = await reasons(place, BRIDGE_AMQP_URL=url)
+    assert (told, f"queue '{place.dead}'" in unknown) == ({}, True), unknown
+
+
 async def test_who_may_only_read_can_list_and_is_refused_a_replay(place: Place) -> None:
     await place.put("a")
-    place.rabbit.api("users/reader", method="PUT", body={"password": "reader", "tags": ""})
-    rights = {"configure": "^$", "write": "^$", "read": ".*"}
-    place.rabbit.api("permissions/%2F/reader", method="PUT", body=rights)
-    url = f"amqp://reader:reader@{place.rabbit.host}:{place.rabbit.port}/"
+    url = url_of_user(place.rabbit, "reader", configure="^$", write="^$")
     assert await place.names(BRIDGE_AMQP_URL=url) == ["a"]
     done = await place.run("replay", "a", "--unchecked", BRIDGE_AMQP_URL=url)
     assert (done.code, done.err.count("\n"), "refuses the user's rights" in done.err) == (2, 1, True)
