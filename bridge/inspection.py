@@ -37,6 +37,8 @@ class Standing:
 
     exists: bool
     differs: str | None = None
+    of_rabbitmq_3: bool = False
+    """It has no unlimited `x-delivery-limit`, which only RabbitMQ 4 knows; that doesn't count as a difference."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -79,10 +81,19 @@ class Inspection:
         except ChannelNotFoundEntity:
             return Standing(exists=False)
         except ChannelPreconditionFailed as error:
+            if isinstance(thing, topology.Queue) and await self._is_as(thing.of_rabbitmq_3):
+                return Standing(exists=True, of_rabbitmq_3=True)
             return Standing(exists=True, differs=" ".join(str(error).split()))
         except ChannelAccessRefused:
             self.refused.add(Refusal("configure", thing.name))
         return Standing(exists=True)
+
+    async def _is_as(self, queue: topology.Queue) -> bool:
+        try:
+            await self._declare(queue, passive=False)
+        except ChannelPreconditionFailed:
+            return False
+        return True
 
     async def try_rights(self, name: str) -> None:
         """Note whether the user may write to and read from a queue and the exchange of the same name.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aio_pika import ExchangeType
@@ -14,6 +14,7 @@ from aio_pika.exceptions import ChannelPreconditionFailed
 from bridge.errors import TopologyMismatch
 
 REPLIES = "kestra.replies"
+_LIMIT = "x-delivery-limit"
 
 Kind = Literal["classic", "quorum"]
 Version = tuple[int, int]
@@ -38,6 +39,11 @@ class Queue:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     exchange: str | None = None
     routing_key: str = ""
+
+    @property
+    def of_rabbitmq_3(self) -> Queue:
+        """As it is where RabbitMQ 3 made it, which knows no unlimited `x-delivery-limit`; an upgrade leaves it so."""
+        return replace(self, arguments={key: value for key, value in self.arguments.items() if key != _LIMIT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +133,27 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
 
 
 async def declare_queue(connection: AbstractConnection, queue: Queue) -> None:
-    """Declare one queue and its binding; raises as `declare` does."""
+    """Declare one queue and its binding, or leave it as RabbitMQ 3 made it; raises as `declare` does.
+
+    An upgrade of the broker must not keep the bridge from starting; the doctor finds such a queue.
+    """
+    try:
+        await _declare(connection, queue)
+    except TopologyMismatch:
+        older = queue.of_rabbitmq_3
+        if older == queue or not await _is_as(connection, older):
+            raise
+
+
+async def _is_as(connection: AbstractConnection, queue: Queue) -> bool:
+    try:
+        await _declare(connection, queue)
+    except TopologyMismatch:
+        return False
+    return True
+
+
+async def _declare(connection: AbstractConnection, queue: Queue) -> None:
     async with _probing(connection, f"queue {queue.name}") as channel:
         declared = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
         if queue.exchange:
@@ -162,7 +188,7 @@ _AT_LEAST_ONCE = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reje
 
 def _unlimited(version: Version) -> dict[str, int]:
     """From 4.0 on a quorum queue gives a message up after 20 returns by default: replicas that die aren't its fault."""
-    return {"x-delivery-limit": -1} if version >= (4, 0) else {}
+    return {_LIMIT: -1} if version >= (4, 0) else {}
 
 
 @asynccontextmanager

@@ -187,9 +187,7 @@ ANYWHERE = [
 ]
 NO_QUEUE = fault(no_queue, (WARNING, "queues"), words="there is no queue", consumed=False)
 LOW = fault(low_maximum, (FAULT, "queues"), (FAULT, "priorities"), words="has x-max-priority 3")
-LIMITED = fault(
-    limited_dead_queue, (FAULT, "delivery-limit"), (FAULT, "queues"), words="drops a dead letter after 20 returns"
-)
+LIMITED = fault(limited_dead_queue, (FAULT, "delivery-limit"), words="drops a dead letter after 20 returns")
 PLANTED: dict[tuple[Series, Kind], list[Fault]] = {
     ("3.10", "classic"): [*ANYWHERE, LOW, NO_QUEUE],
     ("3.10", "quorum"): [fault(nothing, (FAULT, "priorities"), words="ignores priorities")],
@@ -202,7 +200,7 @@ PLANTED: dict[tuple[Series, Kind], list[Fault]] = {
         *ANYWHERE,
         fault(delivery_limit, (FAULT, "delivery-limit"), words="gives a message up after 5 returns"),
         LIMITED,
-        fault(lifted_dead_queue, (FAULT, "queues"), words="is not as the settings ask for"),
+        fault(lifted_dead_queue),
         fault(short_timeout, (FAULT, "acknowledgement-timeout"), words="is 1 min, and a job may take 6 h"),
     ],
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge import topology
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
 from tests.harness import Bridge, Client, Proxy, eventually
@@ -52,6 +53,17 @@ async def test_auto_takes_a_classic_queue_that_an_upgraded_broker_still_has(one_
     await one_stage.declare(queue_type="classic")
     async with one_stage.bridge(queue_type="auto") as bridge:
         assert bridge.events("consuming")[0]["queues"] == {one_stage.queue: "classic"}
+
+
+async def test_quorum_queues_that_an_upgraded_broker_still_has_from_rabbitmq_3_are_taken(
+    node: Node, tmp_path: Path
+) -> None:
+    async with open_stage(tmp_path, node("4.3"), "quorum") as stage:
+        old = topology.plan(stage.queue, kind="quorum", version=(3, 13), max_priority=10, retry_delays=[1])
+        await topology.declare(stage.client.connection, old)
+        async with stage.bridge() as bridge:
+            await stage.submit("one")
+            await bridge.settled(job="one", settlement="ack")
 
 
 async def test_auto_is_quorum_from_4_3_on_and_classic_before(stage: Stage) -> None:
