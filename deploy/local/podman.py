@@ -97,8 +97,8 @@ cat >/dev/null
 cd /
 exec >&2
 "$0/podman" rm --all --force --time 0
-# The name server of the containers' networks outlives them. Its file is in a place that Podman lets nobody choose, so it
-# may be another Podman's, in another network.
+# The name server of the containers' networks outlives them. Its file is in a place that Podman lets nobody choose, so
+# it may be another Podman's, in another network.
 pid=$(cat /run/containers/networks/aardvark-dns/aardvark.pid) &&
     [ "$(readlink "/proc/$pid/ns/net")" = "$(readlink /proc/self/ns/net)" ] && kill "$pid"
 # What Podman does after a container's end may still go on.
