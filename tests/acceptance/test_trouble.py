@@ -44,14 +44,15 @@ async def reply(stage: Stage, execution_id: str, state: str, times: int = 1) -> 
         )
 
 
-async def test_without_any_reply_the_sweep_settles_every_job(stage: Stage) -> None:
+async def test_without_any_reply_every_job_is_settled(stage: Stage) -> None:
     async with no_notifier(stage), stage.bridge(reconcile_interval=1) as bridge:
         # What a notifier that is still there may publish goes nowhere, too.
         await stage.client.channel.exchange_delete("kestra.replies")
         for number in range(5):
+            # A quick one can have ended by the time that its create call is answered, and needs no sweep.
             await stage.submit(f"job-{number}", body={"inputs": {"seconds": number % 2}})
         await bridge.settled(5, settlement="ack")
-        assert await bridge.metric("bridge_reconciled_total") == 5
+        assert await bridge.metric("bridge_replies_total") == 0
 
 
 async def test_without_any_reply_a_failure_is_retried_by_the_sweep(stage: Stage) -> None:

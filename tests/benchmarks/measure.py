@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 import psutil
 
+TICK = 1 / os.sysconf("SC_CLK_TCK")
 SAMPLE_EVERY = 0.05
 WARM_UP_SHARE = 10
 """The first tenth of the jobs warms up connections and caches, and doesn't count."""
@@ -191,8 +192,8 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def cpu_seconds(self, name: str, begin: float, end: float) -> float:
-        """The CPU time that it used between two moments."""
-        return self._at(name, end) - self._at(name, begin)
+        """The CPU time that it used between two moments, at least the kernel's tick, which is the least it tells."""
+        return max(self._at(name, end) - self._at(name, begin), TICK)
 
     def peak_mb(self, name: str) -> float:
         return self._peaks[name] / 2**20
