@@ -7,7 +7,7 @@ import re
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,9 +21,6 @@ from bridge.tls import Identity
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _EXPIRED = 10
 """OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED."""
-
-_VERSION, _GENERALIZED_TIME = 0xA0, 0x18
-"""Tags of ASN.1's DER, the first one as X.509 uses it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,33 +95,17 @@ def _first_in(path: Path) -> bytes:
 
 
 def valid_until(der: bytes) -> datetime:
-    """When a certificate ends: `notAfter` in RFC 5280, 4.1. The ssl module tells it of those alone that it trusts.
+    """When a certificate ends: the ssl module tells it of those alone that it trusts.
 
     Raises:
         ValueError: it can't be read.
     """
+    from cryptography import x509  # noqa: PLC0415 (large, and `run`, which imports the doctor too, reads no certificate)
+
     try:
-        ((_, whole),) = _parts(der)
-        (_, signed), *_ = _parts(whole)
-        # Serial number, signature's algorithm, issuer, validity; a version may stand before them.
-        _, _, _, (_, validity), *_ = ((tag, content) for tag, content in _parts(signed) if tag != _VERSION)
-        _, (tag, end) = _parts(validity)
-        digits = "%Y" if tag == _GENERALIZED_TIME else "%y"
-        return datetime.strptime(end.decode("ascii"), f"{digits}%m%d%H%M%SZ").replace(tzinfo=UTC)
-    except (ValueError, IndexError) as error:
+        return x509.load_der_x509_certificate(der).not_valid_after_utc
+    except (ValueError, x509.InvalidVersion) as error:
         raise ValueError(f"it is no X.509 certificate ({error})") from error
-
-
-def _parts(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """What DER holds side by side: tags, and contents."""
-    at = 0
-    while at < len(der):
-        tag, length, at = der[at], der[at + 1], at + 2
-        if length >= 0x80:
-            size = length - 0x80
-            length, at = int.from_bytes(der[at : at + size], "big"), at + size
-        yield tag, der[at : at + length]
-        at += length
 
 
 def _servers(settings: Settings) -> Iterator[Server]:
