@@ -458,9 +458,7 @@ class Kestra:
         """What about TLS made a server end a connection without a word, if only an operator can mend it."""
         if operation != "probe" or not isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError)):
             return None
-        url = httpx.URL(self._url)
-        port = url.port or (443 if self._context else 80)
-        return await self._tls.why_cut_off(url.host, port, self._context, scheme="https")
+        return await self._tls.why_cut_off_at(self._url, self._context)
 
     @asynccontextmanager
     async def _measured(self, operation: str) -> AsyncIterator[list[int]]:

@@ -176,9 +176,7 @@ class Management:
         trouble = self._tls.trouble(error)
         cut_off = isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError))
         if trouble is None and cut_off:
-            url = httpx.URL(self.url)
-            port = url.port or (443 if self._context else 80)
-            trouble = await self._tls.why_cut_off(url.host, port, self._context, scheme="https")
+            trouble = await self._tls.why_cut_off_at(self.url, self._context)
         if trouble:
             return BrokerDenied(f"RabbitMQ's management API at {self.url} (BRIDGE_MANAGEMENT_URL): {trouble}")
         why = f"it ended the connection ({_why(error)}); is BRIDGE_MANAGEMENT_URL right?" if cut_off else _why(error)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import certifi
 
@@ -89,6 +90,12 @@ class Identity:
             return f"it speaks TLS there, so the address must begin with {scheme}://" if speaks else None
         refused = await _refusal(host, port, context)
         return self.trouble(refused) if refused else None
+
+    async def why_cut_off_at(self, url: str, context: ssl.SSLContext | None) -> str | None:
+        """The same of an HTTP server, by its URL."""
+        parts = urlsplit(url)
+        port = parts.port or (443 if context else 80)
+        return await self.why_cut_off(parts.hostname or "", port, context, scheme="https")
 
 
 async def _refusal(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLError | None:
