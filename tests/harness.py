@@ -24,6 +24,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
+from bridge.metrics import Metrics
 from bridge.settings import KestraSettings
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
@@ -233,6 +234,22 @@ def on_a_terminal(*words: str, columns: int, answer: str = "", **settings: str) 
 def _surroundings(settings: Mapping[str, str]) -> dict[str, str]:
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("BRIDGE_", "OTEL_"))}
     return {**ours, "PYTHONPATH": str(REPOSITORY), **settings}
+
+
+def another_bridge(
+    bridges: list[Bridge], directory: Path, environment: Mapping[str, str], settings: Mapping[str, object]
+) -> Bridge:
+    """One more of a test's replicas, not started yet; `settings` are names of settings in lower case."""
+    given = {f"BRIDGE_{name.upper()}": str(value) for name, value in settings.items()}
+    bridge = Bridge(directory, {**environment, **given}, name=f"bridge-{len(bridges) + 1}")
+    bridges.append(bridge)
+    return bridge
+
+
+def answers(metrics: Metrics, operation: str) -> float:
+    """How many requests of that operation Kestra has answered with status 200, as a client's metrics count them."""
+    name = "bridge_kestra_request_seconds_count"
+    return metrics.registry.get_sample_value(name, {"operation": operation, "code": "200"}) or 0
 
 
 def settings_of(kestra: Standin) -> KestraSettings:

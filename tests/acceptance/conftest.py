@@ -23,7 +23,7 @@ from bridge.settings import Settings
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ
-from tests.harness import Bridge, Client, eventually
+from tests.harness import Bridge, Client, another_bridge, eventually
 
 JOB_FLOW = """
 id: job
@@ -59,17 +59,21 @@ def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 def engine(tmp_path_factory: pytest.TempPathFactory, rabbit: RabbitMQ) -> Iterator[Engine]:
     amqp = AmqpAddress.from_url(rabbit.amqp_url)
     with Engine(tmp_path_factory.mktemp("kestra"), amqp=amqp) as running:
-        settings = kestra_settings(running)
-        command = [sys.executable, "-m", "bridge", "flows", "deploy"]
-        done = subprocess.run(
-            command,
-            env={"PATH": "", "PYTHONPATH": str(REPOSITORY), **settings},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        deploy_flows(running)
         yield running
+
+
+def deploy_flows(engine: Engine, *, timeout: float | None = None) -> None:
+    """As an operator would: the command itself finds out which notifier this server needs."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bridge", "flows", "deploy"],
+        env={"PATH": "", "PYTHONPATH": str(REPOSITORY), **kestra_settings(engine)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def kestra_settings(engine: Engine) -> dict[str, str]:
@@ -104,11 +108,8 @@ class Stage:
             **({"BRIDGE_KESTRA_URL": kestra_url} if kestra_url else {}),
             "BRIDGE_QUEUE": self.queue,
             "BRIDGE_FLOW": f"{self.name}/job",
-            **{f"BRIDGE_{name.upper()}": str(value) for name, value in settings.items()},
         }
-        bridge = Bridge(self.directory, environment, name=f"bridge-{len(self.bridges) + 1}")
-        self.bridges.append(bridge)
-        return bridge
+        return another_bridge(self.bridges, self.directory, environment, settings)
 
     async def submit(self, job: str, *, body: object = None, **properties: Any) -> None:
         await self.client.submit(self.queue, body, job=job, **properties)

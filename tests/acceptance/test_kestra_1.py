@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 from deploy.local.kestra_engine import AmqpAddress, Engine
-from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ
-from tests.acceptance.conftest import Stage, kestra_settings
+from tests.acceptance.conftest import Stage, deploy_flows
 from tests.harness import eventually
 
 NEVER = 3600
-
-
-def deploy_flows(engine: Engine) -> None:
-    """As an operator would: the command itself finds out which notifier this server needs."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bridge", "flows", "deploy"],
-        env={"PATH": "", "PYTHONPATH": str(REPOSITORY), **kestra_settings(engine)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")

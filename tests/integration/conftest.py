@@ -18,7 +18,7 @@ import pytest
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ, Series
 from tests.certificates import Authority
-from tests.harness import Bridge, Client
+from tests.harness import Bridge, Client, another_bridge
 from tests.standin import Standin
 
 # The management API's figures are five seconds old by default, which is long for a test.
@@ -80,11 +80,8 @@ class Stage:
             "BRIDGE_QUEUE": self.queue,
             "BRIDGE_QUEUE_TYPE": self.kind,
             "BRIDGE_FLOW": "test/job",
-            **{f"BRIDGE_{name.upper()}": str(value) for name, value in settings.items()},
         }
-        bridge = Bridge(self.directory, environment, name=f"bridge-{len(self.bridges) + 1}")
-        self.bridges.append(bridge)
-        return bridge
+        return another_bridge(self.bridges, self.directory, environment, settings)
 
     async def declare(self, **settings: object) -> None:
         """Have the queues made by a bridge that stops again, so that jobs can be there before any runs."""

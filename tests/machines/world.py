@@ -26,8 +26,8 @@ from bridge.kestra import parse_execution
 from deploy.local.kestra_engine import AmqpAddress, Engine, Series
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
-from tests.acceptance.conftest import kestra_settings
-from tests.harness import Bridge, Client, eventually
+from tests.acceptance.conftest import deploy_flows, kestra_settings
+from tests.harness import Bridge, Client, another_bridge, eventually
 from tests.machines.host import TIMEOUT, Host, said_on
 from tests.machines.test_run import serve_git
 
@@ -120,7 +120,7 @@ def world_of(rabbit: RabbitMQ, images: Path, directory: Path, series: Series) ->
         _add_hostile_names(directory / "git")
         try:
             engine.start()
-            _deploy(engine)
+            deploy_flows(engine, timeout=PATIENCE)
             _end_the_schedule(engine)
             yield World(rabbit, engine, host, f"git://host.internal:{git_port}")
         finally:
@@ -148,18 +148,6 @@ def _add_hostile_names(git: Path) -> None:
     subprocess.run(["git", "add", "."], cwd=source, check=True)
     subprocess.run(["git", *who, "commit", "-q", "-m", "hostile"], cwd=source, check=True)
     (git / REPOSITORY_NAME).symlink_to("source")
-
-
-def _deploy(engine: Engine) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bridge", "flows", "deploy"],
-        env={"PATH": "", "PYTHONPATH": str(REPOSITORY), **kestra_settings(engine)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def _end_the_schedule(engine: Engine) -> None:
@@ -191,11 +179,8 @@ class Stage:
             **kestra_settings(self.world.engine),
             "BRIDGE_QUEUE": self.queue,
             "BRIDGE_FLOW": f"{NAMESPACE}/vm-job",
-            **{f"BRIDGE_{name.upper()}": str(value) for name, value in settings.items()},
         }
-        bridge = Bridge(self.directory, environment, name=f"bridge-{len(self.bridges) + 1}")
-        self.bridges.append(bridge)
-        return bridge
+        return another_bridge(self.bridges, self.directory, environment, settings)
 
     async def submit(self, job: str, *, labels: Mapping[str, str] | None = None, **inputs: object) -> None:
         await self.client.submit(self.queue, {"inputs": inputs, "labels": labels or {}}, job=job)

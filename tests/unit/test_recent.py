@@ -16,7 +16,7 @@ from bridge.job import FlowName, Job
 from bridge.kestra import Kestra
 from bridge.metrics import Metrics
 from bridge.start import Patience, Started, Starter
-from tests.harness import settings_of
+from tests.harness import answers, settings_of
 from tests.standin import Standin
 
 WINDOW = 3600.0
@@ -46,8 +46,7 @@ class Rig:
             await self.deliver(job(f"slow-{number}"))
 
     def requests(self, operation: str) -> float:
-        name = "bridge_kestra_request_seconds_count"
-        return self.metrics.registry.get_sample_value(name, {"operation": operation, "code": "200"}) or 0
+        return answers(self.metrics, operation)
 
 
 @pytest.fixture

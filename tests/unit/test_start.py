@@ -16,7 +16,7 @@ from bridge.kestra import Kestra
 from bridge.listing import Listing
 from bridge.metrics import Metrics
 from bridge.start import MANY_LOOK, Patience, Started, Starter
-from tests.harness import eventually, settings_of
+from tests.harness import answers, eventually, settings_of
 from tests.standin import Ends, Standin
 
 MANY = 5 * MANY_LOOK
@@ -43,8 +43,7 @@ class Rig:
         return {one.id: found for one, found in zip(jobs, started, strict=True)}
 
     def requests(self, operation: str) -> float:
-        name = "bridge_kestra_request_seconds_count"
-        return self.metrics.registry.get_sample_value(name, {"operation": operation, "code": "200"}) or 0
+        return answers(self.metrics, operation)
 
 
 @pytest.fixture
