@@ -1,20 +1,27 @@
 """Second executions of one attempt: there should be none, and where there is one it is ended.
 
 Kestra knows no idempotency key, so a create that stayed invisible for too long can come true beside the one that took
-its place. Every replica tells the one that counts from the others by the same rule, so that no two of them disagree.
+its place, and two replicas that get two copies of one message at the same instant both find nothing and both create.
+Every replica tells the one that counts from the others by the same rule, so that no two of them disagree.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import datetime
 
 import structlog
 
+from bridge.errors import KestraError
 from bridge.execution import Execution, choose
 from bridge.job import ATTEMPT_LABEL, JOB_LABEL, QUEUE_LABEL
-from bridge.kestra import Kestra
+from bridge.kestra import PAGE_SIZE, Kestra
 from bridge.metrics import Metrics
+
+SOON = 1.0
+"""Seconds from a create to the second look: longer than another replica's, of the same instant, takes to be seen."""
 
 log = structlog.get_logger(__name__)
 
@@ -49,3 +56,49 @@ class Duplicates:
                     attempt=duplicate.labels.get(ATTEMPT_LABEL),
                     execution=duplicate.id,
                 )
+
+
+class SecondLook:
+    """Looks again, soon after creates, for what another replica created at the same instant.
+
+    One listing by date serves all creates of a second, and costs no more than it tells. What it misses, because Kestra
+    doesn't answer or shows an execution late, is left to the sweep.
+    """
+
+    def __init__(self, *, kestra: Kestra, metrics: Metrics) -> None:
+        self._kestra = kestra
+        self._duplicates = Duplicates(kestra=kestra, metrics=metrics)
+        self._created = asyncio.Event()
+        self._since: datetime | None = None
+
+    def note(self, execution: Execution) -> None:
+        """This one was created now."""
+        started = execution.started or self._kestra.now()
+        self._since = min(started, self._since or started)
+        self._created.set()
+
+    async def run(self) -> None:
+        """Look after each create, for ever."""
+        while True:
+            await self._created.wait()
+            await asyncio.sleep(SOON)
+            try:
+                await self.look()
+            except KestraError as error:
+                log.info("no second look, the sweep will see", error=str(error))
+
+    async def look(self) -> None:
+        """End every second execution among those that started since the first create that was not looked after.
+
+        Whoever created the earlier of two sees the later one, so that no time before that needs to be read.
+        """
+        since, self._since = self._since, None
+        self._created.clear()
+        if since is not None:
+            await self._duplicates.end(among(await self._started(since)))
+
+    async def _started(self, since: datetime) -> list[Execution]:
+        found, total = await self._kestra.started_since(since)
+        for page in range(2, -(-total // PAGE_SIZE) + 1):
+            found += (await self._kestra.started_since(since, page))[0]
+        return found

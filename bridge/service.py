@@ -100,7 +100,10 @@ class Service:
                     "starting", version=__version__, http=f"http://{self._settings.http_host}:{port}", pid=os.getpid()
                 )
                 if await self._kestra_answers():
-                    async with self._background(self._reconciler.run()):
+                    async with (
+                        self._background(self._reconciler.run()),
+                        self._background(self._starter.second_look.run()),
+                    ):
                         await self._consume()
                 if self._failure:
                     raise self._failure

@@ -14,7 +14,7 @@ from typing import TypeVar
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
 
-from bridge.duplicates import Duplicates
+from bridge.duplicates import Duplicates, SecondLook
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraRejected, KestraUnavailable
 from bridge.execution import Execution, choose
 from bridge.job import Job
@@ -143,6 +143,7 @@ class Starter:
         self._adopt_grace = adopt_grace
         self._ambiguous_wait = ambiguous_wait
         self._duplicates = Duplicates(kestra=kestra, metrics=metrics)
+        self.second_look = SecondLook(kestra=kestra, metrics=metrics)
         self._starting = KeyedLock()
         self._unfinished = Listing(lambda: patience.ask(kestra.unfinished))
         self._recent = Recent(kestra, window=self._window)
@@ -159,13 +160,16 @@ class Starter:
         """
         async with self._starting.hold((job.queue, job.id, job.attempt)):
             # A fresh message has no execution of its own yet, only perhaps that of an earlier message with its id.
-            if redelivered or job.attempt > job.first_attempt:
+            fresh = not redelivered and job.attempt == job.first_attempt
+            if not fresh:
                 started = await self._find_or_create(job, suspect=redelivered)
             elif self._always_look and (execution := await self._duplicated(job)):
                 started = Started(execution, adopted=True)
             else:
                 started = await self._find_or_create(job, look=False)
             self._recent.note(job)
+            if not started.adopted and (self._always_look or not fresh):
+                self.second_look.note(started.execution)
         self._metrics.executions.labels("adopted" if started.adopted else "created").inc()
         return started
 

@@ -26,12 +26,13 @@ import struct
 import sys
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
+from itertools import takewhile
 from typing import Any, Self
 from urllib.parse import parse_qsl, unquote
 
@@ -711,13 +712,21 @@ class Standin:
 
     def _search(self, filters: list[Filter]) -> list[Run]:
         """By the smallest set that a filter points to, then the other filters."""
-        sets: list[dict[str, Run]] = [self.executions]
+        sets: list[Collection[Run]] = []
         for one in filters:
             if one.field == "labels" and one.operation == "EQUALS":
-                sets.append(self._by_label.get((one.key, one.values[0]), {}))
+                sets.append(self._by_label.get((one.key, one.values[0]), {}).values())
             elif one.field == "state" and one.operation == "NOT_IN" and TERMINAL.issubset(one.values):
-                sets.append(self._open)
-        return [run for run in min(sets, key=len).values() if all(one.holds(run) for one in filters)]
+                sets.append(self._open.values())
+        smallest = min(sets, key=len) if sets else self._since(filters)
+        return [run for run in smallest if all(one.holds(run) for one in filters)]
+
+    def _since(self, filters: list[Filter]) -> Collection[Run]:
+        """The executions that started since a filter's date; they are kept in the order in which they started."""
+        dates = [datetime.fromisoformat(one.values[0]) for one in filters if one.field == "startDate"]
+        if not dates:
+            return self.executions.values()
+        return [*takewhile(lambda run: run.started >= max(dates), reversed(self.executions.values()))][::-1]
 
     def _whole(self, run: Run) -> dict[str, Any]:
         task_state = _state([(run.state, moment) for _, moment in run.histories[-1:]])
