@@ -25,7 +25,11 @@ from bridge.shared import Shared
 
 SLOW_SEARCH = 0.03
 SLOW_IN_A_ROW = 5
-"""So many searches that took so many seconds are no chance."""
+"""So many searches, one after the other, that took so many seconds are no chance."""
+
+HOLDS = 600.0
+"""Seconds for which that is believed, or that there are too many executions to list. A Kestra that was only slow for a
+moment costs each fresh message a wait for a listing no longer than that."""
 
 MOST = 50_000
 """A window with more executions than that isn't listed: it would take longer than the searches it spares."""
@@ -50,19 +54,24 @@ class Recent:
         self._kestra = kestra
         self._window = window
         self._slow = 0
-        self._too_many = False
+        self._slow_until = self._too_many_until = self._counted = -HOLDS
         self._listed = Shared(self._list)
         self._forget()
 
     @property
     def wanted(self) -> bool:
         """Whether searches are slow, and the window isn't too long to be listed."""
-        return self._slow >= SLOW_IN_A_ROW and not self._too_many
+        return self._too_many_until < time.monotonic() < self._slow_until
 
     def note_search(self, seconds: float) -> None:
-        """How long a search took."""
-        if self._slow < SLOW_IN_A_ROW:
-            self._slow = self._slow + 1 if seconds > SLOW_SEARCH else 0
+        """How long a search took that has just been answered. Those that waited at the same time count as one."""
+        now = time.monotonic()
+        if seconds <= SLOW_SEARCH:
+            self._slow = 0
+        elif now - seconds >= self._counted:
+            self._slow, self._counted = self._slow + 1, now
+        if self._slow >= SLOW_IN_A_ROW:
+            self._slow, self._slow_until = 0, now + HOLDS
 
     def note(self, job: Job) -> None:
         """This (job, attempt) has an execution now."""
@@ -130,7 +139,7 @@ class Recent:
         return newest
 
     def _give_up(self, total: int) -> None:
-        self._too_many = True
+        self._too_many_until = time.monotonic() + HOLDS
         log.info("searches in kestra are slow, and there are too many recent executions to list", executions=total)
 
 

@@ -102,6 +102,33 @@ async def test_while_searches_are_quick_there_is_no_listing(rig: Rig, monkeypatc
     assert rig.requests("recent") == 0
 
 
+async def test_searches_that_are_slow_at_the_same_moment_are_no_reason_to_list(rig: Rig) -> None:
+    rig.kestra.faults.add("search", times=None, delay=0.2)
+    await rig.deliver(*(job(f"job-{number}") for number in range(2 * recent.SLOW_IN_A_ROW)))
+    rig.kestra.faults.clear()
+    await rig.deliver(job("another"))
+    assert rig.requests("recent") == 0
+
+
+async def test_after_a_while_searches_may_have_become_quick(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "HOLDS", 0.0)
+    await rig.see_that_searches_are_slow()
+    before = rig.requests("find")
+    await rig.deliver(*(job(f"job-{number}") for number in range(recent.SLOW_IN_A_ROW - 1)))
+    assert rig.requests("find") - before == recent.SLOW_IN_A_ROW - 1
+
+
+async def test_when_searches_are_slow_again_what_started_meanwhile_is_known(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.see_that_searches_are_slow()
+    monkeypatch.setattr(rig.starter._recent, "_slow_until", 0.0)
+    earlier = await rig.other.create(job("meanwhile"))
+    await rig.see_that_searches_are_slow()
+    (found,) = await rig.deliver(job("meanwhile"))
+    assert (found.adopted, found.execution.id) == (True, earlier.id)
+
+
 async def test_a_duplicate_of_what_was_there_before_the_first_listing_is_adopted(rig: Rig) -> None:
     earlier = await rig.other.create(job("twice"))
     await rig.see_that_searches_are_slow()
