@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, Self
+from urllib.parse import urlencode
 
 import httpx
 
@@ -40,8 +41,17 @@ CONCURRENT_QUESTIONS = 6
 search longer: at 64 a request costs twice the CPU time."""
 
 PAGE_SIZE = 500
+TIMEOUT = httpx.Timeout(READ_TIMEOUT, connect=5.0, pool=None)
+HEADERS = {
+    "User-Agent": f"kestra-bridge/{__version__}",
+    "Accept": "application/json",
+    "Accept-Encoding": "gzip, deflate",
+    "Connection": "keep-alive",
+}
 REWORKED_LABELS = ("system.restarted", "system.replay")
 """What an execution carries that an operator restarted, or that came of one by a replay (1.3 and 2.0, tried)."""
+
+Params = Mapping[str, str] | list[tuple[str, str]]
 
 _REASON_LENGTH = 400
 _ERRORS_SHOWN = 3
@@ -162,11 +172,8 @@ class Kestra:
         except ValueError as error:
             raise KestraDenied(str(error)) from error
         self._http = httpx.AsyncClient(
-            base_url=f"{self._url}/api/v1",
             auth=Login(settings),
-            headers={"User-Agent": f"kestra-bridge/{__version__}", "Accept": "application/json"},
             verify=self._context or True,
-            timeout=httpx.Timeout(READ_TIMEOUT, connect=5.0, pool=None),
             limits=httpx.Limits(max_connections=CONCURRENT_CREATES + CONCURRENT_QUESTIONS),
             transport=transport,
         )
@@ -423,7 +430,7 @@ class Kestra:
         turn = self._creating if operation == "create" else self._asking
         async with turn, self._measured(operation) as codes:
             try:
-                response = await self._http.request(method, path, **kwargs)
+                response = await self._http.send(self._request(method, path, **kwargs))
             except SettingsError as error:
                 raise KestraDenied(str(error)) from error
             except (*_HTTPX_ERRORS, ssl.SSLError) as error:
@@ -441,6 +448,26 @@ class Kestra:
         if response.status_code == 400 and "Tenant must be" in _message(response):
             raise KestraDenied(f"Kestra refuses the tenant {self._tenant!r}: {_message(response)}")
         return response
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: httpx.Timeout = TIMEOUT,
+        **body: Any,
+    ) -> httpx.Request:
+        """As httpx's client would build it, which takes an address apart and puts it together three times over."""
+        query = f"?{urlencode(params)}" if params else ""
+        return httpx.Request(
+            method,
+            f"{self._url}/api/v1{path}{query}",
+            headers={**HEADERS, **(headers or {})},
+            extensions={"timeout": timeout.as_dict()},
+            **body,
+        )
 
     async def _without_answer(self, operation: str, error: Exception, lost: type[KestraError]) -> KestraError:
         """What it means that a request got no answer."""
