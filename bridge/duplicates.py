@@ -17,7 +17,7 @@ import structlog
 from bridge.errors import KestraError
 from bridge.execution import Execution, choose
 from bridge.job import ATTEMPT_LABEL, JOB_LABEL, QUEUE_LABEL
-from bridge.kestra import PAGE_SIZE, Kestra
+from bridge.kestra import Kestra
 from bridge.metrics import Metrics
 
 SOON = 1.0
@@ -62,7 +62,7 @@ class SecondLook:
     """Looks again, soon after creates, for what another replica created at the same instant.
 
     One listing by date serves all creates of a second, and costs no more than it tells. What it misses, because Kestra
-    doesn't answer or shows an execution late, is left to the sweep.
+    doesn't answer, shows an execution late or starts very many, is left to the sweep.
     """
 
     def __init__(self, *, kestra: Kestra, metrics: Metrics) -> None:
@@ -95,10 +95,6 @@ class SecondLook:
         since, self._since = self._since, None
         self._created.clear()
         if since is not None:
-            await self._duplicates.end(among(await self._started(since)))
-
-    async def _started(self, since: datetime) -> list[Execution]:
-        found, total = await self._kestra.started_since(since)
-        for page in range(2, -(-total // PAGE_SIZE) + 1):
-            found += (await self._kestra.started_since(since, page))[0]
-        return found
+            # One page: where more start in a second, to read them all for each replica's look would be a load.
+            found, _ = await self._kestra.started_since(since)
+            await self._duplicates.end(among(found))
