@@ -20,11 +20,11 @@ import structlog
 from bridge.errors import KestraError
 from bridge.execution import Execution
 from bridge.job import ATTEMPT_LABEL, JOB_LABEL, Job
-from bridge.kestra import PAGE_SIZE, Kestra
+from bridge.kestra import CONCURRENT_QUESTIONS, PAGE_SIZE, Kestra
 from bridge.shared import Shared
 
 SLOW_SEARCH = 0.03
-SLOW_IN_A_ROW = 5
+SLOW_IN_A_ROW = 3
 """So many searches, one after the other, that took so many seconds are no chance."""
 
 HOLDS = 600.0
@@ -56,6 +56,10 @@ class Recent:
         self._slow = 0
         self._slow_until = self._too_many_until = self._counted = -HOLDS
         self._listed = Shared(self._list)
+        self.searching = asyncio.Semaphore(1)
+        """Whose turn it is to search: one at a time until a search was quick, as a slow one costs Kestra much, and then
+        as many as it is asked at once anyway."""
+        self._all_at_once = False
         self._forget()
 
     @property
@@ -68,10 +72,17 @@ class Recent:
         now = time.monotonic()
         if seconds <= SLOW_SEARCH:
             self._slow = 0
+            self._let_all_search()
         elif now - seconds >= self._counted:
             self._slow, self._counted = self._slow + 1, now
         if self._slow >= SLOW_IN_A_ROW:
             self._slow, self._slow_until = 0, now + HOLDS
+
+    def _let_all_search(self) -> None:
+        if not self._all_at_once:
+            self._all_at_once = True
+            for _ in range(CONCURRENT_QUESTIONS - 1):
+                self.searching.release()
 
     def note(self, job: Job) -> None:
         """This (job, attempt) has an execution now."""

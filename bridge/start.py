@@ -18,7 +18,7 @@ from bridge.duplicates import Duplicates, SecondLook
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraRejected, KestraUnavailable
 from bridge.execution import Execution, choose
 from bridge.job import Job
-from bridge.kestra import CONCURRENT_QUESTIONS, Kestra
+from bridge.kestra import Kestra
 from bridge.keyed_lock import KeyedLock
 from bridge.listing import Listing
 from bridge.metrics import Metrics
@@ -147,7 +147,6 @@ class Starter:
         self._starting = KeyedLock()
         self._unfinished = Listing(lambda: patience.ask(kestra.unfinished))
         self._recent = Recent(kestra, window=self._window)
-        self._searching = asyncio.Semaphore(CONCURRENT_QUESTIONS)
         self._looking = 0
         self._last_create = 0.0
 
@@ -210,8 +209,8 @@ class Starter:
     async def _duplicated(self, job: Job) -> Execution | None:
         """The execution of an earlier message of the same job, if it started within the window."""
         since = self._kestra.now() - self._window
-        # No more at once than Kestra is asked anyway, so that the others learn from how long the first ones take.
-        async with self._searching:
+        # The others learn from how long the first ones take.
+        async with self._recent.searching:
             if not self._recent.wanted:
                 return await self.find(job, self._patience, since=since)
         if await self._recent.lacks(job):

@@ -102,7 +102,16 @@ async def test_while_searches_are_quick_there_is_no_listing(rig: Rig, monkeypatc
     assert rig.requests("recent") == 0
 
 
-async def test_searches_that_are_slow_at_the_same_moment_are_no_reason_to_list(rig: Rig) -> None:
+async def test_slow_searches_are_few_before_they_are_spared(rig: Rig) -> None:
+    await rig.deliver(*(job(f"job-{number}") for number in range(50)))
+    assert rig.requests("find") == recent.SLOW_IN_A_ROW
+
+
+async def test_searches_that_are_slow_at_the_same_moment_are_no_reason_to_list(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "SLOW_SEARCH", 0.1)
+    await rig.deliver(job("quick"))
     rig.kestra.faults.add("search", times=None, delay=0.2)
     await rig.deliver(*(job(f"job-{number}") for number in range(2 * recent.SLOW_IN_A_ROW)))
     rig.kestra.faults.clear()
@@ -182,7 +191,7 @@ async def test_a_page_that_is_full_of_one_instant_ends(rig: Rig, monkeypatch: py
 
 
 async def test_too_long_a_history_is_searched_and_not_listed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "MOST", 3)
+    monkeypatch.setattr(recent, "MOST", 2)
     await rig.see_that_searches_are_slow()
     before = rig.requests("find")
     await rig.deliver(*map(job, "abc"))
