@@ -165,8 +165,8 @@ class Kestra:
         self.skew = timedelta()
         """How far Kestra's clock is ahead of ours, as its last answer told it (to the second)."""
         self.up = False
-        self.find_seconds = 0.0
-        """What the last search for one job's executions took, without the wait for a turn."""
+        self.took: dict[str, float] = {}
+        """What the last request of each operation took, in seconds, without the wait for a turn."""
         try:
             self._context = self._tls.context() if self._url.startswith("https://") else None
         except ValueError as error:
@@ -497,8 +497,7 @@ class Kestra:
             code = str(codes[0]) if codes else "none"
             seconds = time.perf_counter() - began
             self._metrics.kestra_request_seconds.labels(operation, code).observe(seconds)
-            if operation == "find":
-                self.find_seconds = seconds
+            self.took[operation] = seconds
             self.up = bool(codes) and codes[0] < 500 and codes[0] not in (401, 403)
             self._metrics.kestra_up.set(int(self.up))
 

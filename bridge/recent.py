@@ -25,7 +25,8 @@ from bridge.shared import Shared
 
 SLOW_SEARCH = 0.03
 SLOW_IN_A_ROW = 3
-"""So many searches, one after the other, that took so many seconds are no chance."""
+"""So many searches, one after the other, that took so many seconds more than one by an index (the probe's) are no
+chance, and it is not the way to Kestra either."""
 
 HOLDS = 600.0
 """Seconds for which that is believed, or that there are too many executions to list. A Kestra that was only slow for a
@@ -67,10 +68,13 @@ class Recent:
         """Whether searches are slow, and the window isn't too long to be listed."""
         return self._too_many_until < time.monotonic() < self._slow_until
 
-    def note_search(self, seconds: float) -> None:
-        """How long a search took that has just been answered. Those that waited at the same time count as one."""
+    def note_search(self, seconds: float, *, usual: float) -> None:
+        """How long a search took that has just been answered, and how long an indexed one takes.
+
+        Those that waited at the same time count as one.
+        """
         now = time.monotonic()
-        if seconds <= SLOW_SEARCH:
+        if seconds - usual <= SLOW_SEARCH:
             self._slow = 0
             self._let_all_search()
         elif now - seconds >= self._counted:
@@ -151,6 +155,7 @@ class Recent:
 
     def _give_up(self, total: int) -> None:
         self._too_many_until = time.monotonic() + HOLDS
+        self._let_all_search()
         log.info("searches in kestra are slow, and there are too many recent executions to list", executions=total)
 
 

@@ -175,7 +175,7 @@ class Starter:
     async def find(self, job: Job, patience: Patience, *, since: datetime | None = None) -> Execution | None:
         """The job's own execution, if there is one that started since then. Any second one is killed."""
         found = await patience.ask(lambda: self._kestra.find(job, since=since))
-        self._recent.note_search(self._kestra.find_seconds)
+        self._recent.note_search(self._kestra.took["find"], usual=self._kestra.took.get("probe", 0.0))
         return await self._own(found, patience)
 
     async def _own(self, executions: Iterable[Execution], patience: Patience) -> Execution | None:

@@ -102,6 +102,14 @@ async def test_while_searches_are_quick_there_is_no_listing(rig: Rig, monkeypatc
     assert rig.requests("recent") == 0
 
 
+async def test_a_kestra_that_is_far_away_is_not_slow(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "SLOW_SEARCH", 0.1)
+    rig.kestra.faults.add("*", times=None, delay=0.15)
+    await rig.client.probe()
+    await rig.see_that_searches_are_slow()
+    assert rig.requests("recent") == 0
+
+
 async def test_slow_searches_are_few_before_they_are_spared(rig: Rig) -> None:
     await rig.deliver(*(job(f"job-{number}") for number in range(50)))
     assert rig.requests("find") == recent.SLOW_IN_A_ROW
@@ -196,6 +204,20 @@ async def test_too_long_a_history_is_searched_and_not_listed(rig: Rig, monkeypat
     before = rig.requests("find")
     await rig.deliver(*map(job, "abc"))
     assert (rig.requests("find") - before, rig.requests("recent")) == (3, 1)
+
+
+async def test_where_there_is_too_much_to_list_searches_go_on_side_by_side(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "MOST", 2)
+    await rig.see_that_searches_are_slow()
+    rig.kestra.faults.add("search", times=None, delay=1.0)
+    asked, answered = rig.kestra.requests["search"], rig.requests("find")
+    delivering = asyncio.create_task(rig.deliver(*map(job, "abc")))
+    await rig.kestra.until(lambda: rig.kestra.requests["search"] == asked + 3, "three searches")
+    meanwhile = rig.requests("find")
+    await delivering
+    assert meanwhile == answered
 
 
 async def test_a_duplicate_is_adopted_after_what_is_known_became_too_much(
