@@ -112,7 +112,7 @@ async def test_a_connection_that_is_cut_costs_no_job_and_runs_none_twice(stage: 
 async def test_of_two_executions_of_one_attempt_the_later_is_ended_long_before_the_sweep(one_stage: Stage) -> None:
     stage = one_stage
     stage.kestra.flow("test", "job", Ends(after=None))
-    stage.kestra.faults.add("create", times=2, delay=1.0)  # so that both replicas look before either creates
+    stage.kestra.faults.add("create", times=2, delay=4.0)  # so that both replicas look before either creates
     alone = {"prefetch": 1, "reconcile_interval": 600}
     async with stage.bridge(**alone) as one, stage.bridge(**alone) as other:
         await asyncio.gather(stage.submit("twice"), stage.submit("twice"))
