@@ -10,7 +10,7 @@ import importlib
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("directory", type=Path, help="where the PNG files go; made if need be")
     options = parser.parse_args(arguments)
     try:
-        charts = bars(json.loads(options.result.read_text()))
+        result = json.loads(options.result.read_text())
+        charts, rates = bars(result), growth(result)
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"{options.result}: not a result of the benchmarks: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
@@ -38,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for title, rows in charts.items():
         path = options.directory / f"{title.replace(' ', '-')}.png"
         _draw(importlib.import_module("matplotlib.pyplot"), title, rows, path)
+        print(path)
+    for title, lines in rates.items():
+        path = options.directory / f"{title.replace(' ', '-')}.png"
+        _draw_lines(importlib.import_module("matplotlib.pyplot"), title, lines, path)
         print(path)
     return 0
 
@@ -61,6 +66,35 @@ def bars(result: dict[str, Any]) -> dict[str, list[Bar]]:
         unit = one["unit"].replace("/", " per ").replace("%", "percent")
         charts[f"{one['benchmark']} in {unit}"].append((one["what"], one["value"], one["at_most"], one["met"]))
     return dict(charts)
+
+
+def growth(result: dict[str, Any]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """A chart for each benchmark that compares: the rates of each that ran, by how many executions Kestra had before.
+
+    Raises:
+        KeyError, TypeError: it is no result of the benchmarks.
+    """
+    charts: defaultdict[str, defaultdict[str, set[tuple[int, float]]]] = defaultdict(lambda: defaultdict(set))
+    for one in result["comparisons"]:
+        case = one["case"]
+        for run in one["runs"]:
+            ours = run["who"] == one["measured"]
+            who = f"{run['who']}, prefetch {case['prefetch']}, look-up {case['deduplicate']}" if ours else run["who"]
+            charts[f"{one['benchmark']} rate"][who].add((run["executions_before"], run["jobs_per_second"]))
+    return {title: {who: sorted(points) for who, points in lines.items()} for title, lines in charts.items()}
+
+
+def _draw_lines(pyplot: Any, title: str, lines: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+    figure, axes = pyplot.subplots(figsize=(WIDTH, 0.6 * WIDTH), layout="constrained")
+    for who, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=who)
+    axes.set_xlabel("executions that Kestra had before")
+    axes.set_ylabel("jobs a second")
+    axes.set_ylim(bottom=0)
+    axes.set_title(title)
+    axes.legend()
+    figure.savefig(path, dpi=DPI)
+    pyplot.close(figure)
 
 
 def _draw(pyplot: Any, title: str, rows: Sequence[Bar], path: Path) -> None:

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.plots import bars, main
+from tests.benchmarks.plots import bars, growth, main
 
 COMPARISON = {
     "benchmark": "own",
     "case": {"prefetch": 8, "deduplicate": "always"},
+    "measured": "bridge",
     "against": "bare loop",
     "ratio": {"median": 0.84, "min": 0.78, "max": 0.89},
     "aim": 0.8,
     "met": True,
+    "runs": [
+        {"who": "bridge", "executions_before": 1000, "jobs_per_second": 350.0},
+        {"who": "bare loop", "executions_before": 2000, "jobs_per_second": 450.0},
+        {"who": "bridge", "executions_before": 0, "jobs_per_second": 360.0},
+    ],
 }
 FIGURE = {"benchmark": "peers", "what": "rate", "value": 4.5, "unit": "jobs/s", "at_most": None, "met": True}
 
@@ -22,6 +28,15 @@ FIGURE = {"benchmark": "peers", "what": "rate", "value": 4.5, "unit": "jobs/s", 
 def test_comparisons_are_a_chart_of_ratios() -> None:
     charts = bars({"comparisons": [COMPARISON], "figures": []})
     assert charts == {"own ratio": [("prefetch 8, look-up always, against bare loop", 0.84, 0.8, True)]}
+
+
+def test_rates_are_a_chart_by_how_many_executions_there_were() -> None:
+    assert growth({"comparisons": [COMPARISON]}) == {
+        "own rate": {
+            "bridge, prefetch 8, look-up always": [(0, 360.0), (1000, 350.0)],
+            "bare loop": [(2000, 450.0)],
+        }
+    }
 
 
 def test_figures_of_different_units_are_different_charts() -> None:
