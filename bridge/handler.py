@@ -30,6 +30,10 @@ from bridge.tracing import Span, Tracer, outgoing
 
 OUTPUTS_SECONDS = 30.0
 AFTER_A_BUG = (5.0, 300.0)
+APART = 2.0
+"""Seconds by which the retry of a message that adopted its execution follows that of the message which created it.
+Were both put off at the same instant, as both hear of the same end, both would come back at the same instant, to two
+replicas which both find nothing and both create."""
 
 log = structlog.get_logger(__name__)
 
@@ -134,7 +138,10 @@ class Handler:
         except KestraRejected as error:
             return DeadLetter(reason=Reason.REJECTED_BY_KESTRA, error=f"flow {job.flow}: {error}")
         self._metrics.outcomes.labels(case.outcome.label).inc()
-        return decide(case.outcome, attempt=job.attempt, first_attempt=job.first_attempt, policy=self._policy)
+        settlement = decide(case.outcome, attempt=job.attempt, first_attempt=job.first_attempt, policy=self._policy)
+        if isinstance(settlement, Retry) and case.started and case.started.adopted:
+            await asyncio.sleep(APART)
+        return settlement
 
     async def _run(self, case: Case, job: Job) -> Outcome:
         suspect = case.delivery.redelivered

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.rabbitmq import RabbitMQ
-from tests.harness import Client, Proxy, eventually
+from tests.harness import Bridge, Client, Proxy, eventually
 from tests.integration.conftest import Stage, open_stage
 from tests.standin import Ends, Run
 
@@ -121,6 +121,29 @@ async def test_of_two_executions_of_one_attempt_the_later_is_ended_long_before_t
         await stage.kestra.end(first.id)
         lines = [(await each.settled(job="twice"))[0] for each in (one, other)]
     assert (second.state, [line["execution"] for line in lines]) == ("KILLED", [first.id, first.id])
+
+
+async def test_two_copies_of_a_job_that_fails_come_back_one_after_the_other(one_stage: Stage) -> None:
+    stage = one_stage
+    stage.kestra.flow("test", "job", Ends(after=None))
+    async with (
+        stage.bridge(prefetch=1, retry_delays="[1]") as one,
+        stage.bridge(prefetch=1, retry_delays="[1]") as other,
+    ):
+        for _ in range(2):
+            await stage.submit("twice")
+            await eventually(lambda: stage.kestra.executions_of("twice"), "the first copy's execution")
+        await eventually(lambda: _awaited_by(one, other), "both replicas wait for it")
+        stage.kestra.faults.add("create", times=None, delay=0.5)
+        await stage.kestra.end(stage.kestra.created[0].id, "FAILED")
+        await stage.kestra.until(lambda: bool(stage.kestra.executions_of("twice", attempt=2)), "the second attempt")
+        await eventually(lambda: _awaited_by(one, other, attempts=4), "both replicas wait for the second attempt")
+    assert stage.kestra.per_attempt() == {("twice", "1"): 1, ("twice", "2"): 1}
+
+
+async def _awaited_by(*bridges: Bridge, attempts: int = 2) -> bool:
+    started = [await bridge.metric("bridge_executions_total") for bridge in bridges]
+    return sum(started) >= attempts
 
 
 async def test_a_connection_that_goes_silent_is_given_up(one_stage: Stage) -> None:
