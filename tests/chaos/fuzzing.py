@@ -123,14 +123,14 @@ class Babble(Answer):
 
 
 class Babbler(Standin):
-    """A stand-in that answers a share of the requests with something else, be their work done or not.
+    """A stand-in that answers a share of the requests with something else, be their work done or not, while it babbles.
 
     With a redirection or a refusal it is never done: who is refused may rely on that.
     """
 
     def __init__(self, seed: int, bodies: Sequence[bytes]) -> None:
         super().__init__()
-        self.babbling = True
+        self.babbling = False
         self.babbled = 0
         self._chance = random.Random(f"answers {seed}")  # noqa: S311
         self._bodies = bodies
@@ -218,7 +218,7 @@ class Stage:
                 task.add_done_callback(lambda _: turns.release())
                 if self.sent % LOOK_EVERY == 0:
                     await eventually(self._is_close, "the bridge keeps up", timeout=120, every=0.2)
-                if self.sent % 5000 == 0:
+                if self.sent % 2000 == 0:
                     self.say(f"{self.sent} messages published")
 
     async def _is_close(self) -> bool:
@@ -343,6 +343,8 @@ async def fuzz_answers(stage: Stage, count: int) -> None:
             number += 1
             yield b'{"inputs": {"a": 1}}', Basic.Properties(message_id=f"job-{number}", headers={NUMBER: number})
 
+    # Not before the bridge consumes: at its start a refusal is what an operator must mend, and rightly ends it.
+    kestra.babbling = True
     await stage.publish(jobs(), more=lambda: kestra.babbled < count)
     kestra.babbling = False
     await stage.all_settled(180)
