@@ -17,6 +17,9 @@ FORBIDDEN_FLOW = "elsewhere/job"
 MAX_ATTEMPTS = 3
 JOB_TIMEOUT = 2
 """Seconds, for the jobs that are to exceed it."""
+TOO_LONG = 3600.0
+"""Seconds that they would run: longer than their message can wait for a replica, as one that ends well meanwhile is
+rightly acked, however late."""
 LONGEST_RUN = 90
 """Seconds, for all others: Kestra's engine itself can lose an execution when it is killed, and never ends it."""
 SHORTEST_RUN = 0.05
@@ -99,7 +102,7 @@ def draw(seed: int, kestra: KestraKind, *, mean_seconds: float) -> Iterator[Job]
         yield Job(
             id=f"job-{number:06d}",
             name=name,
-            seconds=30.0 if name == "too-long" else round(seconds, 2),
+            seconds=TOO_LONG if name == "too-long" else round(seconds, 2),
             priority=chance.randrange(11),
             again=chance.random() < 0.5,
         )
