@@ -597,7 +597,8 @@ class TestCertificates:
         async with open_stage(tmp_path, node("4.3"), "quorum", tls=lasting) as stage:
             found = await self.found(stage, **ours)
         told = f"our certificate for Kestra, {certificate} (BRIDGE_KESTRA_CERTIFICATE), {state} ("
-        assert [(each, what.partition("20")[0]) for each, what in found] == ([(level, told)] if level else [])
+        without_day = [(each, re.sub(r"\(\d{4}-.*", "(", what)) for each, what in found]
+        assert without_day == ([(level, told)] if level else [])
 
     async def test_of_ours_that_has_ended_is_named_where_rabbitmq_refuses_it(
         self, one_stage: Stage, authority: Authority
