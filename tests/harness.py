@@ -24,8 +24,10 @@ from aio_pika.abc import AbstractIncomingMessage
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
+from bridge.kestra import Kestra
 from bridge.metrics import Metrics
 from bridge.settings import KestraSettings
+from bridge.start import Patience, Starter
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
 from tests.standin import Standin
@@ -250,6 +252,19 @@ def answers(metrics: Metrics, operation: str) -> float:
     """How many requests of that operation Kestra has answered with status 200, as a client's metrics count them."""
     name = "bridge_kestra_request_seconds_count"
     return metrics.registry.get_sample_value(name, {"operation": operation, "code": "200"}) or 0
+
+
+def starter_of(client: Kestra, metrics: Metrics, *, always_look: bool = True, grace: float = 0.2) -> Starter:
+    """What starts executions there; so many seconds it looks for one before it creates another."""
+    return Starter(
+        kestra=client,
+        metrics=metrics,
+        patience=Patience(),
+        always_look=always_look,
+        window=3600,
+        adopt_grace=grace,
+        ambiguous_wait=grace,
+    )
 
 
 def settings_of(kestra: Standin) -> KestraSettings:

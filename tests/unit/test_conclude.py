@@ -16,8 +16,8 @@ from bridge.job import FlowName, Job
 from bridge.kestra import Kestra
 from bridge.metrics import Metrics
 from bridge.replies import News, Watch
-from bridge.start import Patience, Starter
-from tests.harness import settings_of
+from bridge.start import Starter
+from tests.harness import settings_of, starter_of
 from tests.standin import Ends, Standin
 
 JOB = Job(id="one", flow=FlowName("test", "job"))
@@ -50,15 +50,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
 
         kestra.replies.on_end = reply
         async with Kestra(settings_of(kestra), metrics) as client:
-            starter = Starter(
-                kestra=client,
-                metrics=metrics,
-                patience=Patience(),
-                always_look=True,
-                window=3600,
-                adopt_grace=0.2,
-                ambiguous_wait=0.2,
-            )
+            starter = starter_of(client, metrics)
             concluder = Concluder(kestra=client, watch=watch, starter=starter, job_timeout=10, kill_round=0.1)
             yield Rig(kestra, client, watch, starter, concluder)
 

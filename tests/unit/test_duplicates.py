@@ -13,8 +13,8 @@ from bridge import duplicates
 from bridge.job import FlowName, Job
 from bridge.kestra import Kestra
 from bridge.metrics import Metrics
-from bridge.start import Patience, Starter
-from tests.harness import answers, eventually, settings_of
+from bridge.start import Starter
+from tests.harness import answers, eventually, settings_of, starter_of
 from tests.standin import Ends, Standin
 
 
@@ -39,15 +39,7 @@ class Replica:
 async def replica(kestra: Standin, *, always_look: bool = True) -> AsyncIterator[Replica]:
     metrics = Metrics()
     async with Kestra(settings_of(kestra), metrics) as client:
-        starter = Starter(
-            kestra=client,
-            metrics=metrics,
-            patience=Patience(),
-            always_look=always_look,
-            window=3600,
-            adopt_grace=0.2,
-            ambiguous_wait=0.2,
-        )
+        starter = starter_of(client, metrics, always_look=always_look)
         yield Replica(starter, metrics)
 
 

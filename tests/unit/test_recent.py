@@ -15,11 +15,9 @@ from bridge.execution import Execution
 from bridge.job import FlowName, Job
 from bridge.kestra import Kestra
 from bridge.metrics import Metrics
-from bridge.start import Patience, Started, Starter
-from tests.harness import answers, settings_of
+from bridge.start import Started, Starter
+from tests.harness import answers, settings_of, starter_of
 from tests.standin import Standin
-
-WINDOW = 3600.0
 
 
 def job(name: str, attempt: int = 1) -> Job:
@@ -57,15 +55,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     async with Standin() as kestra:
         kestra.flow("test", "short")
         async with Kestra(settings_of(kestra), metrics) as client, Kestra(settings_of(kestra)) as other:
-            starter = Starter(
-                kestra=client,
-                metrics=metrics,
-                patience=Patience(),
-                always_look=True,
-                window=WINDOW,
-                adopt_grace=0.2,
-                ambiguous_wait=0.2,
-            )
+            starter = starter_of(client, metrics)
             rig = Rig(kestra, client, other, starter, metrics)
             listed = client.started_since
 

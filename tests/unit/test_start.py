@@ -15,8 +15,8 @@ from bridge.job import ATTEMPT_LABEL, JOB_LABEL, FlowName, Job
 from bridge.kestra import Kestra
 from bridge.listing import Listing
 from bridge.metrics import Metrics
-from bridge.start import MANY_LOOK, Patience, Started, Starter
-from tests.harness import answers, eventually, settings_of
+from bridge.start import MANY_LOOK, Started, Starter
+from tests.harness import answers, eventually, settings_of, starter_of
 from tests.standin import Ends, Standin
 
 MANY = 5 * MANY_LOOK
@@ -54,15 +54,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
         kestra.flow("test", "long", Ends(after=None))
         kestra.flow("test", "short")
         async with Kestra(settings_of(kestra), metrics) as client:
-            starter = Starter(
-                kestra=client,
-                metrics=metrics,
-                patience=Patience(),
-                always_look=True,
-                window=3600,
-                adopt_grace=0.5,
-                ambiguous_wait=0.5,
-            )
+            starter = starter_of(client, metrics, grace=0.5)
             yield Rig(kestra, client, metrics, starter)
 
 
