@@ -10,7 +10,7 @@ import importlib
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     matplotlib.use("Agg")
     options.directory.mkdir(parents=True, exist_ok=True)
-    for title, rows in charts.items():
-        path = options.directory / f"{title.replace(' ', '-')}.png"
-        _draw(importlib.import_module("matplotlib.pyplot"), title, rows, path)
-        print(path)
-    for title, lines in rates.items():
-        path = options.directory / f"{title.replace(' ', '-')}.png"
-        _draw_lines(importlib.import_module("matplotlib.pyplot"), title, lines, path)
-        print(path)
+    pyplot = importlib.import_module("matplotlib.pyplot")
+    drawn: tuple[tuple[Callable[..., None], Mapping[str, Any]], ...] = ((_draw_bars, charts), (_draw_lines, rates))
+    for draw, pictures in drawn:
+        for title, content in pictures.items():
+            path = options.directory / f"{title.replace(' ', '-')}.png"
+            draw(pyplot, title, content, path)
+            print(path)
     return 0
 
 
@@ -97,7 +96,7 @@ def _draw_lines(pyplot: Any, title: str, lines: Mapping[str, Sequence[tuple[int,
     pyplot.close(figure)
 
 
-def _draw(pyplot: Any, title: str, rows: Sequence[Bar], path: Path) -> None:
+def _draw_bars(pyplot: Any, title: str, rows: Sequence[Bar], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(WIDTH, 1.2 + HEIGHT_EACH * len(rows)), layout="constrained")
     for number, (what, value, aim, met) in enumerate(reversed(rows)):
         color = NO_AIM if aim is None else MET if met else MISSED
