@@ -6,6 +6,7 @@
     ├── KestraError
     │   ├── KestraRejected     Kestra refused this job; asking again gives the same answer
     │   ├── KestraDenied       Kestra refuses our credentials, tenant or rights
+    │   ├── KestraIncompatible Kestra refuses a request for its form, whatever it is about
     │   ├── KestraUnavailable  nothing was done; asking again later can help
     │   └── KestraAmbiguous    a create may or may not have been done: look before asking again
     ├── BrokerError
@@ -52,8 +53,26 @@ class KestraDenied(KestraError):
     """Kestra refuses the credentials, the tenant or the rights. Nothing was done, and only an operator can mend it."""
 
 
+class KestraIncompatible(KestraError):
+    """Kestra, or what stands before it, refuses the form of a request: its method, its media types, its parameters.
+
+    Nothing was done. Only another version of Kestra or of the bridge can help, or a change of what stands between.
+    """
+
+
+REFUSALS = (KestraDenied, KestraIncompatible)
+"""What only an operator ends, whatever is asked and however often."""
+
+
 class KestraUnavailable(KestraError):
-    """Kestra could not be reached or could not answer, and nothing was done."""
+    """Kestra could not be reached or could not answer, and nothing was done.
+
+    `retry_after` is how many seconds it asked to be left alone; 0 where it did not ask.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class KestraAmbiguous(KestraError):

@@ -51,7 +51,7 @@ TERMINAL = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """One run of a flow. `started` and `ended` are by Kestra's clock."""
+    """One run of a flow. Its times are by Kestra's clock; `started` is when it was created."""
 
     id: str
     namespace: str
@@ -60,6 +60,8 @@ class Execution:
     labels: Mapping[str, str] = field(default_factory=dict)
     started: datetime | None = None
     ended: datetime | None = None
+    running_since: datetime | None = None
+    """When it began to run, or to run again after a restart; None where it hasn't, or where that isn't told."""
     original_id: str | None = None
     triggered: bool = False
     """Started by a trigger or by another execution, which may have handed its labels down; never by the bridge."""

@@ -11,22 +11,27 @@ from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 from urllib.parse import urlencode
 
 import httpx
+import structlog
 
 from bridge import __version__, clock
+from bridge.clock import ServerClock
 from bridge.errors import (
     KestraAmbiguous,
     KestraDenied,
     KestraError,
+    KestraIncompatible,
     KestraRejected,
     KestraUnavailable,
     SettingsError,
 )
 from bridge.execution import TERMINAL, Execution, State
 from bridge.job import ATTEMPT_LABEL, CORRELATION_LABEL, JOB_LABEL, MARK, MARK_LABEL, FlowName, Job
+from bridge.kestra_answers import Meaning, Words, judge
+from bridge.kestra_logs import LogLine, failed_task, last_errors, last_lines
 from bridge.metrics import Metrics
 from bridge.settings import KestraSettings
 from bridge.tracing import outgoing
@@ -42,27 +47,25 @@ search longer: at 64 a request costs twice the CPU time."""
 
 PAGE_SIZE = 500
 TIMEOUT = httpx.Timeout(READ_TIMEOUT, connect=5.0, pool=None)
+ACCEPT = "application/json, text/json"
+"""A kill is answered as `text/json`, and refused with 406 to whoever accepts `application/json` only (1.3, 2.0)."""
+
 HEADERS = {
     "User-Agent": f"kestra-bridge/{__version__}",
-    "Accept": "application/json",
+    "Accept": ACCEPT,
     "Accept-Encoding": "gzip, deflate",
     "Connection": "keep-alive",
 }
 REWORKED_LABELS = ("system.restarted", "system.replay")
 """What an execution carries that an operator restarted, or that came of one by a replay (1.3 and 2.0, tried)."""
 
+log = structlog.get_logger(__name__)
+
 Params = Mapping[str, str] | list[tuple[str, str]]
 
-_REASON_LENGTH = 400
-_ERRORS_SHOWN = 3
-
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL)
+_VERSIONS = "does the bridge support this version of Kestra, and does nothing between them change requests?"
 _HTTPX_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict)
-_REFUSED_FOR_CONTENT = frozenset({400, 404, 409, 413, 414, 415, 422})
-_REFUSED_BEFORE_KESTRA = frozenset({413, 414, 415})
-_NOTHING_DONE = frozenset({429})
-_DISAPPEARED = re.compile(r"Execution disappeared after create: (\w+)")
-_TOO_BIG = "exceeded the configured limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +124,6 @@ class StoredFlow:
 
 
 @dataclass(frozen=True, slots=True)
-class LogLine:
-    """One entry of an execution's log."""
-
-    at: str
-    level: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class Story:
     """What became of an execution: the task that did not end well, and the last lines that it logged."""
 
@@ -162,8 +156,8 @@ class Kestra:
         self._creating = asyncio.Semaphore(CONCURRENT_CREATES)
         self._asking = asyncio.Semaphore(CONCURRENT_QUESTIONS)
         self._dialect: Dialect | None = None
-        self.skew = timedelta()
-        """How far Kestra's clock is ahead of ours, as its last answer told it (to the second)."""
+        self._clock = ServerClock()
+        self._doubted = False
         self.up = False
         self.took: dict[str, float] = {}
         """What the last request of each operation took, in seconds, without the wait for a turn."""
@@ -184,9 +178,14 @@ class Kestra:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
+    @property
+    def skew(self) -> timedelta:
+        """How far Kestra's clock is ahead of ours, to about a second."""
+        return self._clock.skew
+
     def now(self) -> datetime:
-        """The time by Kestra's clock, as its last answer told it (to the second)."""
-        return datetime.now(UTC) + self.skew
+        """The time by Kestra's clock, to about a second."""
+        return self._clock.now()
 
     def link(self, execution: Execution) -> str:
         """Where a person sees the execution."""
@@ -219,7 +218,8 @@ class Kestra:
             KestraRejected: Kestra will never start it; nothing was created.
             KestraAmbiguous: no usable answer; the execution may exist, now or in a moment.
         """
-        response = await self._send(
+        asked = datetime.now(UTC)
+        response = await self._read(
             "create",
             "POST",
             self._path(f"/executions/{job.flow.namespace}/{job.flow.id}"),
@@ -230,12 +230,12 @@ class Kestra:
             timeout=httpx.Timeout(self._create_timeout, pool=None),
             lost=KestraAmbiguous,
         )
-        if response.status_code != 200:
-            _refuse_create(response)
         try:
-            return parse_execution(_json(response))
+            execution = parse_execution(_json(response))
         except (ValueError, KestraUnavailable) as error:
             raise KestraAmbiguous(f"create: the answer can't be read ({error})") from error
+        self._clock.note_dated(execution.started, between=(asked, datetime.now(UTC)))
+        return execution
 
     async def find(self, job: Job, *, since: datetime | None = None) -> list[Execution]:
         """All executions of this (job, attempt), whoever created them. Never trusts the server's filter alone.
@@ -286,63 +286,54 @@ class Kestra:
     async def get(self, execution_id: str) -> Execution | None:
         """The execution of that id, or None where Kestra doesn't know it (any more)."""
         response = await self._send("get", "GET", self._path(f"/executions/{execution_id}"))
-        if response.status_code == 404 and _is_kestras(response):
-            return None
-        _require_success(response, "get")
-        return _readable(response, "get")
+        return _readable(response, "get") if response else None
 
     async def kill(self, execution_id: str) -> None:
         """Ask Kestra to kill an execution and what it started. That one has ended or is unknown is no error."""
         path = self._path((await self._speak()).action(execution_id, "kill"))
-        response = await self._send("kill", "DELETE", path, params={"isOnKillCascade": "true"})
-        if response.status_code not in (404, 409) or not _is_kestras(response):
-            _require_success(response, "kill")
+        await self._send("kill", "DELETE", path, params={"isOnKillCascade": "true"})
 
     async def outputs(self, execution: Execution) -> dict[str, Any]:
-        """The flow's outputs; empty when it has none."""
+        """The flow's outputs; empty when it has none, or when Kestra has none to give."""
         if (await self._speak()).major >= 2:
-            path = self._path(f"/outputs/executions/{execution.id}")
-            response = await self._read("outputs", "GET", path)
-            # The engine itself has null, and no empty object, for an execution without outputs.
-            return {} if _json(response) is None else _object(response, "outputs")
-        found = _object(await self._read("outputs", "GET", self._path(f"/executions/{execution.id}")), "outputs")
-        outputs = found.get("outputs")
+            response = await self._send("outputs", "GET", self._path(f"/outputs/executions/{execution.id}"))
+            if response:
+                # The engine itself has null, and no empty object, for an execution without outputs.
+                return {} if _json(response) is None else _object(response, "outputs")
+        # Kestra 1.x shows them with the execution, and so do builds of 2.0 that lack the path above.
+        response = await self._send("outputs", "GET", self._path(f"/executions/{execution.id}"))
+        outputs = _object(response, "outputs").get("outputs") if response else None
         return outputs if isinstance(outputs, dict) else {}
 
     async def explain(self, execution: Execution) -> str:
         """Why an execution did not end well, on one line: the task that failed and the last error it logged."""
         details = _object(await self._read("explain", "GET", self._path(f"/executions/{execution.id}")), "explain")
-        task = _failed_task(details)
+        task = failed_task(details)
         params = (await self._speak()).error_logs()
         logs = _json(await self._read("explain", "GET", self._path(f"/logs/{execution.id}"), params=params))
-        error = _last_errors(logs, task)
+        error = last_errors(logs, task)
         where = f"task {task}" if task else f"execution {execution.id}"
         return f"{where} ended {execution.state}" + (f": {error}" if error else "")
 
     async def story(self, execution_id: str, *, lines: int = 10) -> Story | None:
         """What became of an execution, and its last log lines; None where Kestra doesn't know it (any more)."""
         response = await self._send("story", "GET", self._path(f"/executions/{execution_id}"))
-        if response.status_code == 404 and _is_kestras(response):
+        if response is None:
             return None
-        _require_success(response, "story")
-        task = _failed_task(_object(response, "story"))
+        task = failed_task(_object(response, "story"))
         logs = _json(await self._read("story", "GET", self._path(f"/logs/{execution_id}")))
-        return Story(_readable(response, "story"), task, _last_lines(logs, task)[-lines:])
+        return Story(_readable(response, "story"), task, last_lines(logs, task)[-lines:])
 
     async def flow(self, flow: FlowName) -> StoredFlow | None:
         """A flow as the server has it, or None where there's no such flow."""
         response = await self._send(
             "flow", "GET", self._path(f"/flows/{flow.namespace}/{flow.id}"), params={"source": "true"}
         )
-        if response.status_code == 404 and _is_kestras(response):
-            return None
-        _require_success(response, "flow")
-        return _stored_flow(_object(response, "flow"))
+        return _stored_flow(_object(response, "flow")) if response else None
 
     async def validate_flow(self, source: str) -> list[str]:
         """What the server finds wrong with a flow's source; nothing when it would take it."""
-        response = await self._send_yaml("POST", "/flows/validate", source)
-        _require_success(response, "validate")
+        response = await self._send_yaml("validate", "POST", "/flows/validate", source)
         results = _json(response)
         if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
             raise KestraUnavailable("validate: the answer is not a list of objects")
@@ -355,16 +346,14 @@ class Kestra:
             KestraRejected: the server does not take the source.
         """
         method, path = ("PUT", f"/flows/{flow.namespace}/{flow.id}") if exists else ("POST", "/flows")
-        response = await self._send_yaml(method, path, source)
-        if response.status_code in _REFUSED_FOR_CONTENT:
-            raise KestraRejected(f"{flow}: {_message(response) or response.status_code}")
-        _require_success(response, "deploy")
+        try:
+            await self._send_yaml("deploy", method, path, source)
+        except KestraRejected as error:
+            raise KestraRejected(f"{flow}: {error}") from error
 
     async def delete_flow(self, flow: FlowName) -> None:
         """Delete a flow. That there is none of that name is no error."""
-        response = await self._send("delete", "DELETE", self._path(f"/flows/{flow.namespace}/{flow.id}"))
-        if response.status_code != 404 or not _is_kestras(response):
-            _require_success(response, "delete")
+        await self._send("delete", "DELETE", self._path(f"/flows/{flow.namespace}/{flow.id}"))
 
     async def correlated(self, correlation_id: str) -> list[Execution]:
         """All executions with that `system.correlationId`: those created with it, and what those made Kestra start."""
@@ -374,9 +363,7 @@ class Kestra:
 
     async def delete_execution(self, execution_id: str) -> None:
         """Delete an execution with its logs. That Kestra doesn't know it is no error."""
-        response = await self._send("delete", "DELETE", self._path(f"/executions/{execution_id}"))
-        if response.status_code != 404 or not _is_kestras(response):
-            _require_success(response, "delete")
+        await self._send("delete", "DELETE", self._path(f"/executions/{execution_id}"))
 
     @property
     def version(self) -> str | None:
@@ -415,18 +402,22 @@ class Kestra:
             raise KestraUnavailable(f"{operation}: a row can't be read ({error})") from error
 
     async def _read(self, operation: str, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        """The answer of an operation that has no other good end than an answer."""
         response = await self._send(operation, method, path, **kwargs)
-        _require_success(response, operation)
+        assert response is not None, f"{operation} has no absence"
         return response
 
-    async def _send_yaml(self, method: str, path: str, source: str) -> httpx.Response:
+    async def _send_yaml(self, operation: str, method: str, path: str, source: str) -> httpx.Response:
         headers = {"Content-Type": "application/x-yaml"}
-        return await self._send("deploy", method, self._path(path), content=source.encode(), headers=headers)
+        return await self._read(operation, method, self._path(path), content=source.encode(), headers=headers)
 
     async def _send(
         self, operation: str, method: str, path: str, *, lost: type[KestraError] = KestraUnavailable, **kwargs: Any
-    ) -> httpx.Response:
-        """One request and its answer, whatever the status, except what concerns the server and not the request."""
+    ) -> httpx.Response | None:
+        """The answer to one request; None where Kestra says that what it is about is not there (any more).
+
+        Any other answer is raised as the error that `kestra_answers.judge` takes it for.
+        """
         turn = self._creating if operation == "create" else self._asking
         async with turn, self._measured(operation) as codes:
             try:
@@ -437,17 +428,41 @@ class Kestra:
                 raise await self._without_answer(operation, error, lost) from error
             codes.append(response.status_code)
         self._note_clock(response)
-        if response.status_code in (401, 403):
-            raise KestraDenied(f"Kestra refuses the credentials for {operation} (HTTP {response.status_code})")
-        if 300 <= response.status_code < 400:
-            raise KestraUnavailable(
-                f"{operation}: redirected (HTTP {response.status_code}); is BRIDGE_KESTRA_URL right?"
-            )
-        if operation == "probe" and response.status_code == 400 and _wants_tls(response):
-            raise KestraDenied(f"Kestra at {self._url} is spoken to by https:// alone there")
-        if response.status_code == 400 and "Tenant must be" in _message(response):
-            raise KestraDenied(f"Kestra refuses the tenant {self._tenant!r}: {_message(response)}")
-        return response
+        if response.is_success:
+            return response
+        words = Words.read(response.content)
+        meaning = judge(operation, response.status_code, words)
+        if meaning is Meaning.ABSENT:
+            return None
+        if meaning in (Meaning.DENIED, Meaning.INCOMPATIBLE):
+            self._metrics.kestra_refused.labels(operation).inc()
+        raise self._error(operation, response, words, meaning)
+
+    def _error(self, operation: str, response: httpx.Response, words: Words, meaning: Meaning) -> KestraError:
+        """What a refusal is raised as, with a line that says what to do where an operator can do something."""
+        status = response.status_code
+        said = f"HTTP {status}: {words.message or 'no reason given'}"
+        match meaning:
+            case Meaning.REJECTED:
+                error: KestraError = KestraRejected(said)
+            case Meaning.DENIED:
+                error = KestraDenied(self._denied(operation, status, words))
+            case Meaning.INCOMPATIBLE if operation == "probe" and _wants_tls(response):
+                error = KestraDenied(f"Kestra at {self._url} accepts only https://")
+            case Meaning.INCOMPATIBLE:
+                error = KestraIncompatible(f"Kestra refuses the form of the request {operation}: {said}; {_VERSIONS}")
+            case Meaning.AMBIGUOUS:
+                blamed = status == 500 and words.by_kestra
+                error = KestraAmbiguous(f"{operation}: {said}", words.execution_out_of_sight, blames_request=blamed)
+            case _:
+                wait = clock.seconds_until(response.headers.get("Retry-After"))
+                error = KestraUnavailable(_unavailable(operation, status, said), retry_after=wait)
+        return error
+
+    def _denied(self, operation: str, status: int, words: Words) -> str:
+        if words.refuse_the_tenant:
+            return f"Kestra refuses the tenant {self._tenant!r}: {words.message}"
+        return f"Kestra refuses the credentials for {operation} (HTTP {status})"
 
     def _request(
         self,
@@ -502,8 +517,14 @@ class Kestra:
             self._metrics.kestra_up.set(int(self.up))
 
     def _note_clock(self, response: httpx.Response) -> None:
-        if (skew := clock.skew(response.headers.get("Date"))) is not None:
-            self.skew = skew
+        self._clock.note_header(response.headers.get("Date"))
+        if self._clock.doubtful and not self._doubted:
+            log.warning(
+                "the Date of Kestra's answers is far from this machine's clock; deadlines don't go by it",
+                date=response.headers.get("Date"),
+                url=self._url,
+            )
+        self._doubted = self._clock.doubtful
 
 
 def execution_url(settings: KestraSettings, flow: FlowName, execution_id: str) -> str:
@@ -530,6 +551,7 @@ def parse_execution(data: Any) -> Execution:
         labels=_labels(data.get("labels")),
         started=_time(state.get("startDate")),
         ended=_time(state.get("endDate")),
+        running_since=_running_since(state.get("histories")),
         original_id=data.get("originalId") if isinstance(data.get("originalId"), str) else None,
         triggered=data.get("trigger") is not None,
     )
@@ -577,6 +599,19 @@ def _time(value: Any) -> datetime | None:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
+def _running_since(histories: Any) -> datetime | None:
+    """Since when an execution runs, by its states' history: since it left CREATED, or since its last restart."""
+    since, over = None, False
+    for entry in histories if isinstance(histories, list) else []:
+        state = State(str(entry.get("state"))) if isinstance(entry, dict) else State.UNKNOWN
+        if state in (State.CREATED, State.UNKNOWN):
+            continue
+        if since is None or over:
+            since = _time(entry.get("date"))
+        over = state.terminal
+    return since
+
+
 def _labelled(labels: Mapping[str, str]) -> dict[str, str]:
     return {f"filters[labels][EQUALS][{key}]": value for key, value in labels.items()}
 
@@ -586,22 +621,12 @@ def _form_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def _refuse_create(response: httpx.Response) -> NoReturn:
-    code, message = response.status_code, _message(response)
-    if disappeared := _DISAPPEARED.search(message):
-        raise KestraAmbiguous(f"create: HTTP {code}: {message}", disappeared.group(1))
-    not_by_kestra = code in _REFUSED_FOR_CONTENT - _REFUSED_BEFORE_KESTRA and not _is_kestras(response)
-    if code in _NOTHING_DONE or not_by_kestra:
-        raise KestraUnavailable(f"create: HTTP {code}, and not in Kestra's words; is something between us and Kestra?")
-    if code in _REFUSED_FOR_CONTENT or (code == 500 and _TOO_BIG in message):
-        raise KestraRejected(f"HTTP {code}: {message or 'refused'}")
-    blamed = code == 500 and _is_kestras(response)
-    raise KestraAmbiguous(f"create: HTTP {code}: {message or 'no reason given'}", blames_request=blamed)
-
-
-def _require_success(response: httpx.Response, operation: str) -> None:
-    if not response.is_success:
-        raise KestraUnavailable(f"{operation}: HTTP {response.status_code}: {_message(response) or 'no reason given'}")
+def _unavailable(operation: str, status: int, said: str) -> str:
+    if 300 <= status < 400:
+        return f"{operation}: redirected (HTTP {status}); is BRIDGE_KESTRA_URL right?"
+    if operation == "create" and status < 500 and status != 429:
+        return f"create: HTTP {status}, and not in Kestra's words; is something between us and Kestra?"
+    return f"{operation}: {said}"
 
 
 def _readable(response: httpx.Response, operation: str) -> Execution:
@@ -625,67 +650,9 @@ def _object(response: httpx.Response, operation: str) -> dict[str, Any]:
     return data
 
 
-def _try_json(response: httpx.Response) -> Any:
-    try:
-        return response.json()
-    except (ValueError, RecursionError):
-        return None
-
-
 def _wants_tls(response: httpx.Response) -> bool:
     """Whether a gateway answers a plain request on its port for TLS: nginx, and servers written in Go."""
     return any(words in response.text for words in ("sent to HTTPS port", "to an HTTPS server"))
-
-
-def _is_kestras(response: httpx.Response) -> bool:
-    """Whether a refusal is Kestra's own: its error controller links to the request, which no gateway's words do."""
-    data = _try_json(response)
-    return isinstance(data, dict) and isinstance(data.get("message"), str) and "_links" in data
-
-
-def _message(response: httpx.Response) -> str:
-    """What an error's answer says, on one line; empty where it says nothing that can be read."""
-    data = _try_json(response)
-    message = data.get("message") if isinstance(data, dict) else None
-    return " ".join(message.split())[:_REASON_LENGTH] if isinstance(message, str) else ""
-
-
-def _failed_task(details: Mapping[str, Any]) -> str | None:
-    runs = details.get("taskRunList")
-    for run in runs if isinstance(runs, list) else []:
-        state = run.get("state") if isinstance(run, dict) else None
-        if isinstance(state, dict) and state.get("current") in ("FAILED", "KILLED"):
-            return str(run.get("taskId"))
-    return None
-
-
-def _last_errors(logs: Any, task: str | None) -> str:
-    """The last things that went wrong, oldest first: a task often says what is wrong, and then only that it failed."""
-    own = _logged(logs, task)
-    lines = list(dict.fromkeys(" ".join(row["message"].split())[:_REASON_LENGTH] for row in own))
-    # An exception is often logged twice, once with its class's name in front of the same message.
-    shortest = [line for line in lines if not any(other in line for other in lines if other != line)]
-    return "; ".join(shortest[-_ERRORS_SHOWN:])
-
-
-def _last_lines(logs: Any, task: str | None) -> tuple[LogLine, ...]:
-    """What was logged for people to read; stack traces and the like are logged at the lower levels."""
-    return tuple(
-        LogLine(str(row.get("timestamp", "")), str(row.get("level", "")), row["message"])
-        for row in _logged(logs, task)
-        if row.get("level") not in ("DEBUG", "TRACE")
-    )
-
-
-def _logged(logs: Any, task: str | None) -> list[dict[str, Any]]:
-    """The entries of a log that can be read: a task's, or where it has none the execution's."""
-    rows = logs.get("results") if isinstance(logs, dict) else logs
-    messages = [
-        row
-        for row in (rows if isinstance(rows, list) else [])
-        if isinstance(row, dict) and isinstance(row.get("message"), str)
-    ]
-    return [row for row in messages if row.get("taskId") == task] or messages
 
 
 def _why(error: Exception) -> str:

@@ -19,6 +19,7 @@ _VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "settlements": ("ack", "retry", "dead_letter", "stamp", "left"),
         "replies": ("awaited", "unknown", "not_terminal", "malformed"),
         "results": ("sent", "undeliverable"),
+        "kestra_refused": ("create", "find", "get", "kill", "probe", "sweep"),
         "consumer_restarts": ("connection_closed", "channel_closed", "consumer_cancelled"),
     }
 )
@@ -53,6 +54,14 @@ class Metrics:
         self.broker_connected = self._gauge("broker_connected", "Whether a session with the broker is consuming.")
         self.kestra_up = self._gauge("kestra_up", "Whether the last request to Kestra was answered.")
         self.job_seconds = self._histogram("job_seconds", "From a delivery to its settlement.", _JOB_BUCKETS)
+        self.kestra_refused = self._counter(
+            "kestra_refused",
+            "Answers of Kestra by which it refused the credentials, the rights or the form of a request.",
+            "operation",
+        )
+        self.stuck = self._gauge(
+            "stuck_executions", "Deliveries beyond their time-out whose execution Kestra has not ended.", "why"
+        )
         self.settle_seconds = self._histogram(
             "settle_seconds", "From the end of an execution (by Kestra's clock) to its settlement.", _SETTLE_BUCKETS
         )
@@ -63,6 +72,8 @@ class Metrics:
             "operation",
             "code",
         )
+        for why in ("never_started", "kill_without_effect"):
+            self.stuck.labels(why)
         for queue, prefetch in lanes.items():
             self.prefetch.labels(queue).set(prefetch)
             self.in_flight.labels(queue)

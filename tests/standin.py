@@ -332,6 +332,8 @@ class Standin:
         self.password = password
         self.token = token
         self.skew = timedelta()
+        self.date_skew: timedelta | None = None
+        """Of the `Date` of its answers, which a gateway may write; None for the server's own."""
         self.faults = Faults()
         self.replies = Replies()
         self.requests: Counter[str] = Counter()
@@ -486,7 +488,8 @@ class Standin:
     async def _respond(self, answer: Answer, operation: str) -> web.Response:
         if operation == "create" and self.replies.early:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        headers = {"Date": format_datetime(datetime.now(UTC) + self.skew, usegmt=True), **answer.headers}
+        ahead = self.skew if self.date_skew is None else self.date_skew
+        headers = {"Date": format_datetime(datetime.now(UTC) + ahead, usegmt=True), **answer.headers}
         match answer.body:
             case None:
                 return web.Response(status=answer.status, headers=headers)

@@ -22,7 +22,8 @@ from rich.text import Text
 
 from bridge.dead_letters import Letter, Origin, format_span
 from bridge.delivery import ATTEMPT, DEAD_LETTER_HEADERS, Message
-from bridge.kestra import LogLine, Story
+from bridge.kestra import Story
+from bridge.kestra_logs import LogLine
 from bridge.wire import encodable, visible
 
 ROWS_AT_MOST = 100

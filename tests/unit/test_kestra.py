@@ -75,7 +75,7 @@ def against(standin: Standin, **more: Any) -> Kestra:
     return Kestra(whole, **more)
 
 
-def answering(handler: Handler, *, version: str = "2.0.0", **more: Any) -> Kestra:
+def answering(handler: Handler, *, version: str = "2.0.0", metrics: Metrics | None = None, **more: Any) -> Kestra:
     """A client whose server is a function; the version is answered for it."""
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -85,7 +85,7 @@ def answering(handler: Handler, *, version: str = "2.0.0", **more: Any) -> Kestr
             else handler(request)
         )
 
-    return Kestra(settings(**more), transport=httpx.MockTransport(handle))
+    return Kestra(settings(**more), metrics, transport=httpx.MockTransport(handle))
 
 
 def words(text: str) -> bytes:
@@ -234,32 +234,6 @@ class TestCreate:
             (ambiguous if isinstance(error, KestraAmbiguous) else unavailable).add(kind.__name__)
         assert unavailable == self.NEVER_SENT
         assert "ReadTimeout" in ambiguous
-
-    @staticmethod
-    def verdict(status: int, *, in_kestras_words: bool) -> type[KestraError]:
-        """What each status means of a create, said once more in other words."""
-        if status in (401, 403):
-            return KestraDenied
-        if status < 400 or status == 429:
-            return KestraUnavailable
-        if status in (413, 414, 415):
-            return KestraRejected
-        if status in (400, 404, 409, 422):
-            return KestraRejected if in_kestras_words else KestraUnavailable
-        return KestraAmbiguous
-
-    @pytest.mark.parametrize(
-        ("body", "in_kestras_words"),
-        [(words("Some: reason"), True), (EMPTY, False), (HTML.encode(), False), (TRUNCATED, False), (b"[]", False)],
-        ids=["kestra", "empty", "html", "truncated", "list"],
-    )
-    async def test_says_by_every_status_whether_the_execution_may_exist(
-        self, body: bytes, in_kestras_words: bool
-    ) -> None:
-        codes = iter(range(300, 600))
-        async with answering(lambda _: httpx.Response(next(codes), content=body)) as kestra:
-            got = {code: type(await raised(CALLS["create"], kestra)) for code in range(300, 600)}
-        assert got == {code: self.verdict(code, in_kestras_words=in_kestras_words) for code in range(300, 600)}
 
     @pytest.mark.parametrize("status", [201, 202, 204])
     async def test_is_in_doubt_after_a_success_that_kestra_never_gives(self, status: int) -> None:
@@ -602,11 +576,26 @@ class TestClock:
             await kestra.find(JOB)
             return kestra.now() - datetime.now(UTC)
 
-    @pytest.mark.parametrize("hours", [-3, 2])
-    async def test_follows_kestras(self, hours: int) -> None:
-        skew = timedelta(hours=hours)
+    @pytest.mark.parametrize("skew", [timedelta(seconds=-50), timedelta(seconds=50), timedelta(hours=-3)])
+    async def test_follows_that_of_the_answers(self, skew: timedelta) -> None:
         found = await self.now_after(format_datetime(datetime.now(UTC) + skew, usegmt=True))
         assert abs(found - skew) < timedelta(seconds=3)
+
+    async def test_brings_no_deadline_forward_by_a_date_that_is_hours_ahead(self) -> None:
+        found = await self.now_after(format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True))
+        assert abs(found) < timedelta(seconds=3)
+
+    @pytest.mark.parametrize("by_kestra", [timedelta(), timedelta(hours=1), timedelta(hours=-1)])
+    @pytest.mark.parametrize("by_gateway", [timedelta(hours=2), timedelta(hours=-2)])
+    async def test_is_that_by_which_kestra_dates_executions_whatever_a_gateway_says(
+        self, by_kestra: timedelta, by_gateway: timedelta
+    ) -> None:
+        async with Standin() as standin:
+            standin.flow(FLOW.namespace, FLOW.id)
+            standin.skew, standin.date_skew = by_kestra, by_gateway
+            async with against(standin) as kestra:
+                await kestra.create(JOB)
+                assert abs(kestra.now() - datetime.now(UTC) - by_kestra) < timedelta(seconds=3)
 
     async def test_is_ours_while_theirs_is_within_what_a_date_can_tell(self) -> None:
         found = await self.now_after(format_datetime(datetime.now(UTC) + timedelta(seconds=1), usegmt=True))
@@ -761,7 +750,7 @@ class TestTls:
     async def test_is_named_where_a_gateway_says_so(self, text: str) -> None:
         transport = httpx.MockTransport(lambda _: httpx.Response(400, text=text))
         async with Kestra(settings(), transport=transport) as kestra:
-            with pytest.raises(KestraDenied, match="https:// alone"):
+            with pytest.raises(KestraDenied, match="only https://"):
                 await kestra.probe()
 
     async def test_shows_our_certificate_to_a_server_that_demands_one(self, authority: Authority) -> None:
