@@ -14,7 +14,7 @@ from datetime import datetime
 
 import structlog
 
-from bridge.errors import KestraError
+from bridge.errors import REFUSALS, KestraError
 from bridge.execution import Execution, choose
 from bridge.job import ATTEMPT_LABEL, JOB_LABEL, QUEUE_LABEL
 from bridge.kestra import Kestra
@@ -45,17 +45,28 @@ class Duplicates:
         self._metrics = metrics
 
     async def end(self, duplicates: Iterable[Execution]) -> None:
-        """Kill those that still run. Doing it twice does no harm; raises as `Kestra.kill` does."""
+        """Kill those that still run. Doing it twice does no harm.
+
+        Raises KestraUnavailable where Kestra does not answer. A refusal is logged and left to the next sweep: no job
+        waits for it.
+        """
         for duplicate in duplicates:
             if not duplicate.state.terminal:
-                await self._kestra.kill(duplicate.id)
-                self._metrics.duplicates.inc()
-                log.error(
-                    "a second execution of one attempt was killed",
-                    job=duplicate.labels.get(JOB_LABEL),
-                    attempt=duplicate.labels.get(ATTEMPT_LABEL),
-                    execution=duplicate.id,
-                )
+                await self._kill(duplicate)
+
+    async def _kill(self, duplicate: Execution) -> None:
+        facts = {
+            "job": duplicate.labels.get(JOB_LABEL),
+            "attempt": duplicate.labels.get(ATTEMPT_LABEL),
+            "execution": duplicate.id,
+        }
+        try:
+            await self._kestra.kill(duplicate.id)
+        except REFUSALS as error:
+            log.error("a second execution of one attempt goes on, its kill is refused", **facts, error=str(error))
+            return
+        self._metrics.duplicates.inc()
+        log.error("a second execution of one attempt was killed", **facts)
 
 
 class SecondLook:

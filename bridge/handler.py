@@ -137,6 +137,8 @@ class Handler:
             case.outcome = await self._run(case, job)
         except KestraRejected as error:
             return DeadLetter(reason=Reason.REJECTED_BY_KESTRA, error=f"flow {job.flow}: {error}")
+        except Vanished as error:
+            return DeadLetter(reason=Reason.VANISHED, error=str(error))
         self._metrics.outcomes.labels(case.outcome.label).inc()
         settlement = decide(case.outcome, attempt=job.attempt, first_attempt=job.first_attempt, policy=self._policy)
         if isinstance(settlement, Retry) and case.started and case.started.adopted:
@@ -144,18 +146,10 @@ class Handler:
         return settlement
 
     async def _run(self, case: Case, job: Job) -> Outcome:
-        suspect = case.delivery.redelivered
-        while True:
-            with case.span.step("create"):
-                case.started = await self._starter.start(job, redelivered=suspect)
-            try:
-                with case.span.step("wait"):
-                    return await self._concluder.outcome(job, case.started.execution)
-            except Vanished as error:
-                log.error(
-                    "an execution vanished from Kestra, looking for it and else creating it anew", execution=str(error)
-                )
-                suspect = True
+        with case.span.step("create"):
+            case.started = await self._starter.start(job, redelivered=case.delivery.redelivered)
+        with case.span.step("wait"):
+            return await self._concluder.outcome(job, case.started)
 
     async def _settle(self, case: Case, settlement: Settlement) -> None:
         """Carry out a settlement: first what must stand elsewhere, by confirm, and the ack last."""
@@ -285,7 +279,7 @@ def _first_attempt(case: Case) -> dict[str, int]:
 
 
 def _dead_letter_headers(case: Case, settlement: DeadLetter) -> dict[str, Any]:
-    execution = case.outcome.execution.id if case.outcome else None
+    execution = _facts(case).get("execution")
     return {
         "x-bridge-reason": settlement.reason.value,
         "x-bridge-error": settlement.error,

@@ -72,7 +72,7 @@ class Metrics:
             "operation",
             "code",
         )
-        for why in ("never_started", "kill_without_effect"):
+        for why in ("never_started", "kill_refused", "kill_without_effect"):
             self.stuck.labels(why)
         for queue, prefetch in lanes.items():
             self.prefetch.labels(queue).set(prefetch)

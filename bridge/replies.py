@@ -61,9 +61,10 @@ class Follower:
         self._told: list[News] = []
         self._waiter: asyncio.Future[None] | None = None
 
-    async def news(self, *, timeout: float) -> News:
-        """The next thing told of the execution; raises `TimeoutError` after that many seconds."""
-        async with asyncio.timeout(max(timeout, 0)):
+    async def news(self, *, timeout: float | None = None) -> News:
+        """The next thing told of the execution; raises `TimeoutError` after that many seconds, if a number is given."""
+        limit = None if timeout is None else max(timeout, 0)
+        async with asyncio.timeout(limit):
             while not self._told:
                 self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter

@@ -74,7 +74,11 @@ class Service:
             ambiguous_wait=settings.ambiguous_wait,
         )
         self._concluder = Concluder(
-            kestra=self._kestra, watch=self._watch, starter=self._starter, job_timeout=settings.job_timeout
+            kestra=self._kestra,
+            watch=self._watch,
+            starter=self._starter,
+            metrics=self._metrics,
+            job_timeout=settings.job_timeout,
         )
         self._reconciler = Reconciler(
             kestra=self._kestra, watch=self._watch, metrics=self._metrics, interval=settings.reconcile_interval

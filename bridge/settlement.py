@@ -19,6 +19,7 @@ class Reason(StrEnum):
     KILLED = "killed"
     CANCELLED = "cancelled"
     TIMED_OUT = "timed_out"
+    VANISHED = "vanished"
 
 
 @dataclass(frozen=True, slots=True)

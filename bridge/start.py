@@ -15,7 +15,7 @@ import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
 
 from bridge.duplicates import Duplicates, SecondLook
-from bridge.errors import KestraAmbiguous, KestraDenied, KestraRejected, KestraUnavailable
+from bridge.errors import REFUSALS, KestraAmbiguous, KestraError, KestraRejected, KestraUnavailable
 from bridge.execution import Execution, choose
 from bridge.job import Job
 from bridge.kestra import Kestra
@@ -33,6 +33,9 @@ MANY_LOOK = 16
 MANY_FAILURES = 12
 """So many answers of 500 in a row, while other jobs are created, are no chance; a job must not hold a slot for ever."""
 
+TROUBLE: tuple[type[KestraError], ...] = (KestraUnavailable, *REFUSALS)
+"""Errors that say nothing of the job: only time or an operator ends them."""
+
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 
@@ -42,10 +45,21 @@ class LeftToBroker(Exception):
 
 
 class Patience:
-    """Asks Kestra again, with back-off, for as long as it is away, and gives up only once `stopping` is set."""
+    """Asks Kestra again, with back-off, for as long as it is away, and gives up only once `stopping` is set.
 
-    def __init__(self, stopping: asyncio.Event | None = None) -> None:
+    `waits_out` are the errors that are taken for passing. A refusal is among them: an operator can lift it.
+    """
+
+    def __init__(
+        self, stopping: asyncio.Event | None = None, waits_out: tuple[type[KestraError], ...] = TROUBLE
+    ) -> None:
         self.stopping = stopping or asyncio.Event()
+        self._waits_out = waits_out
+
+    @property
+    def unless_refused(self) -> Patience:
+        """The same patience, except that a refusal is raised at once."""
+        return Patience(self.stopping, (KestraUnavailable,))
 
     async def ask(self, question: Callable[[], Awaitable[Result]]) -> Result:
         """The answer, however long it takes.
@@ -56,13 +70,14 @@ class Patience:
         """
         try:
             return await question()
-        except (KestraUnavailable, KestraDenied) as error:
+        except self._waits_out as error:
             log.log(_level(error), "kestra does not answer, asking again", error=str(error), tries=1)
+            first_pause = max(FIRST_BACKOFF, _asked_to_wait(error))
         # Only now, as what tenacity does around every question costs as much as parsing the answer.
-        await self.pause(FIRST_BACKOFF)
+        await self.pause(first_pause)
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type((KestraUnavailable, KestraDenied)),
-            wait=wait_random_exponential(multiplier=0.5, max=LONGEST_BACKOFF),
+            retry=retry_if_exception_type(self._waits_out),
+            wait=_back_off,
             stop=stop_never,
             sleep=self.pause,
             before_sleep=_say_why,
@@ -82,23 +97,43 @@ class Patience:
         raise LeftToBroker
 
 
+_exponential = wait_random_exponential(multiplier=0.5, max=LONGEST_BACKOFF)
+
+
+def _back_off(state: RetryCallState) -> float:
+    """Seconds to the next try: longer with each, and as long as Kestra asks for."""
+    return max(_exponential(state), _asked_to_wait(_error_of(state)))
+
+
+def _asked_to_wait(error: BaseException | None) -> float:
+    return error.retry_after if isinstance(error, KestraUnavailable) else 0.0
+
+
+def _error_of(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
+
+
 def _say_why(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
+    error = _error_of(state)
     tries = state.attempt_number + 1
     log.log(_level(error), "kestra does not answer, asking again", error=str(error), tries=tries)
 
 
 def _level(error: BaseException | None) -> int:
     """Trouble that only an operator can mend is an error, any other passes."""
-    return logging.ERROR if isinstance(error, KestraDenied) else logging.WARNING
+    return logging.ERROR if isinstance(error, REFUSALS) else logging.WARNING
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A job's execution, and whether it was found to exist already."""
+    """A job's execution, and whether it was found to exist already.
+
+    `created_at` is when this process asked for it, by the monotonic clock; None where it adopted it.
+    """
 
     execution: Execution
     adopted: bool
+    created_at: float | None = None
 
 
 class Failures:
@@ -204,7 +239,7 @@ class Starter:
                 look, look_until = True, time.monotonic() + self._ambiguous_wait
             else:
                 self._last_create = time.monotonic()
-                return Started(created, adopted=False)
+                return Started(created, adopted=False, created_at=self._last_create)
 
     async def _duplicated(self, job: Job) -> Execution | None:
         """The execution of an earlier message of the same job, if it started within the window."""

@@ -72,7 +72,8 @@ class Ends:
     """How executions of a flow end. With `after=None` they wait for `Standin.end`.
 
     With `retries`, so many executions first end FAILED and then RETRIED, each followed by a new one (a flow's retry
-    with CREATE_NEW_EXECUTION). With `kill_sticks`, a kill leads to KILLING and no further.
+    with CREATE_NEW_EXECUTION). With `kill_sticks`, a kill leads to KILLING and no further. Without `starts`, they stay
+    CREATED until `Standin.begin`, as with a Kestra whose executor is down.
     """
 
     state: str = "SUCCESS"
@@ -81,6 +82,7 @@ class Ends:
     error: str = "it went wrong"
     retries: int = 0
     kill_sticks: bool = False
+    starts: bool = True
 
 
 @dataclass(slots=True)
@@ -377,6 +379,13 @@ class Standin:
         """End an execution now and wait until its replies are out."""
         await self._end(self.executions[execution_id], state)
 
+    def begin(self, execution_id: str) -> None:
+        """Run an execution that was created and not started."""
+        run = self.executions[execution_id]
+        run.histories.append(("RUNNING", self._now()))
+        self._let_run(run)
+        self._changed.set()
+
     def past(self, labels: Mapping[str, str], *states: str, original: Run | None = None) -> Run:
         """An execution of `test/job` that has been through these states, or a later one of that execution's chain."""
         flow = self._flows.get(("test", "job"), Flow(namespace="test", id="job"))
@@ -646,14 +655,16 @@ class Standin:
         )
         run.ends = flow.behaviour if isinstance(flow.behaviour, Ends) else flow.behaviour(run)
         now = self._now()
-        run.histories += [("CREATED", now), ("RUNNING", now)]
+        run.histories.append(("CREATED", now))
+        if run.ends.starts:
+            run.histories.append(("RUNNING", now))
         self.executions[run.id] = self._open[run.id] = run
         for label in run.labels.items():
             self._by_label[label][run.id] = run
         return run
 
     def _let_run(self, run: Run) -> None:
-        if run.ends.after is None:
+        if run.ends.after is None or run.state == "CREATED":
             return
         if run.ends.after == 0:
             self._in_background(self._run_out(run))

@@ -42,19 +42,20 @@ def doctor(
         bool,
         typer.Option(
             "--probe/--no-probe",
-            help="Run a flow that does nothing, bridge.system/doctor-probe, and wait until the notifier has told its "
-            "end. The flow is made for it and deleted afterwards, with its executions.",
+            help="Run two small flows: bridge.system/doctor-probe does nothing, and the notifier must tell its end; "
+            "bridge.system/doctor-kill-probe sleeps, and must end when it is killed. Both are made for it and deleted "
+            "afterwards, with their executions.",
         ),
     ] = True,
     probe_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=1, help="How long the probe's reply may take.")
+        float, typer.Option(metavar="SECONDS", min=1, help="How long each probe may take.")
     ] = 30.0,
     as_json: Json = False,
 ) -> None:
     """Check an installation, and say of each fault what is wrong, why it matters and what mends it.
 
     It looks at RabbitMQ's version, queues, time-outs, limits, policies and rights, at Kestra's flows, the notifier and
-    its secrets, at clocks and certificates. It changes nothing but for the probe.
+    its secrets, at clocks and certificates. It changes nothing but for the probes.
     """
     settings = load(Settings, json_logs=as_json)
     findings = examine(settings, asyncio.run(gather(settings, probe_patience=probe_timeout if probe else None)))

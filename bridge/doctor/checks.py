@@ -19,7 +19,8 @@ class Check:
     """One check. `means` is what is ok when it finds nothing.
 
     `by_management` is what it can't tell without that API. `of_lanes`: it has nothing to judge where a lane's queue
-    isn't there. `at_start`: the consumer does it too when it starts, by what it knows then.
+    isn't there. `at_start`: the consumer does it too when it starts, by what it knows then. `tried` says whether there
+    is anything to judge.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Check:
     by_kestra: bool = False
     of_lanes: bool = False
     at_start: bool = False
+    tried: Callable[[Facts], bool] = lambda _: True
 
 
 CHECKS: tuple[Check, ...] = (
@@ -128,6 +130,14 @@ CHECKS: tuple[Check, ...] = (
         means="the end of a probe was told by the notifier",
         judge=kestra_checks.round_trip,
         by_kestra=True,
+        tried=lambda facts: facts.round_trip is not None,
+    ),
+    Check(
+        name="kill",
+        means="Kestra ends an execution that is killed",
+        judge=kestra_checks.kill,
+        by_kestra=True,
+        tried=lambda facts: facts.kill is not None,
     ),
     Check(name="clocks", means="the clocks agree", judge=network_checks.clocks, at_start=True),
     Check(
@@ -153,7 +163,7 @@ def at_start(settings: Settings, facts: Facts) -> list[Finding]:
 
 
 def _verdicts(check: Check, settings: Settings, facts: Facts) -> list[Finding]:
-    if _impossible(check, facts) or (check.name == "round-trip" and facts.round_trip is None):
+    if _impossible(check, facts) or not check.tried(facts):
         return []
     found = [replace(finding, check=check.name) for finding in check.judge(settings, facts)]
     if check.name == "management":

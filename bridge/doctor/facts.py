@@ -82,10 +82,10 @@ class Certificate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundTrip:
-    """What came of a probe's execution: how many seconds its reply took, or why there was none.
+class ProbeResult:
+    """What came of a probe: how many seconds it took, or why it failed.
 
-    `tried` is false where it could not be started, which says nothing of the notifier.
+    `tried` is false where it could not be started, which says nothing of what it was to show.
     """
 
     seconds: float | None = None
@@ -101,4 +101,6 @@ class Facts:
     broker: BrokerFacts
     kestra: KestraFacts | Unseen
     certificates: Sequence[Certificate | Unseen] = ()
-    round_trip: RoundTrip | None = None
+    round_trip: ProbeResult | None = None
+    """None where no probe was run."""
+    kill: ProbeResult | None = None

@@ -50,10 +50,12 @@ async def gather(settings: Settings, *, probe_patience: float | None) -> Facts:
             )
             if isinstance(of_broker, Unseen):
                 raise of_broker.error
-            trip = None
-            if probe_patience is not None and replies is not None and _tells(of_kestra):
-                trip = await probe.round_trip(kestra, replies, patience=probe_patience)
-        return Facts(at=datetime.now(UTC), broker=of_broker, kestra=of_kestra, certificates=shown, round_trip=trip)
+            facts = Facts(at=datetime.now(UTC), broker=of_broker, kestra=of_kestra, certificates=shown)
+            if probe_patience is None or isinstance(of_kestra, Unseen):
+                return facts
+            if replies is not None and _tells(of_kestra):
+                facts = replace(facts, round_trip=await probe.round_trip(kestra, replies, patience=probe_patience))
+            return replace(facts, kill=await probe.kill(kestra, patience=probe_patience))
 
 
 @asynccontextmanager
@@ -70,9 +72,9 @@ async def _connection(settings: Settings) -> AsyncIterator[Connection]:
         yield connection
 
 
-def _tells(of_kestra: KestraFacts | Unseen) -> bool:
+def _tells(of_kestra: KestraFacts) -> bool:
     """Whether there is a notifier that may tell of an end; else there is nothing to try."""
-    return isinstance(of_kestra, KestraFacts) and of_kestra.notifier is not None and not of_kestra.notifier.disabled
+    return of_kestra.notifier is not None and not of_kestra.notifier.disabled
 
 
 def known_at_start(

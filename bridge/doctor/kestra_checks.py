@@ -16,6 +16,7 @@ from bridge.status import Unseen
 
 NOTIFIER = FlowName("bridge.system", "notifier")
 
+_PROBE_RIGHTS = "let the user of BRIDGE_KESTRA_… create, run and delete a flow in bridge.system, or pass --no-probe"
 _LATE = (
     "every end is found out by the sweep, up to BRIDGE_RECONCILE_INTERVAL late, and its place in flight is taken until "
     "then"
@@ -80,13 +81,33 @@ def round_trip(_: Settings, facts: Facts) -> Iterator[Finding]:
         yield warning(
             f"the probe could not be started: {trip.problem}",
             why="whether the notifier's secrets are right was not tried",
-            mend="let the user of BRIDGE_KESTRA_… create, run and delete a flow in bridge.system, or pass --no-probe",
+            mend=_PROBE_RIGHTS,
         )
         return
     yield fault(
         f"the end of a probe was not told: {trip.problem}",
         why=_LATE,
         mend="see the last executions of bridge.system/notifier in Kestra, and the secrets that flows/README.md lists",
+    )
+
+
+def kill(_: Settings, facts: Facts) -> Iterator[Finding]:
+    """A probe that was killed and ended by that."""
+    result = facts.kill
+    if result is None or result.seconds is not None:
+        return
+    if not result.tried:
+        yield warning(
+            f"the probe that was to be killed could not be started: {result.problem}",
+            why="whether Kestra takes kills was not tried",
+            mend=_PROBE_RIGHTS,
+        )
+        return
+    yield fault(
+        f"an execution can't be killed: {result.problem}",
+        why="a job beyond its time-out keeps its place in flight until it ends by itself; a second execution goes on",
+        mend="let the user of BRIDGE_KESTRA_… kill executions, and see that Kestra's executor and workers run and that "
+        "nothing between refuses DELETE",
     )
 
 

@@ -9,11 +9,11 @@ import pytest
 from pydantic import SecretStr
 
 from bridge.doctor.finding import Finding, Level
+from bridge.doctor.probe import KILL, ROUND_TRIP
 from tests.acceptance.conftest import Stage
 from tests.harness import eventually
 
 NOTIFIER = "/flows/bridge.system/notifier"
-PROBE = "/flows/bridge.system/doctor-probe"
 
 
 def of(findings: list[Finding], check: str) -> list[tuple[Level, str]]:
@@ -47,7 +47,7 @@ async def notifier(stage: Stage, change: Callable[[str], str] | None) -> AsyncIt
         await (put(stage, NOTIFIER, source) if change else stage.deploy(source))
 
 
-async def test_a_sound_installation_is_all_ok_and_keeps_nothing_of_the_probe(stage: Stage) -> None:
+async def test_a_sound_installation_is_all_ok_and_keeps_nothing_of_the_probes(stage: Stage) -> None:
     async with stage.bridge():
 
         async def silent() -> bool:
@@ -56,8 +56,10 @@ async def test_a_sound_installation_is_all_ok_and_keeps_nothing_of_the_probe(sta
         # The management API's figures come late, and the doctor says so meanwhile.
         await eventually(silent, "nothing is wrong", timeout=20, every=0.5)
         found = await stage.diagnosed(patience=30)
-    left = await stage.api.get("/executions/search", params={"filters[flowId][EQUALS]": "doctor-probe"})
-    assert (found, left.json()["results"], (await stage.api.get(PROBE)).status_code) == ([], [], 404)
+    for probe in (ROUND_TRIP, KILL):
+        left = await stage.api.get("/executions/search", params={"filters[flowId][EQUALS]": probe.flow.id})
+        flow = await stage.api.get(f"/flows/{probe.flow}")
+        assert (found, left.json()["results"], flow.status_code) == ([], [], 404)
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,7 @@ from tests.chaos.tap import Address, Tap
 from tests.harness import Bridge, Proxy
 
 WRONG_SETTINGS = 2
-_FAULTS_OF_OURS = (
-    "a delivery could not be handled, trying again",
-    "an execution vanished from Kestra, looking for it and else creating it anew",
-)
+_FAULT_OF_OURS = "a delivery could not be handled, trying again"
 
 
 class Replica:
@@ -131,5 +128,5 @@ class Replica:
                 entry: dict[str, Any] = json.loads(line)
                 if entry["event"] == "a second execution of one attempt was killed":
                     yield Killed(replica=self.name, job=entry["job"], execution=entry["execution"])
-                elif entry["event"] in _FAULTS_OF_OURS:
+                elif entry["event"] == _FAULT_OF_OURS:
                     yield Trouble(replica=self.name, what=line[:1000])

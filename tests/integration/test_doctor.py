@@ -27,7 +27,7 @@ from bridge.dead_letter_queue import lift_limit
 from bridge.doctor.checks import examine
 from bridge.doctor.finding import Finding, Level
 from bridge.doctor.gather import gather
-from bridge.doctor.probe import PROBE
+from bridge.doctor.probe import KILL, ROUND_TRIP
 from bridge.errors import BrokerDenied
 from bridge.kestra import Kestra
 from bridge.settings import Lane, Settings
@@ -460,18 +460,24 @@ class TestTheCommand:
         wrong = {finding for finding in said.findings if finding[0] != "ok"}
         assert (said.code, wrong) == (0, SILENCE if stage.rabbit.series == "3.10" else set()), said.out
 
-    async def test_leaves_nothing_of_its_probe(self, one_stage: Stage) -> None:
+    async def test_leaves_nothing_of_its_probes(self, one_stage: Stage) -> None:
         await deploy_notifier(one_stage)
+        one_stage.kestra.flow(KILL.flow.namespace, KILL.flow.id, Ends(after=None))
         said = await doctor(one_stage, "--json")
         async with Kestra(settings_of(one_stage)) as kestra:
-            left = await kestra.flow(PROBE)
+            left = [await kestra.flow(probe.flow) for probe in (ROUND_TRIP, KILL)]
         created = [run.flow for run in one_stage.kestra.created]
-        assert (created, one_stage.kestra.executions, left) == ([PROBE.id], {}, None)
-        assert ("ok", "round-trip") in said.findings
+        assert (created, one_stage.kestra.executions, left) == (
+            [ROUND_TRIP.flow.id, KILL.flow.id],
+            {},
+            [None, None],
+        )
+        assert {("ok", "round-trip"), ("ok", "kill")} <= set(said.findings)
 
     async def test_runs_no_probe_where_none_is_wanted(self, one_stage: Stage) -> None:
         said = await doctor(one_stage, "--json", "--no-probe")
-        assert (one_stage.kestra.created, [check for _, check in said.findings if check == "round-trip"]) == ([], [])
+        probes = {check for _, check in said.findings} & {"round-trip", "kill"}
+        assert (one_stage.kestra.created, probes) == ([], set())
 
     async def test_fails_where_there_is_a_fault_and_says_why_and_what_mends_it(self, one_stage: Stage) -> None:
         said = await doctor(one_stage, "--no-probe")
@@ -520,10 +526,10 @@ class TestKestra:
 
     async def test_whose_executions_do_not_end_is_a_fault_of_the_round_trip(self, one_stage: Stage) -> None:
         await deploy_notifier(one_stage)
-        one_stage.kestra.flow(PROBE.namespace, PROBE.id, Ends(after=None))
+        one_stage.kestra.flow(ROUND_TRIP.flow.namespace, ROUND_TRIP.flow.id, Ends(after=None))
         found = await diagnosed(settings_of(one_stage), probe=True, patience=1)
         assert "its execution is still RUNNING" in named(found, "round-trip")
-        assert [run.state for run in one_stage.kestra.created] == ["KILLED"]
+        assert one_stage.kestra.created[0].state == "KILLED"
 
     async def test_that_starts_no_notifier_is_a_fault_of_the_round_trip(self, one_stage: Stage) -> None:
         await deploy_notifier(one_stage)
@@ -541,11 +547,24 @@ class TestKestra:
         await deploy_notifier(one_stage)
         one_stage.kestra.faults.add("create", status=404)
         found = await diagnosed(settings_of(one_stage), probe=True)
-        assert (len(one_stage.kestra.created), "round-trip" in {check for _, check in levels(found)}) == (1, False)
+        created = [run.flow for run in one_stage.kestra.created].count(ROUND_TRIP.flow.id)
+        assert (created, "round-trip" in {check for _, check in levels(found)}) == (1, False)
 
     async def test_without_a_notifier_gets_no_probe_whose_end_nobody_would_tell(self, one_stage: Stage) -> None:
         await diagnosed(settings_of(one_stage), probe=True)
-        assert one_stage.kestra.created == []
+        assert [run.flow for run in one_stage.kestra.created] == [KILL.flow.id]
+
+    @pytest.mark.parametrize("status", [403, 406, 500])
+    async def test_that_refuses_kills_is_a_fault_that_says_how(self, one_stage: Stage, status: int) -> None:
+        one_stage.kestra.faults.add("kill", status=status, times=None)
+        one_stage.kestra.flow(KILL.flow.namespace, KILL.flow.id, Ends(after=None))
+        found = await diagnosed(settings_of(one_stage), probe=True, patience=1)
+        assert named(found, "kill").startswith("an execution can't be killed:")
+
+    async def test_that_takes_kills_and_does_nothing_is_a_fault(self, one_stage: Stage) -> None:
+        one_stage.kestra.flow(KILL.flow.namespace, KILL.flow.id, Ends(after=None, kill_sticks=True))
+        found = await diagnosed(settings_of(one_stage), probe=True, patience=1)
+        assert "within 1 s" in named(found, "kill")
 
 
 class TestCertificates:

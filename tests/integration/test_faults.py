@@ -99,16 +99,15 @@ async def test_a_flows_own_retry_is_followed_to_its_end(one_stage: Stage) -> Non
     assert (line["settlement"], line["attempt"]) == ("ack", 1)
 
 
-async def test_an_execution_that_somebody_deletes_is_created_anew(one_stage: Stage) -> None:
+async def test_a_job_whose_execution_somebody_deletes_is_a_dead_letter_and_not_run_beside_it(one_stage: Stage) -> None:
     kestra = one_stage.kestra
     kestra.flow("test", "job", Ends(after=None))
     async with one_stage.bridge(reconcile_interval=0.5, adopt_grace=1) as bridge:
         await one_stage.submit("one")
         await kestra.until(lambda: len(kestra.created) == 1, "the job runs")
-        kestra.flow("test", "job")
         kestra.forget(kestra.created[0].id)
         (line,) = await bridge.settled(job="one")
-    assert (line["settlement"], len(kestra.created)) == ("ack", 2)
+    assert (line["settlement"], line["reason"], len(kestra.created)) == ("dead_letter", "vanished", 1)
 
 
 async def test_with_deduplication_of_redelivered_messages_alone_a_fresh_one_costs_no_search(one_stage: Stage) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import pytest
 
@@ -28,12 +30,13 @@ class Rig:
     kestra: Standin
     client: Kestra
     watch: Watch
+    metrics: Metrics
     starter: Starter
     concluder: Concluder
 
     async def outcome(self, job: Job = JOB) -> Outcome:
         started = await self.starter.start(job, redelivered=False)
-        return await self.concluder.outcome(job, started.execution)
+        return await self.concluder.outcome(job, started)
 
 
 @pytest.fixture
@@ -51,8 +54,16 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
         kestra.replies.on_end = reply
         async with Kestra(settings_of(kestra), metrics) as client:
             starter = starter_of(client, metrics)
-            concluder = Concluder(kestra=client, watch=watch, starter=starter, job_timeout=10, kill_round=0.1)
-            yield Rig(kestra, client, watch, starter, concluder)
+            concluder = Concluder(
+                kestra=client,
+                watch=watch,
+                starter=starter,
+                metrics=metrics,
+                job_timeout=10,
+                kill_again_after=(0.1, 0.2),
+                look_again_after=0.1,
+            )
+            yield Rig(kestra, client, watch, metrics, starter, concluder)
 
 
 async def test_success_is_taken_at_its_word(rig: Rig) -> None:
@@ -92,10 +103,105 @@ async def test_success_in_the_last_moment_beats_the_kill(rig: Rig) -> None:
     assert outcome.label == "success"
 
 
-async def test_a_kill_that_sticks_is_repeated_and_then_counts_as_a_time_out(rig: Rig) -> None:
-    rig.kestra.flow("test", "job", Ends(after=None, kill_sticks=True))
-    outcome = await rig.outcome(Job(id="one", flow=JOB.flow, timeout=0.2))
-    assert (outcome.label, len(rig.kestra.kills)) == ("timed_out", conclude.KILL_ROUNDS)
+def stuck(rig: Rig, why: str) -> float | None:
+    return rig.metrics.registry.get_sample_value("bridge_stuck_executions", {"why": why})
+
+
+class TestAKillWithoutEffect:
+    @pytest.fixture
+    async def pending(self, rig: Rig) -> AsyncIterator[asyncio.Task[Outcome]]:
+        """A job past its time whose execution Kestra does not end, whatever it answers to a kill."""
+        rig.kestra.flow("test", "job", Ends(after=None, kill_sticks=True))
+        task = asyncio.create_task(rig.outcome(Job(id="one", flow=JOB.flow, timeout=0.2)))
+        yield task
+        task.cancel()
+
+    async def test_is_repeated_for_as_long_as_the_execution_runs(
+        self, rig: Rig, pending: asyncio.Task[Outcome]
+    ) -> None:
+        await rig.kestra.until(lambda: len(rig.kestra.kills) >= 4, "four kills")
+        assert not pending.done()
+
+    @pytest.mark.usefixtures("pending")
+    async def test_is_shown_by_a_metric(self, rig: Rig) -> None:
+        await rig.kestra.until(lambda: stuck(rig, "kill_without_effect") == 1, "the metric")
+
+    async def test_frees_the_slot_at_the_executions_end(self, rig: Rig, pending: asyncio.Task[Outcome]) -> None:
+        await rig.kestra.until(lambda: len(rig.kestra.kills) >= 2, "two kills")
+        await rig.kestra.end(rig.kestra.created[0].id, "SUCCESS")
+        assert (await asyncio.wait_for(pending, 10)).label == "success"
+
+    async def test_is_a_time_out_once_it_worked(self, rig: Rig, pending: asyncio.Task[Outcome]) -> None:
+        await rig.kestra.until(lambda: len(rig.kestra.kills) >= 2, "two kills")
+        await rig.kestra.end(rig.kestra.created[0].id, "KILLED")
+        assert (await asyncio.wait_for(pending, 10)).label == "timed_out"
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 405, 406, 422, 500, 503])
+async def test_a_kill_that_is_refused_does_not_keep_the_slot_beyond_the_end(rig: Rig, status: int) -> None:
+    rig.kestra.flow("test", "job", Ends(after=None))
+    rig.kestra.faults.add("kill", status=status, times=None)
+    pending = asyncio.create_task(rig.outcome(Job(id="one", flow=JOB.flow, timeout=0.2)))
+    await rig.kestra.until(lambda: rig.kestra.requests["kill"] >= 2, "a kill that is asked again")
+    await rig.kestra.end(rig.kestra.created[0].id, "SUCCESS")
+    assert (await asyncio.wait_for(pending, 10)).label == "success"
+
+
+async def test_an_end_that_no_reply_tells_is_seen_between_two_kills(rig: Rig) -> None:
+    rig.kestra.replies.on_end = None
+    rig.kestra.flow("test", "job", Ends(after=None))
+    assert (await rig.outcome(Job(id="one", flow=JOB.flow, timeout=0.2))).label == "timed_out"
+
+
+class TestAnExecutionThatKestraDoesNotStart:
+    @pytest.fixture
+    async def pending(self, rig: Rig) -> AsyncIterator[asyncio.Task[Outcome]]:
+        rig.kestra.flow("test", "job", Ends(after=None, starts=False))
+        task = asyncio.create_task(rig.outcome(Job(id="one", flow=JOB.flow, timeout=0.2)))
+        await rig.kestra.until(lambda: stuck(rig, "never_started") == 1, "the metric of executions that never started")
+        yield task
+        task.cancel()
+
+    async def test_is_not_killed(self, rig: Rig, pending: asyncio.Task[Outcome]) -> None:
+        await rig.kestra.until(lambda: rig.kestra.requests["get"] >= 3, "a third look")
+        assert (rig.kestra.kills, pending.done()) == ([], False)
+
+    async def test_has_all_its_time_once_it_has_started(self, rig: Rig, pending: asyncio.Task[Outcome]) -> None:
+        run = rig.kestra.created[0]
+        rig.kestra.begin(run.id)
+        await asyncio.wait_for(pending, 10)
+        times = dict(run.histories)
+        assert (times["KILLED"] - times["RUNNING"]).total_seconds() >= 0.19
+
+    async def test_counts_once_it_has_ended(self, rig: Rig, pending: asyncio.Task[Outcome]) -> None:
+        await rig.kestra.end(rig.kestra.created[0].id, "SUCCESS")
+        assert (await asyncio.wait_for(pending, 10)).label == "success"
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(hours=-1)])
+async def test_a_gateways_clock_brings_no_deadline_forward_or_back(rig: Rig, ahead: timedelta) -> None:
+    rig.kestra.date_skew = ahead
+    rig.kestra.flow("test", "job", Ends(after=None))
+    began = time.monotonic()
+    outcome = await asyncio.wait_for(rig.outcome(Job(id="one", flow=JOB.flow, timeout=1)), 20)
+    assert (outcome.label, time.monotonic() - began >= 1) == ("timed_out", True)
+
+
+@pytest.mark.parametrize("status", [403, 406, 422])
+async def test_an_end_is_confirmed_without_the_look_ups_that_kestra_refuses(rig: Rig, status: int) -> None:
+    rig.kestra.flow("test", "job", Ends("FAILED", after=0.1))
+    started = await rig.starter.start(JOB, redelivered=False)
+    rig.kestra.faults.add("search", status=status, times=None)
+    assert (await asyncio.wait_for(rig.concluder.outcome(JOB, started), 10)).label == "failed"
+
+
+@pytest.mark.parametrize("status", [403, 406, 422])
+async def test_an_end_that_can_not_be_confirmed_counts_as_it_was_told(rig: Rig, status: int) -> None:
+    rig.kestra.flow("test", "job", Ends("FAILED", after=0.1))
+    started = await rig.starter.start(JOB, redelivered=False)
+    for operation in ("search", "get"):
+        rig.kestra.faults.add(operation, status=status, times=None)
+    assert (await asyncio.wait_for(rig.concluder.outcome(JOB, started), 10)).label == "failed"
 
 
 async def test_an_operators_kill_before_the_deadline_is_no_time_out(rig: Rig) -> None:
@@ -108,7 +214,7 @@ async def test_a_kill_at_the_deadline_by_another_replica_is_a_time_out(rig: Rig)
     started = await rig.starter.start(JOB, redelivered=False)
     await rig.kestra.until(lambda: rig.kestra.created[0].ended is not None, "the execution was killed")
     job = Job(id="one", flow=JOB.flow, timeout=0.3)
-    assert (await rig.concluder.outcome(job, started.execution)).label == "timed_out"
+    assert (await rig.concluder.outcome(job, started)).label == "timed_out"
 
 
 async def test_an_execution_that_is_gone_has_vanished(rig: Rig) -> None:
@@ -117,7 +223,7 @@ async def test_an_execution_that_is_gone_has_vanished(rig: Rig) -> None:
     rig.kestra.forget(started.execution.id)
     failed = replace(started.execution, state=State.FAILED)
     with pytest.raises(Vanished):
-        await rig.concluder.outcome(JOB, failed)
+        await rig.concluder.outcome(JOB, replace(started, execution=failed))
 
 
 async def test_a_job_over_which_kestra_fails_while_others_are_created_is_refused(

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from bridge import flows
 from bridge.doctor.checks import CHECKS, at_start, examine
-from bridge.doctor.facts import BrokerFacts, Certificate, Facts, KestraFacts, LaneFacts, QueueFacts, RoundTrip
+from bridge.doctor.facts import BrokerFacts, Certificate, Facts, KestraFacts, LaneFacts, ProbeResult, QueueFacts
 from bridge.doctor.finding import Finding, Level
 from bridge.doctor.kestra_checks import NOTIFIER
 from bridge.errors import BrokerDenied, KestraUnavailable
@@ -89,7 +89,8 @@ def sound() -> Facts:
             flows={REPORT: StoredFlow(source="")},
         ),
         certificates=[Certificate(what="the certificate of RabbitMQ", until=NOW + timedelta(days=90))],
-        round_trip=RoundTrip(seconds=0.4),
+        round_trip=ProbeResult(seconds=0.4),
+        kill=ProbeResult(seconds=0.2),
     )
 
 
@@ -179,7 +180,7 @@ SOUND: dict[str, tuple[Change, dict[str, Any]]] = {
     "encrypted": (everything(), {"amqp_url": SecretStr("amqps://rabbit"), "kestra_url": "https://kestra"}),
     "a limit that is just met": (kestra(flows={REPORT: StoredFlow(source="", limit=8)}), {}),
     "clocks that differ by less than the grace": (kestra(skew=timedelta(seconds=9)), {}),
-    "no probe": (lambda facts: replace(facts, round_trip=None), {}),
+    "no probe": (lambda facts: replace(facts, round_trip=None, kill=None), {}),
     "a shorter job time-out": (everything(consumer(own_timeout=1900)), {"job_timeout": 600, "consumer_timeout": 1800}),
 }
 
@@ -416,7 +417,7 @@ WRONG: list[Wrong] = [
     ),
     (
         "no Kestra",
-        lambda facts: replace(facts, kestra=AWAY, round_trip=None),
+        lambda facts: replace(facts, kestra=AWAY, round_trip=None, kill=None),
         {},
         FAULT,
         "kestra",
@@ -494,7 +495,7 @@ WRONG: list[Wrong] = [
     ),
     (
         "a silent round trip",
-        lambda facts: replace(facts, round_trip=RoundTrip(problem="no reply within 30 s")),
+        lambda facts: replace(facts, round_trip=ProbeResult(problem="no reply within 30 s")),
         {},
         FAULT,
         "round-trip",
@@ -502,11 +503,27 @@ WRONG: list[Wrong] = [
     ),
     (
         "no round trip",
-        lambda facts: replace(facts, round_trip=RoundTrip(problem="refused", tried=False)),
+        lambda facts: replace(facts, round_trip=ProbeResult(problem="refused", tried=False)),
         {},
         WARNING,
         "round-trip",
         "the probe could not be started: refused",
+    ),
+    (
+        "a refused kill",
+        lambda facts: replace(facts, kill=ProbeResult(problem="Kestra refuses kill (HTTP 406)")),
+        {},
+        FAULT,
+        "kill",
+        "an execution can't be killed: Kestra refuses kill (HTTP 406)",
+    ),
+    (
+        "no kill",
+        lambda facts: replace(facts, kill=ProbeResult(problem="refused", tried=False)),
+        {},
+        WARNING,
+        "kill",
+        "the probe that was to be killed could not be started: refused",
     ),
     (
         "Kestra's clock",
@@ -612,8 +629,8 @@ class TestWithoutTheManagementApi:
 
 
 def test_without_kestra_what_concerns_it_is_not_called_ok() -> None:
-    found = examine(configured(), replace(sound(), kestra=AWAY, round_trip=None))
-    of_kestra = {"kestra", "kestra-version", "notifier", "flows", "concurrency", "round-trip"}
+    found = examine(configured(), replace(sound(), kestra=AWAY, round_trip=None, kill=None))
+    of_kestra = {"kestra", "kestra-version", "notifier", "flows", "concurrency", "round-trip", "kill"}
     assert {finding.check for finding in found if finding.level is Level.OK} & of_kestra == set()
 
 

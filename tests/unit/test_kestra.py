@@ -24,7 +24,8 @@ from pydantic import SecretStr
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraError, KestraRejected, KestraUnavailable
 from bridge.execution import Execution, State
 from bridge.job import FlowName, Job
-from bridge.kestra import CONCURRENT_CREATES, Kestra, LogLine, Story
+from bridge.kestra import CONCURRENT_CREATES, Kestra, Story
+from bridge.kestra_logs import LogLine
 from bridge.metrics import Metrics
 from bridge.settings import KestraSettings
 from bridge.tracing import TraceContext, handing_on

@@ -94,7 +94,7 @@ delete_execution   -     -
 NEVER_RAISED = type(None)
 
 
-def rows(table: str) -> dict[str, dict[str, type[Exception]]]:
+def rows(table: str) -> dict[str, dict[str, type[object]]]:
     """The expected error by operation and by answer; `NoneType` where there is none."""
     head, *lines = table.strip().splitlines()
     answers = head.split()
@@ -118,7 +118,7 @@ async def error_of(operation: str, answer: httpx.Response, metrics: Metrics | No
         return await raised(CALLS[operation], kestra)
 
 
-async def errors(operation: str, answers: dict[str, httpx.Response]) -> dict[str, type[Exception]]:
+async def errors(operation: str, answers: dict[str, httpx.Response]) -> dict[str, type[object]]:
     """The kind of error that an operation raises for each answer."""
     return {name: type(await error_of(operation, answer)) for name, answer in answers.items()}
 
