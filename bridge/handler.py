@@ -18,12 +18,13 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 from bridge.broker import Publisher
 from bridge.conclude import Concluder, Vanished
 from bridge.delivery import ATTEMPT, FIRST_ATTEMPT, Delivery, Message
+from bridge.denials import Parked
 from bridge.errors import BrokerUnavailable, InvalidMessage, KestraError, KestraRejected, PublishFailed
 from bridge.execution import Outcome
 from bridge.job import FlowName, Job, allowed, decode
 from bridge.kestra import Kestra
 from bridge.metrics import Metrics
-from bridge.settlement import Ack, DeadLetter, Policy, Reason, Retry, Settlement, Stamp, decide
+from bridge.settlement import Ack, DeadLetter, Park, Policy, Reason, Retry, Settlement, Stamp, decide
 from bridge.start import LeftToBroker, Started, Starter
 from bridge.topology import dead_exchange, retry_queue
 from bridge.tracing import Span, Tracer, outgoing
@@ -133,12 +134,17 @@ class Handler:
             return DeadLetter(reason=Reason.FLOW_NOT_ALLOWED, error=f"flow {job.flow} is not in BRIDGE_ALLOWED_FLOWS")
         if not job.id:
             return Stamp(uuid.uuid4().hex)
+        return await self._judge_job(case, job)
+
+    async def _judge_job(self, case: Case, job: Job) -> Settlement:
         try:
             case.outcome = await self._run(case, job)
         except KestraRejected as error:
             return DeadLetter(reason=Reason.REJECTED_BY_KESTRA, error=f"flow {job.flow}: {error}")
         except Vanished as error:
             return DeadLetter(reason=Reason.VANISHED, error=str(error))
+        except Parked as error:
+            return Park(attempt=job.attempt, delay=self._policy.retry_delays[0], error=str(error))
         self._metrics.outcomes.labels(case.outcome.label).inc()
         settlement = decide(case.outcome, attempt=job.attempt, first_attempt=job.first_attempt, policy=self._policy)
         if isinstance(settlement, Retry) and case.started and case.started.adopted:
@@ -146,10 +152,26 @@ class Handler:
         return settlement
 
     async def _run(self, case: Case, job: Job) -> Outcome:
+        if job.attempt > job.first_attempt and (outcome := await self._revived(case, job)):
+            return outcome
         with case.span.step("create"):
             case.started = await self._starter.start(job, redelivered=case.delivery.redelivered)
         with case.span.step("wait"):
             return await self._concluder.outcome(job, case.started)
+
+    async def _revived(self, case: Case, job: Job) -> Outcome | None:
+        """How an earlier attempt ended that an operator brought back while this one waited for its turn.
+
+        None where there is none, or where it failed once more, to which this attempt is the answer.
+        """
+        while revived := await self._starter.revived(job, accepts=self._policy.accepts):
+            earlier, case.started = revived
+            log.info("an earlier attempt was brought back in Kestra", **_facts(case), earlier=earlier.attempt)
+            with case.span.step("wait"):
+                outcome = await self._concluder.outcome(earlier, case.started)
+            if not self._policy.tries_again(outcome):
+                return outcome
+        return None
 
     async def _settle(self, case: Case, settlement: Settlement) -> None:
         """Carry out a settlement: first what must stand elsewhere, by confirm, and the ack last."""
@@ -160,6 +182,9 @@ class Handler:
             case Retry():
                 headers = {ATTEMPT: settlement.attempt, **_first_attempt(case)}
                 again = message.to_republish(headers)
+                await self._publish(again, routing_key=retry_queue(queue, settlement.delay))
+            case Park():
+                again = message.to_republish({ATTEMPT: settlement.attempt, **_first_attempt(case)})
                 await self._publish(again, routing_key=retry_queue(queue, settlement.delay))
             case DeadLetter():
                 dead = message.to_republish(_dead_letter_headers(case, settlement))
@@ -241,6 +266,8 @@ class Handler:
         match settlement:
             case Retry():
                 extra |= {"next_attempt": settlement.attempt, "delay": settlement.delay, "error": settlement.error}
+            case Park():
+                extra |= {"delay": settlement.delay, "error": settlement.error}
             case DeadLetter():
                 extra |= {"reason": settlement.reason.value, "error": settlement.error}
             case Stamp():

@@ -104,12 +104,17 @@ class Job:
         }
 
     def owns(self, labels: Mapping[str, str], flow: FlowName) -> bool:
-        """Whether an execution with these labels, of this flow, is one of this (job, attempt).
+        """Whether an execution with these labels, of this flow, is one of this (job, attempt)."""
+        return self.names(labels, flow) and labels.get(ATTEMPT_LABEL) == str(self.attempt)
+
+    def names(self, labels: Mapping[str, str], flow: FlowName) -> bool:
+        """Whether an execution with these labels, of this flow, is one of any attempt of this job.
 
         Where none says of which queue it is, the flow decides: somebody else gave it our labels.
         """
-        same = labels.get(JOB_LABEL) == self.id and labels.get(ATTEMPT_LABEL) == str(self.attempt)
-        return same and (labels[QUEUE_LABEL] == self.queue if labels.get(QUEUE_LABEL) else flow == self.flow)
+        if labels.get(JOB_LABEL) != self.id:
+            return False
+        return labels[QUEUE_LABEL] == self.queue if labels.get(QUEUE_LABEL) else flow == self.flow
 
 
 def decode(message: Message, *, default_flow: FlowName | None, max_priority: int, queue: str = "") -> Job:

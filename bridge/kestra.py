@@ -252,6 +252,15 @@ class Kestra:
             if job.owns(execution.labels, FlowName(execution.namespace, execution.flow)) and not execution.triggered
         ]
 
+    async def find_attempts(self, job: Job) -> list[Execution]:
+        """All executions of this job, of any attempt."""
+        params = {**_labelled({JOB_LABEL: job.id}), "filters[childFilter][EQUALS]": "MAIN"}
+        return [
+            execution
+            async for execution in self._search("attempts", params)
+            if job.names(execution.labels, FlowName(execution.namespace, execution.flow)) and not execution.triggered
+        ]
+
     async def unfinished(self) -> list[Execution]:
         """All executions that carry the bridge's mark and have not ended, of every replica."""
         ended = ",".join(sorted(TERMINAL))

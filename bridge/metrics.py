@@ -16,7 +16,7 @@ _VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "executions": ("created", "adopted"),
         "outcomes": ("success", "warning", "failed", "killed", "cancelled", "skipped", "timed_out"),
-        "settlements": ("ack", "retry", "dead_letter", "stamp", "left"),
+        "settlements": ("ack", "retry", "dead_letter", "stamp", "park", "left"),
         "replies": ("awaited", "unknown", "not_terminal", "malformed"),
         "results": ("sent", "undeliverable"),
         "kestra_refused": ("create", "find", "get", "kill", "probe", "sweep"),

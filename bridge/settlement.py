@@ -56,7 +56,17 @@ class Stamp:
     job_id: str
 
 
-Settlement = Ack | Retry | DeadLetter | Stamp
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Park:
+    """The same attempt again, `delay` seconds from now: what keeps it from starting is no fault of the job's."""
+
+    name = "park"
+    attempt: int
+    delay: int
+    error: str
+
+
+Settlement = Ack | Retry | DeadLetter | Stamp | Park
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +76,14 @@ class Policy:
     max_attempts: int = 3
     retry_delays: Sequence[int] = (30, 300)
     ack_warning: bool = True
+
+    def accepts(self, state: State) -> bool:
+        """Whether an execution that ended in that state did the job."""
+        return state is State.SUCCESS or (state is State.WARNING and self.ack_warning)
+
+    def tries_again(self, outcome: Outcome) -> bool:
+        """Whether an attempt that ended so is followed by another while the budget lasts."""
+        return _reason(outcome, self) in _RETRIED_REASONS
 
 
 _RETRIED_REASONS = frozenset({Reason.FAILED, Reason.CANCELLED, Reason.TIMED_OUT})
@@ -90,7 +108,7 @@ def decide(outcome: Outcome, *, attempt: int, first_attempt: int, policy: Policy
 
 def _reason(outcome: Outcome, policy: Policy) -> Reason | None:
     state = outcome.execution.state
-    if state is State.SUCCESS or (state is State.WARNING and policy.ack_warning):
+    if policy.accepts(state):
         return None
     if outcome.timed_out:
         return Reason.TIMED_OUT

@@ -14,9 +14,19 @@ from typing import TypeVar
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
 
+from bridge import attempts
+from bridge.denials import Denials
 from bridge.duplicates import Duplicates, SecondLook
-from bridge.errors import REFUSALS, KestraAmbiguous, KestraError, KestraRejected, KestraUnavailable
-from bridge.execution import Execution, choose
+from bridge.errors import (
+    REFUSALS,
+    KestraAmbiguous,
+    KestraDenied,
+    KestraError,
+    KestraIncompatible,
+    KestraRejected,
+    KestraUnavailable,
+)
+from bridge.execution import Execution, State, choose
 from bridge.job import Job
 from bridge.kestra import Kestra
 from bridge.keyed_lock import KeyedLock
@@ -27,6 +37,7 @@ from bridge.recent import Recent
 LOOK_EVERY = 1.0
 FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 15.0
+DENIED_PAUSE = 2.0
 MANY_LOOK = 16
 """When so many jobs look for their executions at once, one listing of all is cheaper than a search for each."""
 
@@ -60,6 +71,11 @@ class Patience:
     def unless_refused(self) -> Patience:
         """The same patience, except that a refusal is raised at once."""
         return Patience(self.stopping, (KestraUnavailable,))
+
+    @property
+    def unless_denied(self) -> Patience:
+        """The same patience, except that it is raised at once when Kestra denies the rights."""
+        return Patience(self.stopping, (KestraUnavailable, KestraIncompatible))
 
     async def ask(self, question: Callable[[], Awaitable[Result]]) -> Result:
         """The answer, however long it takes.
@@ -169,6 +185,7 @@ class Starter:
         window: float,
         adopt_grace: float,
         ambiguous_wait: float,
+        denials: Denials | None = None,
     ) -> None:
         self._kestra = kestra
         self._metrics = metrics
@@ -182,6 +199,7 @@ class Starter:
         self._starting = KeyedLock()
         self._unfinished = Listing(lambda: patience.ask(kestra.unfinished))
         self._recent = Recent(kestra, window=self._window)
+        self._denials = denials or Denials(kestra)
         self._looking = 0
         self._last_create = 0.0
 
@@ -190,6 +208,7 @@ class Starter:
 
         Raises:
             KestraRejected: Kestra will never run this job.
+            Parked: Kestra denies the creates of its flow.
             LeftToBroker: the bridge stops.
         """
         async with self._starting.hold((job.queue, job.id, job.attempt)):
@@ -228,7 +247,7 @@ class Starter:
             if self._patience.stopping.is_set():
                 raise LeftToBroker
             try:
-                created = await self._patience.ask(lambda: self._kestra.create(job))
+                created = await self._create(job)
             except KestraAmbiguous as error:
                 log.warning("a create is in doubt, looking for its execution", job=job.id, error=str(error))
                 if execution := await self._named(error):
@@ -240,6 +259,30 @@ class Starter:
             else:
                 self._last_create = time.monotonic()
                 return Started(created, adopted=False, created_at=self._last_create)
+
+    async def _create(self, job: Job) -> Execution:
+        """The execution that Kestra creates, once it lets us.
+
+        Raises, beside what `Kestra.create` does:
+            Parked: Kestra denies the creates of this flow, and perhaps of all.
+        """
+        denial = self._denials.of(job)
+        while True:
+            try:
+                created = await self._patience.unless_denied.ask(partial(self._kestra.create, job))
+            except KestraDenied as error:
+                await denial.judge(error)
+                await self._patience.pause(DENIED_PAUSE)
+            else:
+                self._denials.note_create(job.flow)
+                return created
+
+    async def revived(self, job: Job, *, accepts: Callable[[State], bool]) -> tuple[Job, Started] | None:
+        """An earlier attempt of the job that runs again or that succeeded since it failed, which an operator can do."""
+        found = attempts.revived(
+            job, await self._patience.ask(partial(self._kestra.find_attempts, job)), accepts=accepts
+        )
+        return (found[0], Started(found[1], adopted=True)) if found else None
 
     async def _duplicated(self, job: Job) -> Execution | None:
         """The execution of an earlier message of the same job, if it started within the window."""

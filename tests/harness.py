@@ -24,6 +24,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
+from bridge.denials import Denials
 from bridge.kestra import Kestra
 from bridge.metrics import Metrics
 from bridge.settings import KestraSettings
@@ -254,7 +255,14 @@ def answers(metrics: Metrics, operation: str) -> float:
     return metrics.registry.get_sample_value(name, {"operation": operation, "code": "200"}) or 0
 
 
-def starter_of(client: Kestra, metrics: Metrics, *, always_look: bool = True, grace: float = 0.2) -> Starter:
+def starter_of(
+    client: Kestra,
+    metrics: Metrics,
+    *,
+    always_look: bool = True,
+    grace: float = 0.2,
+    denials: Denials | None = None,
+) -> Starter:
     """What starts executions there; so many seconds it looks for one before it creates another."""
     return Starter(
         kestra=client,
@@ -264,6 +272,7 @@ def starter_of(client: Kestra, metrics: Metrics, *, always_look: bool = True, gr
         window=3600,
         adopt_grace=grace,
         ambiguous_wait=grace,
+        denials=denials,
     )
 
 

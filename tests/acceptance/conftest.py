@@ -129,6 +129,17 @@ class Stage:
         answer = await self.api.post(f"/executions/{execution_id}/actions/restart", params=query)
         assert answer.status_code == 200, answer.text
 
+    async def resume(self, execution_id: str) -> None:
+        """Let a paused execution go on."""
+        answer = await self.api.post(f"/executions/{execution_id}/actions/resume")
+        assert answer.is_success, answer.text
+
+    async def change_status(self, execution_id: str, state: str) -> None:
+        """As an operator does it."""
+        path = f"/executions/{execution_id}/actions/change-status"
+        answer = await self.api.post(path, params={"status": state})
+        assert answer.status_code == 200, answer.text
+
     async def executions(self, **labels: str) -> list[Execution]:
         """All executions in this test's namespace with those labels, oldest first."""
         found: list[Execution] = []

@@ -68,6 +68,40 @@ async def test_a_dead_letter_names_its_last_execution_and_its_queue(stage: Stage
     assert (letter.headers["x-bridge-execution"], letter.headers["x-bridge-queue"]) == (execution.id, stage.queue)
 
 
+FAILS_UNLESS_RESTARTED = """
+id: fails-at-first
+namespace: {namespace}
+tasks:
+  - id: work
+    type: io.kestra.plugin.core.execution.Fail
+    condition: "{{{{ (labels.system.restarted ?? 'false') == 'false' }}}}"
+  - {{id: wait, type: io.kestra.plugin.core.flow.Pause}}
+"""
+
+
+async def test_an_attempt_that_an_operator_restarts_while_its_retry_waits_is_the_jobs(stage: Stage) -> None:
+    await stage.deploy(FAILS_UNLESS_RESTARTED.format(namespace=stage.name))
+    async with stage.bridge(flow=f"{stage.name}/fails-at-first", max_attempts=3, retry_delays="[5]") as bridge:
+        await stage.submit("one")
+        (retry,) = await bridge.settled(job="one", settlement="retry")
+        await stage.restart(retry["execution"])
+        event = "an earlier attempt was brought back in Kestra"
+        await eventually(lambda: bridge.count(event), "the retry finds the first attempt running", timeout=30)
+        await stage.resume(retry["execution"])
+        (line,) = await bridge.settled(job="one", settlement="ack")
+    assert (line["execution"], len(await stage.executions(bridgeJob="one"))) == (retry["execution"], 1)
+
+
+async def test_an_attempt_that_an_operator_sets_to_success_while_its_retry_waits_is_the_jobs(stage: Stage) -> None:
+    async with stage.bridge(max_attempts=3, retry_delays="[2]") as bridge:
+        await stage.submit("one", body={"inputs": {"failures": 1}})
+        await bridge.settled(job="one", settlement="retry")
+        (failed,) = await stage.executions(bridgeJob="one")
+        await stage.change_status(failed.id, "SUCCESS")
+        (line,) = await bridge.settled(job="one", settlement="ack")
+    assert (line["execution"], len(await stage.executions(bridgeJob="one"))) == (failed.id, 1)
+
+
 async def test_an_execution_that_an_operator_kills_is_not_tried_again(stage: Stage) -> None:
     async with stage.bridge(max_attempts=3) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}})

@@ -110,6 +110,21 @@ async def test_a_job_whose_execution_somebody_deletes_is_a_dead_letter_and_not_r
     assert (line["settlement"], line["reason"], len(kestra.created)) == ("dead_letter", "vanished", 1)
 
 
+async def test_jobs_of_a_flow_that_kestra_denies_keep_no_other_job_from_starting(one_stage: Stage) -> None:
+    kestra = one_stage.kestra
+    kestra.flow("test", "denied")
+    kestra.faults.add("create", status=403, times=None, when=lambda call: "/test/denied" in call.url)
+    async with one_stage.bridge(prefetch=3, allowed_flows='["test/*"]', retry_delays="[1]") as bridge:
+        for number in range(3):
+            await one_stage.submit(f"denied-{number}", {"flow": "test/denied"})
+        await one_stage.submit("good")
+        await bridge.settled(job="good", settlement="ack", timeout=60)
+        lines = await bridge.settled(3, settlement="dead_letter", timeout=60)
+    assert {(line["job"], line["reason"], line["attempt"]) for line in lines} == {
+        (f"denied-{number}", "rejected_by_kestra", 1) for number in range(3)
+    }
+
+
 async def test_with_deduplication_of_redelivered_messages_alone_a_fresh_one_costs_no_search(one_stage: Stage) -> None:
     async with one_stage.bridge(deduplicate="redelivered", reconcile_interval=3600) as bridge:
         before = one_stage.kestra.requests["search"]
