@@ -9,12 +9,15 @@ from datetime import datetime
 from typing import Any
 
 from bridge.errors import BridgeError
-from bridge.execution import Execution
+from bridge.execution import Execution, State
 from bridge.inspection import Depth
 from bridge.job import ATTEMPT_LABEL, JOB_LABEL, QUEUE_LABEL
 from bridge.management import Consumer, QueueState, ReplicaMetrics
 from bridge.settings import Lane
 from bridge.topology import dead_queue, retry_queue
+
+NEVER_STARTED_AFTER = 60.0
+"""Seconds that an execution may stay CREATED before it stands out: Kestra begins within a second or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,10 @@ class LaneStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStatus:
-    """A job whose execution has not ended; `age` is in seconds, by Kestra's clock."""
+    """A job whose execution has not ended; `age` is in seconds, by Kestra's clock.
+
+    `never_started`: Kestra created the execution more than a minute ago and has not begun to run it.
+    """
 
     job: str
     queue: str | None
@@ -120,6 +126,7 @@ class JobStatus:
     execution: str
     state: str
     age: float | None
+    never_started: bool
     url: str
 
 
@@ -270,6 +277,7 @@ def _jobs(facts: Facts) -> list[JobStatus] | None:
 
 def _job(execution: Execution, kestra: KestraFacts) -> JobStatus:
     attempt = execution.labels.get(ATTEMPT_LABEL, "")
+    age = max(0.0, (kestra.now - execution.started).total_seconds()) if execution.started else None
     return JobStatus(
         job=execution.labels.get(JOB_LABEL, ""),
         queue=execution.labels.get(QUEUE_LABEL),
@@ -277,7 +285,8 @@ def _job(execution: Execution, kestra: KestraFacts) -> JobStatus:
         flow=f"{execution.namespace}/{execution.flow}",
         execution=execution.id,
         state=execution.state.value,
-        age=max(0.0, (kestra.now - execution.started).total_seconds()) if execution.started else None,
+        age=age,
+        never_started=execution.state is State.CREATED and age is not None and age > NEVER_STARTED_AFTER,
         url=kestra.link(execution),
     )
 

@@ -228,7 +228,8 @@ def _job_table(title: str, jobs: Sequence[JobStatus], width: int) -> Table:
     table = _table(title, "Job", ">Try", "State", ">Age", *(["Flow"] if flow else []), "Link" if link else "Execution")
     for job in jobs:
         execution = Text(job.url) if link else Text(job.execution, f"link {job.url}" if job.url else "")
-        cells = (job.job, _number(job.attempt), job.state, "?" if job.age is None else in_words(job.age))
+        state = "never started" if job.never_started else job.state
+        cells = (job.job, _number(job.attempt), state, "?" if job.age is None else in_words(job.age))
         _row(table, *cells, *([job.flow] if flow else []), execution)
     return table
 
