@@ -121,6 +121,17 @@ class TestALane:
 
 
 class TestAJob:
+    @pytest.mark.parametrize(
+        ("state", "seconds", "expected"),
+        [(State.CREATED, 61, True), (State.CREATED, 5, False), (State.RUNNING, 61, False), (State.QUEUED, 61, False)],
+    )
+    def test_stands_out_once_kestra_has_left_it_alone_for_a_minute(
+        self, state: State, seconds: int, expected: bool
+    ) -> None:
+        waiting = execution(state=state, started=NOW - timedelta(seconds=seconds))
+        (job,) = seen(kestra=replace(KESTRA, unfinished=[waiting])).jobs or ()
+        assert job.never_started is expected
+
     def test_is_told_with_state_age_and_link(self) -> None:
         (job,) = seen().jobs or ()
         assert (job.job, job.attempt, job.flow, job.state, job.age, job.url) == (
