@@ -238,7 +238,11 @@ class Starter:
         return found.current
 
     async def _find_or_create(self, job: Job, *, look: bool = True, suspect: bool = False) -> Started:
-        """`suspect`: a create of another replica may still be on its way, so that absence means nothing yet."""
+        """`suspect`: a create of another replica may still be on its way, so that absence means nothing yet.
+
+        The grace begins anew at each redelivery. Neither the message nor Kestra tells when the last replica that could
+        have created the execution died: it may have been the latest, in the moment in which its own grace ended.
+        """
         look_until = time.monotonic() + (self._adopt_grace if suspect else 0)
         failures = Failures()
         while True:
