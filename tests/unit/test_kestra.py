@@ -42,6 +42,7 @@ CALLS: dict[str, Callable[[Kestra], Awaitable[Any]]] = {
     "probe": lambda kestra: kestra.probe(),
     "create": lambda kestra: kestra.create(JOB),
     "find": lambda kestra: kestra.find(JOB),
+    "find_attempts": lambda kestra: kestra.find_attempts(JOB),
     "unfinished": lambda kestra: kestra.unfinished(),
     "get": lambda kestra: kestra.get("e1"),
     "kill": lambda kestra: kestra.kill("e1"),

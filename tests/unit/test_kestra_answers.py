@@ -32,6 +32,7 @@ IN_KESTRAS_WORDS = """
 probe              U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 create             U   R   D   D   R   I   I   A   R   R   R   R   R   U   U   A   A   A   A
 find               U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+find_attempts      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 unfinished         U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 started_since      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 reworked           U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
@@ -53,6 +54,7 @@ BY_A_GATEWAY = """
 probe              U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 create             U   U   D   D   U   I   I   A   U   R   R   R   U   U   U   A   A   A   A
 find               U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+find_attempts      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 unfinished         U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 started_since      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 reworked           U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
@@ -74,6 +76,7 @@ UNREADABLE = """
 probe              -     -
 create             A     A
 find               U     U
+find_attempts      U     U
 unfinished         U     U
 started_since      U     U
 reworked           U     U
