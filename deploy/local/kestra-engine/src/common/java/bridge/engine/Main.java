@@ -2,8 +2,7 @@ package bridge.engine;
 
 import bridge.engine.boot.Engine;
 import bridge.engine.boot.Settings;
-import bridge.engine.http.Facade;
-import bridge.engine.http.Management;
+import io.micronaut.runtime.server.EmbeddedServer;
 import java.util.concurrent.TimeUnit;
 
 /** Starts the engine and its façade, says so in one line, and serves until it is told to end. */
@@ -17,10 +16,9 @@ public final class Main {
         try {
             var settings = Settings.read();
             var engine = Engine.start(settings);
-            var facade = Facade.start(settings, engine.context());
-            Management.start(settings);
-            Runtime.getRuntime().addShutdownHook(new Thread(() -> stop(facade, engine), "stop"));
-            System.out.println("READY " + facade.url());
+            var server = engine.serve();
+            Runtime.getRuntime().addShutdownHook(new Thread(() -> stop(server, engine), "stop"));
+            System.out.println("READY " + server.getURL());
         } catch (Throwable e) {
             System.err.println("Kestra's engine didn't start: " + reason(e));
             // Kestra has started threads by now that would keep the process alive.
@@ -29,8 +27,8 @@ public final class Main {
         Thread.currentThread().join();
     }
 
-    private static void stop(Facade facade, Engine engine) {
-        facade.stop();
+    private static void stop(EmbeddedServer server, Engine engine) {
+        server.stop();
         var closing = Thread.ofPlatform().daemon(true).start(engine::close);
         try {
             closing.join(TimeUnit.SECONDS.toMillis(STOP_SECONDS));

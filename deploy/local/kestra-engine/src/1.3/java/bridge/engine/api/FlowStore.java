@@ -4,18 +4,11 @@ import io.kestra.core.models.flows.FlowWithSource;
 import io.kestra.core.models.flows.GenericFlow;
 import io.kestra.core.repositories.FlowRepositoryInterface;
 import io.kestra.core.services.FlowService;
-import io.micronaut.context.ApplicationContext;
+import jakarta.inject.Singleton;
 
 /** Keeps flows as Kestra 1.3 does: created by its flow service, updated in its repository. */
-final class FlowStore {
-    private final FlowService service;
-    private final FlowRepositoryInterface repository;
-
-    FlowStore(ApplicationContext context) {
-        this.service = context.getBean(FlowService.class);
-        this.repository = context.getBean(FlowRepositoryInterface.class);
-    }
-
+@Singleton
+record FlowStore(FlowService service, FlowRepositoryInterface repository) {
     FlowWithSource create(GenericFlow flow) throws Exception {
         return service.create(flow, true);
     }

@@ -1,8 +1,8 @@
 package bridge.engine.api;
 
-import bridge.engine.http.HttpError;
 import io.kestra.core.async.AsyncOperationProcessedEvent;
 import io.kestra.core.async.AsyncOperationsConfiguration;
+import io.kestra.core.exceptions.ConflictException;
 import io.kestra.core.executor.command.ExecutionCommand;
 import io.kestra.core.models.executions.ExecutionKilled;
 import io.kestra.core.models.executions.ExecutionKilledExecution;
@@ -10,30 +10,19 @@ import io.kestra.core.queues.BroadcastQueueInterface;
 import io.kestra.core.queues.DispatchQueueInterface;
 import io.kestra.core.queues.QueueException;
 import io.kestra.core.services.AsyncOperationWaiter;
-import io.micronaut.context.ApplicationContext;
-import io.micronaut.core.type.Argument;
-import java.time.Duration;
+import jakarta.inject.Singleton;
 import java.util.concurrent.TimeoutException;
 import java.util.function.Function;
 import reactor.core.Exceptions;
 
 /** Hands a command to the executor and waits until it was carried out, as 2.0 does for every change of one execution. */
-final class Commands {
+@Singleton
+record Commands(
+    DispatchQueueInterface<ExecutionCommand> commands, BroadcastQueueInterface<ExecutionKilled> kills, AsyncOperationWaiter waiter,
+    AsyncOperationsConfiguration patience
+) {
     private interface Emitter {
         void emit(String operationId) throws QueueException;
-    }
-
-    private final DispatchQueueInterface<ExecutionCommand> commands;
-    private final BroadcastQueueInterface<ExecutionKilled> kills;
-    private final AsyncOperationWaiter waiter;
-    private final Duration patience;
-
-    @SuppressWarnings("unchecked")
-    Commands(ApplicationContext context) {
-        this.commands = context.getBean(Argument.of(DispatchQueueInterface.class, ExecutionCommand.class));
-        this.kills = context.getBean(Argument.of(BroadcastQueueInterface.class, ExecutionKilled.class));
-        this.waiter = context.getBean(AsyncOperationWaiter.class);
-        this.patience = context.getBean(AsyncOperationsConfiguration.class).waitTimeout();
     }
 
     /**
@@ -48,7 +37,7 @@ final class Commands {
     /** Ask for the end of an execution, and of its children when it cascades. */
     void kill(String executionId, boolean cascade) throws TimeoutException {
         await(executionId, operationId -> kills.emit(ExecutionKilledExecution.builder()
-            .tenantId(Routes.TENANT)
+            .tenantId(Api.TENANT)
             .state(ExecutionKilled.State.REQUESTED)
             .executionId(executionId)
             .isOnKillCascade(cascade)
@@ -63,9 +52,9 @@ final class Commands {
             } catch (QueueException e) {
                 throw Exceptions.propagate(e);
             }
-        }, patience);
+        }, patience.waitTimeout());
         if (processed.outcome() == AsyncOperationProcessedEvent.Outcome.FAILED) {
-            throw new HttpError(409, "Operation on execution '" + executionId + "' failed: " + processed.error());
+            throw new ConflictException("Operation on execution '" + executionId + "' failed: " + processed.error());
         }
     }
 }

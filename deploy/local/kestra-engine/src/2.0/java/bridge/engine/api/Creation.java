@@ -1,6 +1,6 @@
 package bridge.engine.api;
 
-import static bridge.engine.api.Routes.TENANT;
+import static bridge.engine.api.Api.TENANT;
 
 import io.kestra.core.executor.command.Create;
 import io.kestra.core.models.executions.Execution;
@@ -9,26 +9,15 @@ import io.kestra.core.models.flows.State;
 import io.kestra.core.repositories.ExecutionRepositoryInterface;
 import io.kestra.core.runners.FlowInputOutput;
 import io.kestra.core.services.FlowService;
-import io.micronaut.context.ApplicationContext;
+import jakarta.inject.Singleton;
 import java.time.ZonedDateTime;
 import java.util.NoSuchElementException;
 import java.util.Optional;
 import reactor.core.publisher.Flux;
 
 /** Creates an execution as Kestra 2.0 does: by a command, which the executor confirms. */
-final class Creation {
-    private final FlowService flows;
-    private final FlowInputOutput inputs;
-    private final ExecutionRepositoryInterface repository;
-    private final Commands commands;
-
-    Creation(ApplicationContext context) {
-        this.flows = context.getBean(FlowService.class);
-        this.inputs = context.getBean(FlowInputOutput.class);
-        this.repository = context.getBean(ExecutionRepositoryInterface.class);
-        this.commands = new Commands(context);
-    }
-
+@Singleton
+record Creation(FlowService flows, FlowInputOutput inputs, ExecutionRepositoryInterface repository, Commands commands) {
     Execution create(Order order) throws Exception {
         var read = command(order);
         var command = order.fails(flows, read.inputs()) ? read.withStateType(State.Type.FAILED) : read;
@@ -45,6 +34,6 @@ final class Creation {
             .withScheduleDate(Optional.ofNullable(order.scheduleDate()).map(ZonedDateTime::toInstant).orElse(null))
             .withBreakpoints(order.breakpoints())
             .withInputsFromReader(executionId ->
-                inputs.readExecutionInputs(flow, executionId, order.labels(), Flux.fromIterable(order.parts())).block());
+                inputs.readExecutionInputs(flow, executionId, order.labels(), Flux.from(order.parts())).block());
     }
 }

@@ -1,7 +1,7 @@
 package bridge.engine.api;
 
-import bridge.engine.http.Request;
 import io.kestra.core.models.QueryFilter;
+import io.micronaut.http.HttpParameters;
 import java.util.List;
 
 /** The flat parameters of 1.x, such as {@code labels=key:value}: Kestra 2.0 ignores them, and finds everything. */
@@ -9,7 +9,7 @@ final class FlatFilters {
     private FlatFilters() {
     }
 
-    static List<QueryFilter> of(Request request) {
+    static List<QueryFilter> of(HttpParameters parameters) {
         return List.of();
     }
 }

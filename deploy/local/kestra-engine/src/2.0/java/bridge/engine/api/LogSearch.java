@@ -1,27 +1,22 @@
 package bridge.engine.api;
 
-import static bridge.engine.api.Routes.TENANT;
+import static bridge.engine.api.Api.TENANT;
 
-import bridge.engine.http.Request;
 import io.kestra.core.exceptions.InvalidQueryFiltersException;
 import io.kestra.core.models.QueryFilter;
 import io.kestra.core.models.executions.LogEntry;
 import io.kestra.core.repositories.LogDataStoreInterface;
-import io.micronaut.context.ApplicationContext;
+import io.micronaut.http.HttpParameters;
+import jakarta.inject.Singleton;
 import java.util.List;
 import org.slf4j.event.Level;
 
 /** What an execution logged, by the filters of Kestra 2.0: level, task or task run. */
-final class LogSearch {
-    private final LogDataStoreInterface logs;
-
-    LogSearch(ApplicationContext context) {
-        this.logs = context.getBean(LogDataStoreInterface.class);
-    }
-
-    List<LogEntry> find(Request request) {
-        var filters = Filters.of(request, QueryFilter.Resource.LOG);
-        return logs.findByExecutionId(TENANT, request.variable("id"), null).stream()
+@Singleton
+record LogSearch(LogDataStoreInterface logs) {
+    List<LogEntry> find(String id, HttpParameters parameters) {
+        var filters = Filters.of(parameters, QueryFilter.Resource.LOG);
+        return logs.findByExecutionId(TENANT, id, null).stream()
             .filter(entry -> filters.stream().allMatch(filter -> matches(entry, filter)))
             .toList();
     }

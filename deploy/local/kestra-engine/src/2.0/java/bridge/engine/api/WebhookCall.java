@@ -1,11 +1,11 @@
 package bridge.engine.api;
 
-import bridge.engine.http.Request;
 import com.fasterxml.jackson.core.JsonProcessingException;
 import io.kestra.core.http.HttpRequest;
 import io.kestra.core.serializers.JacksonMapper;
 import io.kestra.core.utils.IdUtils;
 import io.kestra.plugin.core.trigger.WebhookContext;
+import io.micronaut.core.annotation.Nullable;
 import java.io.IOException;
 
 /** A call as the webhook trigger of Kestra 2.0 takes it: parsed, with the id of the execution to come. */
@@ -13,14 +13,15 @@ final class WebhookCall {
     private WebhookCall() {
     }
 
-    static WebhookContext.WebhookContextBuilder of(Request request) throws IOException {
+    static WebhookContext.WebhookContextBuilder of(io.micronaut.http.HttpRequest<?> request, @Nullable String text)
+        throws IOException {
         return WebhookContext.builder()
-            .request(HttpRequest.of(request.uri(), request.method(), body(request.text()), request.headers()))
+            .request(HttpRequest.of(request.getUri(), request.getMethodName(), body(text), request.getHeaders().asMap()))
             .executionId(IdUtils.create());
     }
 
-    private static HttpRequest.RequestBody body(String text) throws IOException {
-        if (text.isEmpty()) {
+    private static HttpRequest.RequestBody body(@Nullable String text) throws IOException {
+        if (text == null) {
             return null;
         }
         try {

@@ -1,143 +1,112 @@
 package bridge.engine.api;
 
-import static bridge.engine.api.Routes.TENANT;
+import static bridge.engine.api.Api.TENANT;
 
-import bridge.engine.http.HttpError;
-import bridge.engine.http.Json;
-import bridge.engine.http.Multipart;
-import bridge.engine.http.Reply;
-import bridge.engine.http.Request;
-import bridge.engine.http.Router;
-import com.fasterxml.jackson.core.type.TypeReference;
 import io.kestra.core.models.Label;
 import io.kestra.core.models.executions.Execution;
 import io.kestra.core.models.flows.State;
 import io.kestra.core.repositories.ExecutionRepositoryInterface;
 import io.kestra.core.repositories.FlowRepositoryInterface;
-import io.micronaut.context.ApplicationContext;
+import io.micronaut.core.annotation.Nullable;
+import io.micronaut.http.HttpResponse;
+import io.micronaut.http.MediaType;
+import io.micronaut.http.annotation.Body;
+import io.micronaut.http.annotation.Controller;
+import io.micronaut.http.annotation.Delete;
+import io.micronaut.http.annotation.Post;
+import io.micronaut.http.annotation.QueryValue;
+import io.micronaut.http.server.multipart.MultipartBody;
 import java.util.List;
 import java.util.NoSuchElementException;
 import java.util.Optional;
 
 /** What can be done to one execution, and when; how it is done is told by {@link Changes}. */
-final class ExecutionActions {
-    private static final TypeReference<List<Label>> LABELS = new TypeReference<>() {
-    };
-
-    private final ExecutionRepositoryInterface repository;
-    private final FlowRepositoryInterface flows;
-    private final Changes changes;
-
-    ExecutionActions(ApplicationContext context) {
-        this.repository = context.getBean(ExecutionRepositoryInterface.class);
-        this.flows = context.getBean(FlowRepositoryInterface.class);
-        this.changes = new Changes(context);
+@Controller(Api.EXECUTIONS + Changes.PATH)
+record ExecutionActions(ExecutionRepositoryInterface repository, FlowRepositoryInterface flows, Changes changes) {
+    /** Kestra's own declaration; whoever accepts {@code application/json} alone gets a 406. */
+    @Delete(uri = "/kill", produces = MediaType.TEXT_JSON)
+    HttpResponse<?> kill(String id, @QueryValue(defaultValue = "true") boolean isOnKillCascade) throws Exception {
+        return changes.kill(find(id), isOnKillCascade);
     }
 
-    void addTo(Router router) {
-        router
-            .add("DELETE", Changes.PATH + "kill", this::kill)
-            .add("POST", Changes.PATH + "restart", this::restart)
-            .add("POST", Changes.PATH + "replay", this::replay)
-            .add("POST", Changes.PATH + "resume", this::resume)
-            .add("POST", Changes.PATH + "pause", this::pause)
-            .add("POST", Changes.PATH + "force-run", this::forceRun)
-            .add("POST", Changes.PATH + "unqueue", this::unqueue)
-            .add("POST", Changes.PATH + "labels", this::labels)
-            .add("POST", Changes.PATH + "change-status", this::changeStatus);
+    @Post("/restart")
+    HttpResponse<?> restart(String id, @QueryValue Optional<Integer> revision) throws Exception {
+        var execution = find(id);
+        return changes.restart(execution, existing(revision, execution));
     }
 
-    private Reply kill(Request request) throws Exception {
-        var execution = find(request);
-        var cascade = request.query("isOnKillCascade").map(Boolean::parseBoolean).orElse(true);
-        if (execution.getState().isTerminated() && !cascade) {
-            throw new IllegalStateException("Execution is already finished, can't kill it");
-        }
-        return changes.kill(execution, cascade);
+    @Post("/replay")
+    HttpResponse<?> replay(
+        String id, @Nullable @QueryValue String taskRunId, @QueryValue Optional<Integer> revision, @Nullable @QueryValue String breakpoints
+    ) throws Exception {
+        var execution = find(id);
+        return changes.replay(execution, taskRunId, existing(revision, execution), breakpoints);
     }
 
-    private Reply restart(Request request) throws Exception {
-        var execution = find(request);
-        return changes.restart(execution, revision(request, execution));
-    }
-
-    private Reply replay(Request request) throws Exception {
-        var execution = find(request);
-        return changes.replay(execution, request.query("taskRunId").orElse(null), revision(request, execution),
-            request.query("breakpoints").orElse(null));
-    }
-
-    private Reply resume(Request request) throws Exception {
-        var parts = Multipart.of(request);
-        var execution = find(request);
+    @Post(uri = "/resume", consumes = MediaType.MULTIPART_FORM_DATA)
+    HttpResponse<?> resume(String id, @Nullable @Body MultipartBody inputs) throws Exception {
+        var execution = find(id);
         if (!execution.getState().isPaused()) {
             throw new IllegalStateException("Execution is not paused, can't resume it");
         }
-        return changes.resume(execution, flows.findByExecution(execution), parts);
+        return changes.resume(execution, flows.findByExecution(execution), Order.parts(inputs));
     }
 
-    private Reply pause(Request request) throws Exception {
-        var execution = find(request);
+    @Post("/pause")
+    HttpResponse<?> pause(String id) throws Exception {
+        var execution = find(id);
         if (!execution.getState().isRunning()) {
             throw new IllegalStateException("Execution is not running, can't pause it");
         }
         return changes.pause(execution);
     }
 
-    private Reply forceRun(Request request) throws Exception {
-        var execution = find(request);
+    @Post("/force-run")
+    HttpResponse<?> forceRun(String id) throws Exception {
+        var execution = find(id);
         if (execution.getState().isTerminated()) {
             throw new IllegalArgumentException("Only non terminated executions can be forced run.");
         }
         return changes.forceRun(execution);
     }
 
-    private Reply unqueue(Request request) throws Exception {
-        var execution = find(request);
+    @Post("/unqueue")
+    HttpResponse<?> unqueue(String id, @QueryValue(defaultValue = "RUNNING") State.Type state) throws Exception {
+        var execution = find(id);
         if (!execution.getState().isQueued()) {
             throw new IllegalArgumentException("Only QUEUED executions can be unqueued");
         }
-        return changes.unqueue(execution, request.query("state").map(ExecutionActions::state).orElse(State.Type.RUNNING));
+        return changes.unqueue(execution, state);
     }
 
-    private Reply labels(Request request) throws Exception {
-        var labels = Json.mapper().readValue(request.body(), LABELS);
-        return changes.label(find(request), labels);
+    @Post("/labels")
+    HttpResponse<?> labels(String id, @Body List<Label> labels) throws Exception {
+        return changes.label(find(id), labels);
     }
 
-    private Reply changeStatus(Request request) throws Exception {
-        var status = state(request.required("status"));
+    @Post("/change-status")
+    HttpResponse<?> changeStatus(String id, @QueryValue State.Type status) throws Exception {
         if (!status.isTerminated()) {
             throw new IllegalArgumentException("You can only change the state of an execution to a terminal state.");
         }
-        var execution = find(request);
+        var execution = find(id);
         if (!execution.getState().isTerminated()) {
             throw new IllegalArgumentException("You can only change the state of a terminated execution.");
         }
         return changes.changeStatus(execution, status);
     }
 
-    private Execution find(Request request) {
-        return Executions.find(repository, request.variable("id"));
+    private Execution find(String id) {
+        return Executions.find(repository, id);
     }
 
     /** The flow's revision to go on with, which must exist. */
-    private Integer revision(Request request, Execution execution) {
-        var revision = request.number("revision");
+    @Nullable
+    private Integer existing(Optional<Integer> revision, Execution execution) {
         if (revision.isPresent() && flows.findById(TENANT, execution.getNamespace(), execution.getFlowId(), revision).isEmpty()) {
             throw new NoSuchElementException("Unable to find revision " + revision.get() + " on flow "
                 + execution.getNamespace() + "." + execution.getFlowId());
         }
         return revision.orElse(null);
-    }
-
-    private static State.Type state(String name) {
-        return Optional.of(name).map(text -> {
-            try {
-                return State.Type.valueOf(text);
-            } catch (IllegalArgumentException e) {
-                throw new HttpError(400, "Failed to convert argument [status] for value [" + text + "]");
-            }
-        }).get();
     }
 }

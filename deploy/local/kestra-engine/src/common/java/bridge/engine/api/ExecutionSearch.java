@@ -1,42 +1,42 @@
 package bridge.engine.api;
 
-import static bridge.engine.api.Routes.TENANT;
+import static bridge.engine.api.Api.TENANT;
 
-import bridge.engine.http.HttpError;
-import bridge.engine.http.Reply;
-import bridge.engine.http.Request;
-import bridge.engine.http.Router;
 import io.kestra.core.models.QueryFilter;
-import io.kestra.core.repositories.ExecutionRepositoryInterface.DateFilter;
 import io.kestra.core.repositories.ExecutionRepositoryInterface;
-import io.micronaut.context.ApplicationContext;
+import io.kestra.core.repositories.ExecutionRepositoryInterface.DateFilter;
+import io.micronaut.core.annotation.Nullable;
+import io.micronaut.http.HttpRequest;
+import io.micronaut.http.annotation.Controller;
+import io.micronaut.http.annotation.Get;
+import io.micronaut.http.annotation.QueryValue;
+import io.micronaut.validation.Validated;
+import jakarta.validation.constraints.Min;
+import java.util.List;
 
 /** The search for executions, by the engine's own repository. */
-final class ExecutionSearch {
+@Controller(Api.EXECUTIONS)
+@Validated
+class ExecutionSearch {
     private final ExecutionRepositoryInterface repository;
+    private final ExecutionJson json;
 
-    ExecutionSearch(ApplicationContext context) {
-        this.repository = context.getBean(ExecutionRepositoryInterface.class);
+    ExecutionSearch(ExecutionRepositoryInterface repository, ExecutionJson json) {
+        this.repository = repository;
+        this.json = json;
     }
 
-    void addTo(Router router) {
-        router.add("GET", "/executions/search", this::search);
-    }
-
-    private Reply search(Request request) {
-        var filters = Filters.of(request, QueryFilter.Resource.EXECUTION);
-        var page = Pages.of(request, repository.sortMapping());
-        var found = request.query("dateFilter").isPresent()
-            ? repository.find(page, TENANT, filters, dateFilter(request.query("dateFilter").get()))
-            : repository.find(page, TENANT, filters);
-        return Pages.reply(found.stream().map(ExecutionJson::light).toList(), found.getTotal());
-    }
-
-    private static DateFilter dateFilter(String name) {
-        try {
-            return DateFilter.valueOf(name);
-        } catch (IllegalArgumentException e) {
-            throw new HttpError(400, "Failed to convert argument [dateFilter] for value [" + name + "]");
-        }
+    @Get("/search")
+    Object searchExecutions(
+        HttpRequest<?> request, @QueryValue(defaultValue = "1") @Min(1) int page,
+        @QueryValue(defaultValue = "10") @Min(1) int size, @Nullable @QueryValue List<String> sort,
+        @Nullable @QueryValue DateFilter dateFilter
+    ) {
+        var filters = Filters.of(request.getParameters(), QueryFilter.Resource.EXECUTION);
+        var pageable = Pages.of(page, size, sort, repository.sortMapping());
+        var found = dateFilter == null
+            ? repository.find(pageable, TENANT, filters)
+            : repository.find(pageable, TENANT, filters, dateFilter);
+        return new Pages.Results(found.stream().map(json::light).toList(), found.getTotal());
     }
 }

@@ -1,12 +1,7 @@
 package bridge.engine.api;
 
-import static bridge.engine.api.Routes.TENANT;
+import static bridge.engine.api.Api.TENANT;
 
-import bridge.engine.http.HttpError;
-import bridge.engine.http.Multipart;
-import bridge.engine.http.Reply;
-import bridge.engine.http.Request;
-import bridge.engine.http.Router;
 import io.kestra.core.debug.Breakpoint;
 import io.kestra.core.models.executions.Execution;
 import io.kestra.core.models.executions.ExecutionKind;
@@ -14,7 +9,18 @@ import io.kestra.core.models.flows.Flow;
 import io.kestra.core.repositories.ExecutionRepositoryInterface;
 import io.kestra.core.services.ExecutionService;
 import io.kestra.core.services.FlowService;
-import io.micronaut.context.ApplicationContext;
+import io.micronaut.core.annotation.Nullable;
+import io.micronaut.core.convert.format.Format;
+import io.micronaut.http.HttpStatus;
+import io.micronaut.http.MediaType;
+import io.micronaut.http.annotation.Body;
+import io.micronaut.http.annotation.Controller;
+import io.micronaut.http.annotation.Delete;
+import io.micronaut.http.annotation.Get;
+import io.micronaut.http.annotation.Post;
+import io.micronaut.http.annotation.QueryValue;
+import io.micronaut.http.annotation.Status;
+import io.micronaut.http.server.multipart.MultipartBody;
 import io.micronaut.http.sse.Event;
 import java.io.IOException;
 import java.time.Duration;
@@ -22,86 +28,54 @@ import java.time.ZonedDateTime;
 import java.util.Arrays;
 import java.util.List;
 import java.util.NoSuchElementException;
+import java.util.Optional;
 
 /** Executions: create, look up and delete. */
-final class Executions {
+@Controller(Api.EXECUTIONS)
+record Executions(
+    FlowService flows, ExecutionRepositoryInterface repository, ExecutionService service, Following following, Creation creation,
+    ExecutionJson json
+) {
     private static final Duration LONGEST_WAIT = Duration.ofHours(1);
 
-    private final FlowService flows;
-    private final ExecutionRepositoryInterface repository;
-    private final ExecutionService service;
-    private final Following following;
-    private final Creation creation;
-
-    Executions(ApplicationContext context) {
-        this.flows = context.getBean(FlowService.class);
-        this.repository = context.getBean(ExecutionRepositoryInterface.class);
-        this.service = context.getBean(ExecutionService.class);
-        this.following = new Following(context);
-        this.creation = new Creation(context);
-    }
-
-    void addTo(Router router) {
-        router
-            .add("GET", "/executions/{id}", this::get)
-            .add("DELETE", "/executions/{id}", this::delete)
-            .add("POST", "/executions/{namespace}/{flow}", this::create);
-    }
-
-    private Reply get(Request request) {
-        return Reply.ok(ExecutionJson.whole(find(repository, request.variable("id"))));
+    @Get("/{id}")
+    Object get(String id) {
+        return json.whole(find(repository, id));
     }
 
     /** Out of the database, with its logs, metrics and files unless the request keeps them; nothing stops what runs. */
-    private Reply delete(Request request) throws IOException {
-        var execution = find(repository, request.variable("id"));
-        service.delete(
-            execution, unlessKept(request, "deleteLogs"), unlessKept(request, "deleteMetrics"), unlessKept(request, "deleteStorage"));
-        return Reply.empty(204);
-    }
-
-    private static boolean unlessKept(Request request, String name) {
-        return request.query(name).map(Boolean::parseBoolean).orElse(true);
+    @Delete("/{id}")
+    @Status(HttpStatus.NO_CONTENT)
+    void delete(
+        String id, @QueryValue(defaultValue = "true") boolean deleteLogs, @QueryValue(defaultValue = "true") boolean deleteMetrics,
+        @QueryValue(defaultValue = "true") boolean deleteStorage
+    ) throws IOException {
+        service.delete(find(repository, id), deleteLogs, deleteMetrics, deleteStorage);
     }
 
     static Execution find(ExecutionRepositoryInterface repository, String id) {
-        return repository.findById(TENANT, id)
-            .orElseThrow(() -> new NoSuchElementException("Unable to find execution id '" + id + "'"));
+        return repository.findById(TENANT, id).orElseThrow(() -> new NoSuchElementException());
     }
 
-    private Reply create(Request request) throws Exception {
-        var parts = Multipart.of(request);
-        var flow = flows.getFlowIfExecutableOrThrow(
-            TENANT, request.variable("namespace"), request.variable("flow"), request.number("revision"));
-        var execution = creation.create(new Order(
-            flow,
-            Labels.parse(request.queryAll("labels")),
-            request.query("kind").map(Executions::kind).orElse(null),
-            request.query("scheduleDate").map(ZonedDateTime::parse).orElse(null),
-            request.query("breakpoints").map(Executions::breakpoints).orElse(null),
-            parts));
-        return Reply.ok(ExecutionJson.created(request.flag("wait") ? await(execution, flow) : execution));
+    @Post(uri = "/{namespace}/{flowId}", consumes = MediaType.MULTIPART_FORM_DATA)
+    Object create(
+        String namespace, String flowId, @QueryValue Optional<Integer> revision, @Nullable @QueryValue @Format("MULTI") List<String> labels,
+        @Nullable @QueryValue ExecutionKind kind, @Nullable @QueryValue ZonedDateTime scheduleDate,
+        @Nullable @QueryValue String breakpoints, @QueryValue(defaultValue = "false") boolean wait, @Nullable @Body MultipartBody inputs
+    ) throws Exception {
+        var flow = flows.getFlowIfExecutableOrThrow(TENANT, namespace, flowId, revision);
+        var order = new Order(flow, Labels.parse(labels), kind, scheduleDate, breakpoints(breakpoints), Order.parts(inputs));
+        var execution = creation.create(order);
+        return json.created(wait ? await(execution, flow) : execution);
     }
 
     private Execution await(Execution execution, Flow flow) {
         return following.events(execution, flow).last().map(Event::getData).block(LONGEST_WAIT);
     }
 
-    /** An execution's address in the user interface. */
-    static String url(Execution execution) {
-        return String.join("/", "/ui", execution.getTenantId(), "executions", execution.getNamespace(), execution.getFlowId(),
-            execution.getId());
-    }
-
-    private static ExecutionKind kind(String name) {
-        try {
-            return ExecutionKind.valueOf(name);
-        } catch (IllegalArgumentException e) {
-            throw new HttpError(400, "Failed to convert argument [kind] for value [" + name + "]");
-        }
-    }
-
-    private static List<Breakpoint> breakpoints(String text) {
-        return Arrays.stream(text.split(",")).map(Breakpoint::of).toList();
+    /** The breakpoints of a comma-separated list; null where there is none. */
+    @Nullable
+    static List<Breakpoint> breakpoints(@Nullable String text) {
+        return text == null ? null : Arrays.stream(text.split(",")).map(Breakpoint::of).toList();
     }
 }

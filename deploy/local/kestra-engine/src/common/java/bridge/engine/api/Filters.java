@@ -1,8 +1,8 @@
 package bridge.engine.api;
 
-import bridge.engine.http.Request;
 import io.kestra.core.exceptions.InvalidQueryFiltersException;
 import io.kestra.core.models.QueryFilter;
+import io.micronaut.http.HttpParameters;
 import java.time.Duration;
 import java.time.ZonedDateTime;
 import java.time.format.DateTimeParseException;
@@ -24,27 +24,25 @@ final class Filters {
     private Filters() {
     }
 
-    /** The filters of a request; one that the resource doesn't know is a 400. */
-    static List<QueryFilter> of(Request request, QueryFilter.Resource resource) {
+    /** The filters of a request, each of which the resource must know. */
+    static List<QueryFilter> of(HttpParameters parameters, QueryFilter.Resource resource) {
         var parsed = new Filters();
-        request.query().forEach((name, values) -> {
+        parameters.forEach((name, values) -> {
             var matcher = FILTER.matcher(name);
             if (matcher.matches()) {
                 parsed.add(matcher, values);
-            } else if (name.startsWith("filters[")) {
-                throw new InvalidQueryFiltersException("Invalid filter: " + name);
             }
         });
         parsed.labels.forEach((operation, value) -> parsed.filters.add(filter(QueryFilter.Field.LABELS, operation, value)));
-        var given = parsed.filters.isEmpty() ? FlatFilters.of(request) : parsed.filters;
+        var given = parsed.filters.isEmpty() ? FlatFilters.of(parameters) : parsed.filters;
         var filters = given.stream().map(Filters::resolveTimeRange).toList();
         QueryFilter.validateQueryFilters(filters, resource);
         return filters;
     }
 
     private void add(Matcher matcher, List<String> values) {
-        var field = field(matcher.group(1));
-        var operation = operation(matcher.group(2));
+        var field = QueryFilter.Field.fromString(matcher.group(1));
+        var operation = QueryFilter.Op.valueOf(matcher.group(2));
         var key = matcher.group(3);
         if (field == QueryFilter.Field.LABELS && key != null) {
             labels.computeIfAbsent(operation, op -> new LinkedHashMap<>()).put(key, values.getFirst());
@@ -74,22 +72,6 @@ final class Filters {
             return filter(QueryFilter.Field.START_DATE, QueryFilter.Op.GREATER_THAN_OR_EQUAL_TO, since.toString());
         } catch (DateTimeParseException e) {
             throw new InvalidQueryFiltersException("Invalid duration: " + filter.value());
-        }
-    }
-
-    private static QueryFilter.Field field(String name) {
-        try {
-            return QueryFilter.Field.fromString(name);
-        } catch (RuntimeException e) {
-            throw new InvalidQueryFiltersException("Unknown filter field: " + name);
-        }
-    }
-
-    private static QueryFilter.Op operation(String name) {
-        try {
-            return QueryFilter.Op.valueOf(name);
-        } catch (RuntimeException e) {
-            throw new InvalidQueryFiltersException("Unknown filter operation: " + name);
         }
     }
 }

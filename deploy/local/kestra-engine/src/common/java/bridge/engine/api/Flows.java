@@ -1,88 +1,103 @@
 package bridge.engine.api;
 
-import static bridge.engine.api.Routes.TENANT;
+import static bridge.engine.api.Api.TENANT;
 
-import bridge.engine.http.Reply;
-import bridge.engine.http.Request;
-import bridge.engine.http.Router;
 import io.kestra.core.models.QueryFilter;
 import io.kestra.core.models.flows.FlowSource;
 import io.kestra.core.models.flows.FlowWithSource;
 import io.kestra.core.models.flows.GenericFlow;
 import io.kestra.core.repositories.FlowRepositoryInterface;
 import io.kestra.core.services.FlowService;
-import io.micronaut.context.ApplicationContext;
+import io.micronaut.core.annotation.Nullable;
+import io.micronaut.http.HttpRequest;
+import io.micronaut.http.HttpStatus;
+import io.micronaut.http.MediaType;
+import io.micronaut.http.annotation.Body;
+import io.micronaut.http.annotation.Controller;
+import io.micronaut.http.annotation.Delete;
+import io.micronaut.http.annotation.Get;
+import io.micronaut.http.annotation.Post;
+import io.micronaut.http.annotation.Put;
+import io.micronaut.http.annotation.QueryValue;
+import io.micronaut.http.annotation.Status;
+import io.micronaut.validation.Validated;
+import jakarta.validation.constraints.Min;
 import java.util.Arrays;
 import java.util.List;
 import java.util.NoSuchElementException;
+import java.util.Optional;
 import java.util.function.Function;
 
 /** Flows: create, read, update, delete, validate, search. */
-final class Flows {
+@Controller(Api.ROOT + "/flows")
+@Validated
+class Flows {
     private static final String DOCUMENT_END = "\\n+---\\n*?";
 
     private final FlowService service;
     private final FlowStore store;
     private final FlowRepositoryInterface repository;
 
-    Flows(ApplicationContext context) {
-        this.service = context.getBean(FlowService.class);
-        this.store = new FlowStore(context);
-        this.repository = context.getBean(FlowRepositoryInterface.class);
+    Flows(FlowService service, FlowStore store, FlowRepositoryInterface repository) {
+        this.service = service;
+        this.store = store;
+        this.repository = repository;
     }
 
-    void addTo(Router router) {
-        router
-            .add("POST", "/flows", this::create)
-            .add("POST", "/flows/validate", this::validate)
-            .add("GET", "/flows/search", this::search)
-            .add("GET", "/flows/{namespace}", this::list)
-            .add("GET", "/flows/{namespace}/{id}", this::get)
-            .add("PUT", "/flows/{namespace}/{id}", this::update)
-            .add("DELETE", "/flows/{namespace}/{id}", this::delete);
+    @Post(consumes = MediaType.APPLICATION_YAML)
+    Object create(@Body String source) throws Exception {
+        return store.create(GenericFlow.fromYaml(TENANT, source));
     }
 
-    private Reply create(Request request) throws Exception {
-        return Reply.ok(store.create(GenericFlow.fromYaml(TENANT, request.text())));
+    @Put(uri = "/{namespace}/{id}", consumes = MediaType.APPLICATION_YAML)
+    Object update(String namespace, String id, @Body String source) throws Exception {
+        var previous = find(namespace, id);
+        return store.update(GenericFlow.fromYaml(TENANT, source), previous);
     }
 
-    private Reply update(Request request) throws Exception {
-        var previous = find(request);
-        return Reply.ok(store.update(GenericFlow.fromYaml(TENANT, request.text()), previous));
+    @Get("/{namespace}/{id}")
+    Object get(
+        String namespace, String id, @QueryValue Optional<Integer> revision, @QueryValue(defaultValue = "false") boolean source
+    ) {
+        var flow = repository.findByIdWithSource(TENANT, namespace, id, revision).orElseThrow(Flows::unknown);
+        return source ? flow : flow.toFlow();
     }
 
-    private Reply get(Request request) {
-        var revision = request.number("revision");
-        var namespace = request.variable("namespace");
-        var flow = repository.findByIdWithSource(TENANT, namespace, request.variable("id"), revision)
-            .orElseThrow(() -> new NoSuchElementException("Flow not found"));
-        return Reply.ok(request.flag("source") ? flow : flow.toFlow());
+    @Delete("/{namespace}/{id}")
+    @Status(HttpStatus.NO_CONTENT)
+    void delete(String namespace, String id) {
+        service.delete(find(namespace, id));
     }
 
-    private Reply delete(Request request) {
-        service.delete(find(request));
-        return Reply.empty(204);
+    @Get("/{namespace}")
+    Object list(String namespace) {
+        return repository.findByNamespace(TENANT, namespace);
     }
 
-    private Reply list(Request request) {
-        return Reply.ok(repository.findByNamespace(TENANT, request.variable("namespace")));
+    @Get("/search")
+    Object searchFlows(
+        HttpRequest<?> request, @QueryValue(defaultValue = "1") @Min(1) int page,
+        @QueryValue(defaultValue = "10") @Min(1) int size, @Nullable @QueryValue List<String> sort
+    ) {
+        var filters = Filters.of(request.getParameters(), QueryFilter.Resource.FLOW);
+        var found = repository.find(Pages.of(page, size, sort, Function.identity()), TENANT, filters);
+        return new Pages.Results(found, found.getTotal());
     }
 
-    private Reply search(Request request) {
-        var filters = Filters.of(request, QueryFilter.Resource.FLOW);
-        return Pages.reply(repository.find(Pages.of(request, Function.identity()), TENANT, filters));
-    }
-
-    private Reply validate(Request request) throws Exception {
-        var sources = Arrays.stream(request.text().split(DOCUMENT_END))
+    @Post(uri = "/validate", consumes = MediaType.APPLICATION_YAML)
+    Object validate(@Body String text) {
+        var sources = Arrays.stream(text.split(DOCUMENT_END))
             .filter(source -> !source.isBlank())
             .map(source -> new FlowSource(null, source))
             .toList();
-        return Reply.ok(service.validate(TENANT, List.copyOf(sources)));
+        return service.validate(TENANT, List.copyOf(sources));
     }
 
-    private FlowWithSource find(Request request) {
-        return repository.findByIdWithSource(TENANT, request.variable("namespace"), request.variable("id"))
-            .orElseThrow(() -> new NoSuchElementException("Flow not found"));
+    private FlowWithSource find(String namespace, String id) {
+        return repository.findByIdWithSource(TENANT, namespace, id).orElseThrow(Flows::unknown);
+    }
+
+    private static NoSuchElementException unknown() {
+        return new NoSuchElementException();
     }
 }

@@ -4,8 +4,8 @@ import io.kestra.core.models.executions.Execution;
 import io.kestra.core.models.flows.Flow;
 import io.kestra.core.repositories.ExecutionRepositoryInterface;
 import io.kestra.core.services.ExecutionStreamingService;
-import io.micronaut.context.ApplicationContext;
 import io.micronaut.http.sse.Event;
+import jakarta.inject.Singleton;
 import java.time.Duration;
 import java.util.UUID;
 import reactor.core.publisher.Flux;
@@ -15,17 +15,10 @@ import reactor.core.scheduler.Schedulers;
  * The events of one execution until it has ended. Under load, about one in five hundred ends falls between the engine's first look
  * and its subscription and never comes; so the end is looked up as well.
  */
-final class Following {
+@Singleton
+record Following(ExecutionStreamingService streaming, ExecutionRepositoryInterface repository) {
     private static final String END = "end";
     private static final Duration LOOK_EVERY = Duration.ofSeconds(1);
-
-    private final ExecutionStreamingService streaming;
-    private final ExecutionRepositoryInterface repository;
-
-    Following(ApplicationContext context) {
-        this.streaming = context.getBean(ExecutionStreamingService.class);
-        this.repository = context.getBean(ExecutionRepositoryInterface.class);
-    }
 
     Flux<Event<Execution>> events(Execution execution, Flow flow) {
         return Flux.merge(told(execution, flow), seen(execution, flow)).takeUntil(event -> END.equals(event.getId()));

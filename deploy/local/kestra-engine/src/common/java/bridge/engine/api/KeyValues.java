@@ -1,63 +1,58 @@
 package bridge.engine.api;
 
-import static bridge.engine.api.Routes.TENANT;
+import static bridge.engine.api.Api.TENANT;
 
-import bridge.engine.http.Reply;
-import bridge.engine.http.Request;
-import bridge.engine.http.Router;
 import io.kestra.core.serializers.JacksonMapper;
 import io.kestra.core.services.KVStoreService;
 import io.kestra.core.storages.kv.KVMetadata;
 import io.kestra.core.storages.kv.KVStore;
 import io.kestra.core.storages.kv.KVValueAndMetadata;
-import io.micronaut.context.ApplicationContext;
+import io.micronaut.core.annotation.Nullable;
+import io.micronaut.http.MediaType;
+import io.micronaut.http.annotation.Body;
+import io.micronaut.http.annotation.Controller;
+import io.micronaut.http.annotation.Delete;
+import io.micronaut.http.annotation.Get;
+import io.micronaut.http.annotation.Header;
+import io.micronaut.http.annotation.Put;
 import java.io.IOException;
 import java.time.Duration;
 import java.time.Instant;
 import java.time.LocalDate;
-import java.util.LinkedHashMap;
 import java.util.NoSuchElementException;
 
 /** The key-value store of a namespace. */
-final class KeyValues {
-    private final KVStoreService service;
-
-    KeyValues(ApplicationContext context) {
-        this.service = context.getBean(KVStoreService.class);
+@Controller(Api.ROOT + "/namespaces/{namespace}/kv")
+record KeyValues(KVStoreService service) {
+    record TypedValue(String type, Object value) {
     }
 
-    void addTo(Router router) {
-        router
-            .add("GET", "/namespaces/{namespace}/kv", request -> Reply.ok(store(request).list()))
-            .add("GET", "/namespaces/{namespace}/kv/{key}", this::get)
-            .add("PUT", "/namespaces/{namespace}/kv/{key}", this::put)
-            .add("DELETE", "/namespaces/{namespace}/kv/{key}", this::delete);
+    @Get
+    Object list(String namespace) throws IOException {
+        return store(namespace).list();
     }
 
-    private Reply get(Request request) throws Exception {
-        var key = request.variable("key");
-        var value = store(request).getValue(key)
-            .orElseThrow(() -> new NoSuchElementException("No value found for key '" + key + "' in namespace '"
-                + request.variable("namespace") + "'"));
-        var body = new LinkedHashMap<String, Object>();
-        body.put("type", type(value.value()));
-        body.put("value", value.value());
-        return Reply.ok(body);
+    @Get("/{key}")
+    TypedValue get(String namespace, String key) throws Exception {
+        var value = store(namespace).getValue(key).orElseThrow(() -> new NoSuchElementException(
+            "No value found for key '" + key + "' in namespace '" + namespace + "'"));
+        return new TypedValue(type(value.value()), value.value());
     }
 
-    private Reply put(Request request) throws IOException {
-        var ttl = request.header("ttl").map(Duration::parse).orElse(null);
-        var metadata = new KVMetadata(request.header("description").orElse(null), ttl);
-        store(request).put(request.variable("key"), new KVValueAndMetadata(metadata, value(request.text())));
-        return Reply.empty(200);
+    @Put(uri = "/{key}", consumes = {MediaType.APPLICATION_JSON, MediaType.TEXT_PLAIN})
+    void put(
+        String namespace, String key, @Nullable @Header Duration ttl, @Nullable @Header String description, @Body String value
+    ) throws IOException {
+        store(namespace).put(key, new KVValueAndMetadata(new KVMetadata(description, ttl), parse(value)));
     }
 
-    private Reply delete(Request request) throws IOException {
-        return Reply.ok(store(request).delete(request.variable("key")));
+    @Delete("/{key}")
+    boolean delete(String namespace, String key) throws IOException {
+        return store(namespace).delete(key);
     }
 
     /** What reads as JSON is kept as such, the rest as text. */
-    private static Object value(String text) {
+    private static Object parse(String text) {
         try {
             return JacksonMapper.toObject(text);
         } catch (IOException e) {
@@ -78,8 +73,7 @@ final class KeyValues {
         };
     }
 
-    private KVStore store(Request request) {
-        var namespace = request.variable("namespace");
+    private KVStore store(String namespace) {
         return service.get(TENANT, namespace, namespace);
     }
 }

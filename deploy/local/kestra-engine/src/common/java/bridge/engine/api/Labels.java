@@ -1,35 +1,50 @@
 package bridge.engine.api;
 
 import io.kestra.core.models.Label;
-import java.util.LinkedHashMap;
+import io.micronaut.core.annotation.Nullable;
+import io.micronaut.http.HttpStatus;
+import io.micronaut.http.exceptions.HttpStatusException;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.Collectors;
 
-/** The labels of a new execution, {@code key:value} each. */
+/** Labels as a query gives them, {@code key:value} each. */
 final class Labels {
     private static final List<String> SETTABLE = List.of(Label.CORRELATION_ID, Label.FROM);
 
     private Labels() {
     }
 
-    /** Split on the first colon; an empty value or a label of Kestra's own is a 422, a key given twice a 409. */
-    static List<Label> parse(List<String> texts) {
-        var labels = new LinkedHashMap<String, String>();
-        for (var text : texts) {
-            var label = split(text);
-            if (labels.putIfAbsent(label.getKey(), label.getValue()) != null) {
-                throw new IllegalStateException("Duplicate key " + label.getKey());
-            }
+    /** The labels of a new execution; one of Kestra's own is refused. */
+    static List<Label> parse(@Nullable List<String> texts) {
+        return map(texts).entrySet().stream().map(entry -> label(entry.getKey(), entry.getValue())).toList();
+    }
+
+    /** Split on the first colon; a half that is empty and a key that comes twice are refused. */
+    static Map<String, String> map(@Nullable List<String> texts) {
+        try {
+            return (texts == null ? List.<String>of() : texts).stream()
+                .map(Labels::split)
+                .collect(Collectors.toMap(Map.Entry::getKey, Map.Entry::getValue));
+        } catch (IllegalStateException e) {
+            throw refused("The queryString parameter keys contains duplicities: " + e.getMessage());
         }
-        return labels.entrySet().stream().map(entry -> label(entry.getKey(), entry.getValue())).toList();
     }
 
     private static Map.Entry<String, String> split(String text) {
         var at = text.indexOf(':');
-        if (at < 0 || text.substring(at + 1).isBlank()) {
-            throw new IllegalArgumentException("Invalid queryString parameter: '" + text + "'");
+        if (at < 1) {
+            throw refused("Can't split the queryString parameter by ':'");
         }
-        return Map.entry(text.substring(0, at), text.substring(at + 1).trim());
+        var label = Map.entry(text.substring(0, at).trim(), text.substring(at + 1).trim());
+        if (label.getKey().isEmpty() || label.getValue().isEmpty()) {
+            throw refused("Can't have an empty part of queryString");
+        }
+        return label;
+    }
+
+    private static HttpStatusException refused(String reason) {
+        return new HttpStatusException(HttpStatus.UNPROCESSABLE_ENTITY, reason);
     }
 
     private static Label label(String key, String value) {

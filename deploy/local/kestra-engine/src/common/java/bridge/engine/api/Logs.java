@@ -1,28 +1,23 @@
 package bridge.engine.api;
 
-import bridge.engine.http.Reply;
-import bridge.engine.http.Request;
-import bridge.engine.http.Router;
 import io.kestra.core.models.executions.LogEntry;
-import io.micronaut.context.ApplicationContext;
+import io.micronaut.http.HttpRequest;
+import io.micronaut.http.MediaType;
+import io.micronaut.http.annotation.Controller;
+import io.micronaut.http.annotation.Get;
+import java.util.List;
 import java.util.stream.Collectors;
 
 /** What an execution logged. */
-final class Logs {
-    private final LogSearch logs;
-
-    Logs(ApplicationContext context) {
-        this.logs = new LogSearch(context);
+@Controller(Api.ROOT + "/logs/{id}")
+record Logs(LogSearch logs) {
+    @Get
+    List<LogEntry> find(HttpRequest<?> request, String id) {
+        return logs.find(id, request.getParameters());
     }
 
-    void addTo(Router router) {
-        router
-            .add("GET", "/logs/{id}", request -> Reply.ok(logs.find(request)))
-            .add("GET", "/logs/{id}/download", this::download);
-    }
-
-    private Reply download(Request request) {
-        var lines = logs.find(request).stream().map(entry -> LogEntry.toPrettyString(entry));
-        return Reply.text(lines.collect(Collectors.joining("\n")));
+    @Get(uri = "/download", produces = MediaType.TEXT_PLAIN)
+    String download(HttpRequest<?> request, String id) {
+        return find(request, id).stream().map(entry -> LogEntry.toPrettyString(entry)).collect(Collectors.joining("\n"));
     }
 }

@@ -1,77 +1,72 @@
 package bridge.engine.api;
 
-import static bridge.engine.api.Routes.TENANT;
+import static bridge.engine.api.Api.TENANT;
 
-import bridge.engine.http.Reply;
-import bridge.engine.http.Request;
-import bridge.engine.http.Router;
-import io.kestra.core.http.HttpResponse;
 import io.kestra.core.models.flows.Flow;
 import io.kestra.core.services.FlowService;
 import io.kestra.core.services.WebhookService;
 import io.kestra.plugin.core.trigger.AbstractWebhookTrigger;
-import io.micronaut.context.ApplicationContext;
-import java.nio.charset.StandardCharsets;
+import io.micronaut.core.annotation.Nullable;
+import io.micronaut.http.HttpRequest;
+import io.micronaut.http.HttpResponse;
+import io.micronaut.http.MediaType;
+import io.micronaut.http.annotation.Body;
+import io.micronaut.http.annotation.Controller;
+import io.micronaut.http.annotation.Get;
+import io.micronaut.http.annotation.Post;
+import io.micronaut.http.annotation.Put;
 import java.util.List;
 import java.util.NoSuchElementException;
 import java.util.Optional;
 
 /** Executions that anyone starts who knows the key of a flow's webhook trigger. */
-final class Webhooks {
-    private final FlowService flows;
-    private final WebhookService service;
-
-    Webhooks(ApplicationContext context) {
-        this.flows = context.getBean(FlowService.class);
-        this.service = context.getBean(WebhookService.class);
+@Controller(Api.EXECUTIONS + "/webhook/{namespace}/{flowId}/{key}")
+record Webhooks(FlowService flows, WebhookService service) {
+    @Get
+    HttpResponse<?> get(HttpRequest<?> request, String namespace, String flowId, String key) throws Exception {
+        return trigger(request, namespace, flowId, key, null);
     }
 
-    void addTo(Router router) {
-        for (var method : List.of("GET", "POST", "PUT")) {
-            router.add(method, "/executions/webhook/{namespace}/{flow}/{key}", this::trigger);
-        }
+    @Post(consumes = MediaType.ALL)
+    HttpResponse<?> post(HttpRequest<?> request, String namespace, String flowId, String key, @Nullable @Body String body)
+        throws Exception {
+        return trigger(request, namespace, flowId, key, body);
     }
 
-    private Reply trigger(Request request) throws Exception {
-        var flow = flows.getFlowIfExecutableOrThrow(
-            TENANT, request.variable("namespace"), request.variable("flow"), Optional.empty());
-        var webhook = WebhookCall.of(request)
+    @Put(consumes = MediaType.ALL)
+    HttpResponse<?> put(HttpRequest<?> request, String namespace, String flowId, String key, @Nullable @Body String body)
+        throws Exception {
+        return trigger(request, namespace, flowId, key, body);
+    }
+
+    private HttpResponse<?> trigger(HttpRequest<?> request, String namespace, String flowId, String key, @Nullable String body)
+        throws Exception {
+        var flow = flows.getFlowIfExecutableOrThrow(TENANT, namespace, flowId, Optional.empty());
+        var webhook = WebhookCall.of(request, body)
             .flow(flow)
-            .trigger(trigger(flow, request.variable("key")))
+            .trigger(find(flow, key))
             .webhookService(service)
             .build();
-        return reply(webhook.trigger().evaluate(webhook).block());
+        var response = webhook.trigger().evaluate(webhook).block();
+        return HttpResponse.status(response.getStatus().getCode(), response.getStatus().getReason()).body(response.getBody());
     }
 
-    private AbstractWebhookTrigger trigger(Flow flow, String key) {
+    private AbstractWebhookTrigger find(Flow flow, String key) {
         var triggers = flow.getTriggers() == null ? List.<Object>of() : flow.getTriggers();
         return triggers.stream()
             .filter(AbstractWebhookTrigger.class::isInstance)
             .map(AbstractWebhookTrigger.class::cast)
-            .filter(trigger -> key.equals(key(flow, trigger)))
+            .filter(trigger -> key.equals(rendered(flow, trigger)))
             .findFirst()
             .orElseThrow(() -> new NoSuchElementException("Webhook not found"));
     }
 
-    /** The key may be an expression, say a secret. */
-    private String key(Flow flow, AbstractWebhookTrigger trigger) {
+    /** A trigger's key, which may be an expression, say a secret. */
+    private String rendered(Flow flow, AbstractWebhookTrigger trigger) {
         try {
             return service.runContext(flow, trigger).render(trigger.getKey());
         } catch (Exception e) {
             throw new IllegalArgumentException("Unable to render the webhook's key", e);
         }
-    }
-
-    private static Reply reply(HttpResponse<?> response) {
-        var status = response.getStatus().getCode();
-        return switch (response.getBody()) {
-            case null -> status == 404 ? notFound() : Reply.empty(status);
-            case String text -> Reply.of(status, "text/plain", text.getBytes(StandardCharsets.UTF_8));
-            case Object body -> Reply.json(status, body);
-        };
-    }
-
-    private static Reply notFound() {
-        throw new NoSuchElementException();
     }
 }

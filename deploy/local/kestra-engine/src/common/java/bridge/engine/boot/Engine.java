@@ -2,6 +2,7 @@ package bridge.engine.boot;
 
 import io.kestra.core.server.Service;
 import io.micronaut.context.ApplicationContext;
+import io.micronaut.runtime.server.EmbeddedServer;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.sql.SQLException;
@@ -28,15 +29,16 @@ public final class Engine implements AutoCloseable {
         if (settings.database() == Settings.Database.FILE) {
             Recovery.run(settings);
         }
-        var context = ApplicationContext.builder().properties(properties(settings)).banner(false).start();
+        var context = ApplicationContext.builder()
+            .singletons(settings).properties(properties(settings)).banner(false).start();
         var engine = new Engine(context);
         engine.services.start(settings.workerThreads());
         return engine;
     }
 
-    /** The beans of Kestra. */
-    public ApplicationContext context() {
-        return context;
+    /** Answer requests from now on. */
+    public EmbeddedServer serve() {
+        return context.getBean(EmbeddedServer.class).start();
     }
 
     /** Start one service on a thread of its own, and return once it runs. */
@@ -58,6 +60,13 @@ public final class Engine implements AutoCloseable {
 
     private static Map<String, Object> properties(Settings settings) {
         var properties = new HashMap<>(Services.properties());
+        properties.put("micronaut.server.host", settings.host());
+        properties.put("micronaut.server.port", settings.port());
+        properties.put("kestra.url", "http://" + settings.host() + ":" + settings.port() + "/");
+        properties.put("endpoints.health.enabled", settings.managementPort() != Settings.NO_PORT);
+        if (settings.managementPort() != Settings.NO_PORT) {
+            properties.put("endpoints.all.port", settings.managementPort());
+        }
         properties.put("datasources.h2.url", settings.jdbcUrl());
         properties.put("datasources.h2.username", Settings.DATABASE_USER);
         properties.put("datasources.h2.password", "");

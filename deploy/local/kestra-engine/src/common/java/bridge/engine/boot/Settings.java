@@ -8,7 +8,7 @@ public record Settings(
     int workerThreads
 ) {
     /** In place of a port: don't listen. */
-    public static final int NO_PORT = -1;
+    static final int NO_PORT = -1;
     static final String DATABASE_USER = "sa";
 
     /** Where executions and flows are kept. */
@@ -18,7 +18,7 @@ public record Settings(
     public static Settings read() {
         return new Settings(
             text("host", "127.0.0.1"),
-            number("port", 0),
+            number("port", 8080),
             number("management.port", NO_PORT),
             Path.of(text("directory", "data")).toAbsolutePath(),
             readDatabase(),

@@ -9,47 +9,62 @@ import io.kestra.core.exceptions.InvalidQueryFiltersException;
 import io.kestra.core.exceptions.NotFoundException;
 import io.kestra.core.exceptions.ResourceExpiredException;
 import io.kestra.core.exceptions.ValidationErrorException;
+import io.micronaut.core.convert.exceptions.ConversionErrorException;
+import io.micronaut.http.HttpRequest;
+import io.micronaut.http.HttpResponse;
+import io.micronaut.http.HttpStatus;
+import io.micronaut.http.annotation.Controller;
+import io.micronaut.http.annotation.Error;
+import io.micronaut.http.exceptions.HttpStatusException;
+import io.micronaut.http.hateoas.JsonError;
+import io.micronaut.http.hateoas.Link;
+import io.micronaut.http.hateoas.Resource;
+import io.micronaut.web.router.exceptions.UnsatisfiedBodyRouteException;
+import io.micronaut.web.router.exceptions.UnsatisfiedRouteException;
 import jakarta.validation.ConstraintViolationException;
 import java.io.FileNotFoundException;
 import java.nio.file.NoSuchFileException;
-import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Map;
 import java.util.NoSuchElementException;
 import java.util.concurrent.TimeoutException;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
-/** Turns what Kestra throws into the status and the body that its web server would send. */
+/** The status and the words that Kestra's web server has for each exception; the body's form is Micronaut's own. */
+@Controller
 final class Errors {
     private static final Logger LOG = LoggerFactory.getLogger("bridge.engine.errors");
-    private static final Map<Integer, String> REASONS = Map.of(
-        400, "Bad Request", 404, "Not Found", 405, "Method Not Allowed", 409, "Conflict",
-        414, "Request-URI Too Long", 415, "Unsupported Media Type", 422, "Unprocessable Entity", 504, "Gateway Timeout");
 
-    private Errors() {
+    @Error(global = true, status = HttpStatus.NOT_FOUND)
+    HttpResponse<JsonError> notFound(HttpRequest<?> request) {
+        return reply(request, HttpStatus.NOT_FOUND, "Not Found");
     }
 
-    static Reply reply(Throwable error, String uri) {
+    @Error(global = true)
+    HttpResponse<JsonError> failed(HttpRequest<?> request, Throwable error) {
         return switch (unwrap(error)) {
-            case HttpError e -> body(e.status(), REASONS.getOrDefault(e.status(), "Error"), e.getMessage(), uri);
-            case ConstraintViolationException e -> violations(e, uri);
-            case InputOutputValidationException e -> invalidInputs(e, uri);
-            case NoSuchElementException e -> body(404, "Not Found", e.getMessage(), uri);
-            case NotFoundException e -> body(404, "Not Found", e.getMessage(), uri);
-            case FileNotFoundException e -> body(404, "Not Found", e.getMessage(), uri);
-            case NoSuchFileException e -> body(404, "Not Found", e.getMessage(), uri);
-            case ResourceExpiredException e -> body(410, "Resource has expired", e.getMessage(), uri);
-            case ConflictException e -> body(409, "Conflict", e.getMessage(), uri);
-            case IllegalStateException e -> body(409, "Illegal state", e.getMessage(), uri);
-            case InvalidQueryFiltersException e -> body(400, "Bad Request", e.getMessage(), uri);
-            case IllegalArgumentException e -> body(422, "Illegal argument", e.getMessage(), uri);
-            case ValidationErrorException e -> body(422, "Invalid entity", e.formatedInvalidObjects(), uri);
-            case InvalidException e -> body(422, "Invalid entity", e.getMessage(), uri);
-            case FlowProcessingException e -> body(422, "Invalid entity", e.getMessage(), uri);
-            case DeserializationException e -> body(422, "Invalid entity", e.getMessage(), uri);
-            case TimeoutException e -> body(504, "Gateway Timeout", "Operation timed out waiting for state transition", uri);
-            case Throwable e -> internal(e, uri);
+            case HttpStatusException e -> reply(request, e.getStatus(), e.getStatus().getReason(), e);
+            case ConstraintViolationException e -> violations(request, e);
+            case NoSuchElementException e -> reply(request, HttpStatus.NOT_FOUND, "Not Found", e);
+            case NotFoundException e -> reply(request, HttpStatus.NOT_FOUND, "Not Found", e);
+            case FileNotFoundException e -> reply(request, HttpStatus.NOT_FOUND, "Not Found", e);
+            case NoSuchFileException e -> reply(request, HttpStatus.NOT_FOUND, "Not Found", e);
+            case ResourceExpiredException e -> reply(request, HttpStatus.GONE, "Resource has expired", e);
+            case ConflictException e -> reply(request, HttpStatus.CONFLICT, "Conflict", e);
+            case IllegalStateException e -> reply(request, HttpStatus.CONFLICT, "Illegal state", e);
+            case UnsatisfiedBodyRouteException e -> reply(request, HttpStatus.UNPROCESSABLE_ENTITY, "Invalid route params", e);
+            case UnsatisfiedRouteException e -> reply(request, HttpStatus.BAD_REQUEST, "Bad Request", e);
+            case InvalidQueryFiltersException e -> reply(request, HttpStatus.BAD_REQUEST, "Invalid query filters", e);
+            case ValidationErrorException e -> reply(request, HttpStatus.BAD_REQUEST, e.formatedInvalidObjects(), e);
+            case IllegalArgumentException e -> reply(request, HttpStatus.UNPROCESSABLE_ENTITY, "Illegal argument", e);
+            case InputOutputValidationException e -> reply(request, HttpStatus.UNPROCESSABLE_ENTITY, "Invalid entity", e);
+            case InvalidException e -> reply(request, HttpStatus.UNPROCESSABLE_ENTITY, "Invalid entity", e);
+            case FlowProcessingException e -> reply(request, HttpStatus.UNPROCESSABLE_ENTITY, "Invalid entity", e);
+            case DeserializationException e -> reply(request, HttpStatus.UNPROCESSABLE_ENTITY, "Invalid entity", e);
+            case ConversionErrorException e -> reply(request, HttpStatus.UNPROCESSABLE_ENTITY, "Internal server error", e);
+            case TimeoutException e ->
+                reply(request, HttpStatus.GATEWAY_TIMEOUT, "Gateway Timeout: Operation timed out waiting for state transition");
+            case Throwable e -> internal(request, e);
         };
     }
 
@@ -60,44 +75,25 @@ final class Errors {
         return wrapped && cause.getCause() != null ? unwrap(cause.getCause()) : cause;
     }
 
-    private static Reply internal(Throwable error, String uri) {
-        LOG.error("{}: {}", uri, error.getMessage(), error);
-        return body(500, "Internal server error", error.getMessage(), uri);
+    private static HttpResponse<JsonError> internal(HttpRequest<?> request, Throwable error) {
+        LOG.error("{}: {}", request.getUri(), error.getMessage(), error);
+        return reply(request, HttpStatus.INTERNAL_SERVER_ERROR, "Internal server error", error);
     }
 
-    private static Reply violations(ConstraintViolationException error, String uri) {
-        var details = error.getConstraintViolations().stream()
-            .map(violation -> detail(violation.getMessage(), String.valueOf(violation.getPropertyPath())))
+    private static HttpResponse<JsonError> violations(HttpRequest<?> request, ConstraintViolationException error) {
+        List<Resource> details = error.getConstraintViolations().stream()
+            .map(violation -> (Resource) new JsonError(violation.getMessage()).path(violation.getPropertyPath().toString()))
             .toList();
-        return invalidEntity(error.getMessage(), details, uri);
+        var reply = reply(request, HttpStatus.UNPROCESSABLE_ENTITY, "Invalid entity", error);
+        reply.body().embedded("errors", details);
+        return reply;
     }
 
-    private static Reply invalidInputs(InputOutputValidationException error, String uri) {
-        return invalidEntity(error.getMessage(), List.of(Map.of("message", String.valueOf(error.getMessage()))), uri);
+    private static HttpResponse<JsonError> reply(HttpRequest<?> request, HttpStatus status, String reason, Throwable error) {
+        return reply(request, status, error.getMessage() == null ? reason : reason + ": " + error.getMessage());
     }
 
-    private static Reply invalidEntity(String message, List<Map<String, String>> details, String uri) {
-        var body = jsonError("Invalid entity: " + message, uri);
-        body.put("_embedded", Map.of("errors", details));
-        return Reply.json(422, body);
-    }
-
-    private static Map<String, String> detail(String message, String path) {
-        var detail = new LinkedHashMap<String, String>();
-        detail.put("message", message);
-        detail.put("path", path);
-        return detail;
-    }
-
-    private static Reply body(int status, String reason, String message, String uri) {
-        var text = message == null || message.isEmpty() ? reason : reason + ": " + message;
-        return Reply.json(status, jsonError(text, uri));
-    }
-
-    private static Map<String, Object> jsonError(String message, String uri) {
-        var body = new LinkedHashMap<String, Object>();
-        body.put("message", message);
-        body.put("_links", Map.of("self", List.of(Map.of("href", uri, "templated", false))));
-        return body;
+    private static HttpResponse<JsonError> reply(HttpRequest<?> request, HttpStatus status, String message) {
+        return HttpResponse.<JsonError>status(status).body(new JsonError(message).link(Link.SELF, Link.of(request.getUri())));
     }
 }
