@@ -2,7 +2,7 @@
 
     python -m tests.contract.exchanges --url http://127.0.0.1:8080 --username … --password … --series 1.3
 
-`recorded/` holds one exchange a line; ids, times and UUIDs in it are blanked. Each exchange is asked again by itself,
+`recordings/` holds one exchange a line; ids, times and UUIDs in it are blanked. Each exchange is asked again by itself,
 in namespaces of its own, after what it needs has been made: the flows that it names, and the executions that its path
 or its answer shows. What was made is taken away afterwards.
 """
@@ -19,19 +19,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from functools import cache
-from pathlib import Path
 from typing import Any, Self
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import httpx
 
 from tests.contract.flows import CONTRACT, EXTRA, EXTRA_FLOWS, FLOWS, Series, source
-
-RECORDED = Path(__file__).with_name("recorded")
-FILES: dict[Series, str] = {"1.3": "1.3.25.jsonl", "2.0": "2.0-2026-07-01.jsonl"}
-VERSIONS: dict[Series, str] = {"1.3": "1.3.25", "2.0": "2.0.0-SNAPSHOT"}
-"""What the servers that were recorded say of themselves."""
+from tests.contract.recorded import FILES, Exchange, recorded, rows
 
 BOUNDARY = "8f1f0c6d5a"
 ENDED = ("SUCCESS", "FAILED", "KILLED")
@@ -45,55 +39,6 @@ OF_SPEED = frozenset({"taskRunList", "outputs"})
 """What an execution shows only from some state on."""
 OF_THE_FLOW = frozenset({"inputs", "outputs", "trigger", "parentId"})
 """What a listed execution shows only if its flow has it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exchange:
-    """A request, and what a real server answered."""
-
-    series: Series
-    number: int
-    method: str
-    path: str
-    authorised: bool
-    request_headers: dict[str, str]
-    request_body: str
-    status: int
-    headers: dict[str, str]
-    body: Any
-
-    @property
-    def name(self) -> str:
-        accept = self.request_headers.get("accept", "*/*")
-        return f"{self.number} {self.method} {unquote(self.path)[:90]} ({accept})"
-
-    @property
-    def route(self) -> list[str]:
-        """The path's segments below the tenant; one that is empty where it has none."""
-        return [unquote(part) for part in urlsplit(self.path).path.split("/")[4:]] or [""]
-
-    @property
-    def shown(self) -> dict[str, Any]:
-        """The execution that was answered, or else the first that was listed; empty where there's none."""
-        found = next(iter(rows(self.body)), self.body)
-        return found if isinstance(found, dict) and "flowId" in found else {}
-
-    @property
-    def message(self) -> str:
-        return str(self.body.get("message", "")) if isinstance(self.body, dict) else ""
-
-
-@cache
-def recorded(series: Series) -> list[Exchange]:
-    """All exchanges with the server of that series, in the order in which they were made."""
-    lines = (RECORDED / FILES[series]).read_text().splitlines()
-    return [Exchange(series=series, number=number, **json.loads(line)) for number, line in enumerate(lines, 1)]
-
-
-def rows(body: Any) -> list[dict[str, Any]]:
-    """What a body lists; nothing where it's no list."""
-    listed = body.get("results") if isinstance(body, dict) else body
-    return listed if isinstance(listed, list) else []
 
 
 # What an exchange needs.
