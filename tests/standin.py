@@ -7,14 +7,13 @@
         ...
         assert kestra.per_attempt() == {("job-1", "1"): 1}
 
-It speaks the dialect of 2.0 or, with `version="1.3.25"`, of 1.x, as far as the bridge uses it;
-`contract/test_kestra_contract.py` holds it to what the real engine answers. The work of a request is done in one go, so
-that a fault comes either before it or after it. `python -m tests.standin --port 8080` runs it alone.
+It speaks the dialect of 2.0 or, with `version="1.3.25"`, of 1.x, as far as the bridge uses it. What it answers has the
+form, and a refusal the words, of what a real server of that series answered (`contract/recorded.py`). The work of a
+request is done in one go, so that a fault comes either before it or after it.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import json
@@ -23,35 +22,27 @@ import re
 import socket
 import ssl
 import struct
-import sys
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from functools import partial
+from functools import cache, partial
 from itertools import takewhile
 from typing import Any, Self
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 import yaml
 from aiohttp import web
 from pydantic_core import to_json
 
+from tests.contract.flows import Series
+from tests.contract.recorded import Exchange, recorded, rows
+
 TERMINAL = frozenset({"SUCCESS", "WARNING", "FAILED", "KILLED", "CANCELLED", "RETRIED", "SKIPPED"})
-STATES = TERMINAL | {
-    "CREATED",
-    "SUBMITTED",
-    "QUEUED",
-    "RUNNING",
-    "RESTARTED",
-    "RETRYING",
-    "PAUSED",
-    "BREAKPOINT",
-    "KILLING",
-}
+GOING = {"CREATED", "SUBMITTED", "QUEUED", "RUNNING", "RESTARTED", "RETRYING", "PAUSED", "BREAKPOINT", "KILLING"}
 LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR")
 LONGEST_REQUEST_LINE = 4096
 RETRIED_AFTER = 0.02
@@ -63,6 +54,7 @@ KESTRA = object()
 HTML = "<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 TRUNCATED = b'{"id": "4n5ruBCMlTeYTGni73rtlW", "state": {"curr'
 EMPTY = b""
+JSON = "application/json"
 
 Pairs = list[tuple[str, str]]
 
@@ -96,6 +88,8 @@ class Run:
     inputs: dict[str, Any]
     original_id: str
     task: str
+    parent_id: str | None = None
+    trigger: Mapping[str, Any] | None = None
     ends: Ends = field(default_factory=Ends)
     histories: list[tuple[str, datetime]] = field(default_factory=list)
     outputs: Mapping[str, Any] | None = None
@@ -136,6 +130,8 @@ class Flow:
     concurrency: Mapping[str, Any] | None = None
     source: str = ""
     task: str = "work"
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    """What else its source says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +144,7 @@ class Call:
     query: Pairs
     headers: Mapping[str, str]
     body: bytes
+    form: Mapping[str, str]
 
     def value(self, name: str, default: str = "") -> str:
         return next((value for key, value in self.query if key == name), default)
@@ -156,34 +153,104 @@ class Call:
 class Answer(Exception):
     """A status and a body; raised by a handler where the answer is an error."""
 
-    def __init__(self, status: int, body: Any = None, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, body: Any = None, headers: Mapping[str, str] | None = None, content_type: str = JSON
+    ) -> None:
         super().__init__(status)
         self.status = status
         self.body = body
         self.headers = headers or {}
+        self.content_type = content_type
 
 
-def refusal(status: int, message: str, *, details: list[dict[str, str]] | None = None) -> Answer:
-    """An error in Kestra's words."""
-    body: dict[str, Any] = {"message": message, "_links": {"self": [{"href": "/api/v1/main", "templated": False}]}}
-    return Answer(status, body | ({"_embedded": {"errors": details}} if details else {}))
+# What real servers answered.
+
+
+def refusal(series: Series, like: str, *changes: tuple[str, str]) -> Answer:
+    """What a real server answered to a request that was refused, with what differs in this one put in its place.
+
+    `like` is a part of that exchange: its status, method, address and body, which of 1.3 and 2.0 are the same for most.
+    """
+    text = json.dumps(_refused(series, like).body)
+    for there, here in changes:
+        text = text.replace(json.dumps(there)[1:-1], json.dumps(here)[1:-1])
+    kept = {name: value for name, value in _refused(series, like).headers.items() if name != "content-type"}
+    return Answer(_refused(series, like).status, json.loads(text) or None, kept)
+
+
+@cache
+def _refused(series: Series, like: str) -> Exchange:
+    others: Series = "1.3" if series == "2.0" else "2.0"
+    exchanges = (one for one in [*recorded(series), *recorded(others)] if one.status >= 400)
+    return next(
+        one for one in exchanges if like in f"{one.status} {one.method} {unquote(one.path)}\n{one.request_body}"
+    )
+
+
+def in_words(status: int, message: str) -> Answer:
+    """An error of which there's no record, in the form that all have."""
+    return Answer(status, {**_refused("2.0", "/executions/unknown").body, "message": message})
+
+
+@dataclass(slots=True)
+class Form:
+    """How a real server answers to an operation that it does; without `keys`, with all there is."""
+
+    status: int = 200
+    content_type: str | None = JSON
+    keys: set[str] = field(default_factory=set)
+
+    def answer(self, value: Any) -> Answer:
+        """What is to be told of `value`: an object, rows, or a page of rows."""
+        if self.content_type is None:
+            return Answer(self.status)
+        if isinstance(value, dict) and "results" in value:
+            return Answer(self.status, {**value, "results": [self._row(row) for row in value["results"]]})
+        shown = [self._row(row) for row in value] if isinstance(value, list) else self._row(value)
+        return Answer(self.status, shown, content_type=self.content_type)
+
+    def _row(self, whole: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in whole.items() if key in self.keys} if self.keys else whole
+
+
+@cache
+def forms(series: Series) -> Mapping[str, Form]:
+    """How a real server of that series answers to each operation that was recorded."""
+    found: dict[str, Form] = {}
+    for one in recorded(series):
+        match = _operations(one.path.partition("?")[0], series).get(one.method)
+        if one.status < 300 and match:
+            form = found.setdefault(match[0], Form(one.status, one.headers.get("content-type")))
+            listed = rows(one.body) if isinstance(one.body, list) or "results" in one.body else [one.body]
+            form.keys.update(*listed)
+    return found
 
 
 @dataclass(slots=True, kw_only=True)
 class Fault:
-    """What goes wrong with the next requests for an operation; see `Faults.add`."""
+    """What goes wrong with the next requests for an operation."""
 
-    operation: str
-    times: int | None
-    worked: bool
-    delay: float
-    status: int | None
-    body: Any
-    hang: bool
-    reset: bool
-    disappeared: bool
-    share: float
-    when: Callable[[Call], bool]
+    operation: str = "*"
+    """create, search, get, kill, outputs, logs, configs, flow, new_flow, save_flow, validate; or "*"."""
+    times: int | None = 1
+    """How many requests; None for all until `clear`."""
+    worked: bool = False
+    """Whether the work is done all the same (a 504 after creating, for instance)."""
+    delay: float = 0.0
+    """Seconds, after the work if `worked`, else before it. Alone: a slow server."""
+    status: int | None = None
+    body: Any = KESTRA
+    """What goes with the status: KESTRA, text, bytes, or what is to be sent as JSON."""
+    hang: bool = False
+    """Never answer."""
+    reset: bool = False
+    """Cut the connection."""
+    disappeared: bool = False
+    """Create, and answer 404 "Execution disappeared after create: <id>"."""
+    share: float = 1.0
+    """The probability that a request is hit."""
+    when: Callable[[Call], bool] = lambda _: True
+    """Which requests are meant."""
     hits: int = 0
 
     @property
@@ -197,12 +264,12 @@ class Fault:
     def answer(self, created: str | None) -> Answer:
         """What the client gets to see instead."""
         if self.disappeared:
-            return refusal(404, f"Not Found: Execution disappeared after create: {created}")
+            return in_words(404, f"Not Found: Execution disappeared after create: {created}")
         assert self.status is not None
         headers = {"Location": "/ui/login"} if 300 <= self.status < 400 else {}
         if self.status == 401:
             headers = {"WWW-Authenticate": "Basic"}
-        body = refusal(self.status, "Internal server error: made to fail").body if self.body is KESTRA else self.body
+        body = in_words(self.status, "Internal server error: made to fail").body if self.body is KESTRA else self.body
         return Answer(self.status, body, headers)
 
 
@@ -212,48 +279,10 @@ class Faults:
     def __init__(self) -> None:
         self._faults: list[Fault] = []
 
-    def add(
-        self,
-        operation: str = "*",
-        *,
-        times: int | None = 1,
-        worked: bool = False,
-        delay: float = 0.0,
-        status: int | None = None,
-        body: Any = KESTRA,
-        hang: bool = False,
-        reset: bool = False,
-        disappeared: bool = False,
-        share: float = 1.0,
-        when: Callable[[Call], bool] = lambda _: True,
-    ) -> Fault:
-        """Let something go wrong.
-
-        Args:
-            operation: create, search, get, kill, outputs, logs, configs, flow, new_flow, save_flow, validate; or "*".
-            times: how many requests; None for all until `clear`.
-            worked: whether the work is done all the same (a 504 after creating, for instance).
-            delay: seconds, after the work if `worked`, else before it. Alone: a slow server.
-            status: the answer's status code, and with it `body`: KESTRA, text, bytes, or what is to be sent as JSON.
-            hang: never answer.
-            reset: cut the connection.
-            disappeared: create, and answer 404 "Execution disappeared after create: <id>".
-            share: the probability that a request is hit.
-            when: which requests are meant.
-        """
-        fault = Fault(
-            operation=operation,
-            times=times,
-            worked=worked or disappeared,
-            delay=delay,
-            status=status,
-            body=body,
-            hang=hang,
-            reset=reset,
-            disappeared=disappeared,
-            share=share,
-            when=when,
-        )
+    def add(self, operation: str = "*", **what: Any) -> Fault:
+        """Let something go wrong; `what`: see `Fault`."""
+        fault = Fault(operation=operation, **what)
+        fault.worked = fault.worked or fault.disappeared
         self._faults.append(fault)
         return fault
 
@@ -329,7 +358,6 @@ class Standin:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.version = version
-        self.major = int(version.partition(".")[0])
         self.username = username
         self.password = password
         self.token = token
@@ -353,6 +381,15 @@ class Standin:
         self._changed = asyncio.Event()
         self._runner: web.ServerRunner | None = None
         self._site: web.TCPSite | None = None
+
+    @property
+    def series(self) -> Series:
+        return "1.3" if self.version.startswith(("0.", "1.")) else "2.0"
+
+    @property
+    def outputs_apart(self) -> bool:
+        """Whether outputs have a path of their own; the build of 2.0 that was recorded is older than that."""
+        return self.series == "2.0" and "SNAPSHOT" not in self.version
 
     # What a test says and asks.
 
@@ -502,138 +539,198 @@ class Standin:
         match answer.body:
             case None:
                 return web.Response(status=answer.status, headers=headers)
+            case _ if operation == "head":
+                return web.Response(status=answer.status, headers=headers)
             case str() as text:
                 return web.Response(status=answer.status, headers=headers, text=text, content_type="text/html")
             case bytes() as data:
                 body = data
             case value:
                 body = to_json(value)
-        return web.Response(status=answer.status, headers=headers, body=body, content_type="application/json")
+        return web.Response(status=answer.status, headers=headers, body=body, content_type=answer.content_type)
 
     def _route(self, call: Call) -> tuple[str, Callable[[], Answer]]:
         """The operation, and what does its work."""
         try:
-            if len(call.method) + len(call.url) + len(" HTTP/1.1 ") > LONGEST_REQUEST_LINE:
-                raise refusal(414, "Request-URI Too Long")
             self._admit(call)
-            path = _within_tenant(call.path)
-            for method, pattern, operation, majors in _ROUTES:
-                found = pattern.fullmatch(path) if call.method == method and self.major in majors else None
-                if found:
-                    return operation, partial(self._work, operation, call, *map(unquote, found.groups()))
-            raise refusal(404, "Not Found")
+            operation, *variables = self._operation(call)
         except Answer as answer:
             return "refused", partial(lambda refused: refused, answer)
+        return operation, partial(self._work, operation, call, *variables)
+
+    def _refuse(self, like: str, *changes: tuple[str, str]) -> Answer:
+        return refusal(self.series, like, *changes)
 
     def _admit(self, call: Call) -> None:
+        if len(call.method) + len(call.url) + len(" HTTP/1.1 ") > LONGEST_REQUEST_LINE:
+            raise self._refuse("labels=long:")
         given = call.headers.get("Authorization", "")
         credentials = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
         if given != f"Basic {credentials}" and not (self.token and given == f"Bearer {self.token}"):
-            raise Answer(401, None, {"WWW-Authenticate": "Basic"})
+            raise self._refuse("401 GET")
+
+    def _operation(self, call: Call) -> tuple[str, ...]:
+        """The operation that a request asks for, and what its path names."""
+        found = _operations(call.path, self.series)
+        if self.outputs_apart:
+            found.update(_operations(call.path, "2.0", _OUTPUTS_APART))
+        if not found:
+            raise self._refuse("/nothing/here")
+        if call.method not in found:
+            allowed = ("HEAD, DELETE, GET", ", ".join(found))
+            raise self._refuse(
+                "405 OPTIONS", ("OPTIONS", call.method), ("/api/v1/main/executions/search", call.path), allowed
+            )
+        operation, *variables = found[call.method]
+        produced = "text/json" if operation == "kill" else JSON
+        wanted = call.headers.get("Accept", "*/*")
+        if not {part.partition(";")[0].strip() for part in wanted.split(",")} & {"*/*", produced}:
+            raise self._refuse("406 GET", (f"[{JSON}]", f"[{produced}]"), ("application/xml", wanted))
+        if call.path.startswith("/api/v1/") and call.path.split("/")[3] not in ("main", "configs"):
+            raise self._refuse("/api/v1/other/")
+        return operation, *variables
 
     def _work(self, operation: str, call: Call, *variables: str) -> Answer:
         try:
-            answer: Answer = getattr(self, f"_on_{operation}")(call, *variables)
+            value = getattr(self, f"_on_{operation}")(call, *variables)
         except Answer as refused:
             return refused
-        return answer
+        return forms(self.series).get(operation, Form()).answer(value)
 
     # The operations.
 
-    def _on_configs(self, _: Call) -> Answer:
-        return Answer(200, {"version": self.version, "edition": "OSS", "systemNamespace": "system"})
+    def _on_configs(self, _: Call) -> dict[str, Any]:
+        return _said_of_itself(self.series) | {"version": self.version}
 
-    def _on_create(self, call: Call, namespace: str, flow_id: str) -> Answer:
+    def _on_create(self, call: Call, namespace: str, flow_id: str) -> dict[str, Any]:
         flow = self._flows.get((namespace, flow_id))
         if flow is None and self.any_flow is not None:
             flow = Flow(namespace=namespace, id=flow_id, behaviour=self.any_flow)
         if flow is None:
-            raise refusal(404, "Not Found: Requested Flow is not found.")
+            raise self._refuse("/executions/contract.flows/nowhere")
         if flow.disabled:
-            raise refusal(409, "Illegal state: Requested Flow is disabled.")
-        inputs = _typed(_parts(call), flow)
-        labels = _parse_labels([value for key, value in call.query if key == "labels"])
-        run = self._start(flow, labels, inputs)
+            raise self._refuse("/executions/contract.flows/disabled")
+        if call.body:
+            kind = call.headers.get("Content-Type", "")
+            raise self._refuse("415 POST", (f"[{JSON}]", f"[{kind}]"))
+        labels = self._parse_labels([value for key, value in call.query if key == "labels"])
+        run = self._start(flow, labels, self._typed(call.form, flow))
         run.trace = {name: call.headers[name] for name in ("traceparent", "tracestate") if name in call.headers}
         self.created.append(run)
-        shown = {**self._whole(run), "url": f"/ui/main/executions/{namespace}/{flow_id}/{run.id}"}
-        self._let_run(run)
-        return Answer(200, shown)
+        return self._begun(run, flow)
 
-    def _on_search(self, call: Call) -> Answer:
-        page, size = _positive(call, "page", 1), _positive(call, "size", 10)
-        found = self._search(_filters(call.query, legacy=self.major < 2))
+    def _begun(self, run: Run, flow: Flow) -> dict[str, Any]:
+        """What is answered to who has an execution created: 1.x doesn't wait for what becomes of it."""
+        others = sum((one.namespace, one.flow) == (flow.namespace, flow.id) for one in self._open.values()) - 1
+        limits = flow.concurrency or {}
+        if limits.get("behavior") == "FAIL" and others >= limits["limit"]:
+            run.histories[1:] = []
+            self._pass_to(run, "FAILED")
+        else:
+            self._let_run(run)
+        return self._whole(run if self.series == "2.0" else replace(run, histories=run.histories[:1]))
+
+    def _on_webhook(self, call: Call, namespace: str, flow_id: str, key: str) -> dict[str, Any]:
+        flow = self._flows.get((namespace, flow_id))
+        triggers = flow.parts.get("triggers", []) if flow else []
+        if flow is None or key not in [trigger.get("key") for trigger in triggers]:
+            raise self._refuse("/hook/wrong")
+        run = self._start(flow, {"system.from": "trigger"}, {})
+        run.trigger = {"type": "io.kestra.plugin.core.trigger.Webhook", "variables": {"body": call.body.decode()}}
+        return self._begun(run, flow)
+
+    def _on_search(self, call: Call) -> dict[str, Any]:
+        page, size = self._positive(call, "page", 1), self._positive(call, "size", 10)
+        found = self._search(self._filters(call.query))
         for order in reversed(call.value("sort").split(",") if call.value("sort") else []):
-            found = _sorted(found, order)
-        rows = found[(page - 1) * size : page * size]
+            found = self._sorted(found, order)
+        shown = [self._whole(run) for run in found[(page - 1) * size : page * size]]
         # A page past the end has no rows and, in Kestra, no total either.
-        show = _light if self.major >= 2 else self._whole
-        return Answer(200, {"results": [show(run) for run in rows], "total": len(found) if rows else 0})
+        return {"results": shown, "total": len(found) if shown else 0}
 
-    def _on_get(self, _: Call, execution_id: str) -> Answer:
-        return Answer(200, self._whole(self._find(execution_id)))
+    _on_head = _on_search
 
-    def _on_delete(self, _: Call, execution_id: str) -> Answer:
+    def _on_get(self, _: Call, execution_id: str) -> dict[str, Any]:
+        return self._whole(self._find(execution_id))
+
+    def _on_delete(self, _: Call, execution_id: str) -> None:
         self.forget(self._find(execution_id).id)
-        return Answer(204)
 
-    def _on_kill(self, call: Call, execution_id: str) -> Answer:
+    def _on_kill(self, call: Call, execution_id: str) -> dict[str, Any]:
         run = self._find(execution_id)
         if run.state in TERMINAL and call.value("isOnKillCascade", "true") != "true":
-            raise refusal(409, "Illegal state: Execution is already finished, can't kill it")
+            raise self._refuse("kill?isOnKillCascade=false")
         self.kills.append(execution_id)
         if run.state not in TERMINAL:
             self._kill(run)
-        return Answer(200, self._whole(run)) if self.major >= 2 else Answer(202)
+        return self._whole(run)
 
-    def _on_outputs(self, _: Call, execution_id: str) -> Answer:
-        if execution_id not in self.executions:
-            raise refusal(404, "Not Found")
-        return Answer(200, dict(self.executions[execution_id].outputs or {}))
+    def _on_resume(self, _: Call, execution_id: str) -> dict[str, Any]:
+        run = self._find(execution_id)
+        self._pass_to(run, "RESTARTED")
+        self._in_background(self._end(run, "SUCCESS"))
+        return self._whole(run)
 
-    def _on_logs(self, call: Call, execution_id: str) -> Answer:
-        name = "filters[level][GREATER_THAN_OR_EQUAL_TO]" if self.major >= 2 else "minLevel"
+    def _on_restart(self, _: Call, execution_id: str) -> dict[str, Any]:
+        run = self._open[execution_id] = self._find(execution_id)
+        self._pass_to(run, "RESTARTED")
+        self._let_run(run)
+        return self._whole(run)
+
+    def _on_replay(self, _: Call, execution_id: str) -> dict[str, Any]:
+        run = self._find(execution_id)
+        flow = self._flows[run.namespace, run.flow]
+        again = self._start(flow, run.labels | {"system.replay": "true"}, run.inputs, original_id=run.original_id)
+        again.parent_id = run.id
+        return self._begun(again, flow)
+
+    def _on_outputs(self, _: Call, execution_id: str) -> dict[str, Any]:
+        return dict(self._find(execution_id).outputs or {})
+
+    def _on_logs(self, call: Call, execution_id: str) -> list[dict[str, Any]]:
+        name = "filters[level][GREATER_THAN_OR_EQUAL_TO]" if self.series == "2.0" else "minLevel"
         least = LEVELS.index(call.value(name, "TRACE"))
         run = self.executions.get(execution_id)
         entries = _log_entries(run) if run else []
-        return Answer(200, [entry for entry in entries if LEVELS.index(entry["level"]) >= least])
+        return [entry for entry in entries if LEVELS.index(entry["level"]) >= least]
 
-    def _on_flow(self, call: Call, namespace: str, flow_id: str) -> Answer:
-        flow = self._flows.get((namespace, flow_id))
-        if flow is None:
-            raise refusal(404, "Not Found: Flow not found")
-        return Answer(200, _flow_json(flow) if call.value("source") == "true" else _flow_json(flow) | {"source": None})
+    def _on_flow(self, call: Call, namespace: str, flow_id: str) -> dict[str, Any]:
+        shown = {"triggers": [], **_flow_json(self._known(namespace, flow_id))}
+        return shown if call.value("source") == "true" else shown | {"source": None}
 
-    def _on_new_flow(self, call: Call) -> Answer:
-        flow = _flow_from(call.body.decode())
+    def _on_new_flow(self, call: Call) -> dict[str, Any]:
+        flow = self._flow_from(call.body.decode())
         if (flow.namespace, flow.id) in self._flows:
-            raise refusal(422, f"Invalid entity: Flow '{flow.id}' already exists in namespace '{flow.namespace}'.")
+            raise self._refuse("422 POST /api/v1/main/flows\n\nid: works")
         self._flows[flow.namespace, flow.id] = flow
-        return Answer(200, _flow_json(flow))
+        return _flow_json(flow)
 
-    def _on_save_flow(self, call: Call, namespace: str, flow_id: str) -> Answer:
-        if (namespace, flow_id) not in self._flows:
-            raise refusal(404, "Not Found: Flow not found")
-        flow = _flow_from(call.body.decode())
+    def _on_save_flow(self, call: Call, namespace: str, flow_id: str) -> dict[str, Any]:
+        self._known(namespace, flow_id)
+        flow = self._flow_from(call.body.decode())
         if (flow.namespace, flow.id) != (namespace, flow_id):
-            raise refusal(422, "Illegal argument: Flow id and namespace can't be changed by an update")
+            raise self._refuse("422 PUT")
         self._flows[namespace, flow_id] = flow
-        return Answer(200, _flow_json(flow))
+        return _flow_json(flow)
 
-    def _on_delete_flow(self, _: Call, namespace: str, flow_id: str) -> Answer:
-        if self._flows.pop((namespace, flow_id), None) is None:
-            raise refusal(404, "Not Found: Flow not found")
-        return Answer(204)
+    def _on_delete_flow(self, _: Call, namespace: str, flow_id: str) -> None:
+        self._known(namespace, flow_id)
+        del self._flows[namespace, flow_id]
 
-    def _on_validate(self, call: Call) -> Answer:
+    def _known(self, namespace: str, flow_id: str) -> Flow:
         try:
-            flow = _flow_from(call.body.decode())
+            return self._flows[namespace, flow_id]
+        except KeyError:
+            raise self._refuse("404 GET /api/v1/main/flows/") from None
+
+    def _on_validate(self, call: Call) -> list[dict[str, Any]]:
+        shown: dict[str, Any] = {"index": 0, "outdated": False, "deprecationPaths": [], "warnings": [], "infos": []}
+        try:
+            flow = self._flow_from(call.body.decode())
         except Answer as answer:
-            constraints = answer.body["message"].removeprefix("Invalid entity: ")
-            return Answer(200, [{"index": 0, "constraints": f"Validation error: {constraints}", "outdated": False}])
-        return Answer(
-            200, [{"index": 0, "namespace": flow.namespace, "flow": flow.id, "outdated": False, "warnings": []}]
-        )
+            text = answer.body["message"].removeprefix("Invalid entity: ")
+            return [{**shown, "namespace": "", "flow": "", "constraints": f"Validation error: {text}"}]
+        return [{**shown, "namespace": flow.namespace, "flow": flow.id}]
 
     # Executions.
 
@@ -696,7 +793,7 @@ class Standin:
 
         Kestra waits for no reply of its own.
         """
-        for state in ("FAILED", "RETRIED") if self.major >= 2 else ("RETRIED",):
+        for state in ("FAILED", "RETRIED") if self.series == "2.0" else ("RETRIED",):
             self._pass_to(run, state)
             self._in_background(self.replies.tell(run))
             await asyncio.sleep(RETRIED_AFTER)
@@ -722,7 +819,7 @@ class Standin:
         try:
             return self.executions[execution_id]
         except KeyError:
-            raise refusal(404, f"Not Found: Unable to find execution id '{execution_id}'") from None
+            raise self._refuse("/executions/unknown") from None
 
     def _search(self, filters: list[Filter]) -> list[Run]:
         """By the smallest set that a filter points to, then the other filters."""
@@ -743,44 +840,200 @@ class Standin:
         return [*takewhile(lambda run: run.started >= max(dates), reversed(self.executions.values()))][::-1]
 
     def _whole(self, run: Run) -> dict[str, Any]:
+        """All there is to tell of an execution; what of it an answer has is decided by the answer's form."""
+        shown: dict[str, Any] = {
+            "tenantId": "main",
+            "id": run.id,
+            "namespace": run.namespace,
+            "flowId": run.flow,
+            "flowRevision": 1,
+            "labels": [{"key": key, "value": value} for key, value in run.labels.items()],
+            "state": _state(run.histories),
+            "originalId": run.original_id,
+            "deleted": False,
+            "metadata": {"attemptNumber": 1, "originalCreatedDate": _instant(run.started)},
+            "url": f"{self.url}/ui/main/executions/{run.namespace}/{run.flow}/{run.id}",
+        }
         task_state = _state([(run.state, moment) for _, moment in run.histories[-1:]])
-        shown = {**_light(run), "taskRunList": [{"id": f"{run.id}t", "taskId": run.task, "state": task_state}]}
-        return shown if self.major >= 2 or run.outputs is None else {**shown, "outputs": run.outputs}
+        begun = len(run.histories) > 1 and run.histories[1][0] != "FAILED"
+        tasks = [{"id": f"{run.id}t", "taskId": run.task, "state": task_state}] if begun else None
+        perhaps = {
+            "taskRunList": tasks if tasks or not run.parent_id else [],
+            "inputs": run.inputs or None,
+            "outputs": None if self.outputs_apart else run.outputs,
+            "trigger": run.trigger,
+            "parentId": run.parent_id,
+        }
+        return shown | {key: value for key, value in perhaps.items() if value is not None}
+
+    # What a request says.
+
+    def _typed(self, parts: Mapping[str, str], flow: Flow) -> dict[str, Any]:
+        if flow.inputs is None:
+            return dict(parts)
+        for name in flow.required - parts.keys():
+            raise self._refuse("/executions/contract.flows/demanding", ("input:text", f"input:{name}"))
+        kinds = flow.inputs.items()
+        return {name: self._convert(name, parts[name], kind) if name in parts else None for name, kind in kinds}
+
+    def _convert(self, name: str, text: str, kind: str) -> Any:
+        converter, like = _CONVERTERS.get(kind, (str, ""))
+        try:
+            return converter(text)
+        except ValueError:
+            raise self._refuse(like, ("`number`", f"`{name}`"), ('"seven"', f'"{text}"')) from None
+
+    def _parse_labels(self, texts: Iterable[str]) -> dict[str, str]:
+        labels: dict[str, str] = {}
+        for text in texts:
+            key, colon, value = text.partition(":")
+            if not colon:
+                raise self._refuse("labels=nocolon")
+            if not value.strip():
+                raise self._refuse("labels=empty:")
+            if key in labels:
+                both = ("values 1 and 2", f"values {labels[key]} and {value}")
+                raise self._refuse("labels=twice:1", ("key twice", f"key {key}"), both)
+            if key.startswith("system.") and key not in ("system.correlationId", "system.from"):
+                raise self._refuse("labels=system.other:x", ("system.other=x", f"{key}={value}"))
+            labels[key] = value.strip()
+        return labels
+
+    def _filters(self, query: Pairs) -> list[Filter]:
+        """A search's filters. Flat parameters count in 1.x alone, and only without any filter; 2.0 ignores them."""
+        found = [self._filter(name, value) for name, value in query if name.startswith("filters[")]
+        if self.series == "2.0" or found:
+            return found
+        flat = [(name, value) for name, value in query if name in ("labels", "state", "namespace", "flowId")]
+        keyed = [(name, value.partition(":") if name == "labels" else ("", "", value)) for name, value in flat]
+        return [Filter(name, "EQUALS", key, [value]) for name, (key, _, value) in keyed]
+
+    def _filter(self, name: str, value: str) -> Filter:
+        parsed = re.fullmatch(r"filters\[(.*?)]\[(.*?)](?:\[(.+)])?", name)
+        what, operation, key = parsed.groups(default="") if parsed else ("", "", "")
+        if what not in ("labels", "state", "namespace", "flowId", "childFilter", *_DATES):
+            raise self._refuse("filters[nothing]", ("'nothing'", f"'{what}'"))
+        if operation not in ("EQUALS", "NOT_EQUALS", "IN", "NOT_IN", "GREATER_THAN_OR_EQUAL_TO"):
+            raise self._refuse("LOOKS_LIKE", ("LOOKS_LIKE", operation))
+        values = value.split(",") if operation in ("IN", "NOT_IN") else [value]
+        for state in values if what == "state" else []:
+            if state not in TERMINAL | GOING:
+                raise self._refuse("DREAMING", ("DREAMING", state))
+        return Filter(what, operation, key, values)
+
+    def _positive(self, call: Call, name: str, default: int) -> int:
+        number = int(call.value(name) or default)
+        if number < 1:
+            raise self._refuse("page=0", (".page:", f".{name}:"))
+        return number
+
+    def _sorted(self, runs: list[Run], order: str) -> list[Run]:
+        name, _, direction = order.partition(":")
+        far = datetime.max.replace(tzinfo=UTC)
+        keys: dict[str, Callable[[Run], Any]] = {
+            "id": lambda run: run.id,
+            "state.startDate": lambda run: run.started,
+            "state.endDate": lambda run: run.ended or far,
+        }
+        if name not in keys:
+            raise self._refuse("sort=nonsense", ("nonsense", name))
+        return sorted(runs, key=keys[name], reverse=direction.lower() == "desc")
+
+    def _flow_from(self, source: str) -> Flow:
+        """A flow from its YAML source, as far as tests need one: tasks that log, fail, sleep or pause."""
+        data: Any = None
+        with suppress(yaml.YAMLError):
+            data = yaml.safe_load(source)
+        if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in ("id", "namespace")):
+            raise self._refuse("id: [broken")
+        tasks, inputs = data.get("tasks") or [], data.get("inputs") or []
+        if not tasks:
+            raise self._refuse("422 POST /api/v1/main/flows\nid: v\n")
+        wrong = [one["type"] for one in inputs if one["type"] == "BOOLEAN" and self.series == "2.0"]
+        wrong += [task.get("type") for task in tasks if not str(task.get("type")).startswith("io.kestra.plugin.")]
+        if wrong:
+            raise self._refuse("io.no.Such", ("io.no.Such", str(wrong[0])))
+        return Flow(
+            namespace=data["namespace"],
+            id=data["id"],
+            behaviour=partial(_behave, tasks, data.get("outputs") or []),
+            inputs={one["id"]: f"{one['type']} {one.get('itemType', '')}".strip() for one in inputs},
+            required=frozenset(one["id"] for one in inputs if one.get("required", True)),
+            disabled=bool(data.get("disabled")),
+            concurrency=data.get("concurrency"),
+            source=source,
+            task=next((task["id"] for task in tasks if task["type"].endswith(".Fail")), tasks[0]["id"]),
+            parts={key: data[key] for key in ("tasks", "inputs", "outputs", "triggers") if key in data},
+        )
 
 
-_2 = range(2, 100)
-_1 = range(2)
-_BOTH = range(100)
-_ROUTES = [
-    (method, re.compile(pattern), operation, majors)
-    for method, pattern, operation, majors in (
-        ("GET", "/executions/search", "search", _BOTH),
-        ("GET", "/executions/([^/]+)", "get", _BOTH),
-        ("DELETE", "/executions/([^/]+)", "delete", _BOTH),
-        ("DELETE", "/executions/([^/]+)/actions/kill", "kill", _2),
-        ("DELETE", "/executions/([^/]+)/kill", "kill", _1),
-        ("POST", "/executions/([^/]+)/([^/]+)", "create", _BOTH),
-        ("GET", "/outputs/executions/([^/]+)", "outputs", _2),
-        ("GET", "/logs/([^/]+)", "logs", _BOTH),
-        ("GET", "/configs", "configs", _BOTH),
-        ("POST", "/flows", "new_flow", _BOTH),
-        ("POST", "/flows/validate", "validate", _BOTH),
-        ("GET", "/flows/([^/]+)/([^/]+)", "flow", _BOTH),
-        ("PUT", "/flows/([^/]+)/([^/]+)", "save_flow", _BOTH),
-        ("DELETE", "/flows/([^/]+)/([^/]+)", "delete_flow", _BOTH),
-    )
-]
+_DATES = ("startDate", "endDate")
+_CONVERTERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    "INT": (int, 'name="number"'),
+    "FLOAT": (float, 'name="number"'),
+    "JSON": (json.loads, 'name="data"'),
+    "ARRAY": (json.loads, 'name="data"'),
+    "ARRAY INT": (lambda text: [int(one) for one in json.loads(text)], 'name="arr"'),
+    "DATETIME": (datetime.fromisoformat, 'name="d"'),
+}
+"""How the text of an input is read by its type, and a part of the request in which a real server couldn't."""
+
+Route = tuple[str, str, str]
+_SHARED: tuple[Route, ...] = (
+    ("HEAD", "/executions/search", "head"),
+    ("GET", "/executions/search", "search"),
+    ("GET", "/executions/([^/]+)", "get"),
+    ("DELETE", "/executions/([^/]+)", "delete"),
+    ("POST", "/executions/([^/]+)/([^/]+)", "create"),
+    ("POST", "/executions/webhook/([^/]+)/([^/]+)/([^/]+)", "webhook"),
+    ("GET", "/logs/([^/]+)", "logs"),
+    ("GET", "/api/v1/configs", "configs"),
+    ("POST", "/flows", "new_flow"),
+    ("POST", "/flows/validate", "validate"),
+    ("GET", "/flows/([^/]+)/([^/]+)", "flow"),
+    ("PUT", "/flows/([^/]+)/([^/]+)", "save_flow"),
+    ("DELETE", "/flows/([^/]+)/([^/]+)", "delete_flow"),
+)
+_ACTIONS = (("DELETE", "kill"), ("POST", "resume"), ("POST", "restart"), ("POST", "replay"))
+_ROUTES: Mapping[Series, tuple[Route, ...]] = {
+    "1.3": (*((method, f"/executions/([^/]+)/{name}", name) for method, name in _ACTIONS), *_SHARED),
+    "2.0": (*((method, f"/executions/([^/]+)/actions/{name}", name) for method, name in _ACTIONS), *_SHARED),
+}
+_OUTPUTS_APART: tuple[Route, ...] = (("GET", "/outputs/executions/([^/]+)", "outputs"),)
+
+
+def _operations(path: str, series: Series, routes: tuple[Route, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """The operations at a path by their methods, each with what the path names."""
+    below = re.sub(r"^/api/v1/[^/]+(?=/)", "", path)
+    found: dict[str, tuple[str, ...]] = {}
+    for method, pattern, operation in routes or _ROUTES[series]:
+        match = re.fullmatch(pattern, below)
+        if match:
+            found.setdefault(method, (operation, *map(unquote, match.groups())))
+    return found
+
+
+@cache
+def _said_of_itself(series: Series) -> dict[str, Any]:
+    return next(dict(one.body) for one in recorded(series) if one.path == "/api/v1/configs")
 
 
 def _once_less(ends: Ends) -> Ends:
-    return Ends(ends.state, ends.after, ends.outputs, ends.error, ends.retries - 1, ends.kill_sticks)
+    return replace(ends, retries=ends.retries - 1)
 
 
 async def _read(request: web.BaseRequest) -> Call:
-    body = await request.read()
-    path, _, query = request.raw_path.partition("?")
-    pairs = parse_qsl(query, keep_blank_values=True)
-    return Call(method=request.method, url=request.raw_path, path=path, query=pairs, headers=request.headers, body=body)
+    form = request.content_type == "multipart/form-data"
+    parts = {name: str(value) for name, value in (await request.post()).items()} if form else {}
+    return Call(
+        method=request.method,
+        url=request.raw_path,
+        path=request.raw_path.partition("?")[0],
+        query=list(request.query.items()),
+        headers=request.headers,
+        body=b"" if form else await request.read(),
+        form=parts,
+    )
 
 
 def _reset(request: web.BaseRequest) -> None:
@@ -791,80 +1044,6 @@ def _reset(request: web.BaseRequest) -> None:
     # With no time to linger, closing sends a reset instead of an orderly end.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
-
-
-def _within_tenant(path: str) -> str:
-    """The path below the tenant, which may be left out."""
-    found = re.fullmatch(r"/api/v1/([^/]+)(/.*)?", path)
-    if not found:
-        raise refusal(404, "Not Found")
-    first, rest = found.groups()
-    if first == "main":
-        return rest or "/"
-    if first in ("configs", "executions", "flows", "logs", "outputs"):
-        return path.removeprefix("/api/v1")
-    raise refusal(400, "Bad Request: Tenant must be 'main'")
-
-
-def _parts(call: Call) -> dict[str, str]:
-    """The form's parts by their names."""
-    kind = call.headers.get("Content-Type", "")
-    boundary = re.fullmatch(r'multipart/form-data;\s*boundary="?([^";]+)"?', kind)
-    if not boundary:
-        if call.body:
-            raise refusal(
-                415, f"Unsupported Media Type: Content Type [{kind}] not allowed. Allowed types: [multipart/form-data]"
-            )
-        return {}
-    parts = {}
-    for part in call.body.split(b"--" + boundary[1].encode())[1:-1]:
-        head, _, value = part.partition(b"\r\n\r\n")
-        if name := re.search(rb'name="([^"]*)"', head):
-            parts[name[1].decode()] = value.removesuffix(b"\r\n").decode()
-    return parts
-
-
-_CONVERTERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
-    "INT": (int, "Integer"),
-    "FLOAT": (float, "Float"),
-    "JSON": (json.loads, "JSON"),
-    "ARRAY": (json.loads, "ARRAY"),
-}
-
-
-def _typed(parts: Mapping[str, str], flow: Flow) -> dict[str, Any]:
-    if flow.inputs is None:
-        return dict(parts)
-    for name in flow.required - parts.keys():
-        raise _invalid(f"Missing required input:{name}")
-    return {name: _convert(name, parts[name], kind) if name in parts else None for name, kind in flow.inputs.items()}
-
-
-def _convert(name: str, text: str, kind: str) -> Any:
-    converter, called = _CONVERTERS.get(kind, (str, kind))
-    try:
-        return converter(text)
-    except ValueError:
-        raise _invalid(f"Invalid value for input `{name}`. Cause: Cannot convert value '{text}' to {called}") from None
-
-
-def _invalid(text: str) -> Answer:
-    return refusal(422, f"Invalid entity: {text}", details=[{"message": text}])
-
-
-def _parse_labels(texts: Iterable[str]) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    for text in texts:
-        key, colon, value = text.partition(":")
-        if not colon or not value.strip():
-            raise refusal(422, f"Illegal argument: Invalid queryString parameter: '{text}'")
-        if key in labels:
-            raise refusal(409, f"Illegal state: Duplicate key {key}")
-        if key.startswith("system.") and key not in ("system.correlationId", "system.from"):
-            fault = f"offending label: {key}={value}"
-            raise refusal(422, f"Illegal argument: System labels can only be set by Kestra itself, {fault}")
-        labels[key] = value.strip()
-    return labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -879,8 +1058,9 @@ class Filter:
     def holds(self, run: Run) -> bool:
         if self.field == "childFilter":
             return True
-        if self.field == "startDate":
-            return run.started >= datetime.fromisoformat(self.values[0])
+        if self.field in _DATES:
+            moment = run.started if self.field == "startDate" else run.ended
+            return moment is not None and moment >= datetime.fromisoformat(self.values[0])
         actual = {
             "labels": run.labels.get(self.key),
             "state": run.state,
@@ -888,58 +1068,6 @@ class Filter:
             "flowId": run.flow,
         }
         return (actual[self.field] in self.values) is (self.operation in ("EQUALS", "IN"))
-
-
-def _filters(query: Pairs, *, legacy: bool) -> list[Filter]:
-    """The filters of a search. Flat parameters count in 1.x alone, and only without any filter; 2.0 ignores them."""
-    found = [_filter(name, value) for name, value in query if name.startswith("filters[")]
-    if legacy and not found:
-        flat = [(name, value) for name, value in query if name in ("labels", "state", "namespace", "flowId")]
-        found = [
-            Filter(
-                name,
-                "EQUALS",
-                *((value.split(":", 1)[0], [value.split(":", 1)[1]]) if name == "labels" else ("", [value])),
-            )
-            for name, value in flat
-        ]
-    return found
-
-
-def _filter(name: str, value: str) -> Filter:
-    parsed = re.fullmatch(r"filters\[(.*?)]\[(.*?)](?:\[(.+)])?", name)
-    what, operation, key = parsed.groups(default="") if parsed else ("", "", "")
-    if what == "startDate" and operation == "GREATER_THAN_OR_EQUAL_TO":
-        return Filter(what, operation, key, [value])
-    if what not in ("labels", "state", "namespace", "flowId", "childFilter"):
-        raise refusal(400, f"Bad Request: Provided query filters are invalid: Unknown filter field: {what}")
-    if operation not in ("EQUALS", "NOT_EQUALS", "IN", "NOT_IN"):
-        raise refusal(400, f"Bad Request: Provided query filters are invalid: Unknown filter operation: {operation}")
-    values = value.split(",") if operation in ("IN", "NOT_IN") else [value]
-    for state in values if what == "state" else []:
-        if state not in STATES:
-            raise refusal(422, f"Illegal argument: No enum constant io.kestra.core.models.flows.State.Type.{state}")
-    return Filter(what, operation, key, values)
-
-
-def _positive(call: Call, name: str, default: int) -> int:
-    number = int(call.value(name) or default)
-    if number < 1:
-        raise refusal(422, "Illegal argument: page and size must be greater than or equal to 1")
-    return number
-
-
-def _sorted(runs: list[Run], order: str) -> list[Run]:
-    name, _, direction = order.partition(":")
-    far = datetime.max.replace(tzinfo=UTC)
-    keys: dict[str, Callable[[Run], Any]] = {
-        "id": lambda run: run.id,
-        "state.startDate": lambda run: run.started,
-        "state.endDate": lambda run: run.ended or far,
-    }
-    if name not in keys:
-        raise refusal(422, f"Illegal argument: Invalid sort parameter: {order}")
-    return sorted(runs, key=keys[name], reverse=direction.lower() == "desc")
 
 
 def _state(histories: list[tuple[str, datetime]]) -> dict[str, Any]:
@@ -955,20 +1083,6 @@ def _instant(moment: datetime) -> str:
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _light(run: Run) -> dict[str, Any]:
-    return {
-        "tenantId": "main",
-        "id": run.id,
-        "namespace": run.namespace,
-        "flowId": run.flow,
-        "flowRevision": 1,
-        "inputs": run.inputs,
-        "labels": [{"key": key, "value": value} for key, value in run.labels.items()],
-        "state": _state(run.histories),
-        "originalId": run.original_id,
-    }
-
-
 def _log_entries(run: Run) -> list[dict[str, Any]]:
     entry = {
         "executionId": run.id,
@@ -976,6 +1090,8 @@ def _log_entries(run: Run) -> list[dict[str, Any]]:
         "flowId": run.flow,
         "taskId": run.task,
         "taskRunId": f"{run.id}t",
+        "attemptNumber": 0,
+        "thread": "worker_1",
     }
     entries = [entry | {"level": "INFO", "message": "working", "timestamp": _instant(run.started)}]
     if run.state == "FAILED":
@@ -986,44 +1102,18 @@ def _log_entries(run: Run) -> list[dict[str, Any]]:
 
 
 def _flow_json(flow: Flow) -> dict[str, Any]:
-    tasks = [{"id": flow.task}]
-    return {
+    shown = {
         "id": flow.id,
         "namespace": flow.namespace,
         "revision": 1,
+        "updated": _instant(datetime.now(UTC)),
         "disabled": flow.disabled,
-        "tasks": tasks,
+        "deleted": False,
+        "tasks": [{"id": flow.task}],
         "source": flow.source,
-        **({"concurrency": dict(flow.concurrency)} if flow.concurrency else {}),
+        **flow.parts,
     }
-
-
-def _flow_from(source: str) -> Flow:
-    """A flow from its YAML source, as far as tests need one: tasks that log, fail or sleep; outputs that are inputs."""
-    try:
-        data = yaml.safe_load(source)
-    except yaml.YAMLError as error:
-        raise refusal(422, f"Invalid entity: Illegal Flow source: YAML parsing error: {error}") from None
-    if not isinstance(data, dict) or not isinstance(data.get("id"), str) or not isinstance(data.get("namespace"), str):
-        raise refusal(422, "Invalid entity: Illegal Flow source: YAML parsing error: no id or no namespace")
-    tasks = data.get("tasks") or []
-    if not tasks:
-        raise refusal(422, "Invalid entity: tasks: must not be empty\n")
-    for task in tasks:
-        if not str(task.get("type")).startswith("io.kestra.plugin."):
-            raise refusal(422, f"Invalid entity: Invalid type: {task.get('type')}")
-    inputs = data.get("inputs") or []
-    return Flow(
-        namespace=data["namespace"],
-        id=data["id"],
-        behaviour=partial(_behave, tasks, data.get("outputs") or []),
-        inputs={one["id"]: one["type"] for one in inputs},
-        required=frozenset(one["id"] for one in inputs if one.get("required", True)),
-        disabled=bool(data.get("disabled")),
-        concurrency=data.get("concurrency"),
-        source=source,
-        task=next((task["id"] for task in tasks if task["type"].endswith(".Fail")), tasks[0]["id"]),
-    )
+    return shown | ({"concurrency": dict(flow.concurrency)} if flow.concurrency else {})
 
 
 def _behave(tasks: list[dict[str, Any]], outputs: list[dict[str, Any]], run: Run) -> Ends:
@@ -1031,6 +1121,8 @@ def _behave(tasks: list[dict[str, Any]], outputs: list[dict[str, Any]], run: Run
     failing = next((task for task in tasks if task["type"].endswith(".Fail")), None)
     if failing:
         return Ends("FAILED", after, error=failing.get("errorMessage", "Task failure"))
+    if any(task["type"].endswith(".Pause") for task in tasks):
+        return Ends("PAUSED", after)
     return Ends("SUCCESS", after, {one["id"]: _render(one["value"], run) for one in outputs} or None)
 
 
@@ -1041,35 +1133,3 @@ def _seconds(duration: str) -> float:
 
 def _render(text: str, run: Run) -> str:
     return re.sub(r"{{ *inputs\.(\w+) *}}", lambda found: str(run.inputs.get(found[1])), text)
-
-
-async def _run_alone(options: argparse.Namespace) -> None:
-    async with Standin(
-        version=options.version,
-        host=options.host,
-        port=options.port,
-        username=options.username,
-        password=options.password,
-    ) as kestra:
-        kestra.any_flow = Ends(options.state, options.after)
-        print(json.dumps({"url": kestra.url, "username": kestra.username, "password": kestra.password}), flush=True)
-        await asyncio.Event().wait()
-
-
-def main() -> int:
-    """Run a stand-in that has every flow, until it is interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m tests.standin", description="A stand-in for Kestra.")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="default: a free one, printed as JSON")
-    parser.add_argument("--version", default="2.0.0", help="whose dialect it speaks (default: 2.0.0)")
-    parser.add_argument("--after", type=float, default=0.0, help="how many seconds an execution takes (default: 0)")
-    parser.add_argument("--state", default="SUCCESS", choices=sorted(TERMINAL), help="how it ends (default: SUCCESS)")
-    parser.add_argument("--username", default="admin@example.org")
-    parser.add_argument("--password", default="Standin0")
-    with suppress(KeyboardInterrupt):
-        asyncio.run(_run_alone(parser.parse_args()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
