@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import httpx
 import pytest
@@ -50,15 +51,13 @@ class Server:
         """The parameters of a question for errors in the log."""
         return {"minLevel": "ERROR"} if self.series == "1.3" else {"filters[level][GREATER_THAN_OR_EQUAL_TO]": "ERROR"}
 
-    def settings(self, **changed: object) -> KestraSettings:
-        whole = {
-            "kestra_url": self.url,
-            "kestra_username": self.username or None,
-            "kestra_password": SecretStr(self.password) if self.password else None,
-            "kestra_token": SecretStr(self.token) if self.token else None,
-            **changed,
-        }
-        return KestraSettings(**{name: value for name, value in whole.items() if value is not None})
+    def settings(self, **changed: Any) -> KestraSettings:
+        whole: dict[str, Any] = {"kestra_url": self.url}
+        if self.token:
+            whole["kestra_token"] = SecretStr(self.token)
+        else:
+            whole |= {"kestra_username": self.username, "kestra_password": SecretStr(self.password)}
+        return KestraSettings(**whole | changed)
 
 
 class Token(httpx.Auth):

@@ -1,21 +1,16 @@
 """The stand-in answers as Kestra's real engine does, wherever the bridge looks: each test runs against both.
 
-So it does as 2.0 and as 1.3; where the two differ, a test says of which it is.
+So it does as 2.0 and as 1.3; where the two differ, a test says of which it is. A server that is given stands in for
+all of them.
 """
 
 from __future__ import annotations
 
-import asyncio
-import queue
-import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -26,62 +21,17 @@ from bridge.execution import Execution, State
 from bridge.job import FlowName, Job
 from bridge.kestra import Kestra, StoredFlow, Story, parse_execution
 from bridge.settings import KestraSettings
-from deploy.local.kestra_engine import Engine, Series
+from tests.contract.flows import CONTRACT, FLOWS
+from tests.given import Server, given
 from tests.harness import eventually
-from tests.standin import Standin
 
 # The engine's jars are fetched on first use.
 pytestmark = pytest.mark.timeout(600)
 
-NAMESPACE = "contract.flows"
-VERSIONS: dict[Series, str] = {"1.3": "1.3.31", "2.0": "2.0.0"}
-FLOWS = {
-    "works": """
-id: works
-namespace: contract.flows
-inputs:
-  - {id: text, type: STRING, required: false}
-  - {id: number, type: INT, required: false}
-  - {id: data, type: JSON, required: false}
-tasks:
-  - {id: say, type: io.kestra.plugin.core.log.Log, message: hello}
-outputs:
-  - {id: answer, type: STRING, value: "{{ inputs.text }}"}
-""",
-    "silent": """
-id: silent
-namespace: contract.flows
-tasks:
-  - {id: say, type: io.kestra.plugin.core.log.Log, message: hello}
-""",
-    "demanding": """
-id: demanding
-namespace: contract.flows
-inputs:
-  - {id: text, type: STRING}
-tasks:
-  - {id: say, type: io.kestra.plugin.core.log.Log, message: hello}
-""",
-    "fails": """
-id: fails
-namespace: contract.flows
-tasks:
-  - {id: boom, type: io.kestra.plugin.core.execution.Fail, errorMessage: the disk is full}
-""",
-    "sleeps": """
-id: sleeps
-namespace: contract.flows
-tasks:
-  - {id: nap, type: io.kestra.plugin.core.flow.Sleep, duration: PT600S}
-""",
-    "disabled": """
-id: disabled
-namespace: contract.flows
-disabled: true
-tasks:
-  - {id: say, type: io.kestra.plugin.core.log.Log, message: hello}
-""",
-}
+NAMESPACE = f"contract.t{uuid.uuid4().hex[:10]}"
+"""Of this run alone: a server that is given has been there before, and has other clients."""
+WAIT = 60.0
+"""How long a server may take for what it does in its own time."""
 HOSTILE = [
     "two words",
     "a:b:c",
@@ -105,92 +55,53 @@ HOSTILE = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Server:
-    """Where a Kestra answers, real or not."""
-
-    url: str
-    username: str
-    password: str
-    series: Series
-
-    def path(self, execution_id: str, action: str) -> str:
-        """Where an action on an execution is asked for."""
-        return f"/executions/{execution_id}/{action if self.series == '1.3' else f'actions/{action}'}"
-
-    def errors(self) -> dict[str, str]:
-        """The parameters of a question for errors in the log."""
-        return {"minLevel": "ERROR"} if self.series == "1.3" else {"filters[level][GREATER_THAN_OR_EQUAL_TO]": "ERROR"}
-
-    def settings(self, **changed: Any) -> KestraSettings:
-        whole = {
-            "kestra_url": self.url,
-            "kestra_username": self.username,
-            "kestra_password": SecretStr(self.password),
-            **changed,
-        }
-        return KestraSettings(**whole)
-
-
-@contextmanager
-def standin(series: Series) -> Iterator[Server]:
-    """A stand-in on a thread and an event loop of its own, so that it outlives a single test."""
-    ready: queue.SimpleQueue[tuple[Server, asyncio.AbstractEventLoop, asyncio.Event]] = queue.SimpleQueue()
-
-    async def serve() -> None:
-        stop = asyncio.Event()
-        async with Standin(version=VERSIONS[series]) as kestra:
-            server = Server(url=kestra.url, username=kestra.username, password=kestra.password, series=series)
-            ready.put((server, asyncio.get_running_loop(), stop))
-            await stop.wait()
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    server, loop, stop = ready.get(timeout=10)
-    yield server
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(timeout=10)
-
-
-@contextmanager
-def engine(series: Series, directory: Path) -> Iterator[Server]:
-    with Engine(directory, series=series) as running:
-        yield Server(url=running.url, username=running.username, password=running.password, series=series)
-
-
-@pytest.fixture(scope="module", params=["engine-2.0", "standin-2.0", "engine-1.3", "standin-1.3"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    kind, _, series = request.param.partition("-")
-    with standin(series) if kind == "standin" else engine(series, tmp_path_factory.mktemp("kestra")) as made:
-        deploy(made)
-        yield made
-
-
-SINCE_2 = pytest.mark.parametrize("server", ["engine-2.0", "standin-2.0"], indirect=True, scope="module")
-BEFORE_2 = pytest.mark.parametrize("server", ["engine-1.3", "standin-1.3"], indirect=True, scope="module")
-
-
-def deploy(server: Server) -> None:
-    with httpx.Client(auth=(server.username, server.password), timeout=40) as client:
-        for source in FLOWS.values():
-            answer = client.post(f"{server.url}/api/v1/main/flows", content=source, headers=YAML)
-            assert answer.status_code == 200, answer.text
-
-
+SINCE_2 = pytest.mark.series("2.0")
+BEFORE_2 = pytest.mark.series("1.3")
 YAML = {"Content-Type": "application/x-yaml"}
+
+
+def of_this_run(source: str) -> str:
+    """A flow's source, in the namespace of this run."""
+    return source.replace(CONTRACT, NAMESPACE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def deployed(server: Server) -> Iterator[None]:
+    """The flows are there, and nothing that a test made stays."""
+    with httpx.Client(base_url=f"{server.url}/api/v1/main", auth=server.auth, timeout=WAIT) as client:
+        for source in FLOWS.values():
+            answer = client.post("/flows", content=of_this_run(source), headers=YAML)
+            assert answer.status_code == 200, answer.text
+        yield
+        clear(server, client)
+
+
+def clear(server: Server, client: httpx.Client) -> None:
+    """Take the flows and the executions of this run away."""
+    for flow in (*FLOWS, *TestFlows.made):
+        client.delete(f"/flows/{NAMESPACE}/{flow}")
+    params = {"filters[namespace][EQUALS]": NAMESPACE, "size": "200"}
+    going = client.get("/executions/search", params=params | {"filters[state][IN]": "CREATED,QUEUED,RUNNING,PAUSED"})
+    for row in going.json()["results"]:
+        client.delete(server.path(row["id"], "kill"))
+    while found := client.get("/executions/search", params=params | {"filters[state][IN]": "SUCCESS,FAILED"}).json()[
+        "results"
+    ]:
+        gone = [client.delete(f"/executions/{row['id']}").is_success for row in found]
+        if not any(gone):
+            break
 
 
 @pytest.fixture
 async def api(server: Server) -> AsyncIterator[httpx.AsyncClient]:
     """The raw API below the tenant."""
-    auth = httpx.BasicAuth(server.username, server.password)
-    async with httpx.AsyncClient(base_url=f"{server.url}/api/v1/main", auth=auth, timeout=40) as client:
+    async with httpx.AsyncClient(base_url=f"{server.url}/api/v1/main", auth=server.auth, timeout=WAIT) as client:
         yield client
 
 
 @pytest.fixture
 async def kestra(server: Server) -> AsyncIterator[Kestra]:
-    async with Kestra(server.settings(), create_timeout=40) as client:
+    async with Kestra(server.settings(), create_timeout=WAIT) as client:
         yield client
 
 
@@ -213,7 +124,7 @@ async def ended(kestra: Kestra, execution: Execution) -> Execution:
         found = await kestra.get(execution.id)
         return found if found and found.state.terminal else None
 
-    found = await eventually(look, "the execution's end")
+    found = await eventually(look, f"the end of execution {execution.id}", timeout=WAIT)
     assert found is not None
     return found
 
@@ -235,9 +146,9 @@ class TestCreate:
         assert "outputs" not in body
 
     async def test_tells_the_start_as_an_instant_of_now(self, api: httpx.AsyncClient) -> None:
-        body = (await create(api, "works")).json()
-        started = datetime.fromisoformat(body["state"]["startDate"])
-        assert abs(started - datetime.now(UTC)) < timedelta(seconds=20)
+        answer = await create(api, "works")
+        started = datetime.fromisoformat(answer.json()["state"]["startDate"])
+        assert abs(started - parsedate_to_datetime(answer.headers["Date"])) < timedelta(seconds=WAIT)
 
     async def test_takes_a_correlation_id(self, api: httpx.AsyncClient) -> None:
         body = (await create(api, "works", "system.correlationId:mine")).json()
@@ -269,10 +180,10 @@ class TestCreate:
             ("works", (), {"number": "seven"}, (422, "Invalid value for input `number`")),
             ("works", (), {"data": "{"}, (422, "Invalid entity")),
             ("demanding", (), {}, (422, "text")),
-            ("works", ("empty:",), {}, (422, "Invalid queryString parameter: 'empty:'")),
-            ("works", ("nocolon",), {}, (422, "Invalid queryString parameter: 'nocolon'")),
+            ("works", ("empty:",), {}, (422, "Can't have an empty part of queryString")),
+            ("works", ("nocolon",), {}, (422, "Can't split the queryString parameter by ':'")),
             ("works", ("system.other:x",), {}, (422, "System labels can only be set by Kestra itself")),
-            ("works", ("twice:1", "twice:2"), {}, (409, "Duplicate key twice")),
+            ("works", ("twice:1", "twice:2"), {}, (422, "Duplicate key twice")),
         ],
     )
     async def test_refuses_what_it_can_never_run(
@@ -296,7 +207,7 @@ class TestCreate:
 
     async def test_refuses_a_request_line_beyond_4096_bytes(self, api: httpx.AsyncClient) -> None:
         answer = await create(api, "works", f"long:{'x' * 4096}")
-        assert answer.status_code == 414
+        assert answer.status_code == 413
 
 
 class TestCreateByTheBridge:
@@ -353,7 +264,8 @@ class TestSearch:
         made = [await kestra.create(job("silent")) for _ in range(3)]
         assert made[1].started
         rows, total = await kestra.started_since(made[1].started)
-        assert ([row.id for row in rows], total) == ([one.id for one in made[1:]], 2)
+        ours = [row.id for row in rows if row.namespace == NAMESPACE]
+        assert (ours, total >= len(ours)) == ([one.id for one in made[1:]], True)
 
     async def test_leaves_out_states_and_lists_only_what_goes_on(self, server: Server, api: httpx.AsyncClient) -> None:
         mark = uuid.uuid4().hex
@@ -365,7 +277,7 @@ class TestSearch:
             answer = (await api.get("/executions/search", params=params)).json()
             return [row["id"] for row in answer["results"]] == [going["id"]]
 
-        await eventually(only_one, f"{done['id']} to be left out")
+        await eventually(only_one, f"{done['id']} to be left out", timeout=WAIT)
         await api.delete(server.path(going["id"], "kill"))
 
     async def test_filters_by_namespace_flow_and_parentage(self, api: httpx.AsyncClient) -> None:
@@ -400,7 +312,7 @@ class TestSearch:
         (row,) = (await api.get("/executions/search", params={"filters[labels][EQUALS][mark]": mark})).json()["results"]
         assert {"id", "namespace", "flowId", "state", "labels", "originalId"} <= row.keys()
         assert {"taskRunList", "outputs"}.isdisjoint(row)
-        assert row["state"]["startDate"] == made["state"]["startDate"]
+        assert parse_execution(row).started == parse_execution(made).started
 
     @BEFORE_2
     async def test_shows_whole_rows(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
@@ -428,19 +340,19 @@ class TestSearch:
         assert answer.json()["total"] > 0
 
     @pytest.mark.parametrize(
-        ("params", "status"),
+        "params",
         [
-            ({"filters[nothing][EQUALS]": "x"}, 400),
-            ({"filters[labels][LOOKS_LIKE][a]": "x"}, 400),
-            ({"filters[state][NOT_IN]": "DREAMING"}, 422),
-            ({"page": "0"}, 422),
+            {"filters[nothing][EQUALS]": "x"},
+            {"filters[labels][LOOKS_LIKE][a]": "x"},
+            {"filters[state][NOT_IN]": "DREAMING"},
+            {"page": "0"},
         ],
     )
     async def test_refuses_a_question_that_it_does_not_understand(
-        self, api: httpx.AsyncClient, params: dict[str, str], status: int
+        self, api: httpx.AsyncClient, params: dict[str, str]
     ) -> None:
         answer = await api.get("/executions/search", params=params)
-        assert (answer.status_code, bool(message(answer))) == (status, True)
+        assert (answer.status_code, bool(message(answer))) == (422, True)
 
 
 class TestGet:
@@ -458,7 +370,7 @@ class TestGet:
 
     async def test_knows_nothing_of_an_unknown_id(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
         answer = await api.get("/executions/unknown")
-        assert (answer.status_code, message(answer)) == (404, "Not Found: Unable to find execution id 'unknown'")
+        assert (answer.status_code, message(answer)) == (404, "Not Found")
         assert await kestra.get("unknown") is None
 
 
@@ -494,7 +406,7 @@ class TestKill:
 
     async def test_of_an_unknown_id_is_not_found(self, server: Server, api: httpx.AsyncClient, kestra: Kestra) -> None:
         answer = await api.delete(server.path("unknown", "kill"))
-        assert (answer.status_code, message(answer)) == (404, "Not Found: Unable to find execution id 'unknown'")
+        assert (answer.status_code, message(answer)) == (404, "Not Found")
         await kestra.kill("unknown")
 
 
@@ -537,10 +449,13 @@ class TestOutputs:
     @SINCE_2
     @pytest.mark.parametrize("flow", ["silent", "fails"])
     async def test_are_an_object_on_the_wire_even_where_there_are_none(
-        self, api: httpx.AsyncClient, kestra: Kestra, flow: str
+        self, request: pytest.FixtureRequest, server: Server, api: httpx.AsyncClient, kestra: Kestra, flow: str
     ) -> None:
         done = await ended(kestra, await kestra.create(job(flow)))
-        assert (await api.get(f"/outputs/executions/{done.id}")).json() == {}
+        answer = await api.get(f"/outputs/executions/{done.id}")
+        if answer.status_code == 404 and given(request.config):
+            pytest.skip(f"{server.version} is a build of 2.0 that has no /outputs/executions/{{id}} yet")
+        assert answer.json() == {}
 
     @SINCE_2
     async def test_of_an_unknown_id_are_not_found(self, api: httpx.AsyncClient) -> None:
@@ -554,7 +469,7 @@ class TestLogs:
         async def errors() -> Any:
             return (await api.get(f"/logs/{failed.id}", params=server.errors())).json()
 
-        (entry,) = await eventually(errors, "the error in the log")
+        (entry,) = await eventually(errors, "the error in the log", timeout=WAIT)
         assert (entry["level"], entry["taskId"], entry["message"]) == ("ERROR", "boom", "the disk is full")
 
     async def test_explain_a_failure_in_one_line(self, kestra: Kestra) -> None:
@@ -564,7 +479,7 @@ class TestLogs:
             explained = await kestra.explain(failed)
             return explained if "full" in explained else None
 
-        assert await eventually(reason, "the reason") == "task boom ended FAILED: the disk is full"
+        assert await eventually(reason, "the reason", timeout=WAIT) == "task boom ended FAILED: the disk is full"
 
     async def test_tell_a_failures_story(self, kestra: Kestra) -> None:
         failed = await ended(kestra, await kestra.create(job("fails")))
@@ -573,7 +488,7 @@ class TestLogs:
             story = await kestra.story(failed.id)
             return story if story and any(line.level == "ERROR" for line in story.log) else None
 
-        story = await eventually(told, "the error in the story")
+        story = await eventually(told, "the error in the story", timeout=WAIT)
         assert story is not None
         assert (story.execution.state, story.task, story.log[-1].message) == ("FAILED", "boom", "the disk is full")
 
@@ -583,11 +498,7 @@ class TestLogs:
 
 class TestServer:
     async def test_tells_its_version(self, server: Server, kestra: Kestra) -> None:
-        assert await kestra.probe() == VERSIONS[server.series]
-
-    async def test_tells_the_time_with_each_answer(self, api: httpx.AsyncClient) -> None:
-        moment = parsedate_to_datetime((await api.get("/configs")).headers["Date"])
-        assert abs(moment - datetime.now(UTC)) < timedelta(seconds=3)
+        assert await kestra.probe() == server.version
 
     @pytest.mark.parametrize("auth", [None, ("admin@example.org", "wrong")])
     async def test_lets_nobody_in_without_the_password(self, server: Server, auth: tuple[str, str] | None) -> None:
@@ -596,7 +507,10 @@ class TestServer:
         assert (answer.status_code, answer.content, answer.headers["WWW-Authenticate"]) == (401, b"", "Basic")
 
     async def test_denies_the_bridge_with_a_wrong_password(self, server: Server) -> None:
-        async with Kestra(server.settings(kestra_password=SecretStr("Wrong000"))) as kestra:
+        wrong = KestraSettings(
+            kestra_url=server.url, kestra_username="admin@example.org", kestra_password=SecretStr("Wrong000")
+        )
+        async with Kestra(wrong) as kestra:
             with pytest.raises(KestraDenied):
                 await kestra.create(job())
 
@@ -620,15 +534,18 @@ class TestServer:
 
 
 class TestFlows:
-    SOURCE = """
-id: {id}
-namespace: contract.flows
+    SOURCE = f"""
+id: {{id}}
+namespace: {NAMESPACE}
 tasks:
-  - {{id: say, type: io.kestra.plugin.core.log.Log, message: {text}}}
+  - {{{{id: say, type: io.kestra.plugin.core.log.Log, message: {{text}}}}}}
 """
 
+    made: ClassVar[list[str]] = []
+
     def named(self) -> FlowName:
-        return FlowName(NAMESPACE, f"f{uuid.uuid4().hex[:8]}")
+        self.made.append(f"f{uuid.uuid4().hex[:8]}")
+        return FlowName(NAMESPACE, self.made[-1])
 
     async def test_are_kept_as_they_were_sent(self, kestra: Kestra) -> None:
         flow = self.named()
@@ -661,16 +578,16 @@ tasks:
 
     async def test_are_not_created_twice(self, kestra: Kestra) -> None:
         with pytest.raises(KestraRejected, match="already exists"):
-            await kestra.save_flow(FlowName(NAMESPACE, "works"), FLOWS["works"], exists=False)
+            await kestra.save_flow(FlowName(NAMESPACE, "works"), of_this_run(FLOWS["works"]), exists=False)
 
     async def test_that_are_unknown_are_not_replaced(self, kestra: Kestra) -> None:
         flow = self.named()
-        with pytest.raises(KestraRejected, match="Flow not found"):
+        with pytest.raises(KestraRejected, match="Not Found"):
             await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="one"), exists=True)
 
     async def test_do_not_change_their_names(self, kestra: Kestra) -> None:
-        with pytest.raises(KestraRejected, match=r"can't be changed|Illegal flow id update"):
-            await kestra.save_flow(FlowName(NAMESPACE, "works"), FLOWS["silent"], exists=True)
+        with pytest.raises(KestraRejected, match="Illegal flow id update"):
+            await kestra.save_flow(FlowName(NAMESPACE, "works"), of_this_run(FLOWS["silent"]), exists=True)
 
     @pytest.mark.parametrize(
         ("source", "fault"),
@@ -681,10 +598,11 @@ tasks:
         ],
     )
     async def test_with_a_fault_are_refused_and_found_at_fault(self, kestra: Kestra, source: str, fault: str) -> None:
+        source = of_this_run(source)
         with pytest.raises(KestraRejected):
             await kestra.save_flow(FlowName(NAMESPACE, "v"), source, exists=False)
         (constraint,) = await kestra.validate_flow(source)
         assert fault in constraint
 
     async def test_without_a_fault_are_found_so(self, kestra: Kestra) -> None:
-        assert await kestra.validate_flow(FLOWS["works"]) == []
+        assert await kestra.validate_flow(of_this_run(FLOWS["works"])) == []

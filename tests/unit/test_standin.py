@@ -13,6 +13,7 @@ import pytest
 from tests.standin import EMPTY, HTML, KESTRA, TRUNCATED, Ends, Run, Standin
 
 FLOW = ("bridge.jobs", "example")
+CONFIGS = "../configs"
 LABELS = {"labels": ["bridge:amqp", "bridgeJob:job-1", "bridgeAttempt:1"]}
 
 
@@ -160,15 +161,15 @@ class TestFaults:
 
     async def test_hit_so_many_requests_of_that_operation(self, standin: Standin, api: httpx.AsyncClient) -> None:
         fault = standin.faults.add("create", times=2, status=503)
-        assert (await api.get("/configs")).status_code == 200
+        assert (await api.get(CONFIGS)).status_code == 200
         assert [(await create(api)).status_code for _ in range(3)] == [503, 503, 200]
         assert fault.hits == 2
 
     async def test_hit_until_they_are_cleared(self, standin: Standin, api: httpx.AsyncClient) -> None:
         standin.faults.add(times=None, status=500)
-        assert [(await api.get("/configs")).status_code for _ in range(3)] == [500] * 3
+        assert [(await api.get(CONFIGS)).status_code for _ in range(3)] == [500] * 3
         standin.faults.clear()
-        assert (await api.get("/configs")).status_code == 200
+        assert (await api.get(CONFIGS)).status_code == 200
 
     async def test_hit_the_requests_that_are_meant(self, standin: Standin, api: httpx.AsyncClient) -> None:
         standin.faults.add("get", times=None, status=500, when=lambda call: call.path.endswith("/b"))
@@ -177,14 +178,14 @@ class TestFaults:
     @pytest.mark.parametrize("body", [KESTRA, HTML, TRUNCATED, EMPTY, {"wrong": "shape"}, None])
     async def test_answer_with_any_body(self, standin: Standin, api: httpx.AsyncClient, body: Any) -> None:
         standin.faults.add("configs", status=500, body=body)
-        answer = await api.get("/configs")
+        answer = await api.get(CONFIGS)
         expected = {"str": HTML.encode(), "bytes": body, "NoneType": b"", "dict": b'{"wrong":"shape"}'}
         assert answer.content == expected.get(type(body).__name__, answer.content)
         assert body is not KESTRA or "message" in answer.json()
 
     async def test_redirect(self, standin: Standin, api: httpx.AsyncClient) -> None:
         standin.faults.add("configs", status=302)
-        assert (await api.get("/configs")).headers["Location"] == "/ui/login"
+        assert (await api.get(CONFIGS)).headers["Location"] == "/ui/login"
 
     @pytest.mark.parametrize("worked", [False, True])
     async def test_cut_the_connection(self, standin: Standin, api: httpx.AsyncClient, worked: bool) -> None:
@@ -221,9 +222,9 @@ class TestServer:
         url = standin.url
         await standin.down()
         with pytest.raises(httpx.ConnectError):
-            await api.get("/configs")
+            await api.get(CONFIGS)
         await standin.up()
-        assert (standin.url, (await api.get("/configs")).status_code) == (url, 200)
+        assert (standin.url, (await api.get(CONFIGS)).status_code) == (url, 200)
 
     async def test_counts_requests_by_operation(self, standin: Standin, api: httpx.AsyncClient) -> None:
         await create(api)
