@@ -621,14 +621,18 @@ class Standin:
 
     def _begun(self, run: Run, flow: Flow) -> dict[str, Any]:
         """What is answered to who has an execution created: 1.x doesn't wait for what becomes of it."""
-        others = sum((one.namespace, one.flow) == (flow.namespace, flow.id) for one in self._open.values()) - 1
-        limits = flow.concurrency or {}
-        if limits.get("behavior") == "FAIL" and others >= limits["limit"]:
+        if self._is_one_too_many(run, flow.concurrency or {}):
             run.histories[1:] = []
             self._pass_to(run, "FAILED")
         else:
             self._let_run(run)
         return self._whole(run if self.series == "2.0" else replace(run, histories=run.histories[:1]))
+
+    def _is_one_too_many(self, run: Run, limits: Mapping[str, Any]) -> bool:
+        if limits.get("behavior") != "FAIL":
+            return False
+        going = [one for one in self._open.values() if (one.namespace, one.flow) == (run.namespace, run.flow)]
+        return len(going) > int(limits["limit"])
 
     def _on_webhook(self, call: Call, namespace: str, flow_id: str, key: str) -> dict[str, Any]:
         flow = self._flows.get((namespace, flow_id))
@@ -887,10 +891,8 @@ class Standin:
         labels: dict[str, str] = {}
         for text in texts:
             key, colon, value = text.partition(":")
-            if not colon:
-                raise self._refuse("labels=nocolon")
             if not value.strip():
-                raise self._refuse("labels=empty:")
+                raise self._refuse("labels=empty:" if colon else "labels=nocolon")
             if key in labels:
                 both = ("values 1 and 2", f"values {labels[key]} and {value}")
                 raise self._refuse("labels=twice:1", ("key twice", f"key {key}"), both)
@@ -1007,8 +1009,7 @@ def _operations(path: str, series: Series, routes: tuple[Route, ...] = ()) -> di
     below = re.sub(r"^/api/v1/[^/]+(?=/)", "", path)
     found: dict[str, tuple[str, ...]] = {}
     for method, pattern, operation in routes or _ROUTES[series]:
-        match = re.fullmatch(pattern, below)
-        if match:
+        if match := re.fullmatch(pattern, below):
             found.setdefault(method, (operation, *map(unquote, match.groups())))
     return found
 
