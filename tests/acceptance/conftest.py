@@ -1,4 +1,4 @@
-"""A real RabbitMQ and Kestra's real engine, started once, and a bridge of its own for each test."""
+"""A real RabbitMQ and Kestra's real engine, started once or given, and a bridge of its own for each test."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from bridge.settings import Settings
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ
+from tests.given import Server, given
 from tests.harness import Bridge, Client, another_bridge, eventually
 
 JOB_FLOW = """
@@ -49,21 +50,41 @@ outputs:
 """
 
 
+@dataclass(frozen=True)
+class Broker:
+    """A RabbitMQ that is given: where it's reached, and nothing more."""
+
+    amqp_url: str
+
+
 @pytest.fixture(scope="session")
-def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+def rabbit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ | Broker]:
+    if given(request.config):
+        url = str(request.config.getoption("--amqp-url"))
+        if not url:
+            pytest.skip("--amqp-url tells no RabbitMQ that the given Kestra reaches")
+        yield Broker(url)
+        return
     with RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), series="4.3") as node:
         yield node
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory, rabbit: RabbitMQ) -> Iterator[Engine]:
+def engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, rabbit: RabbitMQ | Broker
+) -> Iterator[Engine | Server]:
+    server = given(request.config)
+    if server:
+        deploy_flows(server)
+        yield server
+        return
     amqp = AmqpAddress.from_url(rabbit.amqp_url)
     with Engine(tmp_path_factory.mktemp("kestra"), amqp=amqp) as running:
         deploy_flows(running)
         yield running
 
 
-def deploy_flows(engine: Engine, *, timeout: float | None = None) -> None:
+def deploy_flows(engine: Engine | Server, *, timeout: float | None = None) -> None:
     """As an operator would: the command itself finds out which notifier this server needs."""
     done = subprocess.run(
         [sys.executable, "-m", "bridge", "flows", "deploy"],
@@ -76,7 +97,10 @@ def deploy_flows(engine: Engine, *, timeout: float | None = None) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def kestra_settings(engine: Engine) -> dict[str, str]:
+def kestra_settings(engine: Engine | Server) -> dict[str, str]:
+    """What a bridge needs to know of a Kestra."""
+    if isinstance(engine, Server) and engine.token:
+        return {"BRIDGE_KESTRA_URL": engine.url, "BRIDGE_KESTRA_TOKEN": engine.token}
     return {
         "BRIDGE_KESTRA_URL": engine.url,
         "BRIDGE_KESTRA_USERNAME": engine.username,
@@ -89,12 +113,20 @@ class Stage:
     """One test's own queue, namespace and flow, and what happens there."""
 
     directory: Path
-    rabbit: RabbitMQ
-    engine: Engine
+    rabbit: RabbitMQ | Broker
+    engine: Engine | Server
     client: Client
     api: httpx.AsyncClient
     name: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:10]}")
     bridges: list[Bridge] = field(default_factory=list)
+    deployed: list[str] = field(default_factory=list)
+
+    @property
+    def node(self) -> RabbitMQ:
+        """The broker, where it's one of our own; a test that needs more of a given one than its address is skipped."""
+        if isinstance(self.rabbit, Broker):
+            pytest.skip("needs the management API of a RabbitMQ of our own")
+        return self.rabbit
 
     @property
     def queue(self) -> str:
@@ -117,6 +149,19 @@ class Stage:
     async def deploy(self, source: str) -> None:
         answer = await self.api.post("/flows", content=source.encode(), headers={"Content-Type": "application/x-yaml"})
         assert answer.status_code == 200, answer.text
+        self.deployed.append(f"/flows/{answer.json()['namespace']}/{answer.json()['id']}")
+
+    async def clear(self) -> None:
+        """Take away what would otherwise stay with a server that is given."""
+        for execution in await self.executions():
+            if not execution.state.terminal:
+                await self.api.delete(self._action(execution.id, "kill"))
+        for path in self.deployed:
+            await self.api.delete(path)
+
+    def _action(self, execution_id: str, action: str) -> str:
+        """Where an action on an execution is asked for, which 2.0 has moved."""
+        return f"/executions/{execution_id}/{action if self.engine.series == '1.3' else f'actions/{action}'}"
 
     async def replace(self, flow_id: str, source: str) -> None:
         """Give a flow another revision."""
@@ -126,18 +171,17 @@ class Stage:
 
     async def restart(self, execution_id: str, **query: str) -> None:
         """As an operator does it."""
-        answer = await self.api.post(f"/executions/{execution_id}/actions/restart", params=query)
+        answer = await self.api.post(self._action(execution_id, "restart"), params=query)
         assert answer.status_code == 200, answer.text
 
     async def resume(self, execution_id: str) -> None:
         """Let a paused execution go on."""
-        answer = await self.api.post(f"/executions/{execution_id}/actions/resume")
+        answer = await self.api.post(self._action(execution_id, "resume"))
         assert answer.is_success, answer.text
 
     async def change_status(self, execution_id: str, state: str) -> None:
         """As an operator does it."""
-        path = f"/executions/{execution_id}/actions/change-status"
-        answer = await self.api.post(path, params={"status": state})
+        answer = await self.api.post(self._action(execution_id, "change-status"), params={"status": state})
         assert answer.status_code == 200, answer.text
 
     async def executions(self, **labels: str) -> list[Execution]:
@@ -163,14 +207,14 @@ class Stage:
         return await eventually(enough, f"{count} running executions")
 
     async def kill(self, execution: Execution) -> None:
-        answer = await self.api.delete(f"/executions/{execution.id}/actions/kill")
-        assert answer.status_code == 200, answer.text
+        answer = await self.api.delete(self._action(execution.id, "kill"))
+        assert answer.is_success, answer.text
 
     async def diagnosed(self, *, patience: float | None = None, **settings: Any) -> list[Finding]:
         """What the doctor finds wrong, or can't see, with this test's queue; with `patience` it runs a probe."""
         own: dict[str, Any] = {
-            "amqp_url": SecretStr(self.rabbit.amqp_url),
-            "management_url": self.rabbit.management_url,
+            "amqp_url": SecretStr(self.node.amqp_url),
+            "management_url": self.node.management_url,
             "kestra_url": self.engine.url,
             "kestra_username": self.engine.username,
             "kestra_password": SecretStr(self.engine.password),
@@ -198,8 +242,8 @@ class Stage:
 
 
 @pytest.fixture
-async def stage(tmp_path: Path, rabbit: RabbitMQ, engine: Engine) -> AsyncIterator[Stage]:
-    auth = httpx.BasicAuth(engine.username, engine.password)
+async def stage(tmp_path: Path, rabbit: RabbitMQ | Broker, engine: Engine | Server) -> AsyncIterator[Stage]:
+    auth = engine.auth if isinstance(engine, Server) else httpx.BasicAuth(engine.username, engine.password)
     async with (
         httpx.AsyncClient(base_url=f"{engine.url}/api/v1/main", auth=auth, timeout=30) as api,
         Client.connect(rabbit.amqp_url) as client,
@@ -211,3 +255,5 @@ async def stage(tmp_path: Path, rabbit: RabbitMQ, engine: Engine) -> AsyncIterat
         finally:
             for bridge in stage.bridges:
                 bridge.end()
+            if isinstance(engine, Server):
+                await stage.clear()

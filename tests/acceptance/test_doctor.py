@@ -16,6 +16,12 @@ from tests.harness import eventually
 NOTIFIER = "/flows/bridge.system/notifier"
 
 
+@pytest.fixture(autouse=True)
+async def _of_our_own(stage: Stage) -> None:
+    """What the doctor is to find is planted, which nobody's own servers are for."""
+    assert stage.node.alive
+
+
 def of(findings: list[Finding], check: str) -> list[tuple[Level, str]]:
     """Level and words of what a check finds."""
     return [(finding.level, finding.what) for finding in findings if finding.check == check]

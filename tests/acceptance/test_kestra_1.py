@@ -10,14 +10,24 @@ import pytest
 
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from deploy.local.rabbitmq import RabbitMQ
-from tests.acceptance.conftest import Stage, deploy_flows
+from tests.acceptance.conftest import Broker, Stage, deploy_flows
+from tests.given import Server, given
 from tests.harness import eventually
 
 NEVER = 3600
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory, rabbit: RabbitMQ) -> Iterator[Engine]:
+def engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, rabbit: RabbitMQ | Broker
+) -> Iterator[Engine | Server]:
+    server = given(request.config)
+    if server and server.series != "1.3":
+        pytest.skip(f"what is tried with 1.x, and this is {server.version}")
+    if server:
+        deploy_flows(server)
+        yield server
+        return
     amqp = AmqpAddress.from_url(rabbit.amqp_url)
     with Engine(tmp_path_factory.mktemp("kestra-1"), series="1.3", amqp=amqp) as running:
         deploy_flows(running)

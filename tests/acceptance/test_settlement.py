@@ -276,7 +276,7 @@ async def publish_without_id(stage: Stage) -> None:
         "payload": "{}",
         "payload_encoding": "string",
     }
-    answer = await asyncio.to_thread(stage.rabbit.api, "exchanges/%2F/amq.default/publish", method="POST", body=body)
+    answer = await asyncio.to_thread(stage.node.api, "exchanges/%2F/amq.default/publish", method="POST", body=body)
     assert answer == {"routed": True}
 
 
