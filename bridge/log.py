@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -18,7 +19,18 @@ _WORRIED = ("opentelemetry",)
 """Libraries that warn of each try that fails; that they gave up is said as an error."""
 
 _SECRETS: list[str] = []
-"""What is masked, the longest first: one secret may be a part of another."""
+"""What is masked wherever it stands, the longest first: one secret may be a part of another."""
+
+_SEARCHED_FROM = 8
+"""Characters of a secret that is searched for. A shorter one is also a part of words, which would be masked for it."""
+
+_POSITIONS = (
+    re.compile(r"([a-z][a-z0-9+.-]*://[^\s/?#@:]*:)\S*(?=@)", re.IGNORECASE),
+    re.compile(r"(authorization\W+(?:b\W+)?(?:bearer|basic)\s+)[^\s'\"]+", re.IGNORECASE),
+)
+"""Where a text holds a secret, whatever that is: the password of a URL, and what a header shows to a server."""
+
+_SECRET_FIELDS = re.compile(r"(?:^|[_-])(?:password|token|authorization)$", re.IGNORECASE)
 
 
 def configure(*, style: Literal["auto", "json", "console"], level: str, secrets: Iterable[str] = ()) -> None:
@@ -58,7 +70,17 @@ def configure(*, style: Literal["auto", "json", "console"], level: str, secrets:
 
 def hide(secrets: Iterable[str]) -> None:
     """Mask these too from now on, such as a password that was changed while the process runs."""
-    _SECRETS[:] = sorted({*_SECRETS, *secrets} - {""}, key=len, reverse=True)
+    found = {*_SECRETS, *(secret for secret in secrets if len(secret) >= _SEARCHED_FROM)}
+    _SECRETS[:] = sorted(found, key=len, reverse=True)
+
+
+def masked(text: str) -> str:
+    """The text without secrets, as a log line or an error message may show it."""
+    for position in _POSITIONS:
+        text = position.sub(r"\1***", text)
+    for secret in _SECRETS:
+        text = text.replace(secret, "***").replace(repr(secret)[1:-1], "***")
+    return text
 
 
 _json = structlog.processors.JSONRenderer(sort_keys=False, default=repr)
@@ -80,7 +102,7 @@ def _traceback_for_debug_only(*, debug: bool) -> Processor:
 
 
 def _mask(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    return {key: value if key.startswith("_") else _clean(value) for key, value in event.items()}
+    return {key: value if key.startswith("_") else _clean_field(key, value) for key, value in event.items()}
 
 
 def _clean(value: Any) -> Any:
@@ -88,11 +110,13 @@ def _clean(value: Any) -> Any:
         case None | bool() | int() | float():
             return value
         case dict():
-            return {key: _clean(item) for key, item in value.items()}
+            return {key: _clean_field(key, item) for key, item in value.items()}
         case list() | tuple():
             return [_clean(item) for item in value]
-    text = value if isinstance(value, str) else repr(value)
-    for secret in _SECRETS:
-        text = text.replace(secret, "***").replace(repr(secret)[1:-1], "***")
+    text = masked(value if isinstance(value, str) else repr(value))
     # Lone surrogates stand for bytes that weren't UTF-8; a terminal and a file take none.
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _clean_field(name: Any, value: Any) -> Any:
+    return "***" if isinstance(name, str) and _SECRET_FIELDS.search(name) else _clean(value)

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bridge import __version__, clock
 from bridge.errors import BridgeError, BrokerDenied, BrokerError, BrokerUnavailable
+from bridge.log import masked
 from bridge.settings import BrokerSettings
 
 TIMEOUT = 10.0
@@ -204,10 +205,10 @@ async def scrape(url: str, *, transport: httpx.AsyncBaseTransport | None = None)
             response.raise_for_status()
             samples = [sample for family in text_string_to_metric_families(response.text) for sample in family.samples]
         except (*_HTTPX_ERRORS, ValueError) as error:
-            raise BridgeError(f"can't read metrics at {url}: {_why(error)}") from error
+            raise BridgeError(masked(f"can't read metrics at {url}: {_why(error)}")) from error
     oldest = [sample.value for sample in samples if sample.name == "bridge_oldest_in_flight_seconds"]
     if not oldest:
-        raise BridgeError(f"the metrics at {url} are not those of kestra-bridge")
+        raise BridgeError(f"the metrics at {masked(url)} are not those of kestra-bridge")
     restarts = _counts(samples, "bridge_consumer_restarts_total", "cause")
     return ReplicaMetrics(
         in_flight=_counts(samples, "bridge_in_flight", "lane"),

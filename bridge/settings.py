@@ -55,20 +55,33 @@ def _flow_name(text: str) -> str:
 
 
 def _amqp_url(secret: SecretStr) -> SecretStr:
-    parts = _url_parts(secret.get_secret_value())
-    if parts is None or parts.scheme not in ("amqp", "amqps") or not parts.hostname:
-        raise ValueError("must be amqp://user:password@host:port/vhost or amqps://…, with %2F for a / in the password")
+    text = secret.get_secret_value()
+    parts = _url_parts(text)
+    # An @ after the host, or a fragment, is part of a password that begins with digits, which look like a port.
+    misread = parts is None or "@" in parts.path + parts.query or "#" in text
+    if parts is None or misread or parts.scheme not in ("amqp", "amqps") or not _is_host(parts.hostname):
+        raise ValueError(
+            "must be amqp://user:password@host:port/vhost or amqps://…; in user, password and virtual host write %2F "
+            "for /, %3F for ?, %23 for #, %40 for @"
+        )
     return secret
 
 
 def _http_url(text: str, info: ValidationInfo) -> str:
     parts = _url_parts(text)
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if parts is None or parts.scheme not in ("http", "https"):
         raise ValueError("must be http://host:port or https://…")
-    if parts.username or parts.password:
+    # Wherever the @ stands: behind `user:12345/` the rest of a password would pass for a path.
+    if "@" in text:
         service = f"{PREFIX}{(info.field_name or '').upper().removesuffix('_URL')}"
         raise ValueError(f"must not hold credentials: use {service}_USERNAME and {service}_PASSWORD")
+    if not _is_host(parts.hostname) or "?" in text or "#" in text:
+        raise ValueError("must be http://host:port or https://…, without ? and #")
     return parts.geturl().rstrip("/")
+
+
+def _is_host(name: str | None) -> bool:
+    return bool(name) and not any(character.isspace() for character in name or "")
 
 
 def _url_parts(text: str) -> SplitResult | None:

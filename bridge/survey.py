@@ -15,6 +15,7 @@ from bridge.dead_letter_queue import DeadLetters
 from bridge.errors import BridgeError, BrokerUnavailable
 from bridge.inspection import Depth, Inspection
 from bridge.kestra import Kestra
+from bridge.log import masked
 from bridge.management import Management, scrape
 from bridge.settings import BrokerSettings, KestraSettings, Lane
 from bridge.status import BrokerFacts, Facts, KestraFacts, ManagementFacts, Unseen, names
@@ -67,7 +68,7 @@ class Survey:
             management = asking.create_task(told(self._by_management(), where))
             kestra = asking.create_task(told(self._by_kestra(), "Kestra"))
             metrics = {
-                url: asking.create_task(told(scrape(url), f"the metrics at {url}"))
+                masked(url): asking.create_task(told(scrape(url), f"the metrics at {masked(url)}"))
                 for url in dict.fromkeys(self._metrics)
             }
         return Facts(

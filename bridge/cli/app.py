@@ -66,7 +66,7 @@ def reported() -> Iterator[None]:
         yield
     except BridgeError as error:
         structlog.get_logger().debug("failed", exc_info=error)
-        print(f"kestra-bridge: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"kestra-bridge: {log.masked(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(WRONG if isinstance(error, _WRONG_SETTINGS) else FAILED)
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`), and Python would complain of that once more at its exit.

@@ -162,20 +162,47 @@ class TestSecrets:
         assert said()[0]["event"] == "connecting with ***"
 
     def test_are_masked_in_the_spelling_of_a_repr(self, stderr: Stderr) -> None:
-        said = started(stderr, secrets=("ge\\heim",))
-        structlog.get_logger().info("connecting", error=ValueError("at ge\\heim"))
+        said = started(stderr, secrets=("sehr\\geheim",))
+        structlog.get_logger().info("connecting", error=ValueError("at sehr\\geheim"))
         assert said()[0]["error"] == "ValueError('at ***')"
 
     def test_that_turn_up_later_are_masked_too(self, stderr: Stderr) -> None:
         said = started(stderr)
-        hide(["neu"])
-        structlog.get_logger().info(f"{SECRET} neu")
+        hide(["nagelneu"])
+        structlog.get_logger().info(f"{SECRET} nagelneu")
         assert said()[0]["event"] == "*** ***"
 
     def test_that_hold_one_another_are_masked_whole(self, stderr: Stderr) -> None:
-        said = started(stderr, secrets=("geheim-lang", "geheim"))
-        structlog.get_logger().info("geheim-lang geheim")
+        said = started(stderr, secrets=("geheim-und-lang", "geheim-und"))
+        structlog.get_logger().info("geheim-und-lang geheim-und")
         assert said()[0]["event"] == "*** ***"
+
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("amqp://bridge:a@rabbit:5672", "amqp://bridge:***@rabbit:5672"),
+            ("amqp://bridge:a@b@rabbit and b", "amqp://bridge:***@rabbit and b"),
+            ("amqp://bridge:12345/topsecret@host/", "amqp://bridge:***@host/"),
+            ("at http://:x@proxy:3128 it ends", "at http://:***@proxy:3128 it ends"),
+            ("Authorization: Bearer abc", "Authorization: Bearer ***"),
+            ("(b'Authorization', b'Basic dTpw')", "(b'Authorization', b'Basic ***')"),
+            ("http://kestra:8080/api", "http://kestra:8080/api"),
+        ],
+    )
+    def test_are_masked_by_their_position(self, stderr: Stderr, text: str, shown: str) -> None:
+        said = started(stderr, secrets=())
+        structlog.get_logger().info(text)
+        assert said()[0]["event"] == shown
+
+    def test_are_masked_by_their_fields_name(self, stderr: Stderr) -> None:
+        said = started(stderr, secrets=())
+        structlog.get_logger().info("x", headers={"amqp_password": "a"})
+        assert said()[0]["headers"] == {"amqp_password": "***"}
+
+    def test_of_a_letter_or_two_leave_words_alone(self, stderr: Stderr) -> None:
+        said = started(stderr, secrets=("a", "in", "bridge"))
+        structlog.get_logger().info("a job in the bridge")
+        assert said()[0]["event"] == "a job in the bridge"
 
 
 class TestExceptions:

@@ -338,6 +338,12 @@ class TestScraping:
         with pytest.raises(BridgeError, match="http://a/metrics"):
             await scrape("http://a/metrics", transport=self.serving(text, status))
 
+    @pytest.mark.parametrize("status", [200, 401])
+    async def test_shows_no_password_of_an_address(self, status: int) -> None:
+        with pytest.raises(BridgeError) as caught:
+            await scrape("http://u:geheim@a/metrics", transport=self.serving("up 1\n", status))
+        assert "geheim" not in str(caught.value)
+
     @pytest.mark.parametrize("url", ["nonsense", "ftp://a", "http://[", "http://127.0.0.1:1/metrics"])
     async def test_says_which_address_can_not_be_asked(self, url: str) -> None:
         with pytest.raises(BridgeError, match="can't read metrics at"):

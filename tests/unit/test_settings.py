@@ -269,10 +269,27 @@ class TestFaults:
             "amqp://user:[geheim@rabbit",
             "amqp://user:geheim@rabbit:geheim",
             "geheim://rabbit",
+            "amqp://user:12345/geheim@rabbit/",
+            "amqp://user:12345?geheim@rabbit/",
+            "amqp://user:12345#geheim@rabbit/",
+            "amqp://user:12345/geheim#geheim",
+            "amqp://user@rabbit/jobs#",
+            "amqp://rab bit",
         ],
     )
     def test_show_no_part_of_a_url_that_can_not_be_read(self, environment: pytest.MonkeyPatch, url: str) -> None:
-        assert "geheim" not in fault(environment, AMQP_URL=url)
+        named = fault(environment, AMQP_URL=url)
+        assert ("BRIDGE_AMQP_URL must be amqp://" in named, "geheim" in named) == (True, False), named
+
+    @pytest.mark.parametrize("name", ["KESTRA", "MANAGEMENT"])
+    @pytest.mark.parametrize(
+        "rest", ["12345/geheim@host", "12345?geheim@host", "12345#geheim@host", "geheim@host", "geheim/@host"]
+    )
+    def test_show_no_part_of_an_http_url_with_a_password(
+        self, environment: pytest.MonkeyPatch, name: str, rest: str
+    ) -> None:
+        named = fault(environment, **{f"{name}_URL": f"http://user:{rest}"})
+        assert (f"BRIDGE_{name}_URL must" in named, "geheim" in named) == (True, False), named
 
     @pytest.mark.parametrize("name", sorted(Settings.model_fields))
     def test_show_no_value(self, environment: pytest.MonkeyPatch, name: str) -> None:

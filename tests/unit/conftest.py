@@ -1,0 +1,5 @@
+"""What the unit tests share."""
+
+from tests.console import console
+
+__all__ = ["console"]
