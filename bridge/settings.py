@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import from_json
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from bridge import log, tls
 from bridge.errors import SettingsError
@@ -34,6 +34,9 @@ from bridge.settlement import Policy
 PREFIX = "BRIDGE_"
 OTHERS_PREFIX = "BRIDGE_MACHINE_"
 """Settings of `kestra-bridge machine` alone, which are declared in `bridge.machines.settings`."""
+
+ENV_FILE = ".env"
+"""Where settings stand that the environment hasn't, in the folder in which a command is started."""
 
 FILE = "_file"
 """How the settings end that name a file in place of the value: `BRIDGE_AMQP_PASSWORD_FILE`, by the setting before."""
@@ -204,7 +207,7 @@ class CommandSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
-        env_file=".env",
+        env_file=ENV_FILE,
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -540,6 +543,15 @@ def _checked(made: Callable[[], Section]) -> Section:
         return made()
     except ValidationError as error:
         raise SettingsError("; ".join(_faults(error))) from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"the file {ENV_FILE} is not UTF-8: save it as that") from None
+    except OSError as error:
+        raise SettingsError(f"the file {ENV_FILE} can't be read: {error.strerror}") from None
+
+
+def in_env_file() -> list[str]:
+    """The variables that the file `.env` sets."""
+    return [name.upper() for name in DotEnvSettingsSource(CommandSettings).env_vars]
 
 
 def lane_named(settings: BrokerSettings, queue: str, *, option: str) -> Lane:

@@ -192,7 +192,7 @@ def _json_object(line: bytes, *, where: str) -> dict[str, Any]:
 
 def _read_csv(content: bytes, name: str) -> Iterator[Draft]:
     rows = _csv_rows(content, name)
-    first = next(rows, None)
+    first = next((row for row in rows if any(map(str.strip, row[1]))), None)
     if first is None:
         return
     number, header = first
@@ -243,7 +243,7 @@ def _columns(header: Sequence[str], where: str) -> list[str]:
 def _draft_of_row(columns: Sequence[str], cells: Sequence[str], where: str) -> Draft:
     """An empty cell says nothing, as if the column weren't there."""
     if len(cells) != len(columns):
-        raise InvalidMessage(f"{where}: {len(cells)} columns, where the first line has {len(columns)}")
+        raise InvalidMessage(f"{where}: {len(cells)} columns, where the header has {len(columns)}")
     draft: dict[str, Any] = {"inputs": {}, "labels": {}}
     for column, cell in zip(columns, cells, strict=True):
         if not cell:

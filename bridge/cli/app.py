@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import structlog
 import typer
 
-from bridge import __version__, log, settings
+from bridge import __version__, environment, log, settings
+from bridge.cli import streams
 from bridge.errors import (
     BridgeError,
     BrokerDenied,
@@ -28,6 +30,9 @@ from bridge.errors import (
 
 FAILED = 1
 WRONG = 2
+INTERRUPTED = 130
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _WRONG_SETTINGS = (
     SettingsError,
     BrokerDenied,
@@ -54,6 +59,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs inst
 
 def main() -> None:
     """Run the command line. Every error of ours becomes one line and an exit code."""
+    streams.prepare()
     log.configure(style="auto", level="info")
     with reported():
         app()
@@ -61,22 +67,52 @@ def main() -> None:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn our errors into one line on standard error and an exit code."""
+    """Turn errors into one line on standard error and an exit code."""
     try:
-        yield
+        with _flushed():
+            yield
     except BridgeError as error:
         structlog.get_logger().debug("failed", exc_info=error)
-        print(f"kestra-bridge: {log.masked(' '.join(str(error).split()))}", file=sys.stderr)
-        sys.exit(WRONG if isinstance(error, _WRONG_SETTINGS) else FAILED)
+        _fail(str(error), WRONG if isinstance(error, _WRONG_SETTINGS) else FAILED)
     except BrokenPipeError:
-        # Whoever read our output has gone (`| head`), and Python would complain of that once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.drop(sys.stdout)
         sys.exit(FAILED)
     except OSError as error:
-        print(f"kestra-bridge: {error.strerror or error}", file=sys.stderr)
-        sys.exit(FAILED)
+        _fail(_of_the_system(error), FAILED)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 (people are promised one line, whatever happens)
+        structlog.get_logger().debug("failed", exc_info=error)
+        _fail(
+            f"an error that the bridge did not expect, {type(error).__name__}: {error}; BRIDGE_LOG_LEVEL=debug shows "
+            "where, please report it",
+            FAILED,
+        )
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """See to it that the output can be written, also that of a command which ends the process."""
+    try:
+        yield
+    except SystemExit:
+        streams.flush()
+        raise
+    streams.flush()
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    streams.tell(f"kestra-bridge: {log.masked(' '.join(text.split()))}")
+    sys.exit(code)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, and of what."""
+    if error.errno in _UNWRITABLE and error.filename is None:
+        streams.drop(sys.stdout)
+        return str(streams.unwritable(error))
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename is not None else reason
 
 
 def load(section: type[settings.Section], *, json_logs: bool = False) -> settings.Section:
@@ -87,8 +123,10 @@ def load(section: type[settings.Section], *, json_logs: bool = False) -> setting
     """
     found = settings.load(section)
     log.configure(style="json" if json_logs else found.log_format, level=found.log_level, secrets=found.secrets)
-    for warning in settings.unknown(os.environ):
+    for warning in settings.unknown({*os.environ, *settings.in_env_file()}):
         structlog.get_logger().warning(warning)
+    if isinstance(found, settings.KestraSettings):
+        environment.check(os.environ)
     return found
 
 

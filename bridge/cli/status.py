@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bridge import settings
+from bridge import environment, settings
 from bridge.cli.app import Json, app, load
 from bridge.duration import in_words
 from bridge.errors import SettingsError
@@ -71,6 +72,7 @@ def status(
     seconds old. For their reasons dead letters are read as by 'dead-letters list': they keep their order and are away
     from their queue meanwhile. Where there are very many it says so instead.
     """
+    environment.check(os.environ)
     survey = Survey(load(BrokerSettings, json_logs=as_json), _kestra_settings(), metrics or ())
     try:
         asyncio.run(_watch(survey, every, as_json=as_json) if watch else _once(survey, as_json=as_json))

@@ -166,6 +166,11 @@ def test_an_inputs_name_may_have_dots() -> None:
     assert bodies("input.a.b\n1\n") == [{"inputs": {"a.b": "1"}}]
 
 
+@pytest.mark.parametrize("top", ["\n\n", " \n", ",\n", "\r\n"])
+def test_empty_lines_at_the_top_are_no_header(top: str) -> None:
+    assert bodies(f"{top}input.x\n1\n", name="f.csv") == [{"inputs": {"x": "1"}}]
+
+
 @given(st.lists(CELLS, min_size=1, max_size=5))
 def test_a_cell_reaches_the_bridge_as_it_is(cells: list[str]) -> None:
     text = io.StringIO(newline="")
@@ -192,8 +197,8 @@ def test_a_cell_reaches_the_bridge_as_it_is(cells: list[str]) -> None:
         ("id,timeout\na,nan\n", "f:2: column timeout"),
         ("id,timeout\na,0\n", "f:2: column timeout"),
         ("id,flow\na,nope\n", "f:2: the body has the wrong shape: flow"),
-        ("id,flow\na\n", "f:2: 1 columns, where the first line has 2"),
-        ("id,flow\na,n/f,more\n", "f:2: 3 columns, where the first line has 2"),
+        ("id,flow\na\n", "f:2: 1 columns, where the header has 2"),
+        ("id,flow\na,n/f,more\n", "f:2: 3 columns, where the header has 2"),
         ('id,input.x\na,"one\ntwo"\nb,"open\n', "f:4: not CSV"),
         ('id,input.x\na,"one\ntwo"\na,x\n', "f:4: id 'a' is there already, at f:2"),
     ],
