@@ -6,10 +6,12 @@ Everything is read and judged before anything is published, so that a fault in t
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -24,6 +26,9 @@ Format = Literal["auto", "jsonl", "csv"]
 
 MAX_ID_BYTES = 255
 """What fits into the property `message_id`; an id that is cut off would be another job's."""
+
+MADE_ID = 32
+"""Characters of an id that is made here."""
 
 _FIELDS = ("id", "flow", "priority", "timeout", "inputs", "labels")
 _COLUMNS = ("id", "flow", "priority", "timeout")
@@ -99,10 +104,29 @@ def read(data: bytes, *, name: str, style: Format = "auto") -> list[Draft]:
     return drafts
 
 
-def judge(
-    drafts: Sequence[Draft], *, max_priority: int, new_id: Callable[[], str] = lambda: uuid.uuid4().hex
-) -> list[Submission]:
-    """The jobs as messages, in the same order, each with an id.
+def random_id(_: Message) -> str:
+    """An id for a job that has none, never the same one twice."""
+    return uuid.uuid4().hex
+
+
+class IdsByContent:
+    """Ids for jobs that have none: the same jobs in the same file get the same ids, however often it is read.
+
+    Jobs that are alike are told apart by their order, so they stay as many as they are.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Counter[bytes] = Counter()
+
+    def __call__(self, message: Message) -> str:
+        """An id for the job of this message."""
+        content = hashlib.sha256(f"{message.priority}\n".encode() + message.body).digest()
+        self._seen[content] += 1
+        return hashlib.sha256(content + str(self._seen[content]).encode()).hexdigest()[:MADE_ID]
+
+
+def judge(drafts: Sequence[Draft], *, max_priority: int, ids: Callable[[Message], str]) -> list[Submission]:
+    """The jobs as messages, in the same order; `ids` gives one to each job that has none.
 
     Raises:
         InvalidMessage: the bridge would refuse one of them, or two have the same id; the text says where it stands.
@@ -112,7 +136,7 @@ def judge(
     for draft in drafts:
         prefix = f"{draft.where}: " if draft.where else ""
         try:
-            submission = _judge(draft, max_priority, new_id)
+            submission = _judge(draft, max_priority, ids)
         except InvalidMessage as error:
             raise InvalidMessage(f"{prefix}{error}") from error
         if submission.id in seen:
@@ -122,14 +146,14 @@ def judge(
     return submissions
 
 
-def _judge(draft: Draft, max_priority: int, new_id: Callable[[], str]) -> Submission:
-    message = Message(
+def _judge(draft: Draft, max_priority: int, ids: Callable[[Message], str]) -> Submission:
+    unnamed = Message(
         body=_encode(draft.body),
         content_type="application/json",
         delivery_mode=2,
         priority=_priority(draft.priority, max_priority),
-        message_id=new_id() if draft.id is None else _id(draft.id),
     )
+    message = replace(unnamed, message_id=ids(unnamed) if draft.id is None else _id(draft.id))
     # Which flow the lane has is for the bridge to know: it need not stand in the settings of who submits.
     job = decode(message, default_flow=_ANY_FLOW, max_priority=max_priority)
     return Submission(id=job.id, message=message)

@@ -17,6 +17,7 @@ import typer
 
 from bridge import __version__, environment, log, settings
 from bridge.cli import streams
+from bridge.cli.signals import Signalled
 from bridge.errors import (
     BridgeError,
     BrokerDenied,
@@ -79,6 +80,8 @@ def reported() -> Iterator[None]:
         sys.exit(FAILED)
     except OSError as error:
         _fail(_of_the_system(error), FAILED)
+    except Signalled as ended:
+        _fail(f"ended by {ended.name}", ended.code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 (people are promised one line, whatever happens)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -13,7 +11,9 @@ from typing import Any, TypeVar
 import typer
 
 from bridge import aftermath
+from bridge.alarms import heard
 from bridge.broker import Broker, Connection, Publisher
+from bridge.cli import signals, streams
 from bridge.cli.dead_letters_view import Told, counted, dumps, full_data, listing, print_full
 from bridge.cli.screen import bar, named
 from bridge.dead_letter_queue import DeadLetters, Plan, Tally
@@ -50,7 +50,8 @@ class Scope:
         """A connection for the whole command."""
         broker = Broker(self.settings, name="kestra-bridge dead-letters")
         async with broker.publisher() as (connection, publisher):
-            yield Session(broker, connection, publisher)
+            with heard(connection, _say):
+                yield Session(broker, connection, publisher)
 
     def opened(
         self, session: Session, lane: Lane, *, only_look: bool = False
@@ -71,10 +72,10 @@ class Session:
 def carry_out(work: Coroutine[Any, Any, Result], told: Callable[[], str] = lambda: "") -> Result:
     """Run a command; where it is cut off, it says how far it came."""
     try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
+        return signals.carry_out(work)
+    except signals.Signalled as ended:
         _say(f"interrupted{_after(told())}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(ended.code) from None
     except BridgeError as error:
         raise type(error)(f"{error}{_after(told())}") from error
 
@@ -384,4 +385,4 @@ def _are(count: int, what: str) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"kestra-bridge: {line}", file=sys.stderr)
+    streams.tell(f"kestra-bridge: {line}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import textwrap
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bridge.cli.app import FAILED, Json, app, load
+from bridge.cli.signals import carry_out
 from bridge.doctor.checks import examine
 from bridge.doctor.finding import Finding, Level
 from bridge.doctor.gather import gather
@@ -58,7 +58,7 @@ def doctor(
     its secrets, at clocks and certificates. It changes nothing but for the probes.
     """
     settings = load(Settings, json_logs=as_json)
-    findings = examine(settings, asyncio.run(gather(settings, probe_patience=probe_timeout if probe else None)))
+    findings = examine(settings, carry_out(gather(settings, probe_patience=probe_timeout if probe else None)))
     if as_json:
         print(json.dumps({"findings": [finding.as_data() for finding in findings]}, indent=2, ensure_ascii=False))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bridge.cli import signals
 from bridge.cli.app import Json, app, load
 from bridge.errors import KestraRejected, SettingsError
 from bridge.flows import Fate, FlowFile, Verdict, deploy, from_paths, select, shipped, validate
@@ -75,12 +75,12 @@ def deploy_flows(
     """
     settings = _settings(paths, tls=tls)
 
-    async def carry_out() -> tuple[str, list[Verdict]]:
+    async def ask() -> tuple[str, list[Verdict]]:
         async with Kestra(settings) as kestra:
             version = await kestra.probe()
             return version, await deploy(kestra, _choose(version, paths, only, tls=tls), dry_run=dry_run)
 
-    _report(*asyncio.run(carry_out()), as_json=as_json, dry_run=dry_run)
+    _report(*signals.carry_out(ask()), as_json=as_json, dry_run=dry_run)
 
 
 @flows.command("validate", epilog=_EPILOG)
@@ -91,12 +91,12 @@ def validate_flows(paths: Paths = None, only: Only = None, tls: Tls = False, as_
     """
     settings = _settings(paths, tls=tls)
 
-    async def carry_out() -> tuple[str, list[Verdict]]:
+    async def ask() -> tuple[str, list[Verdict]]:
         async with Kestra(settings) as kestra:
             version = await kestra.probe()
             return version, await validate(kestra, _choose(version, paths, only, tls=tls))
 
-    _report(*asyncio.run(carry_out()), as_json=as_json)
+    _report(*signals.carry_out(ask()), as_json=as_json)
 
 
 def _settings(paths: Sequence[Path] | None, *, tls: bool) -> KestraSettings:

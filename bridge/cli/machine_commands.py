@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from collections.abc import Coroutine, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from bridge.cli import machine_run
 from bridge.cli.app import FAILED, Json, load
-from bridge.cli.machine_signals import Result, Signalled, until_signalled
+from bridge.cli.signals import carry_out
 from bridge.errors import SettingsError
 from bridge.kestra import Kestra
 from bridge.machines.lifecycle import Machine, Machines, Sweep
@@ -65,7 +64,7 @@ def create(
     settings = load(MachineSettings, json_logs=as_json)
     machines = Machines(settings)
     # A flow's optional inputs come as empty texts.
-    made = _run(machines.create(execution, job, deadline, size=size or None, image=image or None, wait=wait))
+    made = carry_out(machines.create(execution, job, deadline, size=size or None, image=image or None, wait=wait))
     if as_json:
         print(json.dumps(made.data))
     elif outputs:
@@ -77,7 +76,7 @@ def create(
 @commands.command(name="list", epilog=_EPILOG)
 def list_(as_json: Json = False) -> None:
     """List the machines that carry our tags."""
-    machines = _run(Machines(load(MachineSettings, json_logs=as_json)).all())
+    machines = carry_out(Machines(load(MachineSettings, json_logs=as_json)).all())
     if as_json:
         print(json.dumps([machine.data for machine in machines]))
     elif machines:
@@ -96,7 +95,7 @@ def destroy(
     if bool(execution) == bool(name):
         raise SettingsError("one of --execution and --name is needed")
     settings = load(MachineSettings, json_logs=as_json)
-    gone = _run(Machines(settings).destroy(execution=execution or None, name=name or None))
+    gone = carry_out(Machines(settings).destroy(execution=execution or None, name=name or None))
     if as_json:
         print(json.dumps({"destroyed": [machine.name for machine in gone]}))
     else:
@@ -113,7 +112,7 @@ def reap(
     Safe to run often and side by side. Machines without our tags are never touched.
     """
     settings = load(ReapSettings, json_logs=as_json)
-    sweep = _run(_reap(settings, dry_run=dry_run))
+    sweep = carry_out(_reap(settings, dry_run=dry_run))
     if as_json:
         rows = [{**row.machine.data, "reason": row.reason, "error": row.error} for row in sweep.reaped]
         told = {"dry_run": dry_run, "reaped": rows, "kept": sweep.kept, "troubles": list(sweep.troubles)}
@@ -152,12 +151,3 @@ def _show(machines: Sequence[Machine]) -> None:
         cells = (machine.name, address, machine.state, machine.tags.execution, machine.tags.job, until)
         table.add_row(*(Text(cell) for cell in cells))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Do it. SIGTERM and Ctrl-C end us, once it has cleaned up."""
-    try:
-        return asyncio.run(until_signalled(work))
-    except Signalled as ended:
-        print(f"kestra-bridge: ended by {ended.name}", file=sys.stderr)
-        raise typer.Exit(ended.code) from None

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from bridge.cli.app import Json, load
-from bridge.cli.machine_signals import Signalled, until_signalled
+from bridge.cli.signals import Signalled, until_signalled
 from bridge.errors import BridgeError, MachineDenied, MachineUnavailable, SettingsError
 from bridge.machines.identity import Identity
 from bridge.machines.lifecycle import Machine, Machines

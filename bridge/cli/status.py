@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from rich.text import Text
 
 from bridge import environment, settings
 from bridge.cli.app import Json, app, load
+from bridge.cli.signals import Signalled, carry_out
 from bridge.duration import in_words
 from bridge.errors import SettingsError
 from bridge.management import ReplicaMetrics
@@ -75,9 +77,9 @@ def status(
     environment.check(os.environ)
     survey = Survey(load(BrokerSettings, json_logs=as_json), _kestra_settings(), metrics or ())
     try:
-        asyncio.run(_watch(survey, every, as_json=as_json) if watch else _once(survey, as_json=as_json))
-    except KeyboardInterrupt:
-        if not watch:
+        carry_out(_watch(survey, every, as_json=as_json) if watch else _once(survey, as_json=as_json))
+    except Signalled as ended:
+        if not watch or ended.number != signal.SIGINT:
             raise
 
 

@@ -18,17 +18,19 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge import submission
+from bridge.alarms import heard
 from bridge.broker import Broker, Mailbox, Publisher
+from bridge.cli import streams
 from bridge.cli.app import FAILED, Json, app, load
 from bridge.cli.screen import BAR_FROM, named
+from bridge.cli.signals import Signalled, carry_out
 from bridge.delivery import Message
 from bridge.errors import BridgeError, BrokerError, BrokerUnavailable, SettingsError
 from bridge.execution import State
 from bridge.settings import BrokerSettings, lane_named
-from bridge.submission import Draft, Format, Submission
+from bridge.submission import MADE_ID, Draft, Format, IdsByContent, Submission
 
 UNCONFIRMED_AT_ONCE = 256
-MADE_ID = 32
 WIDE = 100
 """Columns of a terminal from which on the executions' ids fit beside the rest."""
 
@@ -51,7 +53,11 @@ The same as CSV, whose values are all texts; an empty cell says nothing:
 Settings: BRIDGE_AMQP_URL, and where they differ from the defaults BRIDGE_QUEUE or BRIDGE_LANES, BRIDGE_AMQP_CA and
 BRIDGE_MAX_PRIORITY. A queue that isn't there yet is declared as the bridge would, by the same settings.
 
-Exit status: 0 all submitted (with --wait: all succeeded), 1 not so, 2 wrong usage, settings or jobs, 130 interrupted.
+A job of a file that has no id gets one by its content, and equal ones by their order too. So a file can be submitted
+again after an interruption, and what was submitted before is not run again; --new-ids runs all of it anew.
+
+Exit status: 0 all submitted (with --wait: all succeeded), 1 not so, 2 wrong usage, settings or jobs, 130 or 143
+interrupted by Ctrl-C or SIGTERM.
 """
 
 
@@ -62,12 +68,23 @@ class Ledger:
     jobs: Sequence[Submission]
     submitted: set[str] = field(default_factory=set)
     in_doubt: set[str] = field(default_factory=set)
+    told: int = 0
     results: dict[str, Result] = field(default_factory=dict)
 
     @property
     def open(self) -> list[str]:
         """The jobs that were submitted and have no result yet."""
         return [job.id for job in self.jobs if job.id in self.submitted and job.id not in self.results]
+
+    def untold(self, *, gaps: bool = False) -> Iterator[str]:
+        """The submitted jobs that were not told of yet, in order; up to the first that isn't, or with gaps."""
+        while self.told < len(self.jobs):
+            job = self.jobs[self.told].id
+            if job not in self.submitted and not gaps:
+                return
+            self.told += 1
+            if job in self.submitted:
+                yield job
 
     @property
     def count(self) -> str:
@@ -109,12 +126,13 @@ class Result:
         return " ".join(": ".join(str(part) for part in parts if part).split())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Output:
     """How to tell of it: JSON for programs, a table at the end on a terminal, else a line for each job as it comes."""
 
     as_json: bool
     queue: str
+    failure: OSError | None = None
 
     @property
     def at_end(self) -> bool:
@@ -122,9 +140,12 @@ class Output:
         return sys.stdout.isatty() and not self.as_json
 
     def submitted(self, ids: Iterable[str]) -> None:
-        """Say which jobs stand in the queue."""
-        for job in ids:
-            self._line({"job": job, "queue": self.queue}, job)
+        """Say which jobs stand in the queue. That it can't be said stops nothing; `failure` tells it."""
+        try:
+            for job in ids:
+                self._line({"job": job, "queue": self.queue}, job)
+        except OSError as error:
+            self.failure = error
 
     def result(self, result: Result) -> None:
         """Tell of one job's end, unless the table will."""
@@ -180,6 +201,12 @@ def submit(
     style: Annotated[
         Format, typer.Option("--format", help="The file's format; 'auto' looks at name and content.")
     ] = "auto",
+    new_ids: Annotated[
+        bool,
+        typer.Option(
+            "--new-ids", help="With --file: run its jobs anew, also where the same file was submitted before."
+        ),
+    ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for the results; fail unless every job succeeded.")
     ] = False,
@@ -194,11 +221,14 @@ def submit(
     """
     if wait_timeout is not None and not wait:
         raise SettingsError("--wait-timeout needs --wait")
+    if new_ids and file is None:
+        raise SettingsError("--new-ids needs --file: a single job has a new id unless --id gives it one")
     one = {"--input": inputs, "--inputs-json": inputs_json, "--label": labels, "--id": job_id}
     drafts = _drafts_of(file, style, one) if file is not None else [_draft(flow, one)]
     drafts = [draft.filled(flow=flow, priority=priority, timeout=timeout) for draft in drafts]
     settings = _for_queue(load(BrokerSettings, json_logs=as_json), queue)
-    jobs = submission.judge(drafts, max_priority=settings.max_priority)
+    ids = submission.random_id if file is None or new_ids else IdsByContent()
+    jobs = submission.judge(drafts, max_priority=settings.max_priority, ids=ids)
     output = Output(as_json=as_json, queue=settings.all_lanes[0].queue)
     if not _run(settings, Ledger(jobs=jobs), output, wait=wait, limit=wait_timeout):
         raise typer.Exit(FAILED)
@@ -240,19 +270,23 @@ def _run(settings: BrokerSettings, ledger: Ledger, output: Output, *, wait: bool
     """Submit, and wait if wanted; says whether all went well."""
     try:
         with _bars(ledger) as bars:
-            asyncio.run(_submit(settings, ledger, output, bars, wait=wait, limit=limit))
-    except KeyboardInterrupt:
-        _interrupted(ledger)
+            carry_out(_submit(settings, ledger, output, bars, wait=wait, limit=limit))
+    except Signalled as ended:
+        _interrupted(ledger, output, ended.code, wait=wait)
+    if output.failure:
+        raise output.failure
     output.table(ledger)
     if wait and ledger.open:
-        print(f"kestra-bridge: no result within {limit:g} s from {named(ledger.open)}", file=sys.stderr)
+        _say(f"no result within {limit:g} s from {named(ledger.open)}")
     return not wait or all(job.id in ledger.results and ledger.results[job.id].succeeded for job in ledger.jobs)
 
 
-def _interrupted(ledger: Ledger) -> NoReturn:
+def _interrupted(ledger: Ledger, output: Output, code: int, *, wait: bool) -> NoReturn:
+    if not wait:
+        output.submitted(ledger.untold(gaps=True))
     goes_on = "; what was submitted and has not ended goes on" if ledger.submitted or ledger.in_doubt else ""
-    print(f"kestra-bridge: interrupted: {ledger.count}{goes_on}", file=sys.stderr)
-    raise typer.Exit(130)
+    _say(f"interrupted: {ledger.count}{goes_on}")
+    raise typer.Exit(code)
 
 
 async def _submit(
@@ -260,13 +294,20 @@ async def _submit(
 ) -> None:
     broker = Broker(settings, name="kestra-bridge submit")
     async with broker.publisher() as (connection, publisher), AsyncExitStack() as stack:
+        stack.enter_context(heard(connection, _say))
         await broker.ensure(connection)
         mailbox = await stack.enter_async_context(broker.mailbox(connection)) if wait else None
         reply_to = mailbox.name if mailbox else None
         messages = ((job.id, job.answering(reply_to) if reply_to else job.message) for job in ledger.jobs)
-        error = await _publish_all(publisher, output.queue, messages, ledger, bars.submitted)
+
+        def confirmed() -> None:
+            bars.submitted()
+            if not wait:
+                output.submitted(ledger.untold())
+
+        error = await _publish_all(publisher, output.queue, messages, ledger, confirmed)
         if error or not wait:
-            output.submitted(job.id for job in ledger.jobs if job.id in ledger.submitted)
+            output.submitted(ledger.untold(gaps=True))
         if error:
             raise type(error)(f"{error}; {ledger.count}")
         if mailbox:
@@ -279,7 +320,7 @@ async def _publish_all(
     queue: str,
     messages: Iterator[tuple[str, Message]],
     ledger: Ledger,
-    advance: Callable[[], None],
+    confirmed: Callable[[], None],
 ) -> BridgeError | None:
     """Publish in order, many at once; after the first failure nothing more, but what is under way is seen through."""
     errors: list[BridgeError] = []
@@ -296,7 +337,7 @@ async def _publish_all(
             else:
                 ledger.in_doubt.discard(job)
                 ledger.submitted.add(job)
-                advance()
+                confirmed()
             if errors:
                 return
 
@@ -380,6 +421,10 @@ def _table(ledger: Ledger, *, wide: bool) -> Table:
 def _cells(result: Result, *, wide: bool) -> tuple[str, ...]:
     execution = (str(result.data.get("execution") or ""),) if wide else ()
     return result.state, str(result.data.get("attempts", "")), *execution, result.told
+
+
+def _say(line: str) -> None:
+    streams.tell(f"kestra-bridge: {line}")
 
 
 def _printable(text: str) -> str:

@@ -596,6 +596,25 @@ async def leave_half_way(place: Place, *, letter: bool) -> None:
         await place.put("half")
 
 
+async def test_a_replay_says_at_once_that_an_alarm_keeps_it_waiting(one_place: Place) -> None:
+    await one_place.put("a")
+    ctl = one_place.rabbit.ctl
+
+    async def alarm() -> bool:
+        return any(each["mem_alarm"] for each in await asyncio.to_thread(one_place.rabbit.api, "nodes"))
+
+    await asyncio.to_thread(ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        await eventually(alarm, "an alarm is raised")
+        async with one_place.running("replay", "a", "--unchecked") as process:
+            assert process.stderr is not None
+            async with asyncio.timeout(30):
+                said = (await process.stderr.readline()).decode()
+    finally:
+        await asyncio.to_thread(ctl, "set_vm_memory_high_watermark", "0.6")
+    assert said == "kestra-bridge: RabbitMQ takes no messages: low on memory; waiting\n"
+
+
 async def test_a_list_tells_of_what_an_ended_replay_left(one_place: Place) -> None:
     await leave_half_way(one_place, letter=False)
     assert "1 job of" in (await one_place.run("list")).err

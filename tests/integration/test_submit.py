@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,28 @@ async def first_line(process: asyncio.subprocess.Process, stdin: str) -> bytes:
     process.stdin.write_eof()
     async with asyncio.timeout(30):
         return await process.stdout.readline()
+
+
+async def first_complaint(process: asyncio.subprocess.Process) -> str:
+    """What it says first on standard error, while it goes on."""
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        return (await process.stderr.readline()).decode()
+
+
+@asynccontextmanager
+async def alarmed(node: RabbitMQ) -> AsyncIterator[None]:
+    """A broker that takes no messages."""
+
+    async def alarm() -> bool:
+        return any(each["mem_alarm"] for each in await asyncio.to_thread(node.api, "nodes"))
+
+    await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        await eventually(alarm, "an alarm is raised")
+        yield
+    finally:
+        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.6")
 
 
 @asynccontextmanager
@@ -299,6 +322,62 @@ async def test_ctrl_c_leaves_the_jobs_in_the_queue(node: RabbitMQ, client: Clien
         process.send_signal(signal.SIGINT)
         await ended(process)
     assert await client.depth(queue) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_an_interruption_leaves_the_id_of_each_job_that_is_in_the_queue(
+    node: RabbitMQ, client: Client, queue: str, number: signal.Signals, code: int
+) -> None:
+    await declare_lane(client, queue)
+    lines = "".join(f'{{"id": "j{number}"}}\n' for number in range(MANY))
+    async with submitting("--queue", queue, "--file", "-", url=node.amqp_url) as process:
+        first = await first_line(process, lines)
+        process.send_signal(number)
+        done = await ended(process)
+    printed = (first.decode() + done.out).split()
+    assert (done.code, done.err.count("\n"), len(printed) < MANY) == (code, 1, True), done.err
+    assert f"interrupted: {len(printed)} of {MANY} jobs were submitted" in done.err
+    assert await client.depth(queue) >= len(printed)
+
+
+async def test_a_file_submitted_again_has_the_same_jobs(
+    node: RabbitMQ, client: Client, queue: str, tmp_path: Path
+) -> None:
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text("input.x\n1\n1\n2\n")
+    words = ("--queue", queue, "--file", str(jobs))
+    first, second, anew = [await submit(*words, *more, url=node.amqp_url) for more in ((), (), ("--new-ids",))]
+    assert (first.out == second.out, len({*first.out.split(), *anew.out.split()})) == (True, 6)
+
+
+async def test_a_reader_who_has_gone_keeps_no_job_from_the_queue(
+    node: RabbitMQ, client: Client, queue: str, tmp_path: Path
+) -> None:
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text("input.x\n" + "1\n" * 1000)
+    async with submitting("--queue", queue, "--file", str(jobs), url=node.amqp_url) as process:
+        assert process.stdout is not None
+        process.stdout._transport.close()  # type: ignore[attr-defined]
+        await asyncio.wait_for(process.wait(), 60)
+    assert (process.returncode, await client.depth(queue)) == (1, 1000)
+
+
+async def test_an_alarm_is_said_at_once_with_its_reason(node: RabbitMQ, client: Client, queue: str) -> None:
+    await declare_lane(client, queue)
+    async with alarmed(node), submitting("--queue", queue, "--flow", "n/f", url=node.amqp_url) as process:
+        said = await first_complaint(process)
+    assert re.fullmatch(r"kestra-bridge: RabbitMQ takes no messages: low on \w+; waiting\n", said), said
+
+
+async def test_a_job_goes_on_when_the_alarm_is_over(node: RabbitMQ, client: Client, queue: str) -> None:
+    await declare_lane(client, queue)
+    async with AsyncExitStack() as stack:
+        async with alarmed(node):
+            submission = submitting("--queue", queue, "--flow", "n/f", "--id", "a", url=node.amqp_url)
+            process = await stack.enter_async_context(submission)
+            await first_complaint(process)
+        done = await ended(process)
+    assert (done.code, done.out, done.err) == (0, "a\n", "kestra-bridge: RabbitMQ takes messages again\n")
 
 
 async def test_a_connection_lost_while_waiting_is_one_clear_line(node: RabbitMQ, client: Client, queue: str) -> None:

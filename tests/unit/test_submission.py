@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bridge.errors import InvalidMessage
 from bridge.job import FlowName, decode
-from bridge.submission import Draft, Submission, fields, json_object, judge, read
+from bridge.submission import Draft, IdsByContent, Submission, fields, json_object, judge, random_id, read
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"))
 JSON_VALUES = st.recursive(
@@ -29,7 +29,7 @@ CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_siz
 
 def submissions(text: str | bytes, *, name: str = "f", max_priority: int = 10) -> list[Submission]:
     data = text if isinstance(text, bytes) else text.encode()
-    return judge(read(data, name=name), max_priority=max_priority)
+    return judge(read(data, name=name), max_priority=max_priority, ids=IdsByContent())
 
 
 def bodies(text: str | bytes, *, name: str = "f") -> list[dict[str, object]]:
@@ -70,6 +70,38 @@ def test_a_message_is_json_and_persistent() -> None:
 def test_a_missing_id_is_made() -> None:
     first, second = submissions("{}\n{}")
     assert first.id != second.id
+
+
+def ids(text: str, name: str = "f") -> list[str]:
+    return [each.id for each in submissions(text, name=name)]
+
+
+JOBS = '{"flow": "n/f"}\n{"flow": "n/f"}\n{"flow": "n/g", "priority": 1}\n'
+
+
+def test_the_same_file_read_twice_has_the_same_jobs() -> None:
+    assert ids(JOBS) == ids(JOBS)
+
+
+def test_equal_lines_stay_as_many_jobs_as_they_are() -> None:
+    assert len(set(ids(JOBS * 3))) == 9
+
+
+def test_lines_before_and_after_it_leave_a_job_its_id() -> None:
+    assert ids('{"flow": "n/h"}\n' + JOBS + '{"flow": "n/i"}')[1:4] == ids(JOBS)
+
+
+@pytest.mark.parametrize(
+    "other", ['{"flow": "n/f", "priority": 2}', '{"flow": "n/f", "timeout": 1}', '{"flow": "n/e"}']
+)
+def test_a_line_with_other_content_is_another_job(other: str) -> None:
+    assert set(ids(other)).isdisjoint(ids(JOBS))
+
+
+def test_a_random_id_is_never_the_same() -> None:
+    drafts = read(b"{}", name="f")
+    made = {judge(drafts, max_priority=1, ids=random_id)[0].id for _ in range(10)}
+    assert len(made) == 10
 
 
 def test_lines_may_be_empty_and_end_in_carriage_returns() -> None:
@@ -259,7 +291,7 @@ def test_inputs_that_are_no_json_object_are_refused(text: str) -> None:
 
 def test_a_text_that_was_no_utf8_on_the_command_line_is_refused() -> None:
     with pytest.raises(InvalidMessage, match="can't be written"):
-        judge([Draft(body={"inputs": {"x": "\udcff"}})], max_priority=10)
+        judge([Draft(body={"inputs": {"x": "\udcff"}})], max_priority=10, ids=random_id)
 
 
 def test_defaults_fill_in_what_is_missing() -> None:

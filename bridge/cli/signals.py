@@ -1,4 +1,4 @@
-"""How SIGTERM and Ctrl-C end a command for machines: it is cancelled once, cleans up, and ends when it has."""
+"""How SIGTERM and Ctrl-C end a command: it is cancelled once, cleans up, and ends when it has."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class Signalled(Exception):
         return 128 + self.number
 
 
+def carry_out(work: Coroutine[Any, Any, Result]) -> Result:
+    """Do it in a loop of its own; raises as `until_signalled` does."""
+    return asyncio.run(until_signalled(work))
+
+
 async def until_signalled(work: Coroutine[Any, Any, Result]) -> Result:
     """Do it. The first signal cancels it; those that follow don't cut its cleaning up short.
 
@@ -35,7 +40,7 @@ async def until_signalled(work: Coroutine[Any, Any, Result]) -> Result:
         Signalled: it was cancelled so.
     """
     received: list[int] = []
-    task = asyncio.create_task(work, name="machine")
+    task = asyncio.create_task(work, name="command")
 
     def stop(number: int) -> None:
         if not received:
