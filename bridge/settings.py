@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -44,6 +45,11 @@ FILE = "_file"
 LONGEST_SECRET = 65_536
 """Bytes. What is longer is some other file."""
 
+_INSIDE_KESTRA = re.compile(r"/(?:api/v1|ui)(?:/.*)?$")
+"""Addresses below Kestra's own, as they stand in a browser or in Kestra's documentation."""
+
+_FLOW_PATTERN = re.compile(r"[A-Za-z0-9._/*?\[\]!-]+")
+
 QueueType = Literal["auto", "classic", "quorum"]
 
 
@@ -68,6 +74,34 @@ def _amqp_url(secret: SecretStr) -> SecretStr:
             "for /, %3F for ?, %23 for #, %40 for @"
         )
     return secret
+
+
+def _kestra_url(text: str) -> str:
+    if found := _INSIDE_KESTRA.search(text):
+        raise ValueError(f"must be Kestra's own address, without {found.group()}")
+    return text
+
+
+def _flow_pattern(text: str) -> str:
+    """A pattern that at least one flow's name could match."""
+    if not _FLOW_PATTERN.fullmatch(text) or not (set("*?[") & set(text) or _is_flow_name(text)):
+        raise ValueError("must be namespace/id or a pattern of such, as company.team/*")
+    return text
+
+
+def _is_flow_name(text: str) -> bool:
+    try:
+        FlowName.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _no_boolean(value: Any) -> Any:
+    """JSON's true is no number, and Python would take it for 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number, not true or false")
+    return value
 
 
 def _http_url(text: str, info: ValidationInfo) -> str:
@@ -184,7 +218,9 @@ Readable = Annotated[Path, AfterValidator(_readable)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 FlowText = Annotated[str, AfterValidator(_flow_name)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:-]+$")]
-Prefetch = Annotated[int, Field(ge=1, le=65_535)]
+FlowPattern = Annotated[str, AfterValidator(_flow_pattern)]
+Prefetch = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=65_535)]
+Delay = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=2_000_000)]
 
 
 class Lane(BaseModel):
@@ -338,8 +374,8 @@ class BrokerSettings(CommandSettings):
     max_priority: Annotated[int, Field(ge=1, le=255)] = Field(
         default=10, description="The highest priority of a message."
     )
-    retry_delays: Annotated[tuple[Annotated[int, Field(ge=1, le=2_000_000)], ...], Field(min_length=1), *FROM_JSON] = (
-        Field(default=(30, 300), description="A JSON list of delays before each further attempt; the last repeats.")
+    retry_delays: Annotated[tuple[Delay, ...], Field(min_length=1), *FROM_JSON] = Field(
+        default=(30, 300), description="A JSON list of delays before each further attempt; the last repeats."
     )
 
     @field_validator("lanes")
@@ -426,7 +462,9 @@ class BrokerSettings(CommandSettings):
 class KestraSettings(CommandSettings):
     """What it takes to talk to Kestra."""
 
-    kestra_url: HttpUrl = Field(description="Kestra's address, `http://host:8080`.")
+    kestra_url: Annotated[HttpUrl, AfterValidator(_kestra_url)] = Field(
+        description="Kestra's address, `http://host:8080`."
+    )
     kestra_tenant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")] = Field(
         default="main", description="Kestra's tenant; the open-source edition has `main` alone."
     )
@@ -470,9 +508,9 @@ class KestraSettings(CommandSettings):
 class Settings(BrokerSettings, KestraSettings):
     """Every setting: an environment variable that begins with `BRIDGE_`, or a line of `.env`. Times are in seconds."""
 
-    allowed_flows: Annotated[tuple[str, ...], *FROM_JSON] = Field(
+    allowed_flows: Annotated[tuple[FlowPattern, ...], *FROM_JSON] = Field(
         default=(),
-        description="A JSON list of patterns of flows that messages may start. Default: the lanes' own flows.",
+        description="A JSON list of patterns of flows that messages may start; [] is none. Default: the lanes' own.",
     )
     max_attempts: Annotated[int, Field(ge=1, le=1000)] = Field(default=3, description="How many attempts a job gets.")
     job_timeout: Annotated[float, Field(gt=0, le=31_536_000)] = Field(
@@ -515,8 +553,10 @@ class Settings(BrokerSettings, KestraSettings):
 
     @property
     def flow_patterns(self) -> tuple[str, ...]:
-        """The allow-list: as given, else the lanes' own flows."""
-        return self.allowed_flows or tuple(sorted({lane.flow for lane in self.all_lanes if lane.flow}))
+        """The allow-list: as given, be it empty, else the lanes' own flows."""
+        if "allowed_flows" in self.model_fields_set:
+            return self.allowed_flows
+        return tuple(sorted({lane.flow for lane in self.all_lanes if lane.flow}))
 
     @property
     def hold(self) -> float:
@@ -572,16 +612,23 @@ def check_for_run(settings: Settings) -> None:
     Raises:
         SettingsError: no message could ever start a flow.
     """
+    if "allowed_flows" in settings.model_fields_set and not settings.allowed_flows:
+        raise SettingsError("BRIDGE_ALLOWED_FLOWS is [], by which no flow may be started")
     if not settings.flow_patterns:
         raise SettingsError("no flow may be started: set BRIDGE_FLOW, a flow in BRIDGE_LANES, or BRIDGE_ALLOWED_FLOWS")
 
 
-def unknown(environment: Iterable[str]) -> list[str]:
-    """A warning for each variable with our prefix that is no setting, with the likeliest one meant."""
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+def unknown(environment: Iterable[str], section: type[CommandSettings] | None = None) -> list[str]:
+    """A warning for each variable with our prefix that is no setting, with the likeliest one meant.
+
+    Those of machines are judged where the section has them.
+    """
+    section = section or Settings
+    known = {f"{PREFIX}{name.upper()}" for name in (*Settings.model_fields, *section.model_fields)}
+    all_are_known = any(name.startswith(OTHERS_PREFIX) for name in known)
     warnings = []
     for name in sorted(environment):
-        ours = name.upper().startswith(PREFIX) and not name.upper().startswith(OTHERS_PREFIX)
+        ours = name.upper().startswith(PREFIX) and (all_are_known or not name.upper().startswith(OTHERS_PREFIX))
         if ours and name.upper() not in known:
             near = difflib.get_close_matches(name.upper(), known, n=1)
             warnings.append(f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ""))

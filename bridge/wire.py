@@ -5,6 +5,8 @@ RabbitMQ takes such messages, and the error ends aiormq's reader and with it the
 keep every consumer of its queue from working for ever. Here those values are decoded to something that can be judged
 (and refused) one message at a time. What was decoded can be published again, which pamqp refuses of some values that
 it has read, and a double stays one, where pamqp would make it a float of half the size.
+
+A virtual host is reached by any name: of a `%2F` in it aiormq would make a slash.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import struct
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import unquote
 
+from aiormq.connection import Connection  # noqa: TID251 (to mend it)
 from pamqp import decode, encode
 
 MAX_DEPTH = 32
@@ -32,6 +36,7 @@ def install() -> None:
     decode.METHODS["table"] = decode.TABLE_MAPPING[b"F"] = _nested(_table, instead={})
     decode.METHODS["array"] = decode.TABLE_MAPPING[b"A"] = _nested(decode.field_array, instead=[])
     encode.encode_table_value = _table_value
+    Connection.vhost = property(_virtual_host, lambda *_: None)  # type: ignore[assignment]
 
 
 def printable(text: str) -> str:
@@ -62,6 +67,11 @@ def encodable(value: Any) -> Any:
             return bytearray(value)
         case _:
             return value
+
+
+def _virtual_host(connection: Any) -> str:
+    """The virtual host that a connection's address names, decoded once."""
+    return unquote(connection.url.raw_path[1:]) or "/"
 
 
 _encode_table_value = encode.encode_table_value

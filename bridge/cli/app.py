@@ -126,7 +126,7 @@ def load(section: type[settings.Section], *, json_logs: bool = False) -> setting
     """
     found = settings.load(section)
     log.configure(style="json" if json_logs else found.log_format, level=found.log_level, secrets=found.secrets)
-    for warning in settings.unknown({*os.environ, *settings.in_env_file()}):
+    for warning in settings.unknown({*os.environ, *settings.in_env_file()}, section):
         structlog.get_logger().warning(warning)
     if isinstance(found, settings.KestraSettings):
         environment.check(os.environ)

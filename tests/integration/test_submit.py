@@ -427,6 +427,13 @@ async def test_what_is_printed_of_a_broken_submission_is_in_the_queue(
     assert await client.depth(queue) >= len(printed)
 
 
+async def test_a_virtual_host_may_have_any_name(node: RabbitMQ, queue: str) -> None:
+    await asyncio.to_thread(node.ctl, "add_vhost", "a/b %2F")
+    await asyncio.to_thread(node.ctl, "set_permissions", "-p", "a/b %2F", node.username, ".*", ".*", ".*")
+    url = f"{node.amqp_url}a%2Fb%20%252F"
+    assert (await submit("--queue", queue, "--flow", "n/f", "--id", "a", url=url)).out == "a\n"
+
+
 async def test_a_wrong_password_is_wrong_settings(node: RabbitMQ) -> None:
     done = await submit("--flow", "n/f", url=node.amqp_url.replace(node.password, "wrong"))
     assert (done.code, done.err.count("\n")) == (2, 1)

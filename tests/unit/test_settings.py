@@ -112,6 +112,8 @@ class TestValues:
             ("DEDUPLICATE", "Redelivered", "redelivered"),
             ("FLOW", "bridge.jobs/example", "bridge.jobs/example"),
             ("KESTRA_URL", "https://kestra.example/base/", "https://kestra.example/base"),
+            ("KESTRA_URL", "https://kestra.example/api", "https://kestra.example/api"),
+            ("ALLOWED_FLOWS", '["*", "a?b", "n.[ab]*/x", "n/f"]', ("*", "a?b", "n.[ab]*/x", "n/f")),
             ("HTTP_PORT", "0", 0),
         ],
     )
@@ -178,9 +180,22 @@ class TestLanes:
     def test_allow_nothing_else_once_there_is_a_list(self, environment: pytest.MonkeyPatch) -> None:
         assert loaded(environment, FLOW="n/f", ALLOWED_FLOWS='["m/*"]').flow_patterns == ("m/*",)
 
+    def test_allow_nothing_at_all_where_the_list_is_empty(self, environment: pytest.MonkeyPatch) -> None:
+        assert loaded(environment, FLOW="n/f", ALLOWED_FLOWS="[]").flow_patterns == ()
+
+    def test_allow_nothing_after_a_secret_was_read_anew(self, environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_text("one")
+        settings = loaded(environment, FLOW="n/f", ALLOWED_FLOWS="[]", KESTRA_TOKEN_FILE=str(tmp_path / "secret"))
+        (tmp_path / "secret").write_text("two")
+        assert settings.refreshed(Settings).flow_patterns == ()
+
     def test_that_can_start_nothing_are_a_fault_for_the_consumer(self, environment: pytest.MonkeyPatch) -> None:
         with pytest.raises(SettingsError, match="no flow may be started: set BRIDGE_FLOW"):
             check_for_run(loaded(environment))
+
+    def test_that_may_start_nothing_are_a_fault_for_the_consumer(self, environment: pytest.MonkeyPatch) -> None:
+        with pytest.raises(SettingsError, match=r"BRIDGE_ALLOWED_FLOWS is \[\], by which no flow"):
+            check_for_run(loaded(environment, FLOW="n/f", ALLOWED_FLOWS="[]"))
 
     def test_that_can_start_a_flow_are_none(self, environment: pytest.MonkeyPatch) -> None:
         check_for_run(loaded(environment, ALLOWED_FLOWS='["m/*"]'))
@@ -230,6 +245,15 @@ class TestFaults:
             ("LANES", '[{"queue": "a", "flow": "x"}]', "BRIDGE_LANES[0][flow] must be namespace/id"),
             ("LANES", '[{"queue": "a", "speed": 1}]', "BRIDGE_LANES[0][speed] extra inputs are not permitted"),
             ("RETRY_DELAYS", "[]", "at least 1 item"),
+            ("RETRY_DELAYS", "[true]", "BRIDGE_RETRY_DELAYS[0] must be a whole number"),
+            ("LANES", '[{"queue": "a", "prefetch": true}]', "BRIDGE_LANES[0][prefetch] must be a whole number"),
+            ("ALLOWED_FLOWS", '["test"]', "BRIDGE_ALLOWED_FLOWS[0] must be namespace/id or a pattern"),
+            ("ALLOWED_FLOWS", '["a/*", ""]', "BRIDGE_ALLOWED_FLOWS[1] must be namespace/id or a pattern"),
+            ("ALLOWED_FLOWS", '["a/ *"]', "BRIDGE_ALLOWED_FLOWS[0] must be namespace/id or a pattern"),
+            ("ALLOWED_FLOWS", '["a/b/c"]', "BRIDGE_ALLOWED_FLOWS[0] must be namespace/id or a pattern"),
+            ("KESTRA_URL", "http://kestra:8080/api/v1", "must be Kestra's own address, without /api/v1"),
+            ("KESTRA_URL", "http://kestra:8080/api/v1/main/", "without /api/v1/main"),
+            ("KESTRA_URL", "http://kestra/base/ui/main/flows", "without /ui/main/flows"),
             ("RETRY_DELAYS", "[0]", "BRIDGE_RETRY_DELAYS[0] input should be greater than or equal to 1"),
             ("RETRY_DELAYS", "30,300", "is not valid JSON"),
             ("QUEUE_TYPE", "stream", "input should be 'auto', 'classic' or 'quorum'"),
@@ -565,6 +589,11 @@ class TestUnknownVariables:
 
     def test_are_none_among_the_settings(self) -> None:
         assert unknown(f"BRIDGE_{name.upper()}" for name in Settings.model_fields) == []
+
+    def test_of_machines_get_a_hint_where_machines_are_the_matter(self) -> None:
+        wrong = ["BRIDGE_MACHINE_PROVDER"]
+        hint = "BRIDGE_MACHINE_PROVDER is no setting; did you mean BRIDGE_MACHINE_PROVIDER?"
+        assert (unknown(wrong, MachineSettings), unknown(wrong)) == ([hint], [])
 
     def test_stop_nothing(self, environment: pytest.MonkeyPatch) -> None:
         assert loaded(environment, PREFECH="1").prefetch == 8

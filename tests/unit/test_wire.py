@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from aiormq.connection import Connection as AmqpConnection
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import decode, encode
@@ -191,3 +192,12 @@ class TestInstall:
         before = dict(decode.TABLE_MAPPING)
         wire.install()
         assert before == decode.TABLE_MAPPING
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("", "/"), ("/", "/"), ("/%2F", "/"), ("/jobs", "jobs"), ("/a%2Fb%20%252F", "a/b %2F"), ("/%252F", "%2F")],
+)
+async def test_a_virtual_host_is_the_one_that_the_address_names(path: str, name: str) -> None:
+    wire.install()
+    assert AmqpConnection(f"amqp://rabbit{path}").vhost == name

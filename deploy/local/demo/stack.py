@@ -68,7 +68,9 @@ class Stack:
         """What a bridge and its commands need to work with this stack."""
         lanes = [dict(LANE), dict(MACHINE_LANE)] if self.host else [dict(LANE)]
         return {
-            "BRIDGE_AMQP_URL": self.rabbit.amqp_url,
+            # Without the last slash: Java's client would take it for a virtual host without a name.
+            "BRIDGE_AMQP_URL": self.rabbit.amqp_url.rstrip("/"),
+            "BRIDGE_MANAGEMENT_URL": self.rabbit.management_url,
             **kestra_settings(self.engine),
             "BRIDGE_LANES": json.dumps(lanes),
             **SETTINGS,
