@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
 
+from bridge import exact_json
 from bridge.delivery import ATTEMPT, FIRST_ATTEMPT, Message
 from bridge.errors import InvalidMessage
 
@@ -32,23 +32,25 @@ _MAX_ATTEMPT = 1_000_000
 _FLOW = r"^[a-z0-9][a-z0-9._-]{0,149}/[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}$"
 _INPUT = r"^[a-zA-Z0-9][.a-zA-Z0-9_-]{0,127}$"
 _LABEL = re.compile(r"[a-z][\w.-]{0,127}")
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_NULS = ("\0", "\\u0000")
+"""What Kestra's PostgreSQL can't store, or changes: the character itself, and the text that JSON has for it."""
+
 _RESERVED_LABELS = ("system.", MARK_LABEL)
 
 
 class JobBody(BaseModel):
-    """The body of a job message."""
+    """The body of a job message. A null says nothing, wherever it stands."""
 
     model_config = ConfigDict(extra="forbid", strict=True, title="A job for kestra-bridge")
 
     flow: Annotated[str, Field(pattern=_FLOW)] | None = Field(
         default=None, description="The flow to run, as namespace/id. Without it: the flow of the queue's lane."
     )
-    inputs: dict[Annotated[str, Field(pattern=_INPUT)], Any] = Field(
-        default_factory=dict, description="The flow's inputs. A null is left out, so that the flow's default holds."
+    inputs: dict[Annotated[str, Field(pattern=_INPUT)], Any] | None = Field(
+        default=None, description="The flow's inputs. A null is left out, so that the flow's default holds."
     )
-    labels: dict[str, str] = Field(
-        default_factory=dict, description="Labels for the execution; none may begin with 'system.' or 'bridge'."
+    labels: dict[str, str | None] | None = Field(
+        default=None, description="Labels for the execution; none may begin with 'system.' or 'bridge'."
     )
     timeout: Annotated[float, Field(gt=0, le=31_536_000)] | None = Field(
         default=None, description="Seconds after which the execution is killed. Without it: the bridge's job time-out."
@@ -129,17 +131,14 @@ def decode(message: Message, *, default_flow: FlowName | None, max_priority: int
         raise InvalidMessage("no flow: the body names none and its queue has no default flow")
     if (message.priority or 0) > max_priority:
         raise InvalidMessage(f"priority {message.priority} is above the queue's maximum of {max_priority}")
-    if _NUL.search(message.body):
-        # JSON's only way to write it. Kestra's PostgreSQL can't store it and fails over it, again and again.
-        raise InvalidMessage("the body holds a NUL character (\\u0000)")
     job = Job(
         id=_job_id(message.message_id),
         flow=flow,
         queue=queue,
         attempt=_attempt(message.headers, ATTEMPT),
         first_attempt=_attempt(message.headers, FIRST_ATTEMPT),
-        inputs=_inputs(body.inputs),
-        labels=_labels(body.labels),
+        inputs=_inputs(body.inputs or {}),
+        labels=_labels({key: value for key, value in (body.labels or {}).items() if value is not None}),
         timeout=body.timeout,
         correlation_id=_correlation_id(message.correlation_id),
     )
@@ -163,11 +162,13 @@ def _parse(body: bytes) -> JobBody:
     if len(body) > MAX_BODY:
         raise InvalidMessage(f"the body has {len(body)} bytes, more than {MAX_BODY}")
     try:
-        data = from_json(body, allow_inf_nan=False)
+        data = exact_json.loads(body)
     except ValueError as error:
         raise InvalidMessage(f"the body is not JSON: {_one_line(error)}") from error
     if not isinstance(data, dict):
         raise InvalidMessage(f"the body is a JSON {_json_type(data)}, not an object")
+    if any(map(_holds_nul, exact_json.texts(data))):
+        raise InvalidMessage("the body holds a NUL character (\\u0000), which Kestra can't store")
     try:
         return JobBody.model_validate(data)
     except ValidationError as error:
@@ -186,7 +187,7 @@ def _show(part: object) -> str:
 
 def _json_type(value: object) -> str:
     names = {list: "array", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
-    return names.get(type(value), "value")
+    return next((name for kind, name in names.items() if isinstance(value, kind)), "value")
 
 
 def _one_line(error: Exception) -> str:
@@ -200,6 +201,8 @@ def _job_id(message_id: str | None) -> str:
         raise InvalidMessage(f"message_id has {len(message_id)} characters, more than {MAX_JOB_ID}")
     if not message_id.isprintable():
         raise InvalidMessage("message_id has characters that can't be printed")
+    if _holds_nul(message_id):
+        raise InvalidMessage("message_id holds the text \\u0000, which Kestra can't store")
     if message_id != message_id.strip():
         # Kestra trims a label's value, and two jobs would become one.
         raise InvalidMessage("message_id begins or ends with a space")
@@ -215,7 +218,15 @@ def _attempt(headers: Mapping[str, Any], name: str) -> int:
 
 def _correlation_id(value: str | None) -> str | None:
     """The publisher's correlation id where it can be a label; a reply carries it unchanged in any case."""
-    return value if value and value.isprintable() and value == value.strip() else None
+    return value if value and _can_be_label(value) else None
+
+
+def _can_be_label(value: str) -> bool:
+    return value.isprintable() and value == value.strip() and not _holds_nul(value)
+
+
+def _holds_nul(text: str) -> bool:
+    return any(each in text for each in _NULS)
 
 
 def _inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,7 +259,7 @@ def _labels(labels: Mapping[str, str]) -> dict[str, str]:
             raise InvalidMessage(
                 f"label {_show(key)!r} is reserved: 'system.' and 'bridge' belong to Kestra and the bridge"
             )
-        if not value or not value.isprintable() or value != value.strip():
+        if not value or not _can_be_label(value):
             raise InvalidMessage(f"label {_show(key)!r} has a value that is empty, padded or not printable")
     # Labels travel in the create call's request line, which Kestra's web server cuts off at 4,096 bytes.
     length = sum(len(quote(f"labels={key}:{value}&", safe="")) for key, value in labels.items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import ssl
 import time
@@ -17,7 +16,7 @@ from urllib.parse import urlencode
 import httpx
 import structlog
 
-from bridge import __version__, clock
+from bridge import __version__, clock, exact_json
 from bridge.clock import ServerClock
 from bridge.errors import (
     KestraAmbiguous,
@@ -627,7 +626,7 @@ def _labelled(labels: Mapping[str, str]) -> dict[str, str]:
 
 def _form_value(value: Any) -> str:
     """An input as the text of a form part; Kestra parses it by the input's type."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return value if isinstance(value, str) else exact_json.dumps(value)
 
 
 def _unavailable(operation: str, status: int, said: str) -> str:

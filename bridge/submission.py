@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import re
 import uuid
 from collections import Counter
@@ -16,8 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pydantic_core import from_json
-
+from bridge import exact_json
 from bridge.delivery import Message
 from bridge.errors import InvalidMessage
 from bridge.job import MAX_BODY, FlowName, decode
@@ -161,7 +159,7 @@ def _judge(draft: Draft, max_priority: int, ids: Callable[[Message], str]) -> Su
 
 def _encode(body: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(dict(body), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return exact_json.dumps(dict(body), compact=True).encode()
     except ValueError as error:
         raise InvalidMessage(f"it can't be written as JSON: {error}") from error
 
@@ -179,7 +177,7 @@ def _priority(value: Any, highest: int) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= highest:
         raise InvalidMessage(f"priority {_shown(value)} is not a whole number from 0 to {highest}")
-    return value
+    return int(value)
 
 
 def _guess(content: bytes, name: str) -> Format:
@@ -206,7 +204,7 @@ def _draft_of_object(data: dict[str, Any], where: str) -> Draft:
 
 def _json_object(line: bytes, *, where: str) -> dict[str, Any]:
     try:
-        data = from_json(line, allow_inf_nan=False)
+        data = exact_json.loads(line)
     except ValueError as error:
         raise InvalidMessage(f"{where}: not JSON: {str(error).replace('line 1 ', '')}") from error
     if not isinstance(data, dict):
@@ -295,5 +293,5 @@ def _cell(column: str, cell: str, where: str) -> str | int | float:
 
 def _shown(value: object) -> str:
     """A value as an error message can show it, on one line and not too long."""
-    text = ascii(value) if isinstance(value, str) else " ".join(repr(value).split())
+    text = ascii(value) if isinstance(value, str) else exact_json.dumps(value)
     return text if len(text) <= 60 else f"{text[:56]}…{text[-1]}"

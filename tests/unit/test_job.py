@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge import exact_json
 from bridge.delivery import ATTEMPT, FIRST_ATTEMPT, Message
 from bridge.errors import InvalidMessage
 from bridge.job import MAX_BODY, FlowName, Job, allowed, decode, json_schema
@@ -58,10 +59,24 @@ class TestDecoding:
         inputs = {"a": [1, {"b": None}], "c": "$(rm -rf /)", "d": 1e-300, "e": 2**63}
         assert decoded({"inputs": inputs}).inputs == inputs
 
+    @pytest.mark.parametrize(
+        "number", ["1E5", "1.10", "-0", "1e-7", "0.1234567890123456789012345", "9" * 40, "0", "1.0"]
+    )
+    def test_keeps_the_text_of_a_number_wherever_it_stands(self, number: str) -> None:
+        inputs = decoded(f'{{"inputs": {{"x": {number}, "y": {{"z": [{number}, "s"]}}}}}}'.encode()).inputs
+        assert exact_json.dumps(inputs) == f'{{"x": {number}, "y": {{"z": [{number}, "s"]}}}}'
+
+    @pytest.mark.parametrize("name", ["flow", "inputs", "labels", "timeout"])
+    def test_takes_a_null_for_nothing(self, name: str) -> None:
+        assert decoded({name: None}) == decoded({})
+
+    def test_takes_a_null_among_labels_for_nothing(self) -> None:
+        assert decoded({"labels": {"team": None, "a": "b"}}).labels == {"a": "b"}
+
     def test_gives_a_message_without_an_id_an_empty_one(self) -> None:
         assert decoded().id == ""
 
-    @pytest.mark.parametrize("correlation_id", ["", " padded ", "two\nlines", "\udcff"])
+    @pytest.mark.parametrize("correlation_id", ["a\\u0000", "", " padded ", "two\nlines", "\udcff"])
     def test_passes_over_a_correlation_id_that_can_not_be_a_label(self, correlation_id: str) -> None:
         assert decoded(correlation_id=correlation_id).correlation_id is None
 
@@ -141,6 +156,30 @@ class TestRefusal:
     )
     def test_says_which_property_is_wrong(self, properties: dict[str, Any], reason: str) -> None:
         assert reason in refusal(**properties)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            r"a\u0000b",
+            r"a\\u0000b",
+            r"C:\\u0000x",
+            r"\\\\u0000",
+            r"\u005cu0000",
+            r"\\\u00750000",
+            r"\\u0\u003000",
+        ],
+    )
+    @pytest.mark.parametrize(
+        "body", ['{"inputs": {"a": "%s"}}', '{"inputs": {"a": [{"b": "%s"}]}}', '{"inputs": {"a": {"%s": 1}}}']
+    )
+    def test_says_that_kestra_can_store_no_nul_however_it_is_written(self, body: str, text: str) -> None:
+        assert "the body holds a NUL character" in refusal((body % text).encode())
+
+    def test_says_that_an_id_can_not_hold_the_text_of_a_nul(self) -> None:
+        assert "message_id holds the text" in refusal({}, message_id="C:\\u0000x")
+
+    def test_says_that_a_label_can_not_hold_it(self) -> None:
+        assert "holds a NUL character" in refusal({"labels": {"a": "C:\\u0000x"}})
 
     def test_counts_the_faults_that_it_does_not_show(self) -> None:
         assert refusal({f"f{n}": 1 for n in range(7)}).endswith("; and 4 more")

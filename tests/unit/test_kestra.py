@@ -21,9 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from bridge.delivery import Message
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraError, KestraRejected, KestraUnavailable
 from bridge.execution import Execution, State
-from bridge.job import FlowName, Job
+from bridge.job import FlowName, Job, decode
 from bridge.kestra import CONCURRENT_CREATES, Kestra, Story
 from bridge.kestra_logs import LogLine
 from bridge.metrics import Metrics
@@ -289,6 +290,23 @@ class TestCreate:
         (run,) = standin.created
         assert run.labels["bridgeJob"] == "a b&c"
         assert run.inputs == {"text": "ü\r\n--x", "data": [1], "flag": True}
+
+    @pytest.mark.parametrize("number", ["1E5", "1.10", "-0", "9" * 40])
+    async def test_sends_a_number_as_it_came(self, number: str) -> None:
+        sent: list[bytes] = []
+
+        def note(request: httpx.Request) -> httpx.Response:
+            sent.append(request.read())
+            return httpx.Response(500)
+
+        message = Message(body=f'{{"inputs": {{"x": {number}, "y": [{number}]}}}}'.encode(), message_id="a")
+        async with answering(note) as kestra:
+            with pytest.raises(KestraAmbiguous):
+                await kestra.create(decode(message, default_flow=FLOW, max_priority=1))
+        assert (f"\r\n\r\n{number}\r\n".encode() in sent[0], f"\r\n\r\n[{number}]\r\n".encode() in sent[0]) == (
+            True,
+            True,
+        )
 
 
 class TestCreateAgainstAFailingServer:
