@@ -35,6 +35,17 @@ _LABEL = re.compile(r"[a-z][\w.-]{0,127}")
 _NULS = ("\0", "\\u0000")
 """What Kestra's PostgreSQL can't store, or changes: the character itself, and the text that JSON has for it."""
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""What spreadsheets and Windows put before a text in UTF-8; it says nothing."""
+
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_COMPRESSIONS = frozenset(
+    {"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "bzip2", "lzma", "xz", "lz4", "snappy"}
+)
+_MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"))
+_AMQP_1_0 = (b"\x00Sw", b"\x00Sv", b"\x00Su")
+"""How a section of an AMQP 1.0 message begins: value, sequence, data."""
+
 _RESERVED_LABELS = ("system.", MARK_LABEL)
 
 
@@ -125,7 +136,7 @@ def decode(message: Message, *, default_flow: FlowName | None, max_priority: int
     Raises:
         InvalidMessage: the message can never become a job; the text says which part is wrong and why.
     """
-    body = _parse(message.body)
+    body = _parse(message)
     flow = FlowName.parse(body.flow) if body.flow else default_flow
     if flow is None:
         raise InvalidMessage("no flow: the body names none and its queue has no default flow")
@@ -158,13 +169,14 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _parse(body: bytes) -> JobBody:
+def _parse(message: Message) -> JobBody:
+    body = message.body
     if len(body) > MAX_BODY:
         raise InvalidMessage(f"the body has {len(body)} bytes, more than {MAX_BODY}")
     try:
-        data = exact_json.loads(body)
+        data = exact_json.loads(body.removeprefix(BYTE_ORDER_MARK))
     except ValueError as error:
-        raise InvalidMessage(f"the body is not JSON: {_one_line(error)}") from error
+        raise InvalidMessage(_unreadable(message) or f"the body is not JSON: {_one_line(error)}") from error
     if not isinstance(data, dict):
         raise InvalidMessage(f"the body is a JSON {_json_type(data)}, not an object")
     if any(map(_holds_nul, exact_json.texts(data))):
@@ -175,10 +187,45 @@ def _parse(body: bytes) -> JobBody:
         raise InvalidMessage(f"the body has the wrong shape: {_describe(error)}") from error
 
 
+def _unreadable(message: Message) -> str | None:
+    """What a body is that is not JSON, and what to do, where it can be told."""
+    body = message.body
+    if not body.strip():
+        return "the body is empty: a job's body is a JSON object, at least {}"
+    if name := _compression(message):
+        return f"the body is compressed ({name}): publish it as plain JSON"
+    if message.message_type == "amqp-1.0" or body.startswith(_AMQP_1_0):
+        return "the body is an AMQP 1.0 value and not binary data: publish the JSON text as a data section"
+    if body.startswith(_UTF_16_MARKS) or (len(body) > 1 and 0 in body[:2]):
+        return "the body is in UTF-16 or UTF-32: publish it in UTF-8"
+    return None
+
+
+def _compression(message: Message) -> str | None:
+    """The name of the compression that a message says or shows."""
+    encoding = (message.content_encoding or "").lower()
+    if encoding in _COMPRESSIONS:
+        return encoding
+    return next((name for magic, name in _MAGIC if message.body.startswith(magic)), None)
+
+
 def _describe(error: ValidationError) -> str:
     faults = error.errors(include_url=False, include_input=False)
-    shown = [f"{'.'.join(map(_show, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults[:3]]
+    shown = [f"{_where(fault['loc'])}: {_what(fault['loc'], fault['type'], fault['msg'])}" for fault in faults[:3]]
     return "; ".join(shown) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+
+
+def _where(place: Sequence[object]) -> str:
+    return ".".join(_show(part) for part in place if part != "[key]") or "body"
+
+
+def _what(place: Sequence[object], kind: str, message: str) -> str:
+    """What is wrong, for people: a pattern is for programs."""
+    if kind != "string_pattern_mismatch":
+        return message
+    if place[0] == "flow":
+        return "must be namespace/id, such as company.team/report"
+    return "an input's name is a letter or digit and then letters, digits, '.', '_', '-'"
 
 
 def _show(part: object) -> str:

@@ -31,7 +31,7 @@ from bridge.kestra import CREATE_TIMEOUT, Kestra
 from bridge.metrics import Metrics
 from bridge.reconcile import Reconciler
 from bridge.replies import Watch
-from bridge.settings import Lane, Settings
+from bridge.settings import Lane, Settings, authority
 from bridge.start import LONGEST_BACKOFF, Patience, Starter
 from bridge.tracing import Tracer
 
@@ -100,9 +100,8 @@ class Service:
                 host=self._settings.http_host,
                 port=self._settings.http_port,
             ) as port:
-                log.info(
-                    "starting", version=__version__, http=f"http://{self._settings.http_host}:{port}", pid=os.getpid()
-                )
+                http = f"http://{authority(self._settings.http_host, port)}"
+                log.info("starting", version=__version__, http=http, pid=os.getpid())
                 if await self._kestra_answers():
                     async with (
                         self._background(self._reconciler.run()),

@@ -76,6 +76,18 @@ def _amqp_url(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _queue_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]+", text):
+        raise ValueError("must be letters, digits and . _ : - only")
+    return text
+
+
+def _tenant(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", text):
+        raise ValueError("must be lower-case letters, digits, - and _ only")
+    return text
+
+
 def _kestra_url(text: str) -> str:
     if found := _INSIDE_KESTRA.search(text):
         raise ValueError(f"must be Kestra's own address, without {found.group()}")
@@ -115,6 +127,11 @@ def _http_url(text: str, info: ValidationInfo) -> str:
     if not _is_host(parts.hostname) or "?" in text or "#" in text:
         raise ValueError("must be http://host:port or https://…, without ? and #")
     return parts.geturl().rstrip("/")
+
+
+def authority(host: str, port: int) -> str:
+    """Host and port as an address has them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_host(name: str | None) -> bool:
@@ -217,7 +234,8 @@ FROM_JSON = (NoDecode, BeforeValidator(_from_json))
 Readable = Annotated[Path, AfterValidator(_readable)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 FlowText = Annotated[str, AfterValidator(_flow_name)]
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:-]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_queue_name)]
+Tenant = Annotated[str, AfterValidator(_tenant)]
 FlowPattern = Annotated[str, AfterValidator(_flow_pattern)]
 Prefetch = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=65_535)]
 Delay = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=2_000_000)]
@@ -434,7 +452,8 @@ class BrokerSettings(CommandSettings):
     def broker_address(self) -> str:
         """RabbitMQ's address without the credentials."""
         url = urlsplit(self.amqp_url.get_secret_value())
-        return f"{url.hostname}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}{url.path or '/'}"
+        port = url.port or (5671 if url.scheme == "amqps" else 5672)
+        return f"{authority(url.hostname or '', port)}{url.path or '/'}"
 
     @property
     def virtual_host(self) -> str:
@@ -447,8 +466,8 @@ class BrokerSettings(CommandSettings):
         if self.management_url:
             return self.management_url
         url = urlsplit(self.amqp_url.get_secret_value())
-        host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
-        return f"https://{host}:15671" if url.scheme == "amqps" else f"http://{host}:15672"
+        host = url.hostname or ""
+        return f"https://{authority(host, 15671)}" if url.scheme == "amqps" else f"http://{authority(host, 15672)}"
 
     @property
     def management_login(self) -> tuple[str, SecretStr]:
@@ -465,7 +484,7 @@ class KestraSettings(CommandSettings):
     kestra_url: Annotated[HttpUrl, AfterValidator(_kestra_url)] = Field(
         description="Kestra's address, `http://host:8080`."
     )
-    kestra_tenant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")] = Field(
+    kestra_tenant: Tenant = Field(
         default="main", description="Kestra's tenant; the open-source edition has `main` alone."
     )
     kestra_username: str | None = Field(default=None, description="User for Kestra's Basic authentication.")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from bridge import exact_json
 from bridge.delivery import Message
 from bridge.errors import InvalidMessage
-from bridge.job import MAX_BODY, FlowName, decode
+from bridge.job import BYTE_ORDER_MARK, MAX_BODY, FlowName, decode
 
 Format = Literal["auto", "jsonl", "csv"]
 
@@ -94,7 +94,11 @@ def read(data: bytes, *, name: str, style: Format = "auto") -> list[Draft]:
     Raises:
         InvalidMessage: the file isn't of that format; the text names the line, and the column where there is one.
     """
-    content = data.removeprefix(b"\xef\xbb\xbf")  # spreadsheets put it there
+    content = data.removeprefix(BYTE_ORDER_MARK)
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InvalidMessage(f"{name}: it is in UTF-16: save it in UTF-8")
+    if content.startswith(b"\x1f\x8b"):
+        raise InvalidMessage(f"{name}: it is compressed (gzip): unpack it first, as by zcat FILE | … --file -")
     chosen = _guess(content, name) if style == "auto" else style
     drafts = list(_read_csv(content, name) if chosen == "csv" else _read_json_lines(content, name))
     if not drafts:

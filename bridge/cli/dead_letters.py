@@ -35,7 +35,7 @@ commands = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.add_typer(commands, name="dead-letters")
+app.add_typer(commands, name="dead-letters", short_help="Look at dead letters, replay or discard them.")
 
 Jobs = Annotated[list[str] | None, typer.Argument(metavar="JOB", help="The jobs' ids.", show_default=False)]
 Reason = Annotated[
@@ -66,7 +66,7 @@ All = Annotated[bool, typer.Option("--all", help="All of them, where neither job
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and do nothing.")]
 
 
-@commands.command("list", epilog=_EPILOG)
+@commands.command("list", epilog=_EPILOG, short_help="List dead letters.")
 def list_letters(
     *,
     reason: Reason = None,
@@ -88,7 +88,7 @@ def list_letters(
     carry_out(list_them(_scope(selection, queue, limit, as_json=as_json)))
 
 
-@commands.command(epilog=_EPILOG)
+@commands.command(epilog=_EPILOG, short_help="Show dead letters in full.")
 def show(
     *,
     jobs: Jobs = None,
@@ -116,7 +116,7 @@ def show(
     carry_out(show_them(_scope(selection, queue, limit, as_json=as_json)))
 
 
-@commands.command(epilog=_EPILOG)
+@commands.command(epilog=_EPILOG, short_help="Put jobs back into their queue.")
 def replay(
     *,
     jobs: Jobs = None,
@@ -156,7 +156,7 @@ def replay(
         raise typer.Exit(FAILED)
 
 
-@commands.command(epilog=_EPILOG)
+@commands.command(epilog=_EPILOG, short_help="Throw dead letters away.")
 def discard(
     *,
     jobs: Jobs = None,

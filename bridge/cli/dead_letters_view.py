@@ -142,7 +142,16 @@ def full_data(letter: Letter, message: Message, told: Told) -> dict[str, Any]:
     }
 
 
-def dumps(data: dict[str, Any]) -> str:
+def _in_words(value: Any) -> str:
+    """A header's or property's value on one line: texts and times as they are, the rest as JSON."""
+    if isinstance(value, bytes | bytearray):
+        value = bytes(value).decode("utf-8", "backslashreplace")
+    return visible(
+        value if isinstance(value, str) else _as_text(value) if isinstance(value, datetime) else dumps(value)
+    )
+
+
+def dumps(data: Any) -> str:
     """JSON on one line, whatever somebody put into headers."""
     return json.dumps(encodable(data), ensure_ascii=False, default=_as_text)
 
@@ -205,10 +214,10 @@ def _why_rows(letter: Letter) -> Rows:
 
 
 def _message_rows(message: Message) -> Rows:
-    yield "Properties", [f"{name}: {visible(str(value))}" for name, value in _properties(message)]
+    yield "Properties", [f"{name}: {_in_words(value)}" for name, value in _properties(message)]
     headers = [(key, value) for key, value in message.headers.items() if key not in TOLD_ELSEWHERE]
     if headers:
-        yield "Headers", [_bounded(f"{visible(key)}: {visible(str(value))}", HEADER_LENGTH) for key, value in headers]
+        yield "Headers", [_bounded(f"{visible(key)}: {_in_words(value)}", HEADER_LENGTH) for key, value in headers]
     size = len(message.body)
     yield "Body", [f"{size} byte{'' if size == 1 else 's'}", *_body_lines(message.body)]
 

@@ -35,7 +35,7 @@ _NAMES = {Level.FAULT: "faults", Level.WARNING: "warnings", Level.UNKNOWN: "not 
 _STYLES = {Level.FAULT: "bold red", Level.WARNING: "bold yellow", Level.UNKNOWN: "bold cyan", Level.OK: "green"}
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=_EPILOG, short_help="Check an installation; name faults and what to do.")
 def doctor(
     *,
     probe: Annotated[

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli import signals
+from bridge.cli import signals, streams
 from bridge.cli.app import Json, app, load
 from bridge.errors import KestraRejected, SettingsError
 from bridge.flows import Fate, FlowFile, Verdict, deploy, from_paths, select, shipped, validate
@@ -30,7 +30,7 @@ flows = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.add_typer(flows, name="flows")
+app.add_typer(flows, name="flows", short_help="Deploy and validate Kestra flows.")
 
 Paths = Annotated[
     list[Path] | None,
@@ -113,7 +113,7 @@ def _report(version: str, verdicts: Sequence[Verdict], *, as_json: bool, dry_run
     """Print the verdicts.
 
     Raises:
-        KestraRejected: a flow is refused; the text names each such flow and says why.
+        KestraRejected: a flow is refused. Each has a line of its own that says why.
     """
     if as_json:
         print(json.dumps(_as_data(version, verdicts, dry_run=dry_run), indent=2, ensure_ascii=False))
@@ -121,8 +121,12 @@ def _report(version: str, verdicts: Sequence[Verdict], *, as_json: bool, dry_run
         print(f"Kestra {version}" + (": dry run, nothing was done" if dry_run else ""))
         Console().print(_as_table(verdicts, dry_run=dry_run))
     refused = [f"{verdict.flow} is refused: {'; '.join(verdict.problems)}" for verdict in verdicts if verdict.problems]
+    if len(refused) == 1:
+        raise KestraRejected(refused[0])
     if refused:
-        raise KestraRejected(" | ".join(refused))
+        for line in refused:
+            streams.tell(f"kestra-bridge: {' '.join(line.split())}")
+        raise KestraRejected(f"{len(refused)} of {len(verdicts)} flows are refused")
 
 
 def _as_data(version: str, verdicts: Sequence[Verdict], *, dry_run: bool) -> dict[str, Any]:

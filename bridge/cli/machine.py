@@ -56,4 +56,4 @@ def options() -> None:
     """Virtual machines for jobs: create one, run a script on it, destroy it."""
 
 
-app.add_typer(machine, name="machine")
+app.add_typer(machine, name="machine", short_help="Create, use and destroy virtual machines for jobs.")

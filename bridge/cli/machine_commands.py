@@ -19,7 +19,7 @@ from bridge.errors import SettingsError
 from bridge.kestra import Kestra
 from bridge.machines.lifecycle import Machine, Machines, Sweep
 from bridge.machines.settings import MachineSettings
-from bridge.settings import KestraSettings
+from bridge.settings import KestraSettings, authority
 
 _EPILOG = (
     "Needs BRIDGE_MACHINE_SECRET, and for a cloud BRIDGE_MACHINE_PROVIDER (ec2, openstack, gce, digitalocean, linode "
@@ -35,10 +35,10 @@ class ReapSettings(MachineSettings, KestraSettings):
 
 
 commands = typer.Typer(rich_markup_mode=None)
-commands.command(epilog=machine_run.EPILOG)(machine_run.run)
+commands.command(epilog=machine_run.EPILOG, short_help="Run a script on a machine.")(machine_run.run)
 
 
-@commands.command(epilog=_EPILOG)
+@commands.command(epilog=_EPILOG, short_help="Create the machine of an execution, or find it.")
 def create(
     *,
     execution: Annotated[str, typer.Option(help="The execution's id. There is one machine for each.")],
@@ -73,7 +73,7 @@ def create(
         _show([made])
 
 
-@commands.command(name="list", epilog=_EPILOG)
+@commands.command(name="list", epilog=_EPILOG, short_help="List our machines.")
 def list_(as_json: Json = False) -> None:
     """List the machines that carry our tags."""
     machines = carry_out(Machines(load(MachineSettings, json_logs=as_json)).all())
@@ -85,7 +85,7 @@ def list_(as_json: Json = False) -> None:
         print("no machines")
 
 
-@commands.command(epilog=_EPILOG)
+@commands.command(epilog=_EPILOG, short_help="Destroy a machine.")
 def destroy(
     execution: Annotated[str | None, typer.Option(help="Destroy this execution's machine.")] = None,
     name: Annotated[str | None, typer.Option(help="Destroy the machine of this name.")] = None,
@@ -102,7 +102,7 @@ def destroy(
         print(f"destroyed {', '.join(machine.name for machine in gone)}" if gone else "there was no machine")
 
 
-@commands.command(epilog=_REAP_EPILOG)
+@commands.command(epilog=_REAP_EPILOG, short_help="Destroy machines that are no longer needed.")
 def reap(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell which.")] = False,
     as_json: Json = False,
@@ -146,7 +146,7 @@ def _tell(sweep: Sweep, *, dry_run: bool) -> None:
 def _show(machines: Sequence[Machine]) -> None:
     table = Table("machine", "address", "state", "execution", "job", "deadline", box=None, pad_edge=False)
     for machine in machines:
-        address = f"{machine.host}:{machine.port}" if machine.host else "-"
+        address = authority(machine.host, machine.port) if machine.host else "-"
         until = machine.deadline.astimezone().isoformat(" ", "seconds")
         cells = (machine.name, address, machine.state, machine.tags.execution, machine.tags.job, until)
         table.add_row(*(Text(cell) for cell in cells))

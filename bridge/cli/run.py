@@ -19,7 +19,7 @@ def _settings_help() -> str:
     return "Settings:\n\n" + "\n\n".join(lines)
 
 
-@app.command(epilog=_settings_help())
+@app.command(epilog=_settings_help(), short_help="Run the bridge: take jobs until SIGTERM.")
 def run(as_json: Json = False) -> None:
     """Take jobs from the queue and see each through, until SIGTERM or Ctrl-C.
 

@@ -8,7 +8,7 @@ from bridge.cli.app import Json, app
 from bridge.job import json_schema
 
 
-@app.command()
+@app.command(short_help="Print the JSON Schema of a job message.")
 def schema(as_json: Json = False) -> None:
     """Print the JSON Schema of a job message's body. It is JSON in any case; with --json it is on one line."""
     print(json.dumps(json_schema(), indent=None if as_json else 2))

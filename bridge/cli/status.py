@@ -50,7 +50,7 @@ Exit status: 0 RabbitMQ answered, whatever else did not; 1 it can't be reached; 
 Show = Callable[[Status], None]
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=_EPILOG, short_help="Show how an installation is doing, on one screen.")
 def status(
     every: Annotated[
         float, typer.Argument(metavar="SECONDS", min=0.5, help="With --watch: how often.", show_default=True)

@@ -166,7 +166,7 @@ class Output:
         print(json.dumps(data, ensure_ascii=False) if self.as_json else _printable(text), flush=True)
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(epilog=EXAMPLES, short_help="Put jobs on the queue.")
 def submit(
     *,
     flow: Annotated[

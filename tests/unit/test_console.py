@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from bridge.cli.dead_letters_view import Told, print_full
+from bridge.cli.flows import _report as report_of_flows
+from bridge.dead_letters import parse
+from bridge.delivery import Message
+from bridge.errors import KestraRejected
+from bridge.flows import Fate, Verdict
+from bridge.job import FlowName
 from tests.console import Console
 
 NOWHERE = "amqp://u:p@127.0.0.1:1"
@@ -61,3 +69,43 @@ class TestAnErrorThatNobodyExpected:
         monkeypatch.setattr("bridge.submission.judge", fail)
         done = console("submit", "--flow", "n/f", BRIDGE_AMQP_URL=NOWHERE)
         assert done.err == "kestra-bridge: /nope: No such file or directory\n"
+
+
+class TestHelp:
+    @pytest.mark.parametrize("words", [(), ("dead-letters",), ("flows",), ("machine",)], ids=" ".join)
+    def test_cuts_no_summary(self, console: Console, words: tuple[str, ...]) -> None:
+        assert "..." not in console(*words, "--help").out.partition("Commands:")[2].partition("Examples:")[0]
+
+
+class TestRefusals:
+    def test_of_a_flow_show_no_pattern(self, console: Console) -> None:
+        said = console("submit", "--flow", "nope", BRIDGE_AMQP_URL=NOWHERE).err
+        assert said == (
+            "kestra-bridge: the body has the wrong shape: flow: must be namespace/id, such as company.team/report\n"
+        )
+
+    def test_of_several_flows_have_a_line_each(self, capsys: pytest.CaptureFixture[str]) -> None:
+        verdicts = [
+            Verdict(flow=FlowName("n", name), fate=Fate.REFUSED, problems=("line 1", "line 2")) for name in "ab"
+        ]
+        with pytest.raises(KestraRejected, match="2 of 2 flows are refused"):
+            report_of_flows("2.0.0", verdicts, as_json=False)
+        assert capsys.readouterr().err.splitlines() == [
+            "kestra-bridge: n/a is refused: no; no",
+            "kestra-bridge: n/b is refused: no; no",
+        ]
+
+
+def test_a_header_of_several_values_is_shown_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    headers = {"x-death": [{"queue": "q", "time": at, "count": 1}], "on": True, "since": at, "raw": bytearray(b"a\xff")}
+    message = Message(body=b"{}", headers=headers)
+    print_full(parse(message, queue="q", default_flow=None), message, at, Told(execution=None))
+    shown = capsys.readouterr().out
+    lines = [
+        'x-death: [{"queue": "q", "time": "2026-01-02T00:00:00+00:00", "count": 1}]',
+        "on: true",
+        "since: 2026-01-02T00:00:00+00:00",
+        "raw: a\\xff",
+    ]
+    assert [line for line in lines if line not in shown] == [], shown

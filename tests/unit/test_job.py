@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 from urllib.parse import urlencode
@@ -73,6 +74,12 @@ class TestDecoding:
     def test_takes_a_null_among_labels_for_nothing(self) -> None:
         assert decoded({"labels": {"team": None, "a": "b"}}).labels == {"a": "b"}
 
+    def test_passes_over_a_byte_order_mark(self) -> None:
+        assert decoded(b'\xef\xbb\xbf{"flow": "n/f"}').flow == FlowName("n", "f")
+
+    def test_reads_json_whatever_encoding_is_said_of_it(self) -> None:
+        assert decoded({}, content_encoding="utf-8").flow == DEFAULT
+
     def test_gives_a_message_without_an_id_an_empty_one(self) -> None:
         assert decoded().id == ""
 
@@ -89,9 +96,9 @@ class TestRefusal:
     @pytest.mark.parametrize(
         ("body", "reason"),
         [
-            (b"", "the body is not JSON"),
+            (b"", "the body is empty"),
             (b"{", "the body is not JSON"),
-            (b"\xff\xfe", "the body is not JSON"),
+            (b"\xff\xfe", "the body is in UTF-16"),
             (b'{"inputs": {"n": NaN}}', "the body is not JSON"),
             (b'{"inputs": {"text": "\\ud800"}}', "the body is not JSON"),
             (b"[" * 100_000, "the body is not JSON"),
@@ -102,16 +109,16 @@ class TestRefusal:
             (b"1.5", "the body is a JSON number, not an object"),
             (b"true", "the body is a JSON boolean, not an object"),
             (b'"text"', "the body is a JSON string, not an object"),
-            ({"flow": "no-slash"}, "flow: String should match pattern"),
-            ({"flow": "Upper/flow"}, "flow: String should match pattern"),
-            ({"flow": "../../flows"}, "flow: String should match pattern"),
-            ({"flow": "a/b/c"}, "flow: String should match pattern"),
-            ({"flow": "a/b\n"}, "flow: String should match pattern"),
-            ({"flow": "a" * 151 + "/b"}, "flow: String should match pattern"),
+            ({"flow": "no-slash"}, "flow: must be namespace/id, such as"),
+            ({"flow": "Upper/flow"}, "flow: must be namespace/id, such as"),
+            ({"flow": "../../flows"}, "flow: must be namespace/id, such as"),
+            ({"flow": "a/b/c"}, "flow: must be namespace/id, such as"),
+            ({"flow": "a/b\n"}, "flow: must be namespace/id, such as"),
+            ({"flow": "a" * 151 + "/b"}, "flow: must be namespace/id, such as"),
             ({"flow": 1}, "flow: Input should be a valid string"),
             ({"inputs": []}, "inputs: Input should be a valid dictionary"),
-            ({"inputs": {"a b": 1}}, "inputs.a b.[key]: String should match pattern"),
-            ({"inputs": {"": 1}}, "inputs..[key]: String should match pattern"),
+            ({"inputs": {"a b": 1}}, "inputs.a b: an input's name is a letter or digit"),
+            ({"inputs": {"": 1}}, "inputs.: an input's name is a letter or digit"),
             (b'{"inputs": {"deep": [{"n": 1e999}]}}', "input deep has a number that is too large"),
             ({"labels": {"a": 1}}, "labels.a: Input should be a valid string"),
             ({"labels": {"Upper": "x"}}, "label 'Upper' is not a lower-case letter"),
@@ -156,6 +163,30 @@ class TestRefusal:
     )
     def test_says_which_property_is_wrong(self, properties: dict[str, Any], reason: str) -> None:
         assert reason in refusal(**properties)
+
+    @pytest.mark.parametrize(
+        ("message", "reason"),
+        [
+            (Message(body=b""), "the body is empty"),
+            (Message(body=gzip.compress(b"{}")), "the body is compressed (gzip): publish it as plain JSON"),
+            (Message(body=b"xyz", content_encoding="deflate"), "the body is compressed (deflate)"),
+            (Message(body=b"\x28\xb5\x2f\xfd"), "the body is compressed (zstd)"),
+            (Message(body='{"flow": "n/f"}'.encode("utf-16")), "the body is in UTF-16 or UTF-32: publish it in UTF-8"),
+            (Message(body="{}".encode("utf-16-le")), "the body is in UTF-16 or UTF-32"),
+            (Message(body="{}".encode("utf-32-be")), "the body is in UTF-16 or UTF-32"),
+            (Message(body=b"\x00\x53\x77\xa1\x02{}", message_type="amqp-1.0"), "the body is an AMQP 1.0 value"),
+            (Message(body=b"\x00\x53\x77\xa1\x02{}"), "the body is an AMQP 1.0 value"),
+        ],
+        ids=range(9),
+    )
+    def test_names_what_a_body_is_that_is_not_json(self, message: Message, reason: str) -> None:
+        with pytest.raises(InvalidMessage) as caught:
+            decode(message, default_flow=DEFAULT, max_priority=1)
+        assert reason in str(caught.value)
+
+    @pytest.mark.parametrize("body", [{"flow": "nope"}, {"flow": "N/f"}, {"inputs": {"a b": 1}}])
+    def test_shows_no_pattern_to_people(self, body: Any) -> None:
+        assert ("^[" in refusal(body), "pattern" in refusal(body)) == (False, False)
 
     @pytest.mark.parametrize(
         "text",

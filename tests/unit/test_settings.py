@@ -153,7 +153,12 @@ class TestValues:
         assert loaded(environment).broker_address == "rabbit:5672/jobs"
 
     @pytest.mark.parametrize(
-        ("url", "address"), [("amqp://rabbit", "rabbit:5672/"), ("amqps://u:p@rabbit/%2Fa", "rabbit:5671/%2Fa")]
+        ("url", "address"),
+        [
+            ("amqp://rabbit", "rabbit:5672/"),
+            ("amqp://[::1]", "[::1]:5672/"),
+            ("amqps://u:p@rabbit/%2Fa", "rabbit:5671/%2Fa"),
+        ],
     )
     def test_know_the_brokers_default_port(self, environment: pytest.MonkeyPatch, url: str, address: str) -> None:
         assert loaded(environment, AMQP_URL=url).broker_address == address
@@ -231,11 +236,11 @@ class TestFaults:
             ("KESTRA_URL", "http://u:p@kestra", "must not hold credentials"),
             ("KESTRA_URL", "http://u:p@kestra", "use BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD"),
             ("MANAGEMENT_URL", "http://u:p@rabbit", "use BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD"),
-            ("KESTRA_TENANT", "a/b", "string should match pattern"),
+            ("KESTRA_TENANT", "a/b", "must be lower-case letters, digits, - and _ only"),
             ("KESTRA_TOKEN", "token\n", "must be printable ASCII"),
             ("KESTRA_TOKEN", "tökén", "must be printable ASCII"),
-            ("QUEUE", "two words", "string should match pattern"),
-            ("QUEUE", "ü" * 200, "string should match pattern"),
+            ("QUEUE", "two words", "must be letters, digits and . _ : - only"),
+            ("QUEUE", "ü" * 200, "must be letters, digits and . _ : - only"),
             ("QUEUE", "q" * 201, "string should have at most 200"),
             ("PREFETCH", "0", "greater than or equal to 1"),
             ("FLOW", "example", "must be namespace/id"),

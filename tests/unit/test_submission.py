@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
@@ -16,7 +17,7 @@ from bridge.errors import InvalidMessage
 from bridge.job import FlowName, decode
 from bridge.submission import Draft, IdsByContent, Submission, fields, json_object, judge, random_id, read
 
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"))
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00")).filter(lambda text: "\\u0000" not in text)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
@@ -114,6 +115,15 @@ def test_only_a_line_feed_ends_a_line() -> None:
 
 def test_a_byte_order_mark_is_passed_over() -> None:
     assert submissions(b'\xef\xbb\xbf{"id": "a"}')[0].id == "a"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [('{"id": "a"}'.encode("utf-16"), "f: it is in UTF-16"), (gzip.compress(b"{}"), "f: it is compressed (gzip)")],
+    ids=["UTF-16", "gzip"],
+)
+def test_a_file_that_is_no_text_is_named(data: bytes, words: str) -> None:
+    assert words in refusal(data)
 
 
 def test_a_null_says_nothing() -> None:
