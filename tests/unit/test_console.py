@@ -85,9 +85,7 @@ class TestRefusals:
         )
 
     def test_of_several_flows_have_a_line_each(self, capsys: pytest.CaptureFixture[str]) -> None:
-        verdicts = [
-            Verdict(flow=FlowName("n", name), fate=Fate.REFUSED, problems=("line 1", "line 2")) for name in "ab"
-        ]
+        verdicts = [Verdict(flow=FlowName("n", name), fate=Fate.REFUSED, problems=("no", "no")) for name in "ab"]
         with pytest.raises(KestraRejected, match="2 of 2 flows are refused"):
             report_of_flows("2.0.0", verdicts, as_json=False)
         assert capsys.readouterr().err.splitlines() == [
