@@ -146,10 +146,16 @@ def to_replay(letter: Letter, message: Message) -> Message:
     return again.to_republish({ATTEMPT: attempt, FIRST_ATTEMPT: attempt}, message_id=letter.job)
 
 
-def obstacle(letter: Letter, message: Message, *, max_priority: int) -> str | None:
-    """Why a letter can't be put back into its queue, or None. What the bridge could read once needs no judging."""
+def obstacle(letter: Letter, message: Message, *, max_priority: int, flows: Sequence[str] | None = None) -> str | None:
+    """Why a letter can't be put back into its queue, or None. What the bridge could read once needs no judging.
+
+    `flows` are the patterns of flows that may be started, None where they aren't known.
+    """
     if letter.own_queue not in (None, letter.queue):
         return f"its queue is {visible(letter.own_queue or '')}, not {letter.queue}"
+    if letter.reason == Reason.FLOW_NOT_ALLOWED and flows is not None:
+        may_start = letter.flow is not None and allowed(letter.flow, flows)
+        return None if may_start else f"BRIDGE_ALLOWED_FLOWS still doesn't allow flow {letter.flow or 'of its lane'}"
     if letter.origin is Origin.BRIDGE and letter.reason != Reason.INVALID_MESSAGE:
         return None
     try:

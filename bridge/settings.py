@@ -524,13 +524,31 @@ class KestraSettings(CommandSettings):
         )
 
 
-class Settings(BrokerSettings, KestraSettings):
-    """Every setting: an environment variable that begins with `BRIDGE_`, or a line of `.env`. Times are in seconds."""
+class FlowSettings(BrokerSettings):
+    """The lanes, and which flows their messages may start."""
 
     allowed_flows: Annotated[tuple[FlowPattern, ...], *FROM_JSON] = Field(
         default=(),
         description="A JSON list of patterns of flows that messages may start; [] is none. Default: the lanes' own.",
     )
+
+    @property
+    def flow_patterns(self) -> tuple[str, ...]:
+        """The allow-list: as given, be it empty, else the lanes' own flows."""
+        if "allowed_flows" in self.model_fields_set:
+            return self.allowed_flows
+        return tuple(sorted({lane.flow for lane in self.all_lanes if lane.flow}))
+
+    @property
+    def known_patterns(self) -> tuple[str, ...] | None:
+        """The allow-list; None where these settings say nothing of it, as those of another host may do."""
+        given = "allowed_flows" in self.model_fields_set
+        return self.flow_patterns if given or self.flow_patterns else None
+
+
+class Settings(FlowSettings, KestraSettings):
+    """Every setting: an environment variable that begins with `BRIDGE_`, or a line of `.env`. Times are in seconds."""
+
     max_attempts: Annotated[int, Field(ge=1, le=1000)] = Field(default=3, description="How many attempts a job gets.")
     job_timeout: Annotated[float, Field(gt=0, le=31_536_000)] = Field(
         default=21_600, description="How long an execution may take; then it is killed and counts as failed."
@@ -569,13 +587,6 @@ class Settings(BrokerSettings, KestraSettings):
     http_port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         default=9464, description="The port for it; 0 takes a free one and logs it."
     )
-
-    @property
-    def flow_patterns(self) -> tuple[str, ...]:
-        """The allow-list: as given, be it empty, else the lanes' own flows."""
-        if "allowed_flows" in self.model_fields_set:
-            return self.allowed_flows
-        return tuple(sorted({lane.flow for lane in self.all_lanes if lane.flow}))
 
     @property
     def hold(self) -> float:

@@ -49,7 +49,6 @@ app = typer.Typer(
     help="Run the jobs of a RabbitMQ priority queue as Kestra executions: one for each message, acked on success.",
     epilog="Settings are environment variables that begin with BRIDGE_, or lines of a .env file: see 'run --help'.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

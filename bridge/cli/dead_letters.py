@@ -14,7 +14,7 @@ from bridge.cli.app import FAILED, Json, app, load
 from bridge.cli.dead_letters_work import Discard, Replay, Scope, carry_out, list_them, show_them
 from bridge.dead_letters import REASONS, Selection, parse_span
 from bridge.errors import SettingsError
-from bridge.settings import BrokerSettings, CommandSettings, KestraSettings, lane_named
+from bridge.settings import CommandSettings, FlowSettings, KestraSettings, lane_named
 
 SHOWN_AT_MOST = 10
 
@@ -63,6 +63,7 @@ Queue = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many.", show_default=False)]
 All = Annotated[bool, typer.Option("--all", help="All of them, where neither jobs nor filters say which.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and do nothing.")]
 
 
@@ -135,13 +136,17 @@ def replay(
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="Don't ask Kestra whether a job has succeeded or runs again meanwhile.")
     ] = False,
+    yes: Yes = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Put jobs back into their queue, each as its next attempt, with its priority and a fresh budget of attempts.
 
     A job whose execution somebody restarted or replayed in Kestra is left alone if that has succeeded or still runs.
-    An invalid message is judged anew, and left where it is unless it has become valid: it would only come back.
+    An invalid message is judged anew, and left where it is unless it has become valid: it would only come back. So is
+    one whose flow was not allowed, where BRIDGE_ALLOWED_FLOWS or the lanes' flows are set here.
+
+    On a terminal --all asks first.
 
     It can be stopped at any point: no job is lost, and when it is run again, each is back once.
     """
@@ -151,6 +156,11 @@ def replay(
     _require_aim(selection, all_=all_)
     scope = _scope(selection, queue, limit, as_json=as_json)
     command = Replay(scope=scope, unchecked=unchecked, discard_succeeded=discard_succeeded, dry_run=dry_run)
+    if all_ and not (yes or dry_run) and sys.stdin.isatty():
+        carry_out(command.find())
+        if command.letters and not typer.confirm(command.question, err=True):
+            print("nothing was put back", file=sys.stderr)
+            raise typer.Exit(FAILED)
     carry_out(command.act(), command.told)
     if not command.report():
         raise typer.Exit(FAILED)
@@ -169,7 +179,7 @@ def discard(
     queue: Queue = None,
     limit: Limit = None,
     all_: All = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    yes: Yes = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -246,7 +256,7 @@ def _require_aim(selection: Selection, *, all_: bool) -> None:
         raise SettingsError("--all goes with neither jobs nor filters: which is meant?")
 
 
-class _Both(BrokerSettings, KestraSettings):
+class _Both(FlowSettings, KestraSettings):
     """What it takes to talk to RabbitMQ and to Kestra."""
 
 
@@ -259,6 +269,6 @@ class _Where(CommandSettings):
 def _scope(selection: Selection, queue: str | None, limit: int | None, *, as_json: bool) -> Scope:
     asks_kestra = load(_Where, json_logs=as_json).kestra_url is not None
     both = load(_Both, json_logs=as_json) if asks_kestra else None
-    settings = both or load(BrokerSettings, json_logs=as_json)
+    settings = both or load(FlowSettings, json_logs=as_json)
     lanes = settings.all_lanes if queue is None else (lane_named(settings, queue, option="--queue"),)
     return Scope(settings=settings, kestra=both, lanes=lanes, selection=selection, limit=limit, as_json=as_json)

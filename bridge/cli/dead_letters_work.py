@@ -21,7 +21,7 @@ from bridge.dead_letters import Fate, Letter, Selection, Verdict, judge, obstacl
 from bridge.delivery import Message
 from bridge.errors import BridgeError, KestraError, NoSuchJob, SettingsError
 from bridge.kestra import Kestra, execution_url
-from bridge.settings import BrokerSettings, KestraSettings, Lane
+from bridge.settings import FlowSettings, KestraSettings, Lane
 
 Result = TypeVar("Result")
 
@@ -33,7 +33,7 @@ HELD = "somebody else holds dead letters of that queue, and theirs may be among 
 class Scope:
     """What a command is about. Without `kestra` there is none to ask."""
 
-    settings: BrokerSettings
+    settings: FlowSettings
     kestra: KestraSettings | None
     lanes: Sequence[Lane]
     selection: Selection
@@ -169,8 +169,20 @@ class Replay:
     unchecked: bool
     discard_succeeded: bool
     dry_run: bool
+    letters: list[Letter] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
+
+    @property
+    def question(self) -> str:
+        """What a person is to confirm."""
+        reasons = counted(Counter(letter.reason for letter in self.letters))
+        return f"Put {_counted(len(self.letters), 'dead letter')} of {self.scope.place} back ({reasons})?"
+
+    async def find(self) -> None:
+        """Find the letters that are meant, to ask whether they are."""
+        async with self.scope.connected() as session:
+            self.letters = await _survey(self.scope, session, lambda letter, _: letter)
 
     def told(self) -> str:
         """How far it has come."""
@@ -197,7 +209,9 @@ class Replay:
         return not self.tally.waiting and not self._keys(Fate.REFUSED)
 
     def _look(self, letter: Letter, message: Message) -> tuple[Letter, str | None]:
-        return letter, obstacle(letter, message, max_priority=self.scope.settings.max_priority)
+        settings = self.scope.settings
+        why_not = obstacle(letter, message, max_priority=settings.max_priority, flows=settings.known_patterns)
+        return letter, why_not
 
     def _keys(self, fate: Fate) -> set[bytes]:
         return {verdict.letter.key for verdict in self.verdicts if verdict.fate is fate}
@@ -258,7 +272,9 @@ class Replay:
                 result = "discarded"
             _print_result(verdict.letter, result, dry_run=self.dry_run, why=verdict.why)
         for job in sorted(self.tally.finished):
-            print(dumps({"job": job, "result": Fate.REPLAY, "why": "a replay that was ended had begun it"}))
+            queue = self.scope.lanes[0].queue if len(self.scope.lanes) == 1 else None
+            why = "a replay that was ended had begun it"
+            print(dumps({"job": job, "queue": queue, "result": Fate.REPLAY, "reason": None, "why": why}))
 
     def _lines(self) -> Iterator[str]:
         """What has become of the jobs, for people."""

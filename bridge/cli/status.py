@@ -28,6 +28,9 @@ from bridge.settings import BrokerSettings, KestraSettings
 from bridge.status import JobStatus, LaneStatus, ReplicaStatus, ServerStatus, Status, Unseen, picture
 from bridge.survey import Survey
 
+EVERY = 5.0
+"""Seconds between two looks."""
+
 WIDE = 110
 """Columns of a terminal from which on a job's flow fits beside the rest."""
 
@@ -53,8 +56,8 @@ Show = Callable[[Status], None]
 @app.command(epilog=_EPILOG, short_help="Show how an installation is doing, on one screen.")
 def status(
     every: Annotated[
-        float, typer.Argument(metavar="SECONDS", min=0.5, help="With --watch: how often.", show_default=True)
-    ] = 5.0,
+        float | None, typer.Argument(metavar="SECONDS", min=0.5, help="With --watch: how often.", show_default="5")
+    ] = None,
     *,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
     metrics: Annotated[
@@ -74,10 +77,12 @@ def status(
     seconds old. For their reasons dead letters are read as by 'dead-letters list': they keep their order and are away
     from their queue meanwhile. Where there are very many it says so instead.
     """
+    if every is not None and not watch:
+        raise SettingsError(f"{every:g} is how often to look, which needs --watch")
     environment.check(os.environ)
     survey = Survey(load(BrokerSettings, json_logs=as_json), _kestra_settings(), metrics or ())
     try:
-        carry_out(_watch(survey, every, as_json=as_json) if watch else _once(survey, as_json=as_json))
+        carry_out(_watch(survey, every or EVERY, as_json=as_json) if watch else _once(survey, as_json=as_json))
     except Signalled as ended:
         if not watch or ended.number != signal.SIGINT:
             raise

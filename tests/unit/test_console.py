@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bridge.cli.dead_letters_view import Told, print_full
+from bridge.cli.dead_letters_work import Replay
 from bridge.cli.flows import _report as report_of_flows
 from bridge.dead_letters import parse
 from bridge.delivery import Message
@@ -107,3 +113,57 @@ def test_a_header_of_several_values_is_shown_as_json(capsys: pytest.CaptureFixtu
         "raw: a\\xff",
     ]
     assert [line for line in lines if line not in shown] == [], shown
+
+
+class TestStatus:
+    def test_is_not_asked_how_often_without_watch(self, console: Console) -> None:
+        done = console("status", "5", BRIDGE_AMQP_URL=NOWHERE)
+        assert (done.status, done.err) == (2, "kestra-bridge: 5 is how often to look, which needs --watch\n")
+
+
+class TestCompletion:
+    def test_can_be_installed(self, console: Console) -> None:
+        assert "--install-completion" in console("--help").out
+
+    def test_completes_a_command(self) -> None:
+        variables = {"_KESTRA_BRIDGE_COMPLETE": "complete_bash", "COMP_WORDS": "kestra-bridge sub", "COMP_CWORD": "1"}
+        script = Path(sys.executable).with_name("kestra-bridge")
+        done = subprocess.run([script], env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+        assert done.stdout.split() == ["submit"], done.stderr
+
+
+class TestReplayOfAll:
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What was asked on a terminal, where the answer is no; nothing is asked of RabbitMQ."""
+        questions: list[str] = []
+
+        def find(command: Replay) -> Coroutine[Any, Any, None]:
+            async def found() -> None:
+                message = Message(body=b"{}", message_id="a", headers={"x-bridge-reason": "failed"})
+                command.letters = [parse(message, queue="q", default_flow=None)]
+
+            return found()
+
+        async def act(_: Replay) -> None:
+            questions.append("done")
+
+        def confirm(question: str, **_: object) -> bool:
+            questions.append(question)
+            return False
+
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+        monkeypatch.setattr(Replay, "find", find)
+        monkeypatch.setattr(Replay, "act", act)
+        monkeypatch.setattr("typer.confirm", confirm)
+        return questions
+
+    def test_asks_on_a_terminal_and_takes_no_for_an_answer(self, console: Console, asked: list[str]) -> None:
+        done = console("dead-letters", "replay", "--all", BRIDGE_AMQP_URL=NOWHERE)
+        question = "Put 1 dead letter of kestra.jobs back (1 failed)?"
+        assert (done.status, done.err, asked) == (1, "nothing was put back\n", [question])
+
+    @pytest.mark.parametrize("words", [("--all", "--yes"), ("--all", "--dry-run"), ("a",), ("--reason", "failed")])
+    def test_is_all_that_is_asked_of(self, console: Console, asked: list[str], words: tuple[str, ...]) -> None:
+        console("dead-letters", "replay", *words, BRIDGE_AMQP_URL=NOWHERE)
+        assert asked == ["done"]

@@ -364,3 +364,19 @@ def test_a_letter_for_programs_is_flat_and_complete() -> None:
         "priority": 7,
         "bytes": len(message().body),
     }
+
+
+@pytest.mark.parametrize(
+    ("flows", "told"),
+    [
+        (None, None),
+        (("team/*",), None),
+        (("other/*",), "BRIDGE_ALLOWED_FLOWS still doesn't allow flow team/report"),
+        ((), "BRIDGE_ALLOWED_FLOWS still doesn't allow flow team/report"),
+    ],
+    ids=["unknown", "allowed by now", "another", "none"],
+)
+def test_a_flow_that_was_not_allowed_is_judged_anew(flows: tuple[str, ...] | None, told: str | None) -> None:
+    original = Message(body=b'{"flow": "team/report"}', headers={"x-bridge-reason": "flow_not_allowed"})
+    found = parse(original, queue="q", default_flow=None)
+    assert obstacle(found, original, max_priority=10, flows=flows) == told

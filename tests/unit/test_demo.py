@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,11 +18,12 @@ from rich.console import Console
 from bridge.execution import Execution, State
 from bridge.job import ATTEMPT_LABEL, JOB_LABEL
 from deploy.local.demo import screen, verdict
-from deploy.local.demo.__main__ import forget_settings
+from deploy.local.demo.__main__ import _how_to_reach, forget_settings
 from deploy.local.demo.host import TOOLS, Host, NoMachinesError, check
 from deploy.local.demo.jobs import CASES, Case, Ending, machine_cases
-from deploy.local.demo.stack import script_lines
+from deploy.local.demo.stack import Stack, script_lines
 from deploy.local.demo.verdict import Check, Look, Returned, Verdict
+from tests.commands import unknown_in
 
 WIDTHS = (80, 100, 140, 160)
 ALL_CASES = (*CASES, *machine_cases("git://host.internal:40000/repository"))
@@ -254,3 +256,22 @@ def test_the_end_leaves_no_process_of_a_machine_and_touches_no_other(tmp_path: P
     ours, theirs = start(host, "kestra-one"), start(other, "kestra-one")
     host.end()
     assert (psutil.pid_exists(ours), psutil.pid_exists(theirs)) == (False, True)
+
+
+def test_what_to_do_next_names_commands_that_there_are() -> None:
+    rabbit = SimpleNamespace(version="4.3", management_url="http://m", username="u", password="p")
+    engine = SimpleNamespace(url="http://k", username="u", password="p")
+    stack = SimpleNamespace(
+        rabbit=rabbit, engine=engine, host=None, directory=Path("/d"), settings={}, lines=lambda _: [{}]
+    )
+    text = _how_to_reach(stack)  # type: ignore[arg-type]
+    words = [line.partition("kestra-bridge ")[2] for line in text.splitlines() if "bin/kestra-bridge " in line]
+    assert {word.split()[0] for word in words} == {"submit", "status", "dead-letters", "doctor"}
+    assert [word for word in map(unknown_in, words) if word] == []
+
+
+def test_its_settings_lead_to_the_management_api_and_to_the_default_virtual_host(tmp_path: Path) -> None:
+    rabbit = SimpleNamespace(amqp_url="amqp://u:p@h:1/", management_url="http://h:2")
+    engine = SimpleNamespace(url="http://k", username="u", password="p")
+    settings = Stack(rabbit, engine, tmp_path, None).settings  # type: ignore[arg-type]
+    assert (settings["BRIDGE_AMQP_URL"], settings["BRIDGE_MANAGEMENT_URL"]) == ("amqp://u:p@h:1", "http://h:2")

@@ -194,6 +194,20 @@ class TestLanes:
         (tmp_path / "secret").write_text("two")
         assert settings.refreshed(Settings).flow_patterns == ()
 
+    @pytest.mark.parametrize(
+        ("variables", "patterns"),
+        [
+            ({}, None),
+            ({"FLOW": "n/f"}, ("n/f",)),
+            ({"ALLOWED_FLOWS": "[]"}, ()),
+            ({"ALLOWED_FLOWS": '["a/*"]'}, ("a/*",)),
+        ],
+    )
+    def test_know_what_may_be_started_or_that_they_do_not(
+        self, environment: pytest.MonkeyPatch, variables: dict[str, str], patterns: tuple[str, ...] | None
+    ) -> None:
+        assert loaded(environment, **variables).known_patterns == patterns
+
     def test_that_can_start_nothing_are_a_fault_for_the_consumer(self, environment: pytest.MonkeyPatch) -> None:
         with pytest.raises(SettingsError, match="no flow may be started: set BRIDGE_FLOW"):
             check_for_run(loaded(environment))

@@ -128,7 +128,7 @@ def _how_to_reach(stack: Stack) -> str:
     http = next((str(line["http"]) for line in stack.lines("run") if line.get("event") == "starting"), "")
     exports = "\n".join(f"export {key}={shlex.quote(value)}" for key, value in stack.settings.items())
     rabbit, engine = stack.rabbit, stack.engine
-    on_machine = f"\n{_SUBMIT} --queue {MACHINE_QUEUE} --input script='uname -a' --wait" if stack.host else ""
+    on_machine = f"\n{_OURS} submit --queue {MACHINE_QUEUE} --input script='uname -a' --wait" if stack.host else ""
     return f"""
 It all goes on until Ctrl-C.
 RabbitMQ {rabbit.version}: {rabbit.management_url} (user {rabbit.username}, password {rabbit.password})
@@ -138,11 +138,16 @@ Its log: {stack.directory / "run.log"}
 
 In another shell, in {REPOSITORY}:
 {exports}
-{_SUBMIT} --queue {QUEUE} --flow {FLOW} --input message=hello --wait{on_machine}
+{_OURS} submit --queue {QUEUE} --flow {FLOW} --input message=hello --wait{on_machine}
+{_OURS} status
+{_OURS} dead-letters list
+{_OURS} dead-letters show --reason failed --limit 1
+{_OURS} dead-letters replay --reason killed --dry-run
+{_OURS} doctor
 """
 
 
-_SUBMIT = ".venv/bin/kestra-bridge submit"
+_OURS = ".venv/bin/kestra-bridge"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
