@@ -11,6 +11,8 @@ mode of 7, an expiration that is no number) and would leave such a message undec
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Literal
@@ -36,7 +38,7 @@ from bridge import topology, wire
 from bridge.delivery import Delivery, Message
 from bridge.errors import BrokerDenied, BrokerUnavailable, PublishFailed, SettingsError, TopologyMismatch
 from bridge.keyed_lock import KeyedLock
-from bridge.settings import BrokerSettings, Lane
+from bridge.settings import BrokerSettings, Lane, authority
 
 CONNECT_TIMEOUT = 15.0
 CONFIRM_TIMEOUT = 30.0
@@ -496,4 +498,12 @@ def _login(settings: BrokerSettings, error: ProbableAuthenticationError) -> str:
 def _why(error: object) -> str:
     if isinstance(error, ChannelInvalidStateError):
         return "the channel is closed"
-    return " ".join(str(error).split()) or type(error).__name__
+    return _REFUSED.sub(_refusal, " ".join(str(error).split())) or type(error).__name__
+
+
+_REFUSED = re.compile(r"\[Errno (\d+)\] Connect call failed \('([^']*)', (\d+)[^)]*\)")
+"""How asyncio says that there was no connection, with the address as Python writes it."""
+
+
+def _refusal(found: re.Match[str]) -> str:
+    return f"{os.strerror(int(found[1]))} ({authority(found[2], int(found[3]))})"

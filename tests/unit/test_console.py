@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bridge.broker import _why as why
 from bridge.cli.dead_letters_view import Told, print_full
 from bridge.cli.dead_letters_work import Replay
 from bridge.cli.flows import _report as report_of_flows
@@ -113,6 +114,17 @@ def test_a_header_of_several_values_is_shown_as_json(capsys: pytest.CaptureFixtu
         "raw: a\\xff",
     ]
     assert [line for line in lines if line not in shown] == [], shown
+
+
+def test_a_broker_that_is_not_there_is_told_without_python(console: Console) -> None:
+    said = console("submit", "--flow", "n/f", BRIDGE_AMQP_URL=NOWHERE).err
+    assert said == "kestra-bridge: can't reach RabbitMQ at 127.0.0.1:1/: Connection refused (127.0.0.1:1)\n"
+
+
+def test_a_broker_with_two_addresses_is_told_with_both() -> None:
+    refused = "[Errno 111] Connect call failed"
+    error = OSError(f"Multiple exceptions: {refused} ('::1', 1, 0, 0), {refused} ('127.0.0.1', 1)")
+    assert why(error) == "Multiple exceptions: Connection refused ([::1]:1), Connection refused (127.0.0.1:1)"
 
 
 class TestStatus:
