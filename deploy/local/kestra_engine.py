@@ -3,6 +3,9 @@
 The official images can't run without a container engine, and their web server isn't on Maven Central; the engine is.
 The façade in `kestra-engine/` speaks the REST paths of that version in front of it, on loopback alone. What the
 versions share lies in `src/common`; what differs lies in `src/1.3` and `src/2.0`, in classes of the same names.
+
+Maven Central doesn't have every release as a whole. Where it has no more than the core of one, which is what reads
+inputs and renders expressions, an engine of the same series can run with that core.
 """
 
 from __future__ import annotations
@@ -101,8 +104,8 @@ class Build:
         return os.pathsep.join((str(self.classes), *(str(self.jars / scope / "*") for scope in _RUN)))
 
 
-def build(say: Say = lambda _: None, *, series: Series = "2.0") -> Build:
-    """The jars and classes of an engine, made once and kept in the cache.
+def build(say: Say = lambda _: None, *, series: Series = "2.0", core: str | None = None) -> Build:
+    """The jars and classes of an engine, made once and kept in the cache; `core` is the version of another core.
 
     Raises:
         BuildError: there is no Java 25, no Maven, or one of them failed.
@@ -111,7 +114,8 @@ def build(say: Say = lambda _: None, *, series: Series = "2.0") -> Build:
     with locked("kestra-engine"):
         jars = _jars(series, say)
         classes = _classes(series, java, jars, say)
-    return Build(java=java, jars=jars, classes=classes)
+        run = jars if core is None else _with_core(jars, core, say)
+    return Build(java=java, jars=run, classes=classes)
 
 
 def find_java() -> Path:
@@ -166,15 +170,39 @@ def _jars(series: Series, say: Say) -> Path:
     return jars
 
 
+def _with_core(jars: Path, core: str, say: Say) -> Path:
+    """The folders of the engine's jars with another version of its core instead of its own."""
+    swapped = jars.with_name(f"{jars.name}-core-{core}")
+    if swapped.is_dir():
+        return swapped
+    say(f"Resolving the core of Kestra {core} from Maven Central")
+    with tempfile.TemporaryDirectory(dir=jars.parent) as temporary:
+        made = Path(temporary, "jars")
+        shutil.copytree(jars, made, copy_function=os.link, ignore=shutil.ignore_patterns("core-*.jar"))
+        _copy_artifact(f"io.kestra:core:{core}", made / "compile")
+        made.rename(swapped)
+    return swapped
+
+
 def _maven(pom: Path, series: Series, into: Path) -> None:
+    copy = ["dependency:copy-dependencies", f"-DoutputDirectory={into}", "-Dmdep.useSubDirectoryPerScope=true"]
+    command = [*_maven_command(), "--file", str(pom), "--activate-profiles", f"kestra-{series}", *copy]
+    _run(command, "Maven failed to resolve Kestra's engine")
+
+
+def _copy_artifact(artifact: str, into: Path) -> None:
+    """Copy one jar without what it depends on, whose list names what isn't on Maven Central."""
+    command = [*_maven_command(), "dependency:copy", f"-Dartifact={artifact}", f"-DoutputDirectory={into}"]
+    _run(command, f"Maven failed to resolve {artifact}", directory=into)
+
+
+def _maven_command() -> list[str]:
     maven = shutil.which("mvn")
     if maven is None:
         raise BuildError(
             "Kestra's engine is resolved by Maven, and there is no mvn on the PATH: install it (Debian: maven)"
         )
-    copy = ["dependency:copy-dependencies", f"-DoutputDirectory={into}", "-Dmdep.useSubDirectoryPerScope=true"]
-    command = [maven, "--batch-mode", "--quiet", "--file", str(pom), "--activate-profiles", f"kestra-{series}", *copy]
-    _run(command, "Maven failed to resolve Kestra's engine")
+    return [maven, "--batch-mode", "--quiet"]
 
 
 def _classes(series: Series, java: Path, jars: Path, say: Say) -> Path:
@@ -202,8 +230,8 @@ def _compile_command(java: Path, jars: Path, sources: Sequence[Path], into: Path
     return [str(java), "-jar", str(compiler), *options, "-d", str(into), "-classpath", class_path, *map(str, sources)]
 
 
-def _run(command: Sequence[str], what: str) -> None:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+def _run(command: Sequence[str], what: str, *, directory: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = (done.stdout + done.stderr).strip().splitlines()[-15:]
         raise BuildError(f"{what} (status {done.returncode})" + "".join(f"\n  | {line}" for line in lines))
@@ -219,6 +247,7 @@ def _digest(files: Sequence[Path]) -> str:
 class Engine:
     """Kestra's engine as a child process; on leaving the `with` block it's gone with all that it started.
 
+    `core` is the version of a core that runs instead of the series' own, such as 1.3.25.
     With `database="file"` a start after `stop` or `kill` goes on with what was there, on the same port. Shell tasks
     find the caller's environment, and `environment` over it.
     """
@@ -230,6 +259,7 @@ class Engine:
         directory: Path,
         *,
         series: Series = "2.0",
+        core: str | None = None,
         amqp: AmqpAddress | None = None,
         database: Database = "memory",
         port: int = 0,
@@ -242,6 +272,7 @@ class Engine:
     ) -> None:
         self.directory = directory
         self.series = series
+        self.core = core
         self.port = port or free_port()
         self.password = password or f"Aa0{random.token_hex(8)}"
         self._database = database
@@ -283,7 +314,7 @@ class Engine:
         """
         if self.alive:
             raise ProcessError("Kestra's engine is started already")
-        made = build(self._say, series=self.series)
+        made = build(self._say, series=self.series, core=self.core)
         (self.directory / "tmp").mkdir(parents=True, exist_ok=True)
         said = self.log.stat().st_size if self.log.exists() else 0
         child = Child("Kestra's engine", self._command(made), log=self.log, env=self._environment())

@@ -19,6 +19,12 @@ from deploy.local.rabbitmq import RabbitMQ
 from tests.machines.host import TIMEOUT, Host
 from tests.machines.world import Stage, World, stage_in, world_of
 
+_KESTRAS: dict[str, tuple[Series, str | None]] = {
+    "2.0": ("2.0", None),
+    "1.3": ("1.3", None),
+    "1.3.25": ("1.3", "1.3.25"),
+}
+
 
 @pytest.fixture(scope="session")
 def image() -> Path:
@@ -86,9 +92,9 @@ def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 def world(
     request: pytest.FixtureRequest, rabbit: RabbitMQ, image: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
-    """A broker and an engine whose workers make machines: Kestra 2.0, or the series that is the parameter."""
-    series: Series = getattr(request, "param", "2.0")
-    with world_of(rabbit, image.parent, tmp_path_factory.mktemp("world"), series) as made:
+    """A broker and an engine whose workers make machines: Kestra 2.0, or the version that is the parameter."""
+    series, core = _KESTRAS[getattr(request, "param", "2.0")]
+    with world_of(rabbit, image.parent, tmp_path_factory.mktemp("world"), series, core) as made:
         yield made
 
 

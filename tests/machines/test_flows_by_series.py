@@ -15,6 +15,8 @@ __all__ = ["pytestmark"]
 
 on_both = pytest.mark.parametrize("world", ["2.0", "1.3"], indirect=True)
 on_2 = pytest.mark.parametrize("world", ["2.0"], indirect=True)
+on_1_3_25 = pytest.mark.parametrize("world", ["1.3.25"], indirect=True)
+"""Where a file that is an empty text is refused."""
 on_1 = pytest.mark.parametrize("world", ["1.3"], indirect=True)
 BATCH = f"{NAMESPACE}/vm-batch"
 COPIED = f"left here{HOSTILE}".encode()
@@ -104,6 +106,27 @@ async def test_a_message_can_name_no_file_but_a_task_s(stage: Stage) -> None:
         lines = await bridge.settled(len(files), settlement="dead_letter", timeout=PATIENCE)
     refusal = re.compile("input_file has to be the address of a file that a task left|/etc/hostname is not authorized")
     assert [line["error"] for line in lines if not refusal.search(line["error"])] == []
+
+
+@on_1_3_25
+async def test_on_1_3_25_an_empty_text_is_no_file(stage: Stage) -> None:
+    answer = await stage.api.post(f"/executions/{NAMESPACE}/vm-job", files={"input_file": (None, b"")})
+    assert (answer.status_code, "No such file" in answer.text) == (422, True)
+
+
+@on_1_3_25
+async def test_on_1_3_25_a_webhook_call_needs_no_file(stage: Stage) -> None:
+    execution = await stage.call(script="true", time_limit=900)
+    assert await stage.end(execution) == "SUCCESS", await stage.said(execution)
+
+
+@on_1_3_25
+async def test_on_1_3_25_jobs_of_a_batch_need_no_file(stage: Stage) -> None:
+    jobs = [{"script": "true"}, {"script": "true", "input_file": ""}, await copying(stage)]
+    async with stage.bridge(flow=BATCH, max_attempts=1) as bridge:
+        await stage.submit("one", jobs=jobs)
+        (line,) = await bridge.settled(job="one", timeout=2 * PATIENCE)
+    assert line["settlement"] == "ack", line
 
 
 @on_1

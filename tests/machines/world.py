@@ -92,8 +92,10 @@ class World:
 
 
 @contextmanager
-def world_of(rabbit: RabbitMQ, images: Path, directory: Path, series: Series) -> Iterator[World]:
-    """A world with Kestra of that series, which ends with all that was made in it."""
+def world_of(
+    rabbit: RabbitMQ, images: Path, directory: Path, series: Series, core: str | None = None
+) -> Iterator[World]:
+    """A world with Kestra of that series, or with that core of it, which ends with all that was made in it."""
     git_port, engine_port = free_port(), free_port()
     host = Host(
         directory,
@@ -108,6 +110,7 @@ def world_of(rabbit: RabbitMQ, images: Path, directory: Path, series: Series) ->
     engine = Engine(
         directory / "kestra",
         series=series,
+        core=core,
         amqp=AmqpAddress.from_url(rabbit.amqp_url),
         # A file outlives the engine. On 1.3, a kill that interrupts the worker as it writes would close it for good.
         database="memory" if series == "1.3" else "file",
