@@ -76,8 +76,13 @@ class Dialect:
     @property
     def major(self) -> int:
         """The version's first number; 2 where it has none, which is how development builds behave."""
-        digits = re.match(r"\d+", self.version)
-        return int(digits.group()) if digits else 2
+        return self.series[0]
+
+    @property
+    def series(self) -> tuple[int, int]:
+        """The version's first two numbers; 2.0 where it has none."""
+        numbers = re.match(r"(\d+)(?:\.(\d+))?", self.version)
+        return (int(numbers[1]), int(numbers[2] or 0)) if numbers else (2, 0)
 
     def action(self, execution_id: str, name: str) -> str:
         """The path of an action on one execution."""

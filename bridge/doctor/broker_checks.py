@@ -13,7 +13,7 @@ from bridge.management import Consumer, QueueState
 from bridge.settings import Settings
 from bridge.topology import REPLIES, dead_exchange
 
-OLDEST_SUPPORTED = (3, 10)
+OLDEST_TRIED, NEWEST_TRIED = (3, 10), (4, 3)
 CONSUMER_ASKS = (4, 3)
 """From here on a quorum queue has strict priorities, and its consumers say how long they may hold a delivery."""
 
@@ -26,11 +26,17 @@ _TIMEOUT_OF_3_10 = "rabbitmqctl eval 'application:get_env(rabbit, consumer_timeo
 
 def version(_: Settings, facts: Facts) -> Iterator[Finding]:
     """A broker that the bridge was tried with."""
-    if facts.broker.version < OLDEST_SUPPORTED:
+    if facts.broker.version < OLDEST_TRIED:
         yield fault(
             f"RabbitMQ {facts.broker.version_text} is older than 3.10, which the bridge was not tried with",
             why="quorum queues hand dead letters over by confirm from 3.10 on alone: before, a crash can lose a retry",
             mend="upgrade RabbitMQ to 4.3",
+        )
+    elif facts.broker.version > NEWEST_TRIED:
+        yield warning(
+            f"RabbitMQ {facts.broker.version_text} is newer than 4.3, the newest that the bridge was tried with",
+            why="queues, priorities or time-outs may work otherwise there",
+            mend="try it with jobs that may be lost first, or use RabbitMQ 4.3",
         )
 
 

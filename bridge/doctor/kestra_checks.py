@@ -14,6 +14,9 @@ from bridge.kestra import Dialect, StoredFlow
 from bridge.settings import Settings
 from bridge.status import Unseen
 
+TRIED = frozenset({(1, 3), (2, 0)})
+"""The series of Kestra that the bridge was tried with."""
+
 NOTIFIER = FlowName("bridge.system", "notifier")
 
 _PROBE_RIGHTS = "let the user of BRIDGE_KESTRA_… create, run and delete a flow in bridge.system, or pass --no-probe"
@@ -37,11 +40,11 @@ def reachable(_: Settings, facts: Facts) -> Iterator[Finding]:
 def version(_: Settings, facts: Facts) -> Iterator[Finding]:
     """A Kestra that the bridge speaks to rightly."""
     kestra = _kestra(facts)
-    if Dialect(kestra.version).major not in (1, 2):
+    if Dialect(kestra.version).series not in TRIED:
         yield warning(
-            f"Kestra {kestra.version} is neither 1.x nor 2.x, which the bridge was tried with",
+            f"Kestra {kestra.version} is neither 1.3 nor 2.0, which the bridge was tried with",
             why="it may ask for things in words that this server reads otherwise",
-            mend="use Kestra 1.x or 2.x",
+            mend="use Kestra 1.3 or 2.0, or try this one with jobs that may be lost first",
         )
 
 

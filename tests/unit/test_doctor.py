@@ -176,6 +176,8 @@ SOUND: dict[str, tuple[Change, dict[str, Any]]] = {
         {},
     ),
     "Kestra 1.3": (kestra(version="1.3.25", notifier=shipped("1.3.25")), {}),
+    "a later release of Kestra 1.3": (kestra(version="1.3.44", notifier=shipped("1.3.44")), {}),
+    "a later release of Kestra 2.0": (kestra(version="2.0.8", notifier=shipped("2.0.8")), {}),
     "the notifier for a broker that demands TLS": (kestra(notifier=shipped("2.0.0", tls=True)), {}),
     "encrypted": (everything(), {"amqp_url": SecretStr("amqps://rabbit"), "kestra_url": "https://kestra"}),
     "a limit that is just met": (kestra(flows={REPORT: StoredFlow(source="", limit=8)}), {}),
@@ -202,6 +204,7 @@ Wrong = tuple[str, Change, dict[str, Any], Level, str, str]
 
 WRONG: list[Wrong] = [
     ("old broker", on((3, 9), "classic"), {}, FAULT, "rabbitmq", "older than 3.10"),
+    ("new broker", on((4, 4), "quorum"), {}, WARNING, "rabbitmq", "newer than 4.3"),
     ("alarm", broker(alarms=["memory on rabbit@a"]), {}, FAULT, "alarms", "memory on rabbit@a"),
     ("right", broker(refused=[Refusal("write", "amq.default")]), {}, FAULT, "rights", "no write right on amq.default"),
     ("no queue", of_queue("jobs", standing=Standing(False)), {}, WARNING, "queues", "there is no queue kestra.jobs"),
@@ -429,7 +432,23 @@ WRONG: list[Wrong] = [
         {},
         WARNING,
         "kestra-version",
-        "neither 1.x nor 2.x",
+        "neither 1.3 nor 2.0",
+    ),
+    (
+        "a Kestra 1.2",
+        kestra(version="1.2.14", notifier=shipped("1.2.14")),
+        {},
+        WARNING,
+        "kestra-version",
+        "neither 1.3 nor 2.0",
+    ),
+    (
+        "a new Kestra",
+        kestra(version="2.1.0", notifier=shipped("2.1.0")),
+        {},
+        WARNING,
+        "kestra-version",
+        "neither 1.3 nor 2.0",
     ),
     ("no notifier", kestra(notifier=None), {}, FAULT, "notifier", "bridge.system/notifier is not deployed"),
     (
