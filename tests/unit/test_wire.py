@@ -13,10 +13,14 @@ import pytest
 from aiormq.connection import Connection as AmqpConnection
 from hypothesis import given
 from hypothesis import strategies as st
-from pamqp import decode, encode
+from pamqp import decode, encode, frame
 from pamqp.commands import Basic
+from pamqp.header import ContentHeader
 
 from bridge import wire
+
+PAMQP_S_OWN = [*decode.METHODS.items(), *decode.TABLE_MAPPING.items()]
+"""What pamqp decodes by as long as nothing is replaced."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,6 +60,43 @@ def properties(**given: Any) -> Basic.Properties:
     (flags,) = struct.unpack(">H", sent[:2])
     arrived.unmarshal(flags, sent[2:])
     return arrived
+
+
+class TestPamqp:
+    """Has all that is replaced still where it was, and uses what replaces it."""
+
+    @pytest.mark.parametrize(
+        ("name", "own"),
+        [
+            ("shortstr", decode.short_str),
+            ("timestamp", decode.timestamp),
+            (b"T", decode.timestamp),
+            ("table", decode.field_table),
+            (b"F", decode.field_table),
+            ("array", decode.field_array),
+            (b"A", decode.field_array),
+        ],
+    )
+    def test_decodes_by_the_functions_that_are_replaced(self, name: str | bytes, own: object) -> None:
+        assert (name, own) in PAMQP_S_OWN
+
+    def test_reads_a_whole_frame_by_what_replaces_them(self) -> None:
+        headers = table(
+            entry(b"\xff", text(b"x")) + entry(b"t", b"T" + b"\xff" * 8) + entry(b"a", b"A" + table(b"T" + b"\xff" * 8))
+        )
+        content = struct.pack(">HHQH", 60, 0, 0, 1 << 13 | 1 << 7 | 1 << 6) + headers + b"\x01\xfe" + b"\xff" * 8
+        _, _, arrived = frame.unmarshal(b"\x02\x00\x01" + table(content) + b"\xce")
+        assert isinstance(arrived, ContentHeader)
+        assert (arrived.properties.headers, arrived.properties.message_id, arrived.properties.timestamp) == (
+            {"\udcff": "x", "t": None, "a": [None]},
+            "\udcfe",
+            None,
+        )
+
+    def test_writes_numbers_in_tables_and_in_arrays_by_what_replaces_its_own(self) -> None:
+        double = b"d" + struct.pack(">d", 1e300)
+        sent = Basic.Properties(headers={"a": 1e300, "b": [1e300]}).marshal()
+        assert sent.count(double) == 2
 
 
 class TestShortString:
