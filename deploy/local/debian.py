@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from deploy.local.paths import cache_directory, locked
 from deploy.local.processes import AS_ROOT, run_tool
 
 # In namespaces of its own, so that an interruption leaves neither mounts nor processes behind.
 _APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+def tree(kind: str, suite: str, options: Sequence[str], say: Callable[[str], None] = lambda _: None) -> Path:
+    """The folder with a release laid out by these options, made on first use and kept in the cache.
+
+    Raises:
+        ProcessError: mmdebstrap is missing or failed; the message has the last of what it said.
+    """
+    recipe = hashlib.sha256("\n".join((suite, *options)).encode()).hexdigest()[:12]
+    place = cache_directory(kind) / f"{suite}-{recipe}"
+    if not place.exists():
+        with locked(f"{kind}-{suite}"):
+            if not place.exists():
+                _make_tree(kind, suite, options, place, say)
+    return place
+
+
+def _make_tree(kind: str, suite: str, options: Sequence[str], place: Path, say: Callable[[str], None]) -> None:
+    began = time.monotonic()
+    say(f"laying out Debian {suite} for {kind} in the cache, once")
+    partial = place.with_name(f"{place.name}.partial")
+    log = place.with_name(f"{place.name}.log")
+    log.unlink(missing_ok=True)
+    lay_out(suite, partial, options, log=log)
+    run_tool("mv", "--no-target-directory", str(partial), str(place), log=log, within=AS_ROOT)
+    say(f"Debian {suite} laid out in {time.monotonic() - began:.0f} s")
 
 
 def lay_out(

@@ -79,7 +79,7 @@ def complete(podman: Podman, say: Say = lambda _: None) -> None:
         for recipe in (_RECIPES / "python-build").iterdir():
             Path(temporary, recipe.name).write_bytes(recipe.read_bytes())
         Path(temporary, "ca-certificates.crt").write_bytes(_CERTIFICATES.read_bytes())
-        Path(temporary, "pip.conf").write_text(_pip_configuration())
+        Path(temporary, "pip.conf").write_text(pip_configuration())
         podman.run("build", "--tag=localhost/python-build", temporary)
 
 
@@ -146,7 +146,7 @@ def _make_engine(podman: Podman, jars: Path) -> None:
     _build(podman, "kestra-engine", f"--build-context=java={JAVA_HOME}", f"--build-context=jars={jars}")
 
 
-def _pip_configuration() -> str:
+def pip_configuration() -> str:
     """What this machine's pip is told of its index, by files or variables, as a configuration file."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

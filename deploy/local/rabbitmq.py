@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -28,9 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast, get_args
 
-from deploy.local.debian import lay_out
-from deploy.local.paths import cache_directory, locked
-from deploy.local.processes import AS_ROOT, Child, ProcessError, run_tool
+from deploy.local import debian
+from deploy.local.processes import Child, ProcessError
 
 Series = Literal["3.10", "4.0", "4.3"]
 Say = Callable[[str], None]
@@ -404,25 +402,7 @@ def tree(series: Series, say: Say = _quietly) -> Path:
     Raises:
         ProcessError: mmdebstrap is missing or failed; the message has the last of what it said.
     """
-    suite = _SUITES[series]
-    recipe = hashlib.sha256("\n".join((suite, *_RECIPE)).encode()).hexdigest()[:12]
-    place = cache_directory("rabbitmq") / f"{suite}-{recipe}"
-    if not place.exists():
-        with locked(f"rabbitmq-{suite}"):
-            if not place.exists():
-                _make_tree(suite, place, say)
-    return place
-
-
-def _make_tree(suite: str, place: Path, say: Say) -> None:
-    began = time.monotonic()
-    say(f"laying out Debian {suite} with RabbitMQ in the cache, once")
-    partial = place.with_name(f"{place.name}.partial")
-    log = place.with_name(f"{place.name}.log")
-    log.unlink(missing_ok=True)
-    lay_out(suite, partial, _RECIPE, log=log)
-    run_tool("mv", "--no-target-directory", str(partial), str(place), log=log, within=AS_ROOT)
-    say(f"Debian {suite} laid out in {time.monotonic() - began:.0f} s")
+    return debian.tree("rabbitmq", _SUITES[series], _RECIPE, say)
 
 
 def inside(root: Path, state: Path, command: Sequence[str]) -> list[str]:
