@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -28,7 +28,6 @@ UNEXPLAINED = "unexplained"
 REASONS = (*Reason, *BROKER_REASONS, UNEXPLAINED)
 
 ANY_FLOW = FlowName("any", "flow")
-_BROKERS_HEADERS = re.compile(r"x-(?:death|(?:first|last)-death-.*|delivery-count|acquired-count)")
 _NOT_CONTENT = re.compile(r"x-(?:delivery|acquired)-count")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SPAN = re.compile(r"(?:(\d{1,6})w)?(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
@@ -136,14 +135,10 @@ def attempt_of(message: Message) -> int:
 def to_replay(letter: Letter, message: Message) -> Message:
     """The message that puts a dead letter's job back: its next attempt, with a fresh budget of attempts.
 
-    What RabbitMQ noted of the way here goes: with an old `x-death` a later retry would look like a message that goes
-    round in circles, which RabbitMQ drops ("Dead Letter Exchanges", section on cycles). What the bridge keeps as
-    headers stays headers: `expiration` would be lost on the way and `user_id` be refused.
+    What the bridge keeps as headers stays headers: `expiration` would be lost on the way and `user_id` be refused.
     """
-    headers = {key: value for key, value in message.headers.items() if not _BROKERS_HEADERS.fullmatch(key)}
     attempt = letter.attempt + 1
-    again = replace(message, headers=headers)
-    return again.to_republish({ATTEMPT: attempt, FIRST_ATTEMPT: attempt}, message_id=letter.job)
+    return message.to_republish({ATTEMPT: attempt, FIRST_ATTEMPT: attempt}, message_id=letter.job)
 
 
 def obstacle(letter: Letter, message: Message, *, max_priority: int, flows: Sequence[str] | None = None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -9,6 +10,8 @@ from typing import Any
 
 ATTEMPT = "x-bridge-attempt"
 FIRST_ATTEMPT = "x-bridge-first-attempt"
+LEFT_OUT = "x-bridge-left-out"
+"""Names the headers that a message had to leave behind, since all of them did not fit into a frame."""
 
 Headers = Mapping[str, Any]
 
@@ -35,15 +38,21 @@ class Message:
     def to_republish(self, headers: Headers, *, message_id: str | None = None) -> Message:
         """The same message, fit to be published again by the bridge, with `headers` in place of what it had set before.
 
-        Three properties would do harm on the way and are kept as headers instead: RabbitMQ refuses a `user_id` other
-        than the connection's own, an `expiration` would let the message vanish from the queue that keeps it, and `CC`
-        and `BCC` would route copies anew (RabbitMQ's "Validated User-ID", "Time-to-Live" and "Sender-selected
-        Distribution" documents).
+        This is the one list of what may pass from a publisher into a queue of ours. What RabbitMQ notes in headers
+        itself stays behind: on 3.10 a retry with an `x-death` of earlier is dropped as one that goes round in circles,
+        and one of another shape ends the broker's own work on dead letters. Other properties would do harm on the way
+        and are kept as headers instead: RabbitMQ refuses a `user_id` other than the connection's own and a `reply_to`
+        that means a consumer of the same channel, an `expiration` would let the message vanish from the queue that
+        keeps it, and `CC` and `BCC` would route copies anew (RabbitMQ's "Validated User-ID", "Direct Reply-to",
+        "Time-to-Live" and "Sender-selected Distribution" documents).
         """
-        kept = {key: value for key, value in self.headers.items() if key not in _DROPPED}
+        kept = {key: value for key, value in self.headers.items() if _may_pass(key)}
         kept |= {f"x-bridge-{key.lower()}": self.headers[key] for key in _ROUTING_HEADERS if key in self.headers}
-        for name in ("user_id", "expiration"):
-            if (value := getattr(self, name)) is not None:
+        put_aside = {"user_id": self.user_id, "expiration": self.expiration}
+        if self.reply_to == OWN_REPLIES:
+            put_aside["reply_to"] = self.reply_to
+        for name, value in put_aside.items():
+            if value is not None:
                 kept[f"x-bridge-{name.replace('_', '-')}"] = value
         return replace(
             self,
@@ -51,13 +60,32 @@ class Message:
             delivery_mode=2,
             user_id=None,
             expiration=None,
+            reply_to=None if "reply_to" in put_aside else self.reply_to,
             message_id=message_id or self.message_id,
         )
 
+    def bare(self) -> Message:
+        """The message without whatever else its publisher gave it than a body, an id and what can do no harm."""
+        return Message(
+            body=self.body,
+            content_type=self.content_type,
+            priority=self.priority,
+            message_id=self.message_id,
+            timestamp=self.timestamp,
+        )
+
+
+OWN_REPLIES = "amq.rabbitmq.reply-to"
+"""RabbitMQ's direct reply-to, as its consumer names it; what its messages carry goes on with a dot and an address."""
 
 _ROUTING_HEADERS = ("CC", "BCC")
 DEAD_LETTER_HEADERS = ("x-bridge-reason", "x-bridge-error", "x-bridge-execution", "x-bridge-queue", "x-bridge-at")
 _DROPPED = frozenset({*_ROUTING_HEADERS, *DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT})
+_BROKERS_HEADERS = re.compile(r"x-(?:death|(?:first|last)-death-.*|delivery-count|acquired-count)", re.DOTALL)
+
+
+def _may_pass(header: str) -> bool:
+    return header not in _DROPPED and not _BROKERS_HEADERS.fullmatch(header)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
