@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -31,12 +32,32 @@ from aio_pika.exceptions import (
 )
 from aiormq.abc import AbstractChannel as RawChannel
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelAccessRefused, ConnectionNotAllowed, InvalidFrameError
-from pamqp.commands import Basic
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelPreconditionFailed,
+    ConnectionCommandInvalid,
+    ConnectionFrameError,
+    ConnectionInternalError,
+    ConnectionNotAllowed,
+    ConnectionNotImplemented,
+    ConnectionSyntaxError,
+    ConnectionUnexpectedFrame,
+    InvalidFrameError,
+)
 
 from bridge import topology, wire
-from bridge.delivery import Delivery, Message
-from bridge.errors import BrokerDenied, BrokerUnavailable, PublishFailed, SettingsError, TopologyMismatch
+from bridge.careful import Alone, Reopening, Results
+from bridge.content_header import properties_of
+from bridge.delivery import OWN_REPLIES, Delivery, Message
+from bridge.errors import (
+    BrokerDenied,
+    BrokerError,
+    BrokerUnavailable,
+    PublishFailed,
+    QueueFull,
+    SettingsError,
+    TopologyMismatch,
+)
 from bridge.keyed_lock import KeyedLock
 from bridge.settings import BrokerSettings, Lane, authority
 
@@ -45,6 +66,20 @@ CONFIRM_TIMEOUT = 30.0
 
 _CUT_OFF = (asyncio.IncompleteReadError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 """How it looks when a broker is there and ends the connection without a word."""
+
+_FAULTS = (
+    ChannelPreconditionFailed,
+    ConnectionCommandInvalid,
+    ConnectionFrameError,
+    ConnectionInternalError,
+    ConnectionNotImplemented,
+    ConnectionSyntaxError,
+    ConnectionUnexpectedFrame,
+)
+"""How it looks when a broker ends a channel or a connection over what was sent on it."""
+
+DIRECT_REPLIES_HAVE_A_QUEUE = (4, 2)
+"""Before, RabbitMQ returns what is published by direct reply-to as unroutable, and delivers it nevertheless."""
 
 Connection = AbstractConnection
 Cause = Literal["connection_closed", "channel_closed", "consumer_cancelled"]
@@ -55,14 +90,12 @@ OnReply = Callable[[bytes], None]
 class Publisher:
     """Publishes by confirm: what `publish` returned for is in a queue, and on disk where the queue is durable.
 
-    `lost` is told when the channel, or what it publishes to, can't be relied on any more. With `reopen` a new channel
-    takes the place of a lost one.
+    `lost` is told when the channel, or what it publishes to, can't be relied on any more.
     """
 
-    def __init__(self, connection: AbstractConnection, *, lost: Callable[[str], None], reopen: bool = False) -> None:
+    def __init__(self, connection: AbstractConnection, *, lost: Callable[[BrokerError], None]) -> None:
         self._connection = connection
         self._lost = lost
-        self._reopen = reopen
         self._ids = KeyedLock()
         self._opening = asyncio.Lock()
         self._raw: RawChannel | None = None
@@ -73,10 +106,10 @@ class Publisher:
         return self
 
     async def publish(self, message: Message, *, exchange: str = "", routing_key: str = "") -> None:
-        """Publish and wait for the broker's confirm.
+        """Publish and wait for the broker's confirm. Headers that don't fit into a frame are left out and named.
 
         Raises:
-            PublishFailed: it went to no queue, or the queue refused it. Nothing was kept.
+            PublishFailed: it went to no queue, or the queue refused it (`QueueFull`). Nothing was kept.
             BrokerUnavailable: the channel is gone or the confirm never came; the message may or may not be in a queue.
         """
         # aiormq tells which publish was returned by its message id, so two with one id must not be under way at once.
@@ -87,25 +120,38 @@ class Publisher:
                     message.body,
                     exchange=exchange,
                     routing_key=wire.short(routing_key),
-                    properties=_to_properties(message),
-                    mandatory=True,
+                    properties=properties_of(message, frame_max(self._connection)),
+                    mandatory=not self._returned_in_any_case(exchange, routing_key),
                     timeout=CONFIRM_TIMEOUT,
                 )
             except PublishError as error:
                 # Somebody took a queue or a binding away; a new session declares them again.
-                self._lost(f"no queue takes {routing_key!r} of exchange {exchange!r}")
-                raise PublishFailed(f"no queue takes {routing_key!r} of exchange {exchange!r}") from error
+                failed = PublishFailed(f"no queue takes {routing_key!r} of exchange {exchange!r}")
+                self._lost(failed)
+                raise failed from error
             except DeliveryError as error:
-                raise PublishFailed(
+                raise QueueFull(
                     f"the broker refused a message for {exchange or routing_key!r}; is a queue full?"
                 ) from error
             except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
-                self._lost(f"a publish was not confirmed: {_why(error)}")
-                raise BrokerUnavailable(f"a publish was not confirmed: {_why(error)}") from error
+                lost = BrokerUnavailable(
+                    f"a publish was not confirmed: {_why(error)}", blames_message=isinstance(error, _FAULTS)
+                )
+                self._lost(lost)
+                raise lost from error
+
+    async def close(self) -> None:
+        """End the connection."""
+        await _close(self._connection)
+
+    def _returned_in_any_case(self, exchange: str, routing_key: str) -> bool:
+        """Whether the broker returns a mandatory message although it arrives."""
+        version = parse_version(announced_version(self._connection))
+        return not exchange and routing_key.startswith(f"{OWN_REPLIES}.") and version < DIRECT_REPLIES_HAVE_A_QUEUE
 
     async def _channel(self) -> RawChannel:
         async with self._opening:
-            if self._raw is None or (self._reopen and self._raw.is_closed):
+            if self._raw is None:
                 channel = await self._connection.channel(on_return_raises=True)
                 self._raw = await channel.get_underlay_channel()
             return self._raw
@@ -114,12 +160,22 @@ class Publisher:
 class Session:
     """Consumers on all lanes, for as long as nothing of it breaks."""
 
-    def __init__(self, version: str, kinds: Mapping[str, topology.Kind], publishing: AbstractConnection) -> None:
+    def __init__(
+        self,
+        version: str,
+        kinds: Mapping[str, topology.Kind],
+        publishing: AbstractConnection,
+        *,
+        results: Results,
+        alone: Alone,
+    ) -> None:
         self.version = version
         self.kinds = kinds
-        self.publisher = Publisher(publishing, lost=lambda why: self.end("channel_closed", why))
-        # A reply_to can be anything, also what makes the broker close the channel: that must cost nothing else.
-        self.results = Publisher(publishing, lost=lambda _: None, reopen=True)
+        self.publisher = Publisher(publishing, lost=self._publisher_lost)
+        self.results = results
+        self.alone = alone
+        self.over_a_publish = False
+        """Whether RabbitMQ ended the session over something that was published."""
         self._ended: asyncio.Future[tuple[Cause, str]] = asyncio.get_running_loop().create_future()
         self._consumers: list[tuple[RawChannel, str]] = []
 
@@ -138,6 +194,15 @@ class Session:
                 await raw.basic_cancel(tag, timeout=5)
             except (*CONNECTION_EXCEPTIONS, TimeoutError):
                 continue
+
+    def publishing_ended(self, error: object) -> None:
+        """Note that the connection for publishing has ended, which ends the session."""
+        self.over_a_publish = self.over_a_publish or isinstance(error, _FAULTS)
+        self.end("connection_closed", _why(error))
+
+    def _publisher_lost(self, error: BrokerError) -> None:
+        self.over_a_publish = self.over_a_publish or (isinstance(error, BrokerUnavailable) and error.blames_message)
+        self.end("channel_closed", str(error))
 
     def end(self, cause: Cause, why: str) -> None:
         """Declare the session over; only the first cause counts."""
@@ -200,10 +265,14 @@ class Broker:
                 publishing = await stack.enter_async_context(self._connection("publisher"))
                 version = announced_version(consuming)
                 kinds = await self.declare(consuming)
-                session = Session(version, kinds, publishing)
+                results, apart = Reopening(partial(self._line, "results")), Reopening(partial(self._line, "apart"))
+                for line in (results, apart):
+                    stack.push_async_callback(line.close)
+                alone = Alone(apart)
+                session = Session(version, kinds, publishing, results=Results(results, alone), alone=alone)
                 await session.publisher.open()
-                for connection in (consuming, publishing):
-                    connection.close_callbacks.add(lambda _, error: session.end("connection_closed", _why(error)))
+                consuming.close_callbacks.add(lambda _, error: session.end("connection_closed", _why(error)))
+                publishing.close_callbacks.add(lambda _, error: session.publishing_ended(error))
                 await self._consume_replies(consuming, session, on_reply)
                 for lane in self._settings.all_lanes:
                     await self._consume(consuming, session, lane, on_delivery, hold)
@@ -295,10 +364,12 @@ class Broker:
         try:
             yield connection
         finally:
-            try:
-                await asyncio.wait_for(connection.close(), 5)
-            except (*CONNECTION_EXCEPTIONS, TimeoutError):
-                pass  # gone already: there's nothing left to close
+            await _close(connection)
+
+    async def _line(self, purpose: str) -> Publisher:
+        """A publisher with a connection of its own, which ends nothing else; raises as `session` does."""
+        with _translated(self._settings):
+            return Publisher(await self._connect(f"{self._name} {purpose}"), lost=lambda _: None)
 
     async def _connect(self, name: str) -> AbstractConnection:
         """A new connection, by the credentials as they are now."""
@@ -351,6 +422,13 @@ class Broker:
         await raw.basic_consume(queue, take, no_ack=True)
 
 
+async def _close(connection: AbstractConnection) -> None:
+    try:
+        await asyncio.wait_for(connection.close(), 5)
+    except (*CONNECTION_EXCEPTIONS, TimeoutError):
+        pass  # gone already: there's nothing left to close
+
+
 async def _lane_exists(connection: AbstractConnection, lane: Lane) -> bool:
     """Whether a lane's queue and exchange are there."""
     try:
@@ -368,6 +446,12 @@ def announced_version(connection: AbstractConnection) -> str:
     properties: Mapping[str, Any] = getattr(getattr(transport, "connection", None), "server_properties", None) or {}
     version = properties.get("version", "")
     return version.decode() if isinstance(version, bytes) else str(version)
+
+
+def frame_max(connection: AbstractConnection) -> int:
+    """How many bytes a frame may have on that connection, as was agreed with the broker; 0 for any number."""
+    tuned = getattr(getattr(connection.transport, "connection", None), "connection_tune", None)
+    return int(getattr(tuned, "frame_max", 0) or 0)
 
 
 def parse_version(text: str) -> topology.Version:
@@ -429,31 +513,6 @@ def to_message(message: DeliveredMessage) -> Message:
         message_type=properties.message_type,
         user_id=properties.user_id,
         app_id=properties.app_id,
-    )
-
-
-_TEXT_PROPERTIES = (
-    "content_type",
-    "content_encoding",
-    "correlation_id",
-    "reply_to",
-    "expiration",
-    "message_id",
-    "message_type",
-    "user_id",
-    "app_id",
-)
-
-
-def _to_properties(message: Message) -> Basic.Properties:
-    texts = {name: getattr(message, name) for name in _TEXT_PROPERTIES}
-    shortened: dict[str, Any] = {name: wire.short(text) for name, text in texts.items() if text is not None}
-    return Basic.Properties(
-        headers=wire.encodable(dict(message.headers)) or None,
-        delivery_mode=message.delivery_mode or 2,
-        priority=message.priority,
-        timestamp=message.timestamp,
-        **shortened,
     )
 
 

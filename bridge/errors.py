@@ -14,6 +14,8 @@
     │   ├── BrokerDenied       the broker refuses our credentials, virtual host or rights
     │   ├── TopologyMismatch   a queue or exchange exists with other arguments than the settings ask for
     │   ├── PublishFailed      the broker did not take a message: returned, refused, or the channel was lost
+    │   │   ├── QueueFull      the queue refuses it, which is mostly for lack of room
+    │   │   └── MessageRefused the broker closes connections over this very message
     │   ├── QueueMissing       a queue that should be there is not
     │   └── QueueInUse         somebody else has a queue for themselves at the moment
     ├── NoSuchJob              no dead letter is of the job that was asked for
@@ -93,7 +95,14 @@ class BrokerError(BridgeError):
 
 
 class BrokerUnavailable(BrokerError):
-    """RabbitMQ can't be reached, or the session with it has ended. Connecting again can help."""
+    """RabbitMQ can't be reached, or the session with it has ended. Connecting again can help.
+
+    `blames_message` says that RabbitMQ ended it over something that was published: it, or another one beside it.
+    """
+
+    def __init__(self, message: str, *, blames_message: bool = False) -> None:
+        super().__init__(message)
+        self.blames_message = blames_message
 
 
 class BrokerDenied(BrokerError):
@@ -106,6 +115,14 @@ class TopologyMismatch(BrokerError):
 
 class PublishFailed(BrokerError):
     """A publish was not confirmed: returned as unroutable, refused by the queue, or the channel was lost."""
+
+
+class QueueFull(PublishFailed):
+    """The queue refuses a message: it is full and set to refuse, or it can't take any just now."""
+
+
+class MessageRefused(PublishFailed):
+    """RabbitMQ closes the connection or the channel over this message, whenever it is published."""
 
 
 class QueueMissing(BrokerError):

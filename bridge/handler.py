@@ -13,19 +13,29 @@ from functools import partial
 from typing import Any
 
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
 from bridge.broker import Publisher
+from bridge.careful import Alone, Results
 from bridge.conclude import Concluder, Vanished
 from bridge.delivery import ATTEMPT, FIRST_ATTEMPT, Delivery, Message
 from bridge.denials import Parked
-from bridge.errors import BrokerUnavailable, InvalidMessage, KestraError, KestraRejected, PublishFailed
+from bridge.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    InvalidMessage,
+    KestraError,
+    KestraRejected,
+    MessageRefused,
+    PublishFailed,
+)
 from bridge.execution import Outcome
 from bridge.job import FlowName, Job, allowed, decode
 from bridge.kestra import Kestra
 from bridge.metrics import Metrics
 from bridge.settlement import Ack, DeadLetter, Park, Policy, Reason, Retry, Settlement, Stamp, decide
 from bridge.start import LeftToBroker, Started, Starter
+from bridge.suspects import Suspects, refused
 from bridge.topology import dead_exchange, retry_queue
 from bridge.tracing import Span, Tracer, outgoing
 
@@ -70,7 +80,9 @@ class Handler:
         *,
         kestra: Kestra,
         publisher: Publisher,
-        results: Publisher,
+        alone: Alone,
+        results: Results,
+        suspects: Suspects,
         starter: Starter,
         concluder: Concluder,
         metrics: Metrics,
@@ -81,7 +93,9 @@ class Handler:
     ) -> None:
         self._kestra = kestra
         self._publisher = publisher
+        self._alone = alone
         self._results = results
+        self._suspects = suspects
         self._starter = starter
         self._concluder = concluder
         self._metrics = metrics
@@ -175,35 +189,52 @@ class Handler:
 
     async def _settle(self, case: Case, settlement: Settlement) -> None:
         """Carry out a settlement: first what must stand elsewhere, by confirm, and the ack last."""
-        queue, message = case.delivery.lane, case.delivery.message
-        match settlement:
-            case Stamp():
-                await self._publish(message.to_republish({}, message_id=settlement.job_id), routing_key=queue)
-            case Retry():
-                headers = {ATTEMPT: settlement.attempt, **_first_attempt(case)}
-                again = message.to_republish(headers)
-                await self._publish(again, routing_key=retry_queue(queue, settlement.delay))
-            case Park():
-                again = message.to_republish({ATTEMPT: settlement.attempt, **_first_attempt(case)})
-                await self._publish(again, routing_key=retry_queue(queue, settlement.delay))
-            case DeadLetter():
-                dead = message.to_republish(_dead_letter_headers(case, settlement))
-                await self._publish(dead, exchange=dead_exchange(queue), routing_key=queue)
-        if isinstance(settlement, (Ack, DeadLetter)) and message.reply_to:
-            await self._send_result(case, settlement, message.reply_to)
+        try:
+            await self._hand_on(case, settlement)
+        except MessageRefused as error:
+            settlement = refused(settlement, str(error))
+            await self._hand_on(case, settlement, bare=True)
+        if isinstance(settlement, (Ack, DeadLetter)) and (reply_to := case.delivery.message.reply_to):
+            await self._send_result(case, settlement, reply_to)
         await case.delivery.ack()
         self._record(case, settlement)
 
-    async def _publish(self, message: Message, *, exchange: str = "", routing_key: str) -> None:
+    async def _hand_on(self, case: Case, settlement: Settlement, *, bare: bool = False) -> None:
+        """Have the message stand where the settlement wants it, if anywhere; `bare` without what others gave it.
+
+        Raises:
+            MessageRefused: RabbitMQ does not take it as it is.
+        """
+        queue, message = case.delivery.lane, case.delivery.message
+        if bare:
+            message = message.bare()
+        match settlement:
+            case Stamp():
+                stamped = message.to_republish({}, message_id=settlement.job_id)
+                await self._publish(case, stamped, routing_key=queue)
+            case Retry() | Park():
+                headers = {ATTEMPT: settlement.attempt, **_first_attempt(case)}
+                again = message.to_republish(headers)
+                await self._publish(case, again, routing_key=retry_queue(queue, settlement.delay))
+            case DeadLetter():
+                dead = message.to_republish(_dead_letter_headers(case, settlement))
+                await self._publish(case, dead, exchange=dead_exchange(queue), routing_key=queue)
+
+    async def _publish(self, case: Case, message: Message, *, exchange: str = "", routing_key: str) -> None:
         """Publish however often it takes: a full queue is the operator's to mend, and nothing is lost meanwhile."""
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(PublishFailed),
+            retry=retry_if_exception(_may_pass_later),
             wait=wait_random_exponential(multiplier=0.5, max=30),
             before_sleep=lambda state: log.error("a publish failed, trying again", error=str(_failure(state))),
             reraise=True,
         ):
             with attempt:
-                await self._publisher.publish(message, exchange=exchange, routing_key=routing_key)
+                await self._publish_once(case, message, exchange=exchange, routing_key=routing_key)
+
+    async def _publish_once(self, case: Case, message: Message, *, exchange: str = "", routing_key: str) -> None:
+        publisher = self._alone if case.delivery in self._suspects else self._publisher
+        with self._suspects.publishing(case.delivery):
+            await publisher.publish(message, exchange=exchange, routing_key=routing_key)
 
     async def _send_result(self, case: Case, settlement: Ack | DeadLetter, reply_to: str) -> None:
         """Tell the publisher how the job ended. One that doesn't listen any more is no reason to keep the job."""
@@ -218,7 +249,7 @@ class Handler:
         )
         try:
             await self._results.publish(result, routing_key=reply_to)
-        except (PublishFailed, BrokerUnavailable) as error:
+        except BrokerError as error:
             self._metrics.results.labels("undeliverable").inc()
             log.warning("nobody takes a job's result", **_facts(case), error=str(error))
         else:
@@ -315,6 +346,10 @@ def _dead_letter_headers(case: Case, settlement: DeadLetter) -> dict[str, Any]:
         "x-bridge-at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         **({"x-bridge-execution": execution} if execution else {}),
     }
+
+
+def _may_pass_later(error: BaseException) -> bool:
+    return isinstance(error, PublishFailed) and not isinstance(error, MessageRefused)
 
 
 def _failure(state: Any) -> BaseException | None:

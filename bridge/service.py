@@ -33,6 +33,7 @@ from bridge.reconcile import Reconciler
 from bridge.replies import Watch
 from bridge.settings import Lane, Settings, authority
 from bridge.start import LONGEST_BACKOFF, Patience, Starter
+from bridge.suspects import Suspects
 from bridge.tracing import Tracer
 
 SETTLED_SOON = 10.0
@@ -61,6 +62,7 @@ class Service:
         self._connected = False
         self._cases: dict[asyncio.Task[None], Case] = {}
         self._broker = Broker(settings)
+        self._suspects = Suspects()
         self._watch = Watch(self._metrics)
         grace = settings.adopt_grace or CREATE_TIMEOUT
         self._kestra = Kestra(settings, self._metrics, create_timeout=min(CREATE_TIMEOUT, 0.8 * grace))
@@ -178,6 +180,7 @@ class Service:
                     return
             finally:
                 self._set_connected(False)
+                self._suspects.session_ended(over_a_publish=session.over_a_publish)
                 await self._abandon()
         cause, why = await session.ended()
         self._metrics.consumer_restarts.labels(cause).inc()
@@ -218,7 +221,9 @@ class Service:
         handler = Handler(
             kestra=self._kestra,
             publisher=session.publisher,
+            alone=session.alone,
             results=session.results,
+            suspects=self._suspects,
             starter=self._starter,
             concluder=self._concluder,
             metrics=self._metrics,

@@ -1,0 +1,181 @@
+"""One message must not stop the others: what RabbitMQ refuses, or closes a connection over, costs nobody but itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractIncomingMessage
+from pamqp import commands, frame
+
+from bridge.delivery import LEFT_OUT
+from tests.harness import Proxy
+from tests.integration.conftest import Stage
+from tests.standin import Ends, Run
+
+NEAR_THE_FRAME = "x" * 130_900
+BEYOND_THE_FRAME = "x" * 300_000
+POISON = b"poison-that-ends-connections"
+FORGED = "amq.rabbitmq.reply-to.g1h2AA5yZXBseUA.x"
+
+
+async def by_api(stage: Stage, body: str = "{}", queue: str | None = None, **properties: Any) -> None:
+    """Publish by the management API: without an id unless one is given, and whatever frames may have."""
+    message = {
+        "properties": properties,
+        "routing_key": queue or stage.queue,
+        "payload": body,
+        "payload_encoding": "string",
+    }
+    await asyncio.to_thread(stage.rabbit.api, "exchanges/%2F/amq.default/publish", method="POST", body=message)
+
+
+def fails_at_first(run: Run) -> Ends:
+    return Ends("FAILED" if run.labels["bridgeAttempt"] == "1" else "SUCCESS")
+
+
+class TestHeadersCloseToTheFrame:
+    async def test_make_a_dead_letter_that_names_what_was_left_out(self, stage: Stage) -> None:
+        async with stage.bridge() as bridge:
+            await stage.submit("big", b"not json", headers={"big": NEAR_THE_FRAME, "small": 1})
+            await bridge.settled(job="big", settlement="dead_letter")
+            letter = await stage.dead_letter()
+        kept = {"big", "small"} & letter.headers.keys()
+        assert (letter.body, letter.headers[LEFT_OUT], kept) == (b"not json", ["big"], {"small"})
+
+    async def test_end_no_session(self, stage: Stage) -> None:
+        async with stage.bridge() as bridge:
+            await stage.submit("big", b"not json", headers={"big": NEAR_THE_FRAME})
+            await bridge.settled(job="big", settlement="dead_letter")
+            assert await bridge.metric("bridge_consumer_restarts_total") == 0
+
+    async def test_are_no_obstacle_to_a_retry(self, stage: Stage) -> None:
+        stage.kestra.flow("test", "job", fails_at_first)
+        async with stage.bridge() as bridge:
+            await by_api(stage, message_id="big", headers={"big": BEYOND_THE_FRAME})
+            await bridge.settled(job="big", settlement="ack")
+            assert await bridge.metric("bridge_consumer_restarts_total") == 0
+
+    async def test_are_no_obstacle_to_a_stamp(self, stage: Stage) -> None:
+        async with stage.bridge() as bridge:
+            await by_api(stage, headers={"big": BEYOND_THE_FRAME})
+            await bridge.settled(settlement="ack")
+            assert await bridge.metric("bridge_consumer_restarts_total") == 0
+
+
+class Touchy(Proxy):
+    """Ends a connection as a broker does that can't cope with a message: whenever one with the poison comes along."""
+
+    _client: ContextVar[asyncio.StreamWriter] = ContextVar("client")
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(host, port)
+        self.ended = 0
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._client.set(writer)
+        await super()._serve(reader, writer)
+
+    def _watchers(self) -> tuple[Callable[[bytes], None], Callable[[bytes], None]]:
+        _, ignore = super()._watchers()
+        client = self._client.get()
+
+        def see(data: bytes) -> None:
+            if POISON in data:
+                self.ended += 1
+                client.write(frame.marshal(commands.Connection.Close(541, "INTERNAL_ERROR", 0, 0), 0))
+                raise ConnectionResetError("the broker takes nothing more on this connection")
+
+        return see, ignore
+
+
+class TestAMessageThatEndsConnections:
+    async def test_ends_one_session_and_becomes_a_dead_letter_without_what_others_gave_it(self, stage: Stage) -> None:
+        async with Touchy(stage.rabbit.host, stage.rabbit.port) as broker:
+            url = f"amqp://{stage.rabbit.username}:{stage.rabbit.password}@127.0.0.1:{broker.port}/"
+            async with stage.bridge(amqp_url=url) as bridge:
+                await stage.submit("poison", b"not json", headers={"of-others": POISON.decode()})
+                await bridge.settled(job="poison", settlement="dead_letter")
+                letter = await stage.dead_letter()
+                restarts = await bridge.metric("bridge_consumer_restarts_total")
+        assert (letter.body, "of-others" in letter.headers, letter.headers["x-bridge-reason"], restarts) == (
+            b"not json",
+            False,
+            "invalid_message",
+            1,
+        )
+
+    async def test_costs_nobody_else_anything(self, stage: Stage) -> None:
+        stage.kestra.flow("test", "job", fails_at_first)
+        jobs = [f"job-{number}" for number in range(10)]
+        async with Touchy(stage.rabbit.host, stage.rabbit.port) as broker:
+            url = f"amqp://{stage.rabbit.username}:{stage.rabbit.password}@127.0.0.1:{broker.port}/"
+            async with stage.bridge(amqp_url=url, prefetch=20) as bridge:
+                for job in [*jobs, "poison"]:
+                    headers = {"of-others": POISON.decode()} if job == "poison" else {}
+                    await stage.submit(job, headers=headers)
+                await bridge.settled(len(jobs), settlement="ack")
+                await bridge.settled(job="poison", settlement="dead_letter")
+        assert {line["job"] for line in bridge.events("settled", settlement="ack")} == set(jobs)
+
+
+OWN_DEATH = "expired once, and was moved back"
+DEATHS: dict[str, Any] = {OWN_DEATH: None, "no list of tables": ["a", 1], "a text": "x", "odd table": [{"queue": 1}]}
+
+
+class TestAnEarlierDeath:
+    @pytest.mark.parametrize("deaths", DEATHS)
+    async def test_does_not_keep_a_job_from_its_retry(self, stage: Stage, deaths: str) -> None:
+        stage.kestra.flow("test", "job", fails_at_first)
+        value = DEATHS[deaths] or [
+            {
+                "count": 1,
+                "reason": "expired",
+                "queue": f"{stage.queue}.retry.1",
+                "exchange": "",
+                "routing-keys": [f"{stage.queue}.retry.1"],
+            }
+        ]
+        async with stage.bridge() as bridge:
+            await stage.submit("one", headers={"x-death": value})
+            await bridge.settled(job="one", settlement="ack")
+            await stage.submit("another")
+            await bridge.settled(job="another", settlement="ack")
+
+
+class TestAForgedReplyTo:
+    async def test_costs_no_other_result_and_no_session(self, stage: Stage) -> None:
+        jobs = [f"job-{number}" for number in range(9)]
+        async with stage.bridge(prefetch=20) as bridge:
+            mailbox, results = await stage.client.mailbox()
+            for job in jobs:
+                await stage.submit(job, reply_to=FORGED if job == jobs[4] else mailbox)
+            told = {(await asyncio.wait_for(results.get(), 30))["job"] for _ in jobs[1:]}
+            await bridge.settled(len(jobs), settlement="ack")
+            counted = [await bridge.metric("bridge_results_total", result=each) for each in ("sent", "undeliverable")]
+            restarts = await bridge.metric("bridge_consumer_restarts_total")
+        assert (told, counted, restarts) == (set(jobs) - {jobs[4]}, [8, 1], 0)
+
+
+class TestDirectReplyTo:
+    async def test_gets_the_result_which_counts_as_sent(self, stage: Stage) -> None:
+        arrived: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+        async def receive(message: AbstractIncomingMessage) -> None:
+            arrived.put_nowait(json.loads(message.body))
+
+        async with stage.bridge() as bridge:
+            async with stage.client.connection.channel() as channel:
+                replies = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
+                await replies.consume(receive, no_ack=True)
+                message = aio_pika.Message(b"{}", message_id="one", reply_to="amq.rabbitmq.reply-to")
+                await channel.default_exchange.publish(message, stage.queue)
+                result = await asyncio.wait_for(arrived.get(), 30)
+            await bridge.settled(job="one")
+            sent = await bridge.metric("bridge_results_total", result="sent")
+        assert (result["job"], sent) == ("one", 1)
