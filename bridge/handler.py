@@ -28,6 +28,7 @@ from bridge.errors import (
     KestraRejected,
     MessageRefused,
     PublishFailed,
+    QueueFull,
 )
 from bridge.execution import Outcome
 from bridge.job import FlowName, Job, allowed, decode
@@ -210,8 +211,7 @@ class Handler:
             message = message.bare()
         match settlement:
             case Stamp():
-                stamped = message.to_republish({}, message_id=settlement.job_id)
-                await self._publish(case, stamped, routing_key=queue)
+                await self._stamp(case, message.to_republish({}, message_id=settlement.job_id))
             case Retry() | Park():
                 headers = {ATTEMPT: settlement.attempt, **_first_attempt(case)}
                 again = message.to_republish(headers)
@@ -219,6 +219,18 @@ class Handler:
             case DeadLetter():
                 dead = message.to_republish(_dead_letter_headers(case, settlement))
                 await self._publish(case, dead, exchange=dead_exchange(queue), routing_key=queue)
+
+    async def _stamp(self, case: Case, stamped: Message) -> None:
+        """Put a stamped message back into its queue, or where that is full on its way there.
+
+        What is held here without an id may be all that could make room there. So it moves on to a retry queue, which
+        has room and leads back; RabbitMQ keeps it there until the lane takes it.
+        """
+        queue = case.delivery.lane
+        try:
+            await self._publish_once(case, stamped, routing_key=queue)
+        except QueueFull:
+            await self._publish(case, stamped, routing_key=retry_queue(queue, min(self._policy.retry_delays)))
 
     async def _publish(self, case: Case, message: Message, *, exchange: str = "", routing_key: str) -> None:
         """Publish however often it takes: a full queue is the operator's to mend, and nothing is lost meanwhile."""

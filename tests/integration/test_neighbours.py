@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from pamqp import commands, frame
 
 from bridge.delivery import LEFT_OUT
-from tests.harness import Proxy
+from tests.harness import Proxy, eventually
 from tests.integration.conftest import Stage
 from tests.standin import Ends, Run
 
@@ -122,6 +122,45 @@ class TestAMessageThatEndsConnections:
                 await bridge.settled(len(jobs), settlement="ack")
                 await bridge.settled(job="poison", settlement="dead_letter")
         assert {line["job"] for line in bridge.events("settled", settlement="ack")} == set(jobs)
+
+
+class TestAFullLane:
+    async def test_takes_messages_without_an_id_through(self, stage: Stage) -> None:
+        await stage.declare()
+        await set_policy(stage, {"max-length": 3, "overflow": "reject-publish"})
+        await overfill(stage)
+        async with stage.bridge(prefetch=2) as bridge:
+            await bridge.settled(6, settlement="ack")
+            stamps = bridge.count("settled", settlement="stamp")
+        assert (stamps, await stage.client.depth(stage.queue)) == (6, 0)
+
+
+async def overfill(stage: Stage) -> None:
+    """Have three messages more in the lane than it takes, as consumers do that give theirs back; none has an id."""
+    async with stage.client.connection.channel() as channel:
+        queue = await channel.get_queue(stage.queue, ensure=False)
+        for _ in range(3):
+            await by_api(stage)
+            await queue.get(timeout=10)
+        for _ in range(3):
+            await by_api(stage)
+
+    async def full() -> bool:
+        return await stage.client.depth(stage.queue) == 6
+
+    await eventually(full, "six messages in a lane for three")
+
+
+async def set_policy(stage: Stage, definition: dict[str, Any]) -> None:
+    """Have a policy hold for the lane's queue."""
+    body = {"pattern": f"^{stage.queue}$".replace(".", r"\."), "definition": definition, "apply-to": "queues"}
+    await asyncio.to_thread(stage.rabbit.api, f"policies/%2F/{stage.name}", method="PUT", body=body)
+
+    async def holds() -> bool:
+        found = await asyncio.to_thread(stage.rabbit.api, f"queues/%2F/{stage.queue}")
+        return bool(found.get("policy") == stage.name and found.get("effective_policy_definition"))
+
+    await eventually(holds, "the policy holds", every=0.2)
 
 
 OWN_DEATH = "expired once, and was moved back"
