@@ -30,6 +30,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, Sett
 from bridge import log, tls
 from bridge.errors import SettingsError
 from bridge.job import FlowName
+from bridge.names import lane_of_side_queue, not_an_exchange_of_ours
 from bridge.settlement import Policy
 
 PREFIX = "BRIDGE_"
@@ -235,6 +236,7 @@ Readable = Annotated[Path, AfterValidator(_readable)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 FlowText = Annotated[str, AfterValidator(_flow_name)]
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_queue_name)]
+QueueName = Annotated[Name, AfterValidator(not_an_exchange_of_ours)]
 Tenant = Annotated[str, AfterValidator(_tenant)]
 FlowPattern = Annotated[str, AfterValidator(_flow_pattern)]
 Prefetch = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=65_535)]
@@ -246,7 +248,7 @@ class Lane(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    queue: Name
+    queue: QueueName
     prefetch: Prefetch = 8
     flow: FlowText | None = None
 
@@ -380,7 +382,7 @@ class BrokerSettings(CommandSettings):
     management_username_file: Path | None = in_a_file("the user")
     management_password: SecretStr | None = Field(default=None, description="Its password.")
     management_password_file: Path | None = in_a_file("the password")
-    queue: Name = Field(default="kestra.jobs", description="The queue of job messages.")
+    queue: QueueName = Field(default="kestra.jobs", description="The queue of job messages.")
     prefetch: Prefetch = Field(default=8, description="How many jobs at once. Equals what Kestra should run at once.")
     flow: FlowText | None = Field(default=None, description="The flow of messages that name none, `namespace/id`.")
     lanes: Annotated[tuple[Lane, ...], *FROM_JSON] = Field(
@@ -402,6 +404,10 @@ class BrokerSettings(CommandSettings):
         queues = [lane.queue for lane in lanes]
         if len(set(queues)) < len(queues):
             raise ValueError("names a queue twice")
+        for queue in queues:
+            lane = lane_of_side_queue(queue)
+            if lane in queues:
+                raise ValueError(f"names {queue}, which is the name of a side queue of lane {lane}: rename one of them")
         return lanes
 
     @model_validator(mode="after")
