@@ -46,7 +46,8 @@ class QueueState:
 
     `by_priority` is what is ready in each class, the most urgent first. `delivery_limit` is what holds in the end, by
     argument and policy, -1 for none; only 4.x tells it. `policy` is what policies set, and None as long as the queue
-    has told nothing about itself.
+    has told nothing about itself. `handing_on` are messages that have left the queue for its dead-letter exchange and
+    have not arrived yet; quorum queues keep those.
     """
 
     name: str
@@ -56,6 +57,7 @@ class QueueState:
     in_flight: int | None = None
     by_priority: Mapping[str, int] | None = None
     delivery_limit: int | None = None
+    handing_on: int | None = None
     policy: Mapping[str, Any] | None = None
     policy_names: tuple[str, ...] = ()
     consumers: tuple[Consumer, ...] = ()
@@ -131,6 +133,19 @@ class Management:
     async def bindings_from(self, exchange: str) -> list[Binding]:
         """The bindings from an exchange."""
         return await self._bindings(f"/exchanges/{self._vhost}/{quote(exchange, safe='')}/bindings/source")
+
+    async def policy_of_exchange(self, name: str) -> Mapping[str, Any]:
+        """What the policy of an exchange sets; nothing where it has none, or where this user may not see policies."""
+        found = _mapping(await self._get(f"/exchanges/{self._vhost}/{quote(name, safe='')}", also=404))
+        if not isinstance(policy := found.get("policy"), str):
+            return {}
+        try:
+            return _mapping(_mapping(await self._get(self._policy_path(policy), also=404)).get("definition"))
+        except BrokerDenied:
+            return {}  # they are for users with the tag `policymaker`
+
+    def _policy_path(self, name: str) -> str:
+        return f"/policies/{self._vhost}/{quote(name, safe='')}"
 
     async def connected_since(self, connection: str) -> datetime | None:
         """Since when there is a connection of that name; None where it isn't for this user to know."""
@@ -234,6 +249,7 @@ def parse_queue(data: Mapping[str, Any]) -> QueueState:
         in_flight=_whole(data.get("messages_unacknowledged")),
         by_priority=_priorities(data),
         delivery_limit=-1 if data.get("delivery_limit") == "unlimited" else _whole(data.get("delivery_limit")),
+        handing_on=_whole(data.get("messages_dlx")),
         policy=_mapping(policy) if policy is not None else None,
         policy_names=tuple(str(data[key]) for key in ("policy", "operator_policy") if data.get(key)),
         consumers=tuple(_consumer(row) for row in _rows(data.get("consumer_details"))),

@@ -80,11 +80,15 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryStatus:
-    """A retry queue. Each of its messages is due within `delay` seconds; which one when, RabbitMQ doesn't tell."""
+    """A retry queue. Each of its messages is due within `delay` seconds; which one when, RabbitMQ doesn't tell.
+
+    `handing_on` are those that were due and are not back in the lane: more than for a moment there should be none.
+    """
 
     queue: str
     delay: int
     messages: int | None
+    handing_on: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +103,10 @@ class DeadStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneStatus:
-    """A lane; what isn't known is None. `by_priority` is what is ready, where the broker tells."""
+    """A lane; what isn't known is None. `by_priority` is what is ready, where the broker tells.
+
+    `handing_on` are messages that RabbitMQ itself gave up and that are not among the dead letters yet.
+    """
 
     queue: str
     exists: bool | None
@@ -108,6 +115,7 @@ class LaneStatus:
     in_flight: int | None
     consumers: int | None
     by_priority: Mapping[str, int] | None
+    handing_on: int | None
     retries: Sequence[RetryStatus]
     dead_letters: DeadStatus
 
@@ -222,8 +230,9 @@ def _lane(facts: Facts, lane: Lane) -> LaneStatus:
         in_flight=_in_flight(facts, lane.queue),
         consumers=depth.consumers if depth else (len(state.consumers) if state else None),
         by_priority=state.by_priority if state else None,
+        handing_on=_handing_on(facts, lane.queue),
         retries=[
-            RetryStatus(queue=name, delay=delay, messages=_ready(facts, name))
+            RetryStatus(queue=name, delay=delay, messages=_ready(facts, name), handing_on=_handing_on(facts, name))
             for delay in sorted(set(facts.retry_delays))
             for name in (retry_queue(lane.queue, delay),)
         ],
@@ -255,6 +264,11 @@ def _ready(facts: Facts, queue: str) -> int | None:
         return depth.ready
     state = _state(facts, queue)
     return state.ready if state else None
+
+
+def _handing_on(facts: Facts, queue: str) -> int | None:
+    state = _state(facts, queue)
+    return state.handing_on if state else None
 
 
 def _in_flight(facts: Facts, queue: str) -> int | None:

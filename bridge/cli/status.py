@@ -200,15 +200,17 @@ def _set_aside(lanes: Sequence[LaneStatus]) -> RenderableType:
     table = _table("Set aside", "Queue", ">Messages", "")
     for lane in lanes:
         for retry in lane.retries:
-            due = f"the next is due within {in_words(retry.delay)}" if retry.messages else ""
-            _row(table, retry.queue, _number(retry.messages), due)
+            due = [f"the next is due within {in_words(retry.delay)}"] if retry.messages else []
+            stuck = [f"{retry.handing_on} due and not back in the lane"] if retry.handing_on else []
+            _row(table, retry.queue, _number(retry.messages), Text(", ".join(due + stuck), "bold" if stuck else ""))
         dead = lane.dead_letters
+        on_the_way = f"; {lane.handing_on} on the way here" if lane.handing_on else ""
         part = f" (of {dead.read} that were looked at)" if dead.reasons and dead.read != dead.messages else ""
         _row(
             table,
             dead.queue,
             Text(_number(dead.messages), "bold" if dead.messages else ""),
-            _counts(dead.reasons) + part,
+            _counts(dead.reasons) + part + on_the_way,
         )
     return table
 

@@ -143,6 +143,9 @@ class TestAQueue:
     def test_is_read_whatever_json_a_part_of_it_is(self, field: str, data: Any) -> None:
         assert parse_queue({"name": "q", field: data}).name == "q"
 
+    async def test_tells_what_is_on_its_way_to_the_dead_letter_exchange(self) -> None:
+        assert (await queue({"name": "q", "messages_dlx": 2})).handing_on == 2
+
 
 class TestAlarms:
     @pytest.mark.parametrize(
@@ -166,6 +169,26 @@ class TestBindings:
         ]
         async with api(rows) as client:
             assert await client.bindings("q") == [Binding(source="x", destination="q", routing_key="a")]
+
+
+class TestAnExchangesPolicy:
+    @staticmethod
+    async def of(exchange: dict[str, Any], policy: httpx.Response) -> Any:
+        def answer(request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, json=exchange) if "/exchanges/" in request.url.path else policy
+
+        async with api(answer) as client:
+            return await client.policy_of_exchange("q")
+
+    async def test_is_told(self) -> None:
+        policy = httpx.Response(200, json={"name": "p", "definition": {"alternate-exchange": "q.dead"}})
+        assert await self.of({"name": "q", "policy": "p"}, policy) == {"alternate-exchange": "q.dead"}
+
+    async def test_is_none_where_it_has_none(self) -> None:
+        assert await self.of({"name": "q"}, httpx.Response(500)) == {}
+
+    async def test_is_none_where_the_user_may_not_see_it(self) -> None:
+        assert await self.of({"name": "q", "policy": "p"}, httpx.Response(401, json={"reason": "no"})) == {}
 
 
 class TestAConnection:

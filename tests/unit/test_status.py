@@ -111,6 +111,16 @@ class TestALane:
             (f"{QUEUE}.retry.30", 30, 2)
         ]
 
+    def test_tells_of_retries_that_were_due_and_are_not_back(self) -> None:
+        name = f"{QUEUE}.retry.30"
+        stuck = QueueState(name=name, kind="quorum", ready=0, handing_on=2)
+        (retry,) = lane(management=replace(MANAGEMENT, queues={QUEUE: STATE, name: stuck})).retries
+        assert retry.handing_on == 2
+
+    def test_tells_of_messages_on_the_way_to_its_dead_letters(self) -> None:
+        giving_up = replace(STATE, handing_on=3)
+        assert lane(management=replace(MANAGEMENT, queues={QUEUE: giving_up})).handing_on == 3
+
     def test_tells_its_dead_letters_and_their_reasons(self) -> None:
         dead = lane().dead_letters
         assert (dead.messages, dead.read, dead.reasons) == (140, 140, {"failed": 90, "killed": 50})
