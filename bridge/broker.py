@@ -330,7 +330,7 @@ class Broker:
         """Declare the queue by which a lane's dead letters go back into it; raises as `session` does."""
         with _translated(self._settings):
             version = parse_version(announced_version(connection))
-            await topology.declare_queue(connection, topology.plan_replay(queue, version=version))
+            await topology.declare_one(connection, topology.plan_replay(queue, version=version))
 
     async def declare(self, connection: AbstractConnection) -> dict[str, topology.Kind]:
         """Declare every lane; says of each queue which type it has."""
@@ -513,6 +513,8 @@ def to_message(message: DeliveredMessage) -> Message:
         message_type=properties.message_type,
         user_id=properties.user_id,
         app_id=properties.app_id,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
     )
 
 

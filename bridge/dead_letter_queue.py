@@ -170,7 +170,7 @@ async def _require_unlimited(connection: Connection, lane: Lane, settings: Broke
         return
     dead = topology.plan_dead(lane.queue, version=version)
     standing = await Inspection(connection).standing(dead)
-    if not standing.of_rabbitmq_3:
+    if not standing.of_before:
         return
     unseen = ""
     try:

@@ -24,8 +24,11 @@ from bridge.wire import visible
 BROKER_REASONS = ("delivery_limit", "expired", "maxlen", "rejected")
 """Why RabbitMQ itself gives a message up, by the names in its `x-death` header."""
 
+UNROUTABLE = "unroutable"
+"""It was published to the lane's exchange with a routing key that leads to no queue."""
+
 UNEXPLAINED = "unexplained"
-REASONS = (*Reason, *BROKER_REASONS, UNEXPLAINED)
+REASONS = (*Reason, *BROKER_REASONS, UNROUTABLE, UNEXPLAINED)
 
 ANY_FLOW = FlowName("any", "flow")
 _NOT_CONTENT = re.compile(r"x-(?:delivery|acquired)-count")
@@ -94,7 +97,7 @@ class Letter:
 def parse(message: Message, *, queue: str, default_flow: FlowName | None) -> Letter:
     """What a message among the dead letters of that queue says. Never fails: anybody can put anything there."""
     headers = message.headers
-    origin, reason, error, at = _cause(headers, queue)
+    origin, reason, error, at = _cause(message, queue)
     attempt = attempt_of(message)
     job = message.message_id or _made_name(message)
     return Letter(
@@ -260,8 +263,14 @@ def format_span(span: timedelta) -> str:
     return f"{seconds}s"
 
 
-def _cause(headers: Mapping[str, Any], queue: str) -> tuple[Origin, str, str, datetime | None]:
+def _cause(message: Message, queue: str) -> tuple[Origin, str, str, datetime | None]:
     """Who put a message here, why in a word and in a line, and when."""
+    if message.exchange == queue:
+        # All else comes by the exchange for dead letters: this one by the lane's own, which had no queue for it.
+        key = visible(message.routing_key or "")
+        error = f"it was published to exchange {queue} with routing key '{key}', which led to no queue"
+        return Origin.BROKER, UNROUTABLE, error, None
+    headers = message.headers
     if reason := _text(headers, "x-bridge-reason"):
         error = " ".join((_text(headers, "x-bridge-error") or "").split())
         return Origin.BRIDGE, visible(reason), visible(error), _time(_text(headers, "x-bridge-at"))

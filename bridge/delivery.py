@@ -18,7 +18,10 @@ Headers = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """An AMQP message: its body and the basic properties, as AMQP 0-9-1 names them (`type` is `message_type`)."""
+    """An AMQP message: its body and the basic properties, as AMQP 0-9-1 names them (`type` is `message_type`).
+
+    `exchange` and `routing_key` say where it had been published to, if it was delivered.
+    """
 
     body: bytes
     headers: Headers = field(default_factory=dict)
@@ -34,6 +37,8 @@ class Message:
     message_type: str | None = None
     user_id: str | None = None
     app_id: str | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
 
     def to_republish(self, headers: Headers, *, message_id: str | None = None) -> Message:
         """The same message, fit to be published again by the bridge, with `headers` in place of what it had set before.

@@ -37,8 +37,8 @@ class Standing:
 
     exists: bool
     differs: str | None = None
-    of_rabbitmq_3: bool = False
-    """It has no unlimited `x-delivery-limit`, which only RabbitMQ 4 knows; that doesn't count as a difference."""
+    of_before: bool = False
+    """It is as RabbitMQ 3 or an earlier bridge made it (`topology`), which doesn't count as a difference."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -81,16 +81,16 @@ class Inspection:
         except ChannelNotFoundEntity:
             return Standing(exists=False)
         except ChannelPreconditionFailed as error:
-            if isinstance(thing, topology.Queue) and await self._is_as(thing.of_rabbitmq_3):
-                return Standing(exists=True, of_rabbitmq_3=True)
+            if thing.of_before != thing and await self._is_as(thing.of_before):
+                return Standing(exists=True, of_before=True)
             return Standing(exists=True, differs=" ".join(str(error).split()))
         except ChannelAccessRefused:
             self.refused.add(Refusal("configure", thing.name))
         return Standing(exists=True)
 
-    async def _is_as(self, queue: topology.Queue) -> bool:
+    async def _is_as(self, thing: topology.Queue | topology.Exchange) -> bool:
         try:
-            await self._declare(queue, passive=False)
+            await self._declare(thing, passive=False)
         except ChannelPreconditionFailed:
             return False
         return True
@@ -151,10 +151,12 @@ class Inspection:
 
     async def _declare(self, thing: topology.Queue | topology.Exchange, *, passive: bool) -> None:
         async with self._connection.channel() as channel:
+            arguments = None if passive else dict(thing.arguments)
             if isinstance(thing, topology.Exchange):
-                await channel.declare_exchange(thing.name, thing.type, durable=True, passive=passive)
+                await channel.declare_exchange(
+                    thing.name, thing.type, durable=True, passive=passive, arguments=arguments
+                )
             else:
-                arguments = None if passive else dict(thing.arguments)
                 await channel.declare_queue(thing.name, durable=True, passive=passive, arguments=arguments)
 
 

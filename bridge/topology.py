@@ -15,6 +15,7 @@ from bridge.errors import TopologyMismatch
 
 REPLIES = "kestra.replies"
 _LIMIT = "x-delivery-limit"
+ALTERNATE = "alternate-exchange"
 
 Kind = Literal["classic", "quorum"]
 Version = tuple[int, int]
@@ -26,6 +27,12 @@ class Exchange:
 
     name: str
     type: ExchangeType
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def of_before(self) -> Exchange:
+        """As an earlier bridge made it: what it did not route to any queue was gone, or returned to who wanted that."""
+        return replace(self, arguments={key: value for key, value in self.arguments.items() if key != ALTERNATE})
 
 
 REPLY_EXCHANGE = Exchange(REPLIES, ExchangeType.TOPIC)
@@ -41,7 +48,7 @@ class Queue:
     routing_key: str = ""
 
     @property
-    def of_rabbitmq_3(self) -> Queue:
+    def of_before(self) -> Queue:
         """As it is where RabbitMQ 3 made it, which knows no unlimited `x-delivery-limit`; an upgrade leaves it so."""
         return replace(self, arguments={key: value for key, value in self.arguments.items() if key != _LIMIT})
 
@@ -76,6 +83,15 @@ def retry_queue(queue: str, delay: int) -> str:
     return f"{queue}.retry.{delay}"
 
 
+def lead_misrouted(queue: str) -> str:
+    """The command by which an exchange that is there leads to the dead letters what it routes to no queue."""
+    pattern = queue.replace(".", r"\.")
+    return (
+        f"rabbitmqctl set_policy -p VHOST {queue}.misrouted '^{pattern}$' "
+        f'\'{{"{ALTERNATE}": "{dead_exchange(queue)}"}}\' --apply-to exchanges'
+    )
+
+
 def replay_queue(queue: str) -> str:
     """The queue by which a lane's dead letters go back into it."""
     return f"{queue}.replay"
@@ -100,7 +116,11 @@ def candidates(wanted: Literal["auto", "classic", "quorum"], version: Version) -
 def plan(queue: str, *, kind: Kind, version: Version, max_priority: int, retry_delays: Sequence[int]) -> Topology:
     """What a lane's queues and exchanges are to be."""
     return Topology(
-        exchanges=(Exchange(queue, ExchangeType.DIRECT), Exchange(dead_exchange(queue), ExchangeType.FANOUT)),
+        exchanges=(
+            # What is published there with a routing key that leads nowhere goes to the dead letters.
+            Exchange(queue, ExchangeType.DIRECT, {ALTERNATE: dead_exchange(queue)}),
+            Exchange(dead_exchange(queue), ExchangeType.FANOUT),
+        ),
         jobs=Queue(queue, _jobs_arguments(queue, kind, version, max_priority), exchange=queue, routing_key=queue),
         # Side queues need no priorities and hold what must not be lost: replicated wherever that is possible.
         dead=plan_dead(queue, version=version),
@@ -126,38 +146,41 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
         TopologyMismatch: one exists with other arguments.
     """
     for exchange in topology.exchanges:
-        async with _probing(connection, f"exchange {exchange.name}") as channel:
-            await channel.declare_exchange(exchange.name, exchange.type, durable=True)
+        await declare_one(connection, exchange)
     for queue in (topology.jobs, topology.dead, *topology.retries):
-        await declare_queue(connection, queue)
+        await declare_one(connection, queue)
 
 
-async def declare_queue(connection: AbstractConnection, queue: Queue) -> None:
-    """Declare one queue and its binding, or leave it as RabbitMQ 3 made it; raises as `declare` does.
+async def declare_one(connection: AbstractConnection, thing: Queue | Exchange) -> None:
+    """Declare a queue and its binding, or an exchange, or leave it as it was made before; raises as `declare` does.
 
-    An upgrade of the broker must not keep the bridge from starting; the doctor finds such a queue.
+    An upgrade of the broker or of the bridge must not keep the bridge from starting; the doctor finds what is older.
     """
     try:
-        await _declare(connection, queue)
+        await _declare(connection, thing)
     except TopologyMismatch:
-        older = queue.of_rabbitmq_3
-        if older == queue or not await _is_as(connection, older):
+        older = thing.of_before
+        if older == thing or not await _is_as(connection, older):
             raise
 
 
-async def _is_as(connection: AbstractConnection, queue: Queue) -> bool:
+async def _is_as(connection: AbstractConnection, thing: Queue | Exchange) -> bool:
     try:
-        await _declare(connection, queue)
+        await _declare(connection, thing)
     except TopologyMismatch:
         return False
     return True
 
 
-async def _declare(connection: AbstractConnection, queue: Queue) -> None:
-    async with _probing(connection, f"queue {queue.name}") as channel:
-        declared = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
-        if queue.exchange:
-            await declared.bind(queue.exchange, routing_key=queue.routing_key)
+async def _declare(connection: AbstractConnection, thing: Queue | Exchange) -> None:
+    what = "exchange" if isinstance(thing, Exchange) else "queue"
+    async with _probing(connection, f"{what} {thing.name}") as channel:
+        if isinstance(thing, Exchange):
+            await channel.declare_exchange(thing.name, thing.type, durable=True, arguments=dict(thing.arguments))
+            return
+        declared = await channel.declare_queue(thing.name, durable=True, arguments=dict(thing.arguments))
+        if thing.exchange:
+            await declared.bind(thing.exchange, routing_key=thing.routing_key)
 
 
 async def declare_replies(channel: AbstractChannel, name: str) -> str:

@@ -131,6 +131,9 @@ def _print_table(overview: Overview, now: datetime, *, queues: int) -> None:
     console.print(Text(f"{overview.total} dead letter{plural}: {counted(overview.by_reason)}{cut}", "dim"))
 
 
+NO_PROPERTIES = frozenset({"body", "headers", "exchange", "routing_key"})
+
+
 def full_data(letter: Letter, message: Message, told: Told) -> dict[str, Any]:
     """A letter with its message and what Kestra knows of its execution, for programs."""
     return {
@@ -226,7 +229,7 @@ def _properties(message: Message) -> Iterator[tuple[str, Any]]:
     """The properties that are set."""
     for each in fields(message):
         value = getattr(message, each.name)
-        if each.name not in ("body", "headers") and value is not None:
+        if each.name not in NO_PROPERTIES and value is not None:
             yield each.name, value.isoformat() if isinstance(value, datetime) else value
 
 

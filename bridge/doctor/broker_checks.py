@@ -11,7 +11,7 @@ from bridge.duration import in_words
 from bridge.inspection import Standing
 from bridge.management import Consumer, QueueState
 from bridge.settings import Settings
-from bridge.topology import REPLIES, dead_exchange
+from bridge.topology import REPLIES, dead_exchange, lead_misrouted
 
 OLDEST_TRIED, NEWEST_TRIED = (3, 10), (4, 3)
 CONSUMER_ASKS = (4, 3)
@@ -184,12 +184,37 @@ def dead_letters(_: Settings, facts: Facts) -> Iterator[Finding]:
             yield fault(f"there is no queue {lane.dead.name} for dead letters", why=why, mend=mend)
         elif lane.dead.bindings is not None and not _bound(lane.dead, exchange, None):
             yield fault(f"queue {lane.dead.name} is not bound to the exchange {exchange}", why=why, mend=mend)
+        yield from _misrouted(lane)
+        yield from _stuck(lane.jobs, exchange)
         if lane.jobs.state and lane.jobs.state.arguments.get("x-dead-letter-exchange") != exchange:
             yield fault(
                 f"queue {lane.jobs.name} has not {exchange} as its dead-letter exchange",
                 why="what RabbitMQ itself gives up on is lost",
                 mend="delete the queue once it is empty and run the bridge, which declares it anew",
             )
+
+
+def _misrouted(lane: LaneFacts) -> Iterator[Finding]:
+    """An exchange that an earlier bridge made drops what it routes to no queue."""
+    name = lane.jobs.name
+    if lane.exchanges[name].of_before:
+        yield warning(
+            f"exchange {name} has no alternate exchange",
+            why="what is published there with a wrong routing key, and not as mandatory, is confirmed and gone",
+            mend=lead_misrouted(name),
+        )
+
+
+def _stuck(queue: QueueFacts, exchange: str) -> Iterator[Finding]:
+    """Messages that RabbitMQ took out of a queue for its dead-letter exchange, and that don't arrive there."""
+    waiting = queue.state.handing_on if queue.state else None
+    if waiting:
+        yield warning(
+            f"{queue.name} is handing on messages to the exchange {exchange} that have not arrived: {waiting}",
+            why="for a moment that is as it should be; what stays so is seen by nobody, and its jobs don't run",
+            mend="look again; then see whether the queue behind the exchange is full, and RabbitMQ's log for "
+            '"Dead-letter queues cycle detected" and for crashes of rabbit_fifo_dlx_worker',
+        )
 
 
 def retries(settings: Settings, facts: Facts) -> Iterator[Finding]:
@@ -224,6 +249,7 @@ def _retry(lane: LaneFacts, delay: int, queue: QueueFacts) -> Iterator[Finding]:
         "x-dead-letter-exchange": lane.jobs.name,
         "x-dead-letter-routing-key": lane.jobs.name,
     }
+    yield from _stuck(queue, lane.jobs.name)
     wrong = [name for name, value in expected.items() if queue.state and queue.state.arguments.get(name) != value]
     if wrong:
         yield fault(

@@ -172,7 +172,16 @@ async def _lane_with_management(lane: LaneFacts, management: Management) -> Lane
         _queue_with_management(lane.dead, management),
         *(_queue_with_management(queue, management) for queue in lane.retries),
     )
-    return replace(lane, jobs=jobs, dead=dead, retries=retries)
+    exchanges = {name: await _led_by_policy(name, found, management) for name, found in lane.exchanges.items()}
+    return replace(lane, jobs=jobs, dead=dead, retries=retries, exchanges=exchanges)
+
+
+async def _led_by_policy(exchange: str, standing: Standing, management: Management) -> Standing:
+    """How an exchange stands, which is as it should be where a policy gives it what an earlier bridge didn't."""
+    if not standing.of_before:
+        return standing
+    policy = await management.policy_of_exchange(exchange)
+    return replace(standing, of_before=policy.get(topology.ALTERNATE) != topology.dead_exchange(exchange))
 
 
 async def _queue_with_management(queue: QueueFacts, management: Management) -> QueueFacts:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
@@ -441,6 +442,40 @@ async def test_a_letter_that_rabbitmq_gave_up_goes_back(place: Place) -> None:
     await place.run("replay", "late", "--unchecked")
     (job,) = await place.jobs()
     assert [death["queue"] for death in job.headers["x-death"]] == [f"{place.queue}.replay"]  # type: ignore[index,union-attr,call-overload]
+
+
+async def misroute(place: Place, job: str, body: bytes = b'{"flow": "team/report"}') -> None:
+    """Publish to the lane's exchange with a routing key that leads nowhere."""
+    exchange = await place.client.channel.get_exchange(place.queue, ensure=False)
+    await exchange.publish(aio_pika.Message(body, message_id=job, delivery_mode=2), "typo")
+    await eventually(lambda: _holds(place, 1), "it is among the dead letters")
+
+
+async def test_what_was_misrouted_is_a_letter_that_says_so(place: Place) -> None:
+    await misroute(place, "lost")
+    (row,) = (await place.run("list", "--json", "--reason", "unroutable")).rows
+    assert (row["job"], row["by"], "routing key 'typo'" in row["error"]) == ("lost", "rabbitmq", True)
+
+
+async def test_what_was_misrouted_goes_back_to_where_it_belongs(place: Place) -> None:
+    await misroute(place, "lost")
+    await place.run("replay", "--reason", "unroutable", "--unchecked")
+    (job,) = await place.jobs()
+    assert (job.message_id, await place.names()) == ("lost", [])
+
+
+async def test_headers_that_fill_a_frame_are_no_obstacle_to_a_replay(place: Place) -> None:
+    """By the management API, which isn't bound to frames."""
+    message = {
+        "properties": {"message_id": "big", "headers": {"big": "x" * 200_000}},
+        "routing_key": place.dead,
+        "payload": '{"flow": "team/report"}',
+        "payload_encoding": "string",
+    }
+    await asyncio.to_thread(place.rabbit.api, "exchanges/%2F/amq.default/publish", method="POST", body=message)
+    done = await place.run("replay", "big", "--unchecked")
+    (job,) = await place.jobs()
+    assert (done.code, job.message_id, job.headers["x-bridge-left-out"]) == (0, "big", ["big"])
 
 
 async def test_an_invalid_message_stays_and_that_is_a_failure(one_place: Place) -> None:

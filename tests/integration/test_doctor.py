@@ -18,7 +18,7 @@ from typing import Any
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel
-from aio_pika.exceptions import ChannelNotFoundEntity
+from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError
 from pydantic import SecretStr
 
 from bridge import flows, topology
@@ -70,9 +70,9 @@ class Ground:
     async def declare(self, name: str, arguments: Mapping[str, Any]) -> None:
         await self.channel.declare_queue(self.queue + name, durable=True, arguments=dict(arguments))
 
-    async def policy(self, name: str, definition: Mapping[str, Any]) -> None:
+    async def policy(self, name: str, definition: Mapping[str, Any], *, to: str = "queues") -> None:
         pattern = f"^{self.queue}{name}$".replace(".", r"\.")
-        body = {"pattern": pattern, "definition": dict(definition), "apply-to": "queues"}
+        body = {"pattern": pattern, "definition": dict(definition), "apply-to": to}
         await asyncio.to_thread(self.rabbit.api, f"policies/{VHOST}/{self.queue}{name}", method="PUT", body=body)
 
 
@@ -111,6 +111,32 @@ async def retries_lead_nowhere(ground: Ground) -> None:
 
 async def unbound_jobs(ground: Ground) -> None:
     await ground.unbind("", key=ground.queue)
+
+
+async def exchange_of_before(ground: Ground) -> None:
+    """As a bridge made it that knew of no alternate exchange."""
+    await ground.delete_exchange("")
+    exchange = await ground.channel.declare_exchange(ground.queue, "direct", durable=True)
+    queue = await ground.channel.get_queue(ground.queue, ensure=False)
+    await queue.bind(exchange, routing_key=ground.queue)
+
+
+async def exchange_led_by_policy(ground: Ground) -> None:
+    await exchange_of_before(ground)
+    await ground.policy("", {"alternate-exchange": f"{ground.queue}.dead"}, to="exchanges")
+
+
+async def stuck_retry(ground: Ground) -> None:
+    """A retry that was due and can't go back, as the lane takes no more."""
+    await ground.policy("", {"max-length": 1, "overflow": "reject-publish"})
+    await ground.delete_queue(".retry.30")
+    back = {"x-dead-letter-exchange": ground.queue, "x-dead-letter-routing-key": ground.queue}
+    kept = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+    await ground.declare(".retry.30", {"x-queue-type": "quorum", "x-message-ttl": 30_000, **back, **kept})
+    for queue in ("", "", ".retry.30"):
+        message = aio_pika.Message(b"{}", expiration=0.001 if queue else None)
+        with suppress(DeliveryError):
+            await ground.channel.default_exchange.publish(message, ground.queue + queue)
 
 
 async def messages_expire(ground: Ground) -> None:
@@ -181,6 +207,16 @@ ANYWHERE = [
     fault(no_retry_queue, (FAULT, "retries"), words="there is no queue"),
     fault(retries_lead_nowhere, (FAULT, "retries"), (FAULT, "queues"), words="does not lead back"),
     fault(unbound_jobs, (FAULT, "retries"), words="is not bound to the exchange"),
+    fault(exchange_of_before, (WARNING, "dead-letters"), words="has no alternate exchange"),
+    fault(exchange_led_by_policy),
+    fault(
+        stuck_retry,
+        (WARNING, "retries"),
+        (FAULT, "policies"),
+        (FAULT, "consumers"),
+        words="that have not arrived: 1",
+        consumed=False,
+    ),
     fault(messages_expire, (FAULT, "policies"), words="gets message-ttl from a policy"),
     fault(dead_letters_expire, (FAULT, "policies"), words="gets max-length from a policy"),
     fault(a_job_waits, (FAULT, "consumers"), words="where messages wait: 1", consumed=False),

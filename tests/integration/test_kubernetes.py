@@ -243,9 +243,10 @@ def test_the_queues_are_those_that_the_bridge_declares(complete: list[Manifest])
 
 
 def test_the_exchanges_are_those_that_the_bridge_declares(complete: list[Manifest]) -> None:
-    declared = {one["spec"]["name"]: one["spec"]["type"] for one in every(complete, "Exchange")}
-    planned = {exchange.name: exchange.type.value for exchange in PLANNED.exchanges}
-    assert declared == {**planned, topology.REPLIES: "topic"}
+    specs = [one["spec"] for one in every(complete, "Exchange")]
+    declared = {spec["name"]: (spec["type"], spec.get("arguments", {})) for spec in specs}
+    planned = {exchange.name: (exchange.type.value, exchange.arguments) for exchange in PLANNED.exchanges}
+    assert declared == {**planned, topology.REPLIES: ("topic", {})}
 
 
 def test_the_bindings_are_those_that_the_bridge_declares(complete: list[Manifest]) -> None:
@@ -300,7 +301,7 @@ def broker(complete: list[Manifest], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def _exchange(it: Any, _: str) -> tuple[str, Any]:
-    return f"exchanges/%2F/{it['name']}", {key: it[key] for key in ("type", "durable")}
+    return f"exchanges/%2F/{it['name']}", {key: it[key] for key in ("type", "durable", "arguments")}
 
 
 def _queue(it: Any, _: str) -> tuple[str, Any]:

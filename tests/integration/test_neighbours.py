@@ -175,9 +175,9 @@ class TestAnEarlierDeath:
             {
                 "count": 1,
                 "reason": "expired",
-                "queue": f"{stage.queue}.retry.1",
+                "queue": stage.queue,
                 "exchange": "",
-                "routing-keys": [f"{stage.queue}.retry.1"],
+                "routing-keys": [stage.queue],
             }
         ]
         async with stage.bridge() as bridge:

@@ -66,6 +66,13 @@ async def test_quorum_queues_that_an_upgraded_broker_still_has_from_rabbitmq_3_a
             await bridge.settled(job="one", settlement="ack")
 
 
+async def test_an_exchange_that_an_earlier_bridge_made_without_an_alternate_one_is_taken(stage: Stage) -> None:
+    await stage.client.channel.declare_exchange(stage.queue, "direct", durable=True)
+    async with stage.bridge() as bridge:
+        await stage.submit("one")
+        await bridge.settled(job="one", settlement="ack")
+
+
 async def test_auto_is_quorum_from_4_3_on_and_classic_before(stage: Stage) -> None:
     async with stage.bridge(queue_type="auto") as bridge:
         expected = "classic" if stage.rabbit.series == "3.10" else "quorum"

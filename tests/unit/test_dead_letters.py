@@ -84,6 +84,30 @@ def test_a_message_that_somebody_put_there_is_unexplained() -> None:
     assert (letter({}).origin, letter({}).reason) == (Origin.UNKNOWN, "unexplained")
 
 
+def test_what_the_lanes_own_exchange_led_to_no_queue_is_unroutable() -> None:
+    found = letter({}, exchange="q", routing_key="typo\n")
+    assert (found.origin, found.reason, found.error) == (
+        Origin.BROKER,
+        "unroutable",
+        "it was published to exchange q with routing key 'typo\\n', which led to no queue",
+    )
+
+
+@pytest.mark.parametrize("headers", [DEAD, EXPIRED], ids=["of-the-bridge", "of-rabbitmq"])
+def test_it_is_unroutable_whatever_had_become_of_it_before(headers: dict[str, Any]) -> None:
+    assert letter(headers, exchange="q", routing_key="typo").reason == "unroutable"
+
+
+def test_what_came_by_the_exchange_for_dead_letters_is_what_its_headers_say() -> None:
+    assert letter(DEAD, exchange="q.dead", routing_key="q").reason == "failed"
+
+
+def test_what_was_unroutable_can_be_put_back_unless_it_is_invalid() -> None:
+    good, bad = message({}, exchange="q"), message({}, exchange="q", body=b"[")
+    told = [obstacle(parse(each, queue="q", default_flow=None), each, max_priority=10) for each in (good, bad)]
+    assert (told[0], "dead letter again" in (told[1] or "")) == (None, True)
+
+
 def test_the_age_counts_from_when_it_became_a_dead_letter() -> None:
     assert (letter().age(NOW), letter(EXPIRED).age(NOW)) == (timedelta(hours=2), timedelta(minutes=5))
 
