@@ -29,11 +29,13 @@ class RabbitMQCluster:
         *,
         series: Series = "4.3",
         settings: Mapping[str, str] | None = None,
+        advanced: str | None = None,
         say: Say = lambda _: None,
     ) -> None:
         self._directory = directory.resolve()
         self._series = series
         self._settings = settings
+        self._advanced = advanced
         self._say = say
         self._epmd_port = next(lasting_ports())
         self._epmd: Child | None = None
@@ -90,6 +92,7 @@ class RabbitMQCluster:
             directory,
             series=self._series,
             settings=self._settings,
+            advanced=self._advanced,
             node=name,
             epmd=self._epmd_port,
             say=self._say,

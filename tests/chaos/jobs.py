@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from tests.standin import Ends, Run
 
@@ -60,14 +60,43 @@ NEED_STANDIN = frozenset({"warning", "retried-by-its-flow", "killed", "cancelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hazard:
+    """What a publisher can give a message that has stopped other messages, or the broker itself."""
+
+    weight: int
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    reply_to: str | None = None
+
+
+HAZARDS: Mapping[str, Hazard] = {
+    "none": Hazard(weight=80),
+    "forged-reply-to": Hazard(weight=5, reply_to="amq.rabbitmq.reply-to.g1h2AA5yZXBseUA.x"),
+    "odd-death": Hazard(weight=5, headers={"x-death": ["a", 1]}),
+    "earlier-death": Hazard(
+        weight=5,
+        headers={
+            "x-death": [
+                {"count": 1, "reason": "expired", "queue": "chaos.jobs", "exchange": "", "routing-keys": ["chaos.jobs"]}
+            ]
+        },
+    ),
+    "huge-headers": Hazard(weight=5, headers={"huge": "x" * 130_900}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One job. `again`: its publisher sends it once more where the first confirm stayed out."""
+    """One job. `again`: its publisher sends it once more where the first confirm stayed out.
+
+    Its `hazard` changes nothing of how it has to end.
+    """
 
     id: str
     name: str
     seconds: float
     priority: int
     again: bool
+    hazard: str = "none"
 
     @property
     def plan(self) -> Plan:
@@ -92,6 +121,7 @@ class Job:
 def draw(seed: int, kestra: KestraKind, *, mean_seconds: float) -> Iterator[Job]:
     """Jobs without end; the same ones for the same seed."""
     chance = random.Random(f"jobs {seed}")  # noqa: S311
+    danger = random.Random(f"hazards {seed}")  # noqa: S311
     names = [name for name in PLANS if kestra == "standin" or name not in NEED_STANDIN]
     weights = [PLANS[name].weight for name in names]
     number = 0
@@ -105,6 +135,7 @@ def draw(seed: int, kestra: KestraKind, *, mean_seconds: float) -> Iterator[Job]
             seconds=TOO_LONG if name == "too-long" else round(seconds, 2),
             priority=chance.randrange(11),
             again=chance.random() < 0.5,
+            hazard=danger.choices(list(HAZARDS), [hazard.weight for hazard in HAZARDS.values()])[0],
         )
 
 

@@ -186,6 +186,13 @@ class Nemesis:
         await self._nodes.on(node, node.resume)
         return node.node
 
+    async def _lane_full(self, step: Step) -> str:
+        """A lane that takes nothing for a while, from publishers, retries and stamps alike."""
+        await self._nodes.limit(self._queue, 0)
+        await asyncio.sleep(step.seconds)
+        await self._nodes.limit(self._queue, None)
+        return self._queue
+
     def _node(self, step: Step) -> RabbitMQ:
         return self._nodes.all[step.target % len(self._nodes.all)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,19 +15,21 @@ from deploy.local.rabbitmq_cluster import RabbitMQCluster
 
 Choice = Literal["3.10", "4.3", "cluster"]
 Result = TypeVar("Result")
-STATISTICS = {"collect_statistics_interval": "1000"}
+LIMITS: dict[str, Any] = {
+    "settings": {"collect_statistics_interval": "1000"},
+    # What a full lane refuses of a retry queue, RabbitMQ offers it again only after three minutes by default.
+    "advanced": "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 2000}]}].",
+}
 
 
 class Nodes:
     """The nodes, started and ended from threads that last as long as they do."""
 
     def __init__(self, choice: Choice, directory: Path, say: Say) -> None:
-        self.cluster = RabbitMQCluster(directory, settings=STATISTICS, say=say) if choice == "cluster" else None
+        self.cluster = RabbitMQCluster(directory, **LIMITS, say=say) if choice == "cluster" else None
         series: Series = "3.10" if choice == "3.10" else "4.3"
         self.all = (
-            self.cluster.nodes
-            if self.cluster
-            else [RabbitMQ(directory / "rabbitmq", series=series, settings=STATISTICS, say=say)]
+            self.cluster.nodes if self.cluster else [RabbitMQ(directory / "rabbitmq", series=series, **LIMITS, say=say)]
         )
         self.kind = "classic" if series == "3.10" else "quorum"
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=node.node) for node in self.all]
@@ -65,6 +68,31 @@ class Nodes:
         if cluster is None:
             return self.all[0]
         return await asyncio.to_thread(cluster.leader, queue) or self.all[0]
+
+    async def limit(self, queue: str, most: int | None) -> None:
+        """Have a queue refuse what is more than so many messages, or let it take any number again."""
+        path = f"policies/%2F/limit-{queue}"
+        if most is None:
+            await self._ask(path, method="DELETE")
+            return
+        # First how it is to refuse: a classic queue drops what it has too much of before it learns that.
+        for limit in (10**9, most):
+            definition = {"max-length": limit, "overflow": "reject-publish"}
+            body = {"pattern": f"^{queue}$".replace(".", r"\."), "definition": definition, "apply-to": "queues"}
+            await self._ask(path, method="PUT", body=body)
+            await asyncio.sleep(0.2)
+
+    async def _ask(self, path: str, *, method: str, body: object = None) -> None:
+        """Ask a node's management API, one after the other, until one does it: others are down and will be back."""
+        for node in itertools.cycle(self.all):
+            try:
+                await asyncio.to_thread(node.api, path, method=method, body=body)
+            except (ProcessError, OSError) as error:
+                if ": 404 " in str(error):
+                    return
+                await asyncio.sleep(0.5)
+            else:
+                return
 
     async def messages(self, prefix: str) -> dict[str, int] | None:
         """How many messages the queues have whose names begin so, by statistics a second old; None while unknown."""

@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 
 from tests.chaos.history import Published
-from tests.chaos.jobs import Job
+from tests.chaos.jobs import HAZARDS, Job
 
 AT_ONCE = 64
 CONFIRM_SECONDS = 10.0
@@ -102,6 +102,13 @@ class Publisher:
 
 
 def _message(job: Job) -> aio_pika.Message:
+    hazard = HAZARDS[job.hazard]
     return aio_pika.Message(
-        job.body, message_id=job.id, priority=job.priority, content_type="application/json", delivery_mode=2
+        job.body,
+        message_id=job.id,
+        priority=job.priority,
+        content_type="application/json",
+        delivery_mode=2,
+        headers=dict(hazard.headers),
+        reply_to=hazard.reply_to,
     )

@@ -89,12 +89,13 @@ REPLIES = Stream(
         (2, 5),
     ),
 )
+LANE = Stream((8, 16), {"lane-full": (0.5, 3)})
 ENGINE = Stream((60, 120), {"engine-kill": (0, 1)})
 
 
 def streams(*, cluster: bool, engine: bool) -> dict[str, Stream]:
     """The streams of a trial, by name."""
-    common = {"replicas": REPLICAS, "network": NETWORK, "broker": CLUSTER if cluster else NODE}
+    common = {"replicas": REPLICAS, "network": NETWORK, "broker": CLUSTER if cluster else NODE, "lane": LANE}
     return common | ({"engine": ENGINE} if engine else {"api": API, "replies": REPLIES})
 
 
