@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -485,14 +485,20 @@ def _to_delivery(message: DeliveredMessage, lane: str, raw: RawChannel, session:
     tag = message.delivery_tag
     assert tag is not None, "a delivery has a tag"
 
-    async def ack() -> None:
+    async def settle(send: Callable[[], Awaitable[None]]) -> None:
         try:
-            await raw.basic_ack(tag)
+            await send()
         except CONNECTION_EXCEPTIONS as error:
-            session.end("channel_closed", f"an ack could not be sent: {_why(error)}")
-            raise BrokerUnavailable(f"the ack could not be sent: {_why(error)}") from error
+            session.end("channel_closed", f"a settlement could not be sent: {_why(error)}")
+            raise BrokerUnavailable(f"the settlement could not be sent: {_why(error)}") from error
 
-    return Delivery(message=to_message(message), lane=lane, redelivered=bool(message.redelivered), ack=ack)
+    return Delivery(
+        message=to_message(message),
+        lane=lane,
+        redelivered=bool(message.redelivered),
+        ack=partial(settle, partial(raw.basic_ack, tag)),
+        reject=partial(settle, partial(raw.basic_reject, tag, requeue=False)),
+    )
 
 
 def to_message(message: DeliveredMessage) -> Message:

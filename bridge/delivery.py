@@ -95,12 +95,14 @@ def _may_pass(header: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Delivery:
-    """One hand-over of a message. It can be acked on the channel that brought it and nowhere else.
+    """One hand-over of a message. It can be settled on the channel that brought it and nowhere else.
 
-    `ack` raises `BrokerUnavailable` when that channel is gone; the broker then delivers the message again.
+    `reject` has the broker itself move it to the dead letters. Both raise `BrokerUnavailable` when that channel is
+    gone; the broker then delivers the message again.
     """
 
     message: Message
     lane: str
     redelivered: bool
     ack: Callable[[], Awaitable[None]]
+    reject: Callable[[], Awaitable[None]]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -190,15 +190,30 @@ class Handler:
 
     async def _settle(self, case: Case, settlement: Settlement) -> None:
         """Carry out a settlement: first what must stand elsewhere, by confirm, and the ack last."""
+        settle = case.delivery.ack
         try:
             await self._hand_on(case, settlement)
         except MessageRefused as error:
             settlement = refused(settlement, str(error))
-            await self._hand_on(case, settlement, bare=True)
+            settle = await self._hand_on_bare(case, settlement)
         if isinstance(settlement, (Ack, DeadLetter)) and (reply_to := case.delivery.message.reply_to):
             await self._send_result(case, settlement, reply_to)
-        await case.delivery.ack()
+        await settle()
         self._record(case, settlement)
+
+    async def _hand_on_bare(self, case: Case, dead: DeadLetter) -> Callable[[], Awaitable[None]]:
+        """How the delivery is settled once its dead letter stands without what others gave it.
+
+        What RabbitMQ doesn't take even so, such as a body beyond a limit that was lowered, it has to move by itself.
+        """
+        try:
+            await self._hand_on(case, dead, bare=True)
+        except MessageRefused as error:
+            log.error(
+                "RabbitMQ takes no dead letter of a message, and has to make it one", why=str(error), **_facts(case)
+            )
+            return case.delivery.reject
+        return case.delivery.ack
 
     async def _hand_on(self, case: Case, settlement: Settlement, *, bare: bool = False) -> None:
         """Have the message stand where the settlement wants it, if anywhere; `bare` without what others gave it.

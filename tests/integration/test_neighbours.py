@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,6 +15,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from pamqp import commands, frame
 
 from bridge.delivery import LEFT_OUT
+from deploy.local.rabbitmq import RabbitMQ
 from tests.harness import Proxy, eventually
 from tests.integration.conftest import Stage
 from tests.standin import Ends, Run
@@ -122,6 +124,34 @@ class TestAMessageThatEndsConnections:
                 await bridge.settled(len(jobs), settlement="ack")
                 await bridge.settled(job="poison", settlement="dead_letter")
         assert {line["job"] for line in bridge.events("settled", settlement="ack")} == set(jobs)
+
+
+@asynccontextmanager
+async def smaller_messages(rabbit: RabbitMQ, most: int) -> AsyncIterator[None]:
+    """Have a broker take no larger messages from now on, on 3.10 on new channels alone."""
+
+    # RabbitMQ 4 keeps the limit apart from its settings.
+    limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
+
+    async def evaluate(expression: str) -> str:
+        return await asyncio.to_thread(rabbit.ctl, "eval", expression)
+
+    before = await evaluate("{ok, Most} = application:get_env(rabbit, max_message_size), Most.")
+    await evaluate(limit.format(most))
+    try:
+        yield
+    finally:
+        await evaluate(limit.format(before.strip()))
+
+
+class TestABodyBeyondALimitThatWasLowered:
+    async def test_becomes_a_dead_letter_by_rabbitmqs_own_doing(self, stage: Stage) -> None:
+        await stage.declare()
+        await stage.submit("large", b"x" * 200_000)
+        async with smaller_messages(stage.rabbit, 100_000), stage.bridge() as bridge:
+            await bridge.settled(job="large", settlement="dead_letter")
+            letter = await stage.dead_letter()
+        assert (letter.message_id, letter.headers["x-first-death-reason"]) == ("large", "rejected")
 
 
 class TestAFullLane:

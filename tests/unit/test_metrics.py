@@ -69,13 +69,13 @@ async def ack() -> None:
 def test_a_delivery_is_overdue_by_its_jobs_own_time_out_or_by_the_one_for_all(
     own: float | None, age: float, overdue: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delivery = Delivery(message=Message(body=b""), lane="kestra.jobs", redelivered=False, ack=ack)
+    delivery = Delivery(message=Message(body=b""), lane="kestra.jobs", redelivered=False, ack=ack, reject=ack)
     case = Case(delivery, arrived=1000.0, job=Job(id="j", flow=FlowName("a", "b"), timeout=own))
     monkeypatch.setattr("bridge.handler.time.monotonic", lambda: 1000.0 + age)
     assert case.overdue(100) == overdue
 
 
 def test_a_delivery_that_is_not_decoded_is_overdue_by_the_time_out_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    delivery = Delivery(message=Message(body=b""), lane="kestra.jobs", redelivered=False, ack=ack)
+    delivery = Delivery(message=Message(body=b""), lane="kestra.jobs", redelivered=False, ack=ack, reject=ack)
     monkeypatch.setattr("bridge.handler.time.monotonic", lambda: 1130.0)
     assert Case(delivery, arrived=1000.0).overdue(100) == 30

@@ -15,7 +15,7 @@ async def _ack() -> None:
 
 
 def delivery(job: str, lane: str = "q", body: bytes = b"{}") -> Delivery:
-    return Delivery(message=Message(body=body, message_id=job), lane=lane, redelivered=False, ack=_ack)
+    return Delivery(message=Message(body=body, message_id=job), lane=lane, redelivered=False, ack=_ack, reject=_ack)
 
 
 def cut_off(suspects: Suspects, *jobs: str, by: BaseException | None = None) -> None:

@@ -36,7 +36,7 @@ async def ack() -> None:
 
 def delivery(headers: dict[str, Any] | None = None, **properties: Any) -> Delivery:
     message = Message(body=b"{}", headers=headers or {}, message_id="job-1", **properties)
-    return Delivery(message=message, lane="kestra.jobs", redelivered=False, ack=ack)
+    return Delivery(message=message, lane="kestra.jobs", redelivered=False, ack=ack, reject=ack)
 
 
 # What a message's headers say.
