@@ -69,6 +69,12 @@ class Message:
             message_id=message_id or self.message_id,
         )
 
+    @property
+    def may_be_rejected(self) -> bool:
+        """Whether RabbitMQ can make it a dead letter itself: an `x-death` of another shape than its own ends a 3.10."""
+        deaths = self.headers.get("x-death", [])
+        return isinstance(deaths, list) and all(map(_is_a_death, deaths))
+
     def bare(self) -> Message:
         """The message without whatever else its publisher gave it than a body, an id and what can do no harm."""
         return Message(
@@ -87,6 +93,17 @@ _ROUTING_HEADERS = ("CC", "BCC")
 DEAD_LETTER_HEADERS = ("x-bridge-reason", "x-bridge-error", "x-bridge-execution", "x-bridge-queue", "x-bridge-at")
 _DROPPED = frozenset({*_ROUTING_HEADERS, *DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT})
 _BROKERS_HEADERS = re.compile(r"x-(?:death|(?:first|last)-death-.*|delivery-count|acquired-count)", re.DOTALL)
+
+
+def _is_a_death(entry: Any) -> bool:
+    """Whether it is what RabbitMQ notes in `x-death` of each queue that a message left."""
+    if not isinstance(entry, dict):
+        return False
+    texts = (entry.get(name) for name in ("queue", "reason", "exchange"))
+    keys = entry.get("routing-keys")
+    return (
+        all(isinstance(text, str) for text in texts) and isinstance(entry.get("count"), int) and isinstance(keys, list)
+    )
 
 
 def _may_pass(header: str) -> bool:

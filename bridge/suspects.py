@@ -32,21 +32,21 @@ class Suspects:
     @contextmanager
     def publishing(self, delivery: Delivery) -> Iterator[None]:
         """Note that a delivery's message is published within the block. One whose publish is cut off stays noted."""
-        key = _key(delivery)
-        self._under_way[key] += 1
+        key, under_way = _key(delivery), self._under_way
+        under_way[key] += 1
         try:
             yield
         except PublishFailed:
-            self._under_way[key] -= 1
+            _less(under_way, key)
             raise
-        self._under_way[key] -= 1
+        _less(under_way, key)
         self._suspected.pop(key, None)
 
     def session_ended(self, *, over_a_publish: bool) -> None:
         """Suspect what was under way, if that may have been the reason; nothing of the session is under way now."""
-        for key in +self._under_way if over_a_publish else ():
-            self._suspected[key] = None
-        self._under_way.clear()
+        under_way, self._under_way = self._under_way, Counter()
+        if over_a_publish:
+            self._suspected.update(dict.fromkeys(under_way))
         while len(self._suspected) > self._most:
             self._suspected.popitem(last=False)
 
@@ -58,6 +58,12 @@ def refused(settlement: Settlement, why: str) -> DeadLetter:
         reason=Reason.INVALID_MESSAGE,
         error=f"RabbitMQ does not take this message's headers and properties, which were left out: {why} ({wanted})",
     )
+
+
+def _less(under_way: Counter[Hashable], key: Hashable) -> None:
+    under_way[key] -= 1
+    if not under_way[key]:
+        del under_way[key]
 
 
 def _key(delivery: Delivery) -> Hashable:

@@ -88,6 +88,20 @@ def test_keeps_the_address_of_somebody_elses_direct_replies() -> None:
     )
 
 
+DEATH = {"count": 1, "reason": "expired", "queue": "q", "exchange": "", "routing-keys": ["q"], "time": None}
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-death": []}, {"x-death": [DEATH, DEATH]}])
+def test_rabbitmq_may_make_it_a_dead_letter_itself(headers: dict[str, Any]) -> None:
+    assert Message(body=b"", headers=headers).may_be_rejected
+
+
+@pytest.mark.parametrize("deaths", [["a", 1], "x", 5, {"a": 1}, [{}], [DEATH | {"queue": 1}], [DEATH, "x"]])
+def test_rabbitmq_may_not_where_that_would_end_its_queue(deaths: Any) -> None:
+    """Tried on 3.10: a classic queue from which such a message expires is gone."""
+    assert not Message(body=b"", headers={"x-death": deaths}).may_be_rejected
+
+
 def test_bare_it_has_nothing_that_could_do_harm() -> None:
     left = {field: getattr(WHOLE, field) for field in ("body", "content_type", "priority", "message_id", "timestamp")}
     assert WHOLE.bare() == Message(**left)

@@ -80,6 +80,23 @@ def test_another_message_of_the_same_id_is_not_suspected(other: Delivery) -> Non
     assert other not in suspects
 
 
+def test_one_of_two_messages_that_are_just_alike_can_still_be_it() -> None:
+    suspects = Suspects()
+    with suspects.publishing(delivery("a")):
+        cut_off(suspects, "a")
+    suspects.session_ended(over_a_publish=True)
+    assert delivery("a") in suspects
+
+
+def test_a_publish_that_ends_after_its_session_changes_nothing_in_the_next() -> None:
+    suspects = Suspects()
+    with suspects.publishing(delivery("a")):
+        suspects.session_ended(over_a_publish=False)
+    cut_off(suspects, "a")
+    suspects.session_ended(over_a_publish=True)
+    assert delivery("a") in suspects
+
+
 def test_only_so_many_are_remembered() -> None:
     suspects = Suspects(most=2)
     cut_off(suspects, "a", "b", "c")
