@@ -64,11 +64,14 @@ def fitting(headers: Mapping[str, Any], room: int | None) -> dict[str, Any]:
         return kept
     before = kept.pop(LEFT_OUT, [])
     left_out = [name for name in before if isinstance(name, str)] if isinstance(before, list) else []
-    foreign = [name for name in kept if name not in _OWN]
-    for name in sorted(foreign, key=lambda name: _size({name: kept[name]}), reverse=True):
+    # Each is measured once: tens of thousands of small ones fit into a frame, too.
+    sizes = {name: _size({name: value}) - _size({}) for name, value in kept.items()}
+    total = _size({}) + sum(sizes.values())
+    for name in sorted(sizes.keys() - _OWN, key=lambda name: (-sizes[name], name)):
         del kept[name]
         left_out.append(name)
-        if _size(kept | {LEFT_OUT: _named(left_out)}) <= room:
+        total -= sizes[name]
+        if total <= room and total + _size({LEFT_OUT: _named(left_out)}) <= room:
             break
     return _with_short_error(kept | {LEFT_OUT: _named(left_out)}, room)
 

@@ -63,6 +63,12 @@ def test_of_very_many_the_first_are_named_and_the_rest_counted() -> None:
     assert (len(named), named[-1].startswith("and "), named[-1].endswith(" more")) == (NAMED_AT_MOST + 1, True, True)
 
 
+def test_very_many_small_ones_are_no_hold_up() -> None:
+    """Measured all anew for each that goes, this takes many minutes."""
+    message = Message(body=b"", headers={f"h{number}": True for number in range(60_000)})
+    assert size_of_frame(message) <= FRAME
+
+
 def test_an_error_of_ours_that_is_too_long_is_cut() -> None:
     headers = {"x-bridge-error": "é" * 200_000, "x-bridge-reason": "failed"}
     assert size_of_frame(Message(body=b"", headers=headers)) <= FRAME
