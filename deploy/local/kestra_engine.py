@@ -249,7 +249,8 @@ class Engine:
 
     `core` is the version of a core that runs instead of the series' own, such as 1.3.25.
     With `database="file"` a start after `stop` or `kill` goes on with what was there, on the same port. Shell tasks
-    find the caller's environment, and `environment` over it.
+    find the caller's environment, and `environment` over it. Without `executor`, which holds from the next start on,
+    Kestra answers and runs nothing.
     """
 
     username = "admin@example.org"
@@ -268,6 +269,7 @@ class Engine:
         heap: str = "512m",
         worker_threads: int = 32,
         password: str | None = None,
+        executor: bool = True,
         say: Say = lambda _: None,
     ) -> None:
         self.directory = directory
@@ -280,6 +282,7 @@ class Engine:
         self._given = dict(environment or {})
         self._heap = heap
         self._worker_threads = worker_threads
+        self.executor = executor
         self._say = say
         self._child: Child | None = None
 
@@ -372,6 +375,7 @@ class Engine:
             "USERNAME": self.username,
             "PASSWORD": self.password,
             "WORKER_THREADS": str(self._worker_threads),
+            "EXECUTOR": "on" if self.executor else "off",
         }
         given = {**os.environ, **self._given}
         return {

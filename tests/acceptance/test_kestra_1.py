@@ -92,6 +92,21 @@ async def test_an_execution_that_an_operator_kills_is_a_dead_letter(stage: Stage
     assert (line["settlement"], line["reason"]) == ("dead_letter", "killed")
 
 
+async def test_a_second_execution_of_the_same_attempt_is_killed(stage: Stage) -> None:
+    first = await stage.bridge().start()
+    await stage.submit("one", body={"inputs": {"seconds": 15}})
+    (original,) = await stage.running()
+    labels = {"labels": ["bridge:amqp", "bridgeJob:one", "bridgeAttempt:1"]}
+    answer = await stage.api.post(f"/executions/{stage.name}/job", params=labels, files=[("seconds", (None, "60"))])
+    assert answer.status_code == 200, answer.text
+    await stage.running(2)
+    first.kill()
+    async with stage.bridge() as second:
+        (line,) = await second.settled(job="one", timeout=60)
+    found = {one.id: one.state.value for one in await stage.executions(bridgeJob="one")}
+    assert (line["execution"], found[answer.json()["id"]]) == (original.id, "KILLED")
+
+
 async def test_a_job_past_its_time_is_killed(stage: Stage) -> None:
     async with stage.bridge(max_attempts=1, job_timeout=1) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}})

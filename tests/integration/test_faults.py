@@ -110,6 +110,22 @@ async def test_a_job_whose_execution_somebody_deletes_is_a_dead_letter_and_not_r
     assert (line["settlement"], line["reason"], len(kestra.created)) == ("dead_letter", "vanished", 1)
 
 
+async def test_a_kestra_that_accepts_kills_and_does_nothing_frees_the_slot_at_the_executions_end(
+    one_stage: Stage,
+) -> None:
+    kestra = one_stage.kestra
+    kestra.flow("test", "job", Ends(after=None, kill_sticks=True))
+    async with one_stage.bridge(prefetch=1, job_timeout=1) as bridge:
+        await one_stage.submit("one")
+        await kestra.until(lambda: len(kestra.kills) >= 1, "a kill", timeout=30)
+        early = bridge.count("settled")
+        kestra.flow("test", "job")
+        await one_stage.submit("two")
+        await kestra.end(kestra.created[0].id, "SUCCESS")
+        lines = await bridge.settled(2, settlement="ack")
+    assert (early, [line["job"] for line in lines], len(kestra.created)) == (0, ["one", "two"], 2)
+
+
 async def test_jobs_of_a_flow_that_kestra_denies_keep_no_other_job_from_starting(one_stage: Stage) -> None:
     kestra = one_stage.kestra
     kestra.flow("test", "denied")

@@ -29,10 +29,13 @@ final class Services implements AutoCloseable {
             "flyway.datasources.h2.out-of-order", true);
     }
 
-    void start(int workerThreads) throws InterruptedException {
-        var executor = context.getBean(ExecutorInterface.class);
-        Engine.start(executor, executor);
-        var worker = context.createBean(DefaultWorker.class, IdUtils.create(), workerThreads, null);
+    /** Without the executor, as when its process is down, requests are answered and nothing runs. */
+    void start(Settings settings) throws InterruptedException {
+        if (settings.executor()) {
+            var executor = context.getBean(ExecutorInterface.class);
+            Engine.start(executor, executor);
+        }
+        var worker = context.createBean(DefaultWorker.class, IdUtils.create(), settings.workerThreads(), null);
         Engine.start(worker, worker);
         var scheduler = context.getBean(Scheduler.class);
         Engine.start(scheduler, scheduler);

@@ -35,13 +35,18 @@ final class Services implements AutoCloseable {
             "kestra.worker.controllers.static.endpoints", List.of(Map.of("host", "127.0.0.1", "port", port)));
     }
 
-    /** One after the other: side by side, the worker may look for a controller that isn't there yet. */
-    void start(int workerThreads) throws InterruptedException {
+    /**
+     * One after the other: side by side, the worker may look for a controller that isn't there yet. Without the executor,
+     * as when its process is down, requests are answered and nothing runs.
+     */
+    void start(Settings settings) throws InterruptedException {
         Engine.start(controller, controller::start);
-        var executor = context.getBean(Executor.class);
-        Engine.start(executor, executor::run);
+        if (settings.executor()) {
+            var executor = context.getBean(Executor.class);
+            Engine.start(executor, executor::run);
+        }
         var worker = context.getBean(Worker.class);
-        Engine.start(worker, () -> worker.start(workerThreads));
+        Engine.start(worker, () -> worker.start(settings.workerThreads()));
         var systemWorker = context.getBean(SystemWorker.class);
         Engine.start(systemWorker, systemWorker::start);
         var scheduler = context.getBean(Scheduler.class);

@@ -32,7 +32,7 @@ public final class Engine implements AutoCloseable {
         var context = ApplicationContext.builder()
             .singletons(settings).properties(properties(settings)).banner(false).start();
         var engine = new Engine(context);
-        engine.services.start(settings.workerThreads());
+        engine.services.start(settings);
         return engine;
     }
 

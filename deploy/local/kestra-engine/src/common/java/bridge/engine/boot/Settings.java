@@ -5,7 +5,7 @@ import java.nio.file.Path;
 /** What the engine is told by system properties ({@code engine.port}) or environment variables ({@code ENGINE_PORT}). */
 public record Settings(
     String host, int port, int managementPort, Path directory, Database database, String username, String password,
-    int workerThreads
+    int workerThreads, boolean executor
 ) {
     /** In place of a port: don't listen. */
     static final int NO_PORT = -1;
@@ -24,7 +24,8 @@ public record Settings(
             readDatabase(),
             text("username", "admin@example.org"),
             text("password", "Engine-0000"),
-            number("worker.threads", 32)
+            number("worker.threads", 32),
+            !text("executor", "on").equals("off")
         );
     }
 
