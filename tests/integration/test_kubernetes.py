@@ -301,7 +301,8 @@ def broker(complete: list[Manifest], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def _exchange(it: Any, _: str) -> tuple[str, Any]:
-    return f"exchanges/%2F/{it['name']}", {key: it[key] for key in ("type", "durable", "arguments")}
+    body = {"type": it["type"], "durable": it["durable"], "arguments": it.get("arguments", {})}
+    return f"exchanges/%2F/{it['name']}", body
 
 
 def _queue(it: Any, _: str) -> tuple[str, Any]:
