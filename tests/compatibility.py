@@ -26,13 +26,15 @@ SUITES: Mapping[str, str] = {"3.11": "bookworm", "3.13": "trixie"}
 LOWEST, LOCK = REPOSITORY / "requirements-lowest.lock", REPOSITORY / "requirements.lock"
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTEST = ("-m", "pytest", "tests/unit", "--quiet")
+# Prometheus reads the alert rules there as here.
+PYTHON_S = ("--ignore", "tests/unit/test_alerts.py")
 # What an old release of a dependency does is deprecated by a newer one of what that depends on.
 LENIENT = ("-W", "default::DeprecationWarning", "-W", "default::PendingDeprecationWarning")
 
 _RECIPE = (
     "--variant=minbase",
     "--components=main",
-    "--include=python3-venv",
+    "--include=python3-venv,git",
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-exclude=/usr/share/man/*",
     "--dpkgopt=path-exclude=/usr/share/locale/*",
@@ -85,10 +87,10 @@ def on_lowest() -> int:
 def on_python(version: str) -> int:
     """The exit status of the unit tests on that Python with what requirements.lock names."""
     tree = debian.tree("python", SUITES[version], _RECIPE, lambda line: print(f"tests/compatibility: {line}"))
-    folder = cache_directory("python", f"environment-{version}-{_digest(LOCK, tree.name)}")
+    folder = cache_directory("python", f"environment-{version}-{_digest(LOCK, SUITES[version])}")
     within = _inside(tree, folder)
     python = Environment(folder, Path("/environment"), Path("/checkout"), within, "python3").python(LOCK)
-    return _tested([*python, *PYTEST], Path("/environment"))
+    return _tested([*python, *PYTEST, *PYTHON_S], Path("/environment"))
 
 
 def _tested(pytest: Sequence[str], place: Path) -> int:
