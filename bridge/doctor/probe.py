@@ -64,7 +64,7 @@ ROUND_TRIP = Probe(
 KILL = Probe(
     FlowName("bridge.system", "doctor-kill-probe"),
     "Sleeps, so that kestra-bridge doctor can kill it.",
-    "{id: sleep, type: io.kestra.plugin.core.flow.Sleep, duration: PT2M}",
+    "{id: sleep, type: io.kestra.plugin.core.flow.Sleep, duration: PT120S}",
 )
 ROUTING_KEY = f"*.{ROUND_TRIP.flow}".replace("/", ".")
 
