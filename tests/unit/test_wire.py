@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,9 +20,6 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from bridge import wire
-
-PAMQP_S_OWN = [*decode.METHODS.items(), *decode.TABLE_MAPPING.items()]
-"""What pamqp decodes by as long as nothing is replaced."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,19 +65,21 @@ class TestPamqp:
     """Has all that is replaced still where it was, and uses what replaces it."""
 
     @pytest.mark.parametrize(
-        ("name", "own"),
+        ("decoder", "own"),
         [
-            ("shortstr", decode.short_str),
-            ("timestamp", decode.timestamp),
-            (b"T", decode.timestamp),
-            ("table", decode.field_table),
-            (b"F", decode.field_table),
-            ("array", decode.field_array),
-            (b"A", decode.field_array),
+            ("METHODS['shortstr']", "short_str"),
+            ("METHODS['timestamp']", "timestamp"),
+            ("TABLE_MAPPING[b'T']", "timestamp"),
+            ("METHODS['table']", "field_table"),
+            ("TABLE_MAPPING[b'F']", "field_table"),
+            ("METHODS['array']", "field_array"),
+            ("TABLE_MAPPING[b'A']", "field_array"),
         ],
     )
-    def test_decodes_by_the_functions_that_are_replaced(self, name: str | bytes, own: object) -> None:
-        assert (name, own) in PAMQP_S_OWN
+    def test_decodes_by_the_functions_that_are_replaced(self, decoder: str, own: str) -> None:
+        # In a process of its own, as nothing is replaced there.
+        check = f"from pamqp import decode; raise SystemExit(decode.{decoder} is not decode.{own})"
+        assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
     def test_reads_a_whole_frame_by_what_replaces_them(self) -> None:
         headers = table(
