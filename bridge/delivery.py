@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 ATTEMPT = "x-bridge-attempt"
 FIRST_ATTEMPT = "x-bridge-first-attempt"
 LEFT_OUT = "x-bridge-left-out"
 """Names the headers that a message had to leave behind, since all of them did not fit into a frame."""
+
+PLAUSIBLE_WAIT = timedelta(days=30)
+"""The longest time that a message is believed to have waited."""
 
 Headers = Mapping[str, Any]
 
@@ -123,3 +126,18 @@ class Delivery:
     redelivered: bool
     ack: Callable[[], Awaitable[None]]
     reject: Callable[[], Awaitable[None]]
+
+    def waited(self, now: datetime) -> float | None:
+        """Seconds that the message waited in the queue, by its time stamp; None where that can't be told.
+
+        Only the first delivery of a job can tell: a redelivery and a further attempt come later for other reasons, and
+        a message without an id comes again once it has one. A time stamp in the future, or more than 30 days old, is
+        that of a publisher which counts in other units or whose clock is wrong.
+        """
+        message = self.message
+        if message.timestamp is None or not message.message_id:
+            return None
+        if self.redelivered or ATTEMPT in message.headers:
+            return None
+        wait = now - message.timestamp
+        return wait.total_seconds() if timedelta() <= wait <= PLAUSIBLE_WAIT else None

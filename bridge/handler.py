@@ -107,9 +107,18 @@ class Handler:
 
     async def handle(self, case: Case, default_flow: FlowName | None) -> None:
         """See a delivery through, whatever happens, or leave it to the broker. Raises nothing but cancellation."""
-        self._metrics.deliveries.labels(case.delivery.lane, str(case.delivery.redelivered).lower()).inc()
+        self._count(case.delivery)
         with self._tracer.delivery(case.delivery) as case.span:
             await self._see_through(case, default_flow)
+
+    def _count(self, delivery: Delivery) -> None:
+        """The metrics of a delivery as it arrives."""
+        self._metrics.deliveries.labels(delivery.lane, str(delivery.redelivered).lower()).inc()
+        waited = delivery.waited(datetime.now(UTC))
+        if waited is not None:
+            # RabbitMQ takes what is above the queue's highest priority for the highest.
+            priority = min(delivery.message.priority or 0, self._max_priority)
+            self._metrics.queue_wait_seconds.labels(delivery.lane, str(priority)).observe(waited)
 
     async def _see_through(self, case: Case, default_flow: FlowName | None) -> None:
         pause, longest = AFTER_A_BUG
@@ -160,7 +169,7 @@ class Handler:
             return DeadLetter(reason=Reason.VANISHED, error=str(error))
         except Parked as error:
             return Park(attempt=job.attempt, delay=self._policy.retry_delays[0], error=str(error))
-        self._metrics.outcomes.labels(case.outcome.label).inc()
+        self._metrics.outcomes.labels(case.delivery.lane, case.outcome.label).inc()
         settlement = decide(case.outcome, attempt=job.attempt, first_attempt=job.first_attempt, policy=self._policy)
         if isinstance(settlement, Retry) and case.started and case.started.adopted:
             await asyncio.sleep(APART)
@@ -277,10 +286,10 @@ class Handler:
         try:
             await self._results.publish(result, routing_key=reply_to)
         except BrokerError as error:
-            self._metrics.results.labels("undeliverable").inc()
+            self._metrics.results.labels(case.delivery.lane, "undeliverable").inc()
             log.warning("nobody takes a job's result", **_facts(case), error=str(error))
         else:
-            self._metrics.results.labels("sent").inc()
+            self._metrics.results.labels(case.delivery.lane, "sent").inc()
 
     async def _result(self, case: Case, settlement: Ack | DeadLetter) -> dict[str, Any]:
         execution = case.outcome.execution if case.outcome else None
@@ -309,16 +318,17 @@ class Handler:
             return None
 
     def _leave(self, case: Case) -> None:
-        self._metrics.settlements.labels("left").inc()
+        self._metrics.settlements.labels(case.delivery.lane, "left", "").inc()
         case.span.conclude("left", _facts(case))
 
     def _record(self, case: Case, settlement: Settlement) -> None:
         """The metrics, the span and the one line that tell of a settled delivery."""
-        self._metrics.settlements.labels(settlement.name).inc()
-        self._metrics.job_seconds.observe(case.age)
+        lane, reason = case.delivery.lane, _reason(case, settlement)
+        self._metrics.settlements.labels(lane, settlement.name, reason).inc()
+        self._metrics.job_seconds.labels(lane).observe(case.age)
         ended = case.outcome.execution.ended if case.outcome else None
         if ended:
-            self._metrics.settle_seconds.observe(max(0.0, (self._kestra.now() - ended).total_seconds()))
+            self._metrics.settle_seconds.labels(lane).observe(max(0.0, (self._kestra.now() - ended).total_seconds()))
         extra: dict[str, Any] = {"seconds": round(case.age, 3)}
         facts = _facts(case)
         match settlement:
@@ -330,8 +340,7 @@ class Handler:
                 extra |= {"reason": settlement.reason.value, "error": settlement.error}
             case Stamp():
                 extra |= {"stamped": settlement.job_id}
-        error_type = _error_type(case, settlement)
-        case.span.conclude(settlement.name, facts, error=extra.get("error", ""), error_type=error_type)
+        case.span.conclude(settlement.name, facts, error=extra.get("error", ""), error_type=reason)
         log.info("settled", settlement=settlement.name, **facts, **extra)
 
 
@@ -348,7 +357,7 @@ def _facts(case: Case) -> dict[str, Any]:
     return facts
 
 
-def _error_type(case: Case, settlement: Settlement) -> str:
+def _reason(case: Case, settlement: Settlement) -> str:
     """What went wrong, as one word; empty where nothing did."""
     match settlement:
         case DeadLetter():

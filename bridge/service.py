@@ -53,7 +53,8 @@ class Service:
     def __init__(self, settings: Settings, tracer: Tracer) -> None:
         self._settings = settings
         self._tracer = tracer
-        self._metrics = Metrics({lane.queue: lane.prefetch for lane in settings.all_lanes})
+        lanes = {lane.queue: lane.prefetch for lane in settings.all_lanes}
+        self._metrics = Metrics(lanes, max_priority=settings.max_priority)
         self._stopping = asyncio.Event()
         self._beat = time.monotonic()
         self._failure: BaseException | None = None

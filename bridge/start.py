@@ -223,7 +223,7 @@ class Starter:
             self._recent.note(job)
             if not started.adopted and (self._always_look or not fresh):
                 self.second_look.note(started.execution)
-        self._metrics.executions.labels("adopted" if started.adopted else "created").inc()
+        self._metrics.executions.labels(job.queue, "adopted" if started.adopted else "created").inc()
         return started
 
     async def find(self, job: Job, patience: Patience, *, since: datetime | None = None) -> Execution | None:

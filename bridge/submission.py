@@ -13,6 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Literal
 
 from bridge import exact_json
@@ -57,9 +58,13 @@ class Submission:
     id: str
     message: Message
 
-    def answering(self, reply_to: str) -> Message:
-        """The message with a wish for the job's final result, which will carry the job's id as its correlation id."""
-        return replace(self.message, reply_to=reply_to, correlation_id=self.id)
+    def sent(self, at: datetime, *, reply_to: str | None = None) -> Message:
+        """The message with the time of its publishing, by which the bridge tells how long it waited in the queue.
+
+        With `reply_to` it asks for the job's final result, which will carry the job's id as its correlation id.
+        """
+        message = replace(self.message, timestamp=at)
+        return replace(message, reply_to=reply_to, correlation_id=self.id) if reply_to else message
 
 
 def fields(pairs: Iterable[str], *, option: str) -> dict[str, str]:

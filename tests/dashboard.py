@@ -30,14 +30,18 @@ def filled(expr: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\$(\w+)", lambda found: values[found[1]], expr)
 
 
-def exported() -> set[str]:
-    """The names of the bridge's own series, as Prometheus has them; of a histogram its name as well."""
+def exported(*, label: str | None = None) -> set[str]:
+    """The names of the bridge's own series, as Prometheus has them; of a histogram its name as well.
+
+    With `label`, only of those that have one of that name.
+    """
     found = set()
     for family in Metrics({"kestra.jobs": 8}).registry.collect():
-        if family.type == "histogram":
-            found |= {f"{family.name}{part}" for part in ("", "_bucket", "_count", "_sum")}
-        else:
-            found |= {sample.name for sample in family.samples}
+        names = {sample.name for sample in family.samples if label is None or label in sample.labels}
+        histogram = {f"{family.name}{part}" for part in ("", "_bucket", "_count", "_sum")}
+        found |= names
+        if family.type == "histogram" and (names or label is None):
+            found |= histogram
     return found
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -298,7 +299,7 @@ async def _submit(
         await broker.ensure(connection)
         mailbox = await stack.enter_async_context(broker.mailbox(connection)) if wait else None
         reply_to = mailbox.name if mailbox else None
-        messages = ((job.id, job.answering(reply_to) if reply_to else job.message) for job in ledger.jobs)
+        messages = ((job.id, job.sent(datetime.now(UTC), reply_to=reply_to)) for job in ledger.jobs)
 
         def confirmed() -> None:
             bars.submitted()

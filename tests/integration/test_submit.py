@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,15 @@ async def test_a_job_arrives_with_its_properties(node: RabbitMQ, client: Client,
     (message,) = await client.take(queue)
     properties = (message.message_id, message.priority, message.delivery_mode, message.content_type, message.exchange)
     assert properties == ("j-1", 9, 2, "application/json", queue)
+
+
+async def test_a_job_says_when_it_was_published(node: RabbitMQ, client: Client, queue: str) -> None:
+    # A time stamp of AMQP has whole seconds.
+    before = datetime.now(UTC).replace(microsecond=0)
+    await submit("--queue", queue, "--flow", "n.s/f", url=node.amqp_url)
+    (message,) = await client.take(queue)
+    assert message.timestamp is not None
+    assert before <= message.timestamp <= datetime.now(UTC)
 
 
 async def test_the_id_that_was_made_is_printed(node: RabbitMQ, client: Client, queue: str) -> None:

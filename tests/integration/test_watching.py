@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,7 @@ async def _work(stage: Stage, found: Watched, recording: Bridge, plain: Bridge, 
     results = await stage.client.channel.declare_queue(exclusive=True)
     await stage.client.submit(plain_queue, job="passed-on", headers=TRACED, reply_to=results.name)
     for number in range(3):
-        await stage.submit(f"good-{number}")
+        await stage.submit(f"good-{number}", priority=number, timestamp=datetime.now(UTC))
     await stage.submit("malformed", headers={"traceparent": "00-nonsense", "tracestate": 7})
     await stage.submit("fails", {"flow": "test/fails"}, headers=TRACED)
     await recording.settled(6)
@@ -249,6 +250,26 @@ def test_the_dashboards_figures_are_those_of_the_run(watched: Watched) -> None:
     (waiting,) = watched.query(filled(QUERIES["Dead letters that stand A"], values))
     (replicas,) = watched.query(QUERIES["Replicas up A"])
     assert (waiting["value"][1], replicas["value"][1]) == ("1", "2")
+
+
+def test_a_lanes_figures_are_its_own(watched: Watched) -> None:
+    counted = watched.query("sum by (lane) (bridge_outcomes_total)")
+    found = {row["metric"]["lane"]: row["value"][1] for row in counted}
+    assert (found.pop(watched.lane), list(found.values())) == ("6", ["1"])
+
+
+@pytest.mark.parametrize(
+    ("settlement", "reason", "count"), [("retry", "failed", "1"), ("dead_letter", "failed", "1"), ("ack", "", "4")]
+)
+def test_a_settlement_says_why(watched: Watched, settlement: str, reason: str, count: str) -> None:
+    labels = f'lane="{watched.lane}", settlement="{settlement}"'
+    rows = watched.query(f"sum by (reason) (bridge_settlements_total{{{labels}}}) > 0")
+    assert [(row["metric"].get("reason", ""), row["value"][1]) for row in rows] == [(reason, count)]
+
+
+def test_it_is_told_by_priority_how_long_jobs_waited(watched: Watched) -> None:
+    rows = watched.query("sum by (priority) (bridge_queue_wait_seconds_count) > 0")
+    assert {row["metric"]["priority"]: row["value"][1] for row in rows} == {"0": "1", "1": "1", "2": "1"}
 
 
 def test_every_rule_is_evaluated_without_an_error(watched: Watched) -> None:

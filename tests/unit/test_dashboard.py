@@ -66,6 +66,12 @@ def test_every_panel_asks_the_prometheus_that_is_chosen() -> None:
 
 
 @pytest.mark.parametrize("expr", QUERIES.values(), ids=QUERIES)
+def test_the_lane_that_is_chosen_holds_for_whatever_has_a_lane(expr: str) -> None:
+    without = re.findall(r'\b(bridge_[a-z_]+)\b(?!{[^}]*lane=~"\$lane")', re.sub(RECORD, "", expr))
+    assert [name for name in without if name in exported(label="lane")] == []
+
+
+@pytest.mark.parametrize("expr", QUERIES.values(), ids=QUERIES)
 def test_each_metric_of_the_bridges_is_exported_and_each_record_made(expr: str) -> None:
     assert set(re.findall(RECORD, expr)) <= RECORDS
     assert named(expr) <= exported()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from bridge.delivery import ATTEMPT, DEAD_LETTER_HEADERS, FIRST_ATTEMPT, Message
+from bridge.delivery import ATTEMPT, DEAD_LETTER_HEADERS, FIRST_ATTEMPT, PLAUSIBLE_WAIT, Delivery, Message
 
 WHOLE = Message(
     body=b"{}",
@@ -133,3 +133,49 @@ def test_leaves_the_message_itself_as_it_was() -> None:
     headers = {"CC": ["elsewhere"], ATTEMPT: 1}
     Message(body=b"", headers=headers).to_republish({ATTEMPT: 2})
     assert headers == {"CC": ["elsewhere"], ATTEMPT: 1}
+
+
+# How long a message waited in the queue.
+
+NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+WAITING = Message(body=b"{}", message_id="j", timestamp=NOW - MINUTE)
+
+
+async def settle() -> None:
+    pass
+
+
+def waited(message: Message, *, redelivered: bool = False) -> float | None:
+    delivery = Delivery(message=message, lane="kestra.jobs", redelivered=redelivered, ack=settle, reject=settle)
+    return delivery.waited(NOW)
+
+
+def test_it_waited_since_its_time_stamp() -> None:
+    assert waited(WAITING) == 60
+
+
+def test_a_redelivery_tells_nothing_of_the_wait() -> None:
+    assert waited(WAITING, redelivered=True) is None
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_what_was_put_off_or_replayed_tells_nothing_of_the_wait(attempt: int) -> None:
+    assert waited(replace(WAITING, headers={ATTEMPT: attempt})) is None
+
+
+@pytest.mark.parametrize("message", [replace(WAITING, message_id=None), replace(WAITING, timestamp=None)])
+def test_without_an_id_or_a_time_stamp_the_wait_is_not_known(message: Message) -> None:
+    assert waited(message) is None
+
+
+@pytest.mark.parametrize(
+    "stamp", [NOW + timedelta(seconds=1), NOW - PLAUSIBLE_WAIT - MINUTE, datetime(1970, 1, 2, tzinfo=UTC)]
+)
+def test_an_implausible_time_stamp_is_left_out(stamp: datetime) -> None:
+    assert waited(replace(WAITING, timestamp=stamp)) is None
+
+
+@pytest.mark.parametrize("wait", [timedelta(), PLAUSIBLE_WAIT])
+def test_a_time_stamp_may_be_of_now_or_of_long_ago(wait: timedelta) -> None:
+    assert waited(replace(WAITING, timestamp=NOW - wait)) == wait.total_seconds()

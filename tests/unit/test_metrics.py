@@ -8,19 +8,21 @@ from typing import get_args
 import pytest
 from prometheus_client import Metric
 
+from bridge import __version__
 from bridge.broker import Cause
 from bridge.delivery import Delivery, Message
 from bridge.execution import TERMINAL, Execution, Outcome, State
 from bridge.handler import Case
 from bridge.job import FlowName, Job
-from bridge.metrics import Metrics
-from bridge.settlement import Settlement
+from bridge.metrics import PRIORITIES_FROM_THE_START, Metrics
+from bridge.settlement import Policy, Reason, Retry, Settlement, decide
 
 EXECUTION = Execution(id="e1", namespace="a", flow="b", state=State.SUCCESS)
 
 
-def metric(name: str) -> Metric:
-    (found,) = (each for each in Metrics({"kestra.jobs": 8}).registry.collect() if each.name == f"bridge_{name}")
+def metric(name: str, *, max_priority: int = 10) -> Metric:
+    metrics = Metrics({"kestra.jobs": 8}, max_priority=max_priority)
+    (found,) = (each for each in metrics.registry.collect() if each.name == f"bridge_{name}")
     return found
 
 
@@ -28,21 +30,69 @@ def values(name: str, label: str) -> set[str]:
     return {sample.labels[label] for sample in metric(name).samples}
 
 
-def test_every_outcome_is_there_from_the_start() -> None:
+def outcomes() -> list[Outcome]:
+    """Every way in which an attempt can end."""
     ended = [replace(EXECUTION, state=state) for state in TERMINAL - {State.RETRIED}]
-    outcomes = [Outcome(execution=execution, timed_out=late) for execution in ended for late in (False, True)]
-    assert values("outcomes", "state") == {outcome.label for outcome in outcomes}
+    return [Outcome(execution=execution, timed_out=late) for execution in ended for late in (False, True)]
+
+
+def test_every_outcome_is_there_from_the_start() -> None:
+    assert values("outcomes", "state") == {outcome.label for outcome in outcomes()}
 
 
 def test_every_settlement_is_there_from_the_start() -> None:
     assert values("settlements", "settlement") == {kind.name for kind in get_args(Settlement)} | {"left"}
 
 
+def reasons(settlement: str) -> set[str]:
+    found = [sample.labels for sample in metric("settlements").samples if sample.labels["settlement"] == settlement]
+    return {labels["reason"] for labels in found}
+
+
+def test_every_reason_of_a_dead_letter_is_there_from_the_start() -> None:
+    assert reasons("dead_letter") == set(Reason)
+
+
+def test_every_outcome_that_is_tried_again_is_there_from_the_start() -> None:
+    policies = [Policy(ack_warning=accepted) for accepted in (False, True)]
+    tried_again = {
+        outcome.label
+        for outcome in outcomes()
+        for policy in policies
+        if isinstance(decide(outcome, attempt=1, first_attempt=1, policy=policy), Retry)
+    }
+    assert reasons("retry") == tried_again
+
+
+@pytest.mark.parametrize("settlement", ["ack", "stamp", "park", "left"])
+def test_what_is_neither_a_retry_nor_a_dead_letter_has_no_reason(settlement: str) -> None:
+    assert reasons(settlement) == {""}
+
+
+@pytest.mark.parametrize("highest", [1, 10])
+def test_every_priority_is_there_from_the_start(highest: int) -> None:
+    samples = metric("queue_wait_seconds", max_priority=highest).samples
+    assert {sample.labels["priority"] for sample in samples} == {str(priority) for priority in range(highest + 1)}
+
+
+def test_where_there_are_very_many_priorities_not_all_are_there_from_the_start() -> None:
+    samples = metric("queue_wait_seconds", max_priority=255).samples
+    assert len({sample.labels["priority"] for sample in samples}) == PRIORITIES_FROM_THE_START
+
+
+def test_it_says_which_version_it_is() -> None:
+    (sample,) = metric("build_info").samples
+    assert (sample.labels, sample.value) == ({"version": __version__}, 1)
+
+
 def test_every_cause_of_a_restart_is_there_from_the_start() -> None:
     assert values("consumer_restarts", "cause") == set(get_args(Cause))
 
 
-@pytest.mark.parametrize("name", ["executions", "replies", "results", "reconciled", "duplicate_executions_killed"])
+@pytest.mark.parametrize(
+    "name",
+    ["executions", "settlements", "outcomes", "replies", "results", "reconciled", "duplicate_executions_killed"],
+)
 def test_a_counter_stands_at_nought_before_anything_happened(name: str) -> None:
     totals = [sample.value for sample in metric(name).samples if sample.name.endswith("_total")]
     assert totals
@@ -57,6 +107,12 @@ def test_a_lane_is_there_before_its_first_delivery(name: str, value: int) -> Non
 
 def test_a_lanes_deliveries_are_there_before_the_first() -> None:
     assert values("deliveries", "redelivered") == {"false", "true"}
+
+
+@pytest.mark.parametrize("name", ["job_seconds", "settle_seconds", "queue_wait_seconds"])
+def test_a_lanes_times_are_there_before_its_first_job(name: str) -> None:
+    counts = [sample for sample in metric(name).samples if sample.name.endswith("_count")]
+    assert {(sample.labels["lane"], sample.value) for sample in counts} == {("kestra.jobs", 0)}
 
 
 async def ack() -> None:

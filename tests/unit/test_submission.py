@@ -8,6 +8,7 @@ import io
 import json
 import re
 from contextlib import suppress
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True)
 IDS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P")), min_size=1, max_size=60)
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)
@@ -324,8 +326,19 @@ def test_defaults_replace_nothing() -> None:
 
 def test_a_wish_for_an_answer_carries_the_job_id() -> None:
     (job,) = submissions('{"id": "a"}')
-    message = job.answering("mailbox")
+    message = job.sent(NOW, reply_to="mailbox")
     assert (message.reply_to, message.correlation_id) == ("mailbox", "a")
+
+
+def test_without_that_wish_there_is_no_address_for_an_answer() -> None:
+    (job,) = submissions('{"id": "a"}')
+    message = job.sent(NOW)
+    assert (message.reply_to, message.correlation_id) == (None, None)
+
+
+def test_a_message_says_when_it_was_published() -> None:
+    (job,) = submissions("{}")
+    assert job.sent(NOW).timestamp == NOW
 
 
 def test_an_error_is_one_short_line() -> None:
