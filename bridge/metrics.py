@@ -43,10 +43,13 @@ _SETTLEMENTS = (
 class Metrics:
     """One set of metrics on a registry of its own.
 
-    `lanes` are the queues that are consumed, with their prefetch; `max_priority` is the highest of their priorities.
+    `lanes` are the queues that are consumed, with their prefetch, in the virtual host `vhost`; `max_priority` is the
+    highest of their priorities.
     """
 
-    def __init__(self, lanes: Mapping[str, int] = MappingProxyType({}), *, max_priority: int = 10) -> None:
+    def __init__(
+        self, lanes: Mapping[str, int] = MappingProxyType({}), *, vhost: str = "/", max_priority: int = 10
+    ) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -103,7 +106,10 @@ class Metrics:
         for why in ("never_started", "kill_refused", "kill_without_effect"):
             self.stuck.labels(why)
         self._gauge("build_info", "The version of the bridge.", "version").labels(__version__).set(1)
+        # RabbitMQ names a queue by both, and alerts have to tell two queues of the same name apart.
+        lane_info = self._gauge("lane_info", "The virtual host of a lane's queue.", "lane", "vhost")
         for lane, prefetch in lanes.items():
+            lane_info.labels(lane, vhost).set(1)
             self.prefetch.labels(lane).set(prefetch)
             self._begin(lane, min(max_priority + 1, PRIORITIES_FROM_THE_START))
 

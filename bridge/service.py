@@ -54,7 +54,7 @@ class Service:
         self._settings = settings
         self._tracer = tracer
         lanes = {lane.queue: lane.prefetch for lane in settings.all_lanes}
-        self._metrics = Metrics(lanes, max_priority=settings.max_priority)
+        self._metrics = Metrics(lanes, vhost=settings.virtual_host, max_priority=settings.max_priority)
         self._stopping = asyncio.Event()
         self._beat = time.monotonic()
         self._failure: BaseException | None = None

@@ -35,6 +35,7 @@ from tests.standin import Ends
 DEPLOYED = REPOSITORY / "deploy" / "prometheus"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACED = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "shop=1"}
+CHOSEN = {"namespace": ".*", "vhost": "/", "instance": ".+"}
 MAY_BE_EMPTY = {"Alerts A"}
 """What has data only where something is wrong."""
 
@@ -233,7 +234,7 @@ async def _work(stage: Stage, found: Watched, recording: Bridge, plain: Bridge, 
 
 @pytest.mark.parametrize("name", QUERIES)
 def test_a_query_of_the_dashboard_is_answered_and_has_data(watched: Watched, name: str) -> None:
-    values = {"lane": watched.lane, "instance": ".+", "__rate_interval": "20s", "__range": "1m"}
+    values = CHOSEN | {"lane": watched.lane, "__rate_interval": "20s", "__range": "1m"}
     rows = watched.query(filled(QUERIES[name], values))
     assert rows or name in MAY_BE_EMPTY
 
@@ -246,9 +247,9 @@ def test_a_variable_of_the_dashboard_has_a_value_for_each_that_there_is(watched:
 
 
 def test_the_dashboards_figures_are_those_of_the_run(watched: Watched) -> None:
-    values = {"lane": watched.lane, "instance": ".+"}
+    values = CHOSEN | {"lane": watched.lane}
     (waiting,) = watched.query(filled(QUERIES["Dead letters that stand A"], values))
-    (replicas,) = watched.query(QUERIES["Replicas up A"])
+    (replicas,) = watched.query(filled(QUERIES["Replicas up A"], values))
     assert (waiting["value"][1], replicas["value"][1]) == ("1", "2")
 
 

@@ -28,7 +28,7 @@ NAMES = [alert["alert"] for alert in ALERTS]
 EXPECTATIONS = [
     (expectation["expr"], expectation["exp_samples"][0]["value"])
     for test in yaml.safe_load(PLANTED.read_text())["tests"]
-    for expectation in test["promql_expr_test"]
+    for expectation in test.get("promql_expr_test", ())
 ]
 
 
@@ -62,6 +62,23 @@ def test_an_alert_says_how_urgent_it_is_and_where_its_paragraph_is(alert: dict[s
     assert alert["labels"]["severity"] in ("critical", "warning")
     path, _, anchor = alert["annotations"]["runbook"].partition("#")
     assert (REPOSITORY / path, anchor) == (PROMETHEUS / "RUNBOOK.md", alert["alert"].lower())
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=NAMES)
+def test_a_link_to_the_paragraph_goes_where_the_operator_keeps_the_runbook(alert: dict[str, Any]) -> None:
+    base = '{{ or $externalLabels.kestra_bridge_runbook "deploy/prometheus/RUNBOOK.md" }}'
+    assert alert["annotations"]["runbook_url"] == f"{base}#{alert['alert'].lower()}"
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=NAMES)
+def test_an_alert_says_more_than_its_summary(alert: dict[str, Any]) -> None:
+    assert alert["annotations"]["description"].endswith(".")
+
+
+@pytest.mark.parametrize("rule", [*ALERTS, *rules("records.yml")], ids=lambda rule: rule.get("alert") or rule["record"])
+def test_what_is_added_up_stays_apart_by_installation(rule: dict[str, Any]) -> None:
+    summed = re.findall(r"\b(?:sum|max|min|group|count)\b(?: by \(([^)]*)\))?", re.sub(RECORD, "", rule["expr"]))
+    assert [labels for labels in summed if "namespace" not in labels.split(", ")] == []
 
 
 def test_each_alert_has_a_paragraph_and_each_paragraph_an_alert() -> None:

@@ -51,8 +51,24 @@ def test_no_panel_is_wider_than_the_screen() -> None:
     assert max(x for panel in PANELS for x, _ in cells(panel)) == 23
 
 
-def test_lane_and_replica_can_be_chosen() -> None:
-    assert {"datasource", "lane", "instance"} == VARIABLES.keys()
+def test_installation_lane_and_replica_can_be_chosen() -> None:
+    assert {"datasource", "namespace", "vhost", "lane", "instance"} == VARIABLES.keys()
+
+
+def test_all_namespaces_are_also_that_of_series_without_one() -> None:
+    assert re.fullmatch(VARIABLES["namespace"]["allValue"], "")
+
+
+@pytest.mark.parametrize("expr", QUERIES.values(), ids=QUERIES)
+def test_the_namespace_that_is_chosen_holds_for_every_series(expr: str) -> None:
+    series = re.findall(r"\b(?:[a-z]+:\w+:\w+|(?:bridge|rabbitmq|process)_\w+|up|ALERTS)\b({[^}]*})?", expr)
+    assert series
+    assert [labels for labels in series if 'namespace=~"$namespace"' not in labels] == []
+
+
+@pytest.mark.parametrize("expr", [expr for expr in QUERIES.values() if "rabbitmq" in expr and "queue" in expr])
+def test_the_virtual_host_that_is_chosen_holds_for_every_queue(expr: str) -> None:
+    assert 'vhost=~"$vhost"' in expr
 
 
 def test_each_variable_that_is_used_is_there_and_each_is_used() -> None:
