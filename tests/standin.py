@@ -93,7 +93,11 @@ class Run:
     ends: Ends = field(default_factory=Ends)
     histories: list[tuple[str, datetime]] = field(default_factory=list)
     outputs: Mapping[str, Any] | None = None
+    kills: list[datetime] = field(default_factory=list)
+    """When a kill was asked for, with effect or without."""
     timer: asyncio.TimerHandle | None = None
+    overdue: bool = False
+    """Whether its time came while nothing was run."""
     trace: Mapping[str, str] = field(default_factory=dict)
     """The trace context that came with the create call."""
 
@@ -286,6 +290,10 @@ class Faults:
         self._faults.append(fault)
         return fault
 
+    def remove(self, fault: Fault) -> None:
+        """Let one of them happen no more."""
+        self._faults.remove(fault)
+
     def clear(self) -> None:
         """Nothing goes wrong any more."""
         self._faults.clear()
@@ -370,6 +378,7 @@ class Standin:
         self.kills: list[str] = []
         self.created: list[Run] = []
         self.executions: dict[str, Run] = {}
+        self._halted = False
         self.any_flow: Behaviour | None = None
         self._flows: dict[tuple[str, str], Flow] = {}
         self._by_label: defaultdict[tuple[str, str], dict[str, Run]] = defaultdict(dict)
@@ -422,6 +431,28 @@ class Standin:
         run.histories.append(("RUNNING", self._now()))
         self._let_run(run)
         self._changed.set()
+
+    def halt(self) -> None:
+        """Run nothing any more, as with an executor that is down: creates and kills are taken, without effect."""
+        self._halted = True
+
+    def go_on(self) -> None:
+        """Run what waits since `halt`; what would have ended meanwhile ends now."""
+        self._halted = False
+        for run in list(self._open.values()):
+            if run.state in ("CREATED", "RESTARTED"):
+                self.begin(run.id)
+            elif run.overdue:
+                self._in_background(self._run_out(run))
+
+    def restart(self, execution_id: str, ends: Ends | None = None) -> Run:
+        """Run an execution that has ended once more, as an operator does, to its old end or to another one."""
+        run = self._open[execution_id] = self._find(execution_id)
+        run.ends = ends or run.ends
+        self._pass_to(run, "RESTARTED")
+        if not self._halted:
+            self.begin(execution_id)
+        return run
 
     def past(self, labels: Mapping[str, str], *states: str, original: Run | None = None) -> Run:
         """An execution of `test/job` that has been through these states, or a later one of that execution's chain."""
@@ -665,7 +696,8 @@ class Standin:
         if run.state in TERMINAL and call.value("isOnKillCascade", "true") != "true":
             raise self._refuse("kill?isOnKillCascade=false")
         self.kills.append(execution_id)
-        if run.state not in TERMINAL:
+        run.kills.append(self._now())
+        if run.state not in TERMINAL and not self._halted:
             self._kill(run)
         return self._whole(run)
 
@@ -676,10 +708,7 @@ class Standin:
         return self._whole(run)
 
     def _on_restart(self, _: Call, execution_id: str) -> dict[str, Any]:
-        run = self._open[execution_id] = self._find(execution_id)
-        self._pass_to(run, "RESTARTED")
-        self._let_run(run)
-        return self._whole(run)
+        return self._whole(self.restart(execution_id))
 
     def _on_replay(self, _: Call, execution_id: str) -> dict[str, Any]:
         run = self._find(execution_id)
@@ -757,7 +786,7 @@ class Standin:
         run.ends = flow.behaviour if isinstance(flow.behaviour, Ends) else flow.behaviour(run)
         now = self._now()
         run.histories.append(("CREATED", now))
-        if run.ends.starts:
+        if run.ends.starts and not self._halted:
             run.histories.append(("RUNNING", now))
         self.executions[run.id] = self._open[run.id] = run
         for label in run.labels.items():
@@ -775,6 +804,9 @@ class Standin:
 
     async def _run_out(self, run: Run) -> None:
         if run.state in TERMINAL or run.state == "KILLING":
+            return
+        run.overdue = self._halted
+        if self._halted:
             return
         await (self._retry(run) if run.ends.retries else self._end(run, run.ends.state))
 

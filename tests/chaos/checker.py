@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
 
@@ -25,6 +25,10 @@ from tests.chaos.history import (
 )
 from tests.chaos.jobs import SUCCESS
 
+KILL_SLACK = 1.0
+"""Seconds by which two clocks that tell an execution's age may differ."""
+RETRY = ".retry."
+
 
 class Kind(StrEnum):
     """The ways in which a promise can be broken."""
@@ -34,6 +38,8 @@ class Kind(StrEnum):
     SECOND_EXECUTION = "second execution"
     UNEXPLAINED_DUPLICATE = "unexplained duplicate killed"
     WRONG_KILL = "wrong execution killed"
+    KILLED_TOO_SOON = "killed too soon"
+    PARKED = "parked without a reason"
     WRONG_ATTEMPTS = "wrong attempts"
     STUCK = "stuck"
     ABOVE_PREFETCH = "above prefetch"
@@ -111,7 +117,7 @@ def check(events: Iterable[Event]) -> Verdict:
         if job.published is None:
             violations.append(Violation(Kind.UNKNOWN_JOB, name, "nobody published it"))
         else:
-            violations += _of_job(name, job, job.published, limits)
+            violations += _of_job(name, job, _expected(job, job.published), limits)
     violations += _killed(everything, jobs)
     violations += _above_prefetch(everything, limits)
     violations += _at_the_end(everything)
@@ -143,6 +149,12 @@ def _pair_acks(events: Sequence[Event], jobs: Mapping[str, _Job]) -> None:
             jobs[delivery.job].acked.append((delivery, event.at))
 
 
+def _expected(job: _Job, published: Published) -> Published:
+    """How the job has to end: in success, where an operator brought an attempt of it back and that one succeeded."""
+    done = [one.attempt for one in job.executions if one.brought_back and one.state in GOOD]
+    return replace(published, end=SUCCESS, attempts=min(done)) if done else published
+
+
 def _of_job(name: str, job: _Job, published: Published, limits: Limits) -> Iterator[Violation]:
     yield from _lost(name, job, published)
     yield from _early_acks(name, job)
@@ -150,6 +162,9 @@ def _of_job(name: str, job: _Job, published: Published, limits: Limits) -> Itera
     yield from _attempts(name, job, published, limits)
     yield from _late(name, job, limits)
     yield from _dead_letters(name, job, published)
+    yield from _killed_too_soon(name, job, published)
+    if not published.parks:
+        yield from _parked(name, job)
 
 
 def _lost(name: str, job: _Job, published: Published) -> Iterator[Violation]:
@@ -185,8 +200,10 @@ def _early_acks(name: str, job: _Job) -> Iterator[Violation]:
 
 
 def _succeeded(execution: Execution, attempt: int, by: float) -> bool:
+    """Whether the attempt had succeeded by then, or an earlier one that an operator had brought back."""
     ended = execution.ended
-    return execution.attempt == attempt and execution.state in GOOD and ended is not None and ended <= by
+    counts = execution.attempt == attempt or (execution.attempt < attempt and execution.brought_back)
+    return counts and execution.state in GOOD and ended is not None and ended <= by
 
 
 def _second_executions(name: str, job: _Job, published: Published) -> Iterator[Violation]:
@@ -240,7 +257,8 @@ def _settle_seconds(job: _Job) -> float | None:
         return None
     last = max(delivery.attempt for delivery, _ in job.acked)
     delivery, acked = min((pair for pair in job.acked if pair[0].attempt == last), key=lambda pair: pair[1])
-    ends = [one.ended for one in job.executions if one.attempt == last and one.ended is not None and one.ended <= acked]
+    # An earlier attempt may have been brought back, and ended later than this delivery came.
+    ends = [one.ended for one in job.executions if one.attempt <= last and one.ended is not None and one.ended <= acked]
     return acked - max([delivery.at, *ends])
 
 
@@ -269,6 +287,28 @@ def _fault_of(letter: DeadLetter, job: _Job, published: Published) -> str | None
     if [one.state for one in named] != [_STATE_OF[letter.reason]]:
         return f"it names execution {letter.execution}, which is {_states(named)}"
     return None
+
+
+def _killed_too_soon(name: str, job: _Job, published: Published) -> Iterator[Violation]:
+    """An attempt has its whole time, and that begins once Kestra runs its execution."""
+    extras = {one.id for _, chain in job.extras() for one in chain}
+    for execution in job.executions:
+        for at in execution.kills if execution.id not in extras else ():
+            since = execution.running_since(at)
+            if since is None:
+                yield Violation(Kind.KILLED_TOO_SOON, name, f"{execution.id} before Kestra ran it")
+            elif at - since < published.timeout - KILL_SLACK:
+                yield Violation(Kind.KILLED_TOO_SOON, name, f"{execution.id} after {at - since:.1f} s")
+
+
+def _parked(name: str, job: _Job) -> Iterator[Violation]:
+    """What goes to a retry queue is the next attempt of what the replica had; the same one is a job put off."""
+    for one in job.moved:
+        had = any(
+            two.replica == one.replica and two.attempt == one.attempt - 1 and two.at <= one.at for two in job.delivered
+        )
+        if RETRY in one.to and not had:
+            yield Violation(Kind.PARKED, name, f"attempt {one.attempt} by {one.replica}")
 
 
 def _killed(events: Sequence[Event], jobs: dict[str, _Job]) -> Iterator[Violation]:
@@ -312,6 +352,10 @@ def _counts(events: Sequence[Event], jobs: dict[str, _Job]) -> Counter[str]:
         counts["jobs sent more than once"] += published is not None and published.confirmed + published.in_doubt > 1
         counts["jobs that succeeded"] += any(one.state in GOOD for one in job.executions)
         counts["jobs that are dead letters"] += bool(job.dead)
+        counts["executions that were brought back"] += sum(one.brought_back for one in job.executions)
+        counts["kills"] += sum(len(one.kills) for one in job.executions)
+        counts["acks by an earlier attempt's success"] += _acked_by_an_earlier_attempt(job)
+        counts["jobs that were parked"] += published is not None and any(_parked("", job))
         counts["deliveries"] += len(job.delivered)
         counts["redeliveries"] += sum(one.redelivered for one in job.delivered)
         counts["acks"] += len(job.acked)
@@ -323,6 +367,11 @@ def _counts(events: Sequence[Event], jobs: dict[str, _Job]) -> Counter[str]:
             )
     counts.update(f"fault {event.name}" for event in events if event.kind == "fault")
     return counts
+
+
+def _acked_by_an_earlier_attempt(job: _Job) -> int:
+    done = [one.attempt for one in job.executions if one.brought_back and one.state in GOOD]
+    return sum(delivery.attempt > min(done, default=delivery.attempt) for delivery, _ in job.acked)
 
 
 def settle_seconds(events: Iterable[Event]) -> list[float]:

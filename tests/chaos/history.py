@@ -30,7 +30,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A job, how it has to end, and how often it was sent; without a confirm nobody knows whether it was kept."""
+    """A job, how it has to end, and how often it was sent; without a confirm nobody knows whether it was kept.
+
+    One that `parks` may be put off without an attempt of its own.
+    """
 
     kind: Literal["published"] = "published"
     at: float
@@ -40,6 +43,8 @@ class Published:
     runs: bool
     confirmed: int
     in_doubt: int
+    timeout: float
+    parks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +85,10 @@ class Moved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """An execution by Kestra's own record; `chain` is shared with those that a flow's retry made of it."""
+    """An execution by Kestra's own record; `chain` is shared with those that a flow's retry made of it.
+
+    `kills` are the moments at which Kestra was asked to kill it, whether it did so or not.
+    """
 
     kind: Literal["execution"] = "execution"
     id: str
@@ -88,6 +96,7 @@ class Execution:
     job: str
     attempt: int
     states: tuple[tuple[str, float], ...]
+    kills: tuple[float, ...] = ()
 
     @property
     def created(self) -> float:
@@ -100,6 +109,23 @@ class Execution:
     @property
     def ended(self) -> float | None:
         return self.states[-1][1] if self.state in TERMINAL else None
+
+    @property
+    def brought_back(self) -> bool:
+        """Whether an operator restarted it after it had ended, or gave it another state."""
+        return self.state != "RETRIED" and any(state in TERMINAL for state, _ in self.states[:-1])
+
+    def running_since(self, moment: float) -> float | None:
+        """Since when it had been running at that moment; None where it was not."""
+        since = None
+        for state, at in self.states:
+            if at > moment:
+                break
+            if state in NOT_STARTED:
+                since = None
+            elif state == "RUNNING":
+                since = at
+        return since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +216,7 @@ Event = (
 )
 TERMINAL = frozenset({"SUCCESS", "WARNING", "FAILED", "KILLED", "CANCELLED", "RETRIED", "SKIPPED"})
 GOOD = frozenset({"SUCCESS", "WARNING"})
+NOT_STARTED = frozenset({"CREATED", "RESTARTED"})
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 

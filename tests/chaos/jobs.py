@@ -14,17 +14,23 @@ NAMESPACE = "chaos"
 FLOW = f"{NAMESPACE}/job"
 NO_SUCH_FLOW = f"{NAMESPACE}/missing"
 FORBIDDEN_FLOW = "elsewhere/job"
+DENIED_FLOW = f"{NAMESPACE}/denied"
+"""Kestra answers 403 to its creates."""
 MAX_ATTEMPTS = 3
-JOB_TIMEOUT = 2
+
+KestraKind = Literal["standin", "engine"]
+JOB_TIMEOUT = 3
 """Seconds, for the jobs that are to exceed it."""
 TOO_LONG = 3600.0
 """Seconds that they would run: longer than their message can wait for a replica, as one that ends well meanwhile is
 rightly acked, however late."""
-LONGEST_RUN = 90
-"""Seconds, for all others: Kestra's engine itself can lose an execution when it is killed, and never ends it."""
+LONGEST_RUN: Mapping[KestraKind, int] = {"standin": 10, "engine": 90}
+"""Seconds, for all others. On the stand-in it passes while nothing is run; Kestra's engine itself can lose an execution
+when it is killed, and never ends it."""
+NO_TIMEOUT = 3600
+"""Seconds, for jobs whose time may rightly be up when Kestra, after a while in which it ran nothing, goes on."""
 SHORTEST_RUN = 0.05
 
-KestraKind = Literal["standin", "engine"]
 SUCCESS = "success"
 
 
@@ -32,13 +38,14 @@ SUCCESS = "success"
 class Plan:
     """A kind of job: how often it occurs, how it ends (`success` or a dead letter's reason) and after how many tries.
 
-    Without `runs` it never gets as far as an execution.
+    Without `runs` it never gets as far as an execution. One that `parks` may be put off without an attempt of its own.
     """
 
     weight: int
     end: str = SUCCESS
     attempts: int = 1
     runs: bool = True
+    parks: bool = False
 
 
 PLANS: Mapping[str, Plan] = {
@@ -53,10 +60,13 @@ PLANS: Mapping[str, Plan] = {
     "cancelled": Plan(2, "cancelled", MAX_ATTEMPTS),
     "no-such-flow": Plan(2, "rejected_by_kestra", runs=False),
     "forbidden-flow": Plan(2, "flow_not_allowed", runs=False),
+    "denied-flow": Plan(2, "rejected_by_kestra", runs=False, parks=True),
     "no-job-at-all": Plan(2, "invalid_message", runs=False),
 }
-NEED_STANDIN = frozenset({"warning", "retried-by-its-flow", "killed", "cancelled"})
+NEED_STANDIN = frozenset({"warning", "retried-by-its-flow", "killed", "cancelled", "denied-flow"})
 """What the real engine's flow of this trial does not do."""
+FLOWS = {"no-such-flow": NO_SUCH_FLOW, "forbidden-flow": FORBIDDEN_FLOW, "denied-flow": DENIED_FLOW}
+WITHOUT_TIMEOUT = frozenset({"retried-by-its-flow", "killed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +106,7 @@ class Job:
     seconds: float
     priority: int
     again: bool
+    timeout: int
     hazard: str = "none"
 
     @property
@@ -107,10 +118,9 @@ class Job:
         """The message's body."""
         if self.name == "no-job-at-all":
             return b'{"flow": 1'
-        flow = {"no-such-flow": NO_SUCH_FLOW, "forbidden-flow": FORBIDDEN_FLOW}.get(self.name, FLOW)
+        flow = FLOWS.get(self.name, FLOW)
         inputs = {"plan": self.name, "seconds": self.seconds, "failures": self._failures}
-        limit = JOB_TIMEOUT if self.name == "too-long" else LONGEST_RUN
-        return json.dumps({"flow": flow, "inputs": inputs, "timeout": limit}).encode()
+        return json.dumps({"flow": flow, "inputs": inputs, "timeout": self.timeout}).encode()
 
     @property
     def _failures(self) -> int:
@@ -135,8 +145,21 @@ def draw(seed: int, kestra: KestraKind, *, mean_seconds: float) -> Iterator[Job]
             seconds=TOO_LONG if name == "too-long" else round(seconds, 2),
             priority=chance.randrange(11),
             again=chance.random() < 0.5,
+            timeout=_timeout(name, kestra),
             hazard=danger.choices(list(HAZARDS), [hazard.weight for hazard in HAZARDS.values()])[0],
         )
+
+
+def companion(number: int) -> Job:
+    """A small job of another flow, by which a replica can tell that Kestra denies one flow and not all."""
+    timeout = LONGEST_RUN["engine"]
+    return Job(id=f"companion-{number:06d}", name="well", seconds=0.1, priority=10, again=True, timeout=timeout)
+
+
+def _timeout(name: str, kestra: KestraKind) -> int:
+    if name == "too-long":
+        return JOB_TIMEOUT
+    return NO_TIMEOUT if name in WITHOUT_TIMEOUT else LONGEST_RUN[kestra]
 
 
 def behave(run: Run) -> Ends:

@@ -18,6 +18,7 @@ from tests.harness import Proxy
 SLOW_CHUNK = 0.2
 SLOW_PUBLISH = 0.5
 API_SHARE = 0.3
+SKEW = 3600.0
 
 
 class Nemesis:
@@ -215,6 +216,39 @@ class Nemesis:
         await asyncio.sleep(step.seconds)
         await self._tell("up")
         return "Kestra"
+
+    async def _executor_down(self, step: Step) -> str:
+        """Executions are created and killed, says Kestra, and nothing of it is done."""
+        await self._tell("halt")
+        await self._wait(step.seconds)
+        await self._tell("go_on")
+        return "Kestra's executor"
+
+    async def _operator_restarts(self, step: Step) -> str:
+        return await self._operate(step)
+
+    async def _operator_changes(self, step: Step) -> str:
+        return await self._operate(step)
+
+    async def _operate(self, step: Step) -> str:
+        """Operators bring back executions that failed, while the job's retry waits for its turn."""
+        await self._tell("operate", how=step.name)
+        await self._wait(step.seconds)
+        await self._tell("operate", how=None)
+        return "Kestra's operators"
+
+    async def _date_ahead(self, step: Step) -> str:
+        return await self._skew(step, SKEW)
+
+    async def _date_behind(self, step: Step) -> str:
+        return await self._skew(step, -SKEW)
+
+    async def _skew(self, step: Step, seconds: float) -> str:
+        """Whatever stands before Kestra dates its answers wrongly."""
+        await self._tell("date", skew=seconds)
+        await self._wait(step.seconds)
+        await self._tell("date", skew=None)
+        return "Kestra's gateway"
 
     async def _engine_kill(self, step: Step) -> str:
         assert isinstance(self._kestra, EngineProcess)

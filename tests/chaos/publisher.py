@@ -39,6 +39,8 @@ class Record:
             runs=plan.runs,
             confirmed=self.confirmed,
             in_doubt=self.in_doubt,
+            timeout=self.job.timeout,
+            parks=plan.parks,
         )
 
 

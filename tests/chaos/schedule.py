@@ -90,13 +90,27 @@ REPLIES = Stream(
     ),
 )
 LANE = Stream((8, 16), {"lane-full": (0.5, 3)})
+OPERATORS = Stream((1, 3), {"operator-restarts": (4, 8), "operator-changes": (4, 8)})
+CLOCK = Stream((2, 6), {"date-ahead": (3, 8), "date-behind": (3, 8)})
+LONGEST_HALT = 120.0
+SHORTEST_HALT = 15.0
+"""Longer than what most jobs may take."""
 ENGINE = Stream((60, 120), {"engine-kill": (0, 1)})
 
 
-def streams(*, cluster: bool, engine: bool) -> dict[str, Stream]:
-    """The streams of a trial, by name."""
+def executor(seconds: float) -> Stream:
+    """A Kestra that runs nothing, for two minutes in a trial whose jobs are published in eight, for less in a less."""
+    down = min(max(seconds / 4, SHORTEST_HALT), LONGEST_HALT)
+    return Stream((down, 3 * down), {"executor-down": (down, down)})
+
+
+def streams(*, cluster: bool, engine: bool, seconds: float) -> dict[str, Stream]:
+    """The streams of a trial whose jobs are published in so many seconds, by name."""
     common = {"replicas": REPLICAS, "network": NETWORK, "broker": CLUSTER if cluster else NODE, "lane": LANE}
-    return common | ({"engine": ENGINE} if engine else {"api": API, "replies": REPLIES})
+    if engine:
+        return common | {"engine": ENGINE}
+    kestra = {"api": API, "replies": REPLIES, "operators": OPERATORS, "clock": CLOCK, "executor": executor(seconds)}
+    return common | kestra
 
 
 def chosen(available: Mapping[str, Stream], names: Sequence[str]) -> dict[str, Stream]:

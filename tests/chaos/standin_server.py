@@ -12,6 +12,7 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from aio_pika.abc import AbstractExchange
 
 from bridge.topology import REPLIES
 from tests.chaos.history import Execution, write
-from tests.chaos.jobs import FLOW, behave
-from tests.standin import EMPTY, HTML, TRUNCATED, Run, Standin
+from tests.chaos.jobs import DENIED_FLOW, FLOW, MAX_ATTEMPTS, behave
+from tests.standin import EMPTY, HTML, TRUNCATED, Call, Ends, Fault, Run, Standin
 
 LATE_REPLY = 3.0
 LOST_SHARE = 0.3
@@ -55,6 +56,12 @@ FAULTS: Mapping[str, list[tuple[str, dict[str, Any]]]] = {
 }
 """Which operations fail in which way, by the fault's name."""
 
+VAIN_KILLS = ({"status": 404, "share": 1 / 3}, {"status": 409, "share": 1 / 2})
+"""What a kill is answered while nothing is run, beside the usual answer."""
+BROUGHT_BACK_WITHIN = (0.2, 1.8)
+"""Seconds from a failure to what an operator does about it. The bridge confirms a failure for one second, and its retry
+comes another one later at the soonest; an operator who acts after that runs a job beside itself."""
+
 
 class Notifier:
     """Publishes replies as the notifier flow does, without confirms; what can't be published is lost."""
@@ -85,12 +92,50 @@ class Notifier:
             return self._exchange
 
 
+class Operator:
+    """Brings back executions that failed while another attempt is to come, as long as `how` says in which way."""
+
+    def __init__(self, kestra: Standin) -> None:
+        self._kestra = kestra
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.how: str | None = None
+
+    def behave(self, run: Run) -> Ends:
+        """How an execution ends, after which the operator may come."""
+        ends = behave(run)
+        if self.how and ends.state == "FAILED" and ends.after is not None and _attempt(run) < MAX_ATTEMPTS:
+            seconds = ends.after + random.uniform(*BROUGHT_BACK_WITHIN)  # noqa: S311
+            task = asyncio.create_task(self._bring_back(run, self.how, seconds))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return ends
+
+    async def _bring_back(self, run: Run, how: str, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        if not self._is_between_attempts(run):
+            return
+        if how == "operator-changes":
+            await self._kestra.end(run.id, "SUCCESS")
+        else:
+            state = random.choice(("SUCCESS", "FAILED"))  # noqa: S311
+            self._kestra.restart(run.id, Ends(state, run.ends.after))
+
+    def _is_between_attempts(self, run: Run) -> bool:
+        if run.state != "FAILED" or run.ended is None:
+            return False
+        ago = (datetime.now(UTC) - run.ended).total_seconds()
+        return ago <= BROUGHT_BACK_WITHIN[1] and not self._kestra.executions_of(run.attempt[0], _attempt(run) + 1)
+
+
 class Server:
     """The stand-in and what it is told."""
 
-    def __init__(self, kestra: Standin, stopping: asyncio.Event) -> None:
+    def __init__(self, kestra: Standin, operator: Operator, stopping: asyncio.Event) -> None:
         self._kestra = kestra
+        self._operator = operator
         self._stopping = stopping
+        self._faults: list[Fault] = []
+        self._vain_kills: list[Fault] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Do as the lines say, one after the other."""
@@ -108,10 +153,32 @@ class Server:
     async def do_fault(self, *, name: str, share: float) -> None:
         """Let a share of the requests go wrong in one way, until `clear`."""
         for operation, fault in FAULTS[name]:
-            self._kestra.faults.add(operation, times=None, share=share, **fault)
+            self._faults.append(self._kestra.faults.add(operation, times=None, share=share, **fault))
 
     async def do_clear(self) -> None:
-        self._kestra.faults.clear()
+        self._remove(self._faults)
+
+    async def do_halt(self) -> None:
+        """Take creates and kills, and run nothing until `go_on`."""
+        self._kestra.halt()
+        for fault in VAIN_KILLS:
+            self._vain_kills.append(self._kestra.faults.add("kill", times=None, worked=True, **fault))
+
+    async def do_go_on(self) -> None:
+        self._remove(self._vain_kills)
+        self._kestra.go_on()
+
+    async def do_operate(self, *, how: str | None) -> None:
+        """Have an operator bring back what fails from now on, or leave it alone."""
+        self._operator.how = how
+
+    async def do_date(self, *, skew: float | None) -> None:
+        """Date answers so many seconds ahead, or rightly."""
+        self._kestra.date_skew = None if skew is None else timedelta(seconds=skew)
+
+    def _remove(self, faults: list[Fault]) -> None:
+        while faults:
+            self._kestra.faults.remove(faults.pop())
 
     async def do_down(self) -> None:
         await self._kestra.down()
@@ -140,9 +207,22 @@ class Server:
 
 
 def _as_event(run: Run) -> Execution:
-    job, attempt = run.attempt
-    states = tuple((state, moment.timestamp()) for state, moment in run.histories)
-    return Execution(id=run.id, chain=run.original_id, job=job, attempt=int(attempt or 1), states=states)
+    return Execution(
+        id=run.id,
+        chain=run.original_id,
+        job=run.attempt[0],
+        attempt=_attempt(run),
+        states=tuple((state, moment.timestamp()) for state, moment in run.histories),
+        kills=tuple(moment.timestamp() for moment in run.kills),
+    )
+
+
+def _attempt(run: Run) -> int:
+    return int(run.attempt[1] or 1)
+
+
+def _of_the_denied_flow(call: Call) -> bool:
+    return call.path.endswith(DENIED_FLOW)
 
 
 async def _run() -> None:
@@ -151,10 +231,13 @@ async def _run() -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     async with Standin() as kestra:
-        namespace, _, flow = FLOW.partition("/")
-        kestra.flow(namespace, flow, behave)
+        operator = Operator(kestra)
+        for name in (FLOW, DENIED_FLOW):
+            namespace, _, flow = name.partition("/")
+            kestra.flow(namespace, flow, operator.behave)
+        kestra.faults.add("create", times=None, status=403, when=_of_the_denied_flow)
         kestra.replies.on_end = Notifier(options["amqp"]).publish
-        server = await asyncio.start_unix_server(Server(kestra, stopping).serve, options["socket"])
+        server = await asyncio.start_unix_server(Server(kestra, operator, stopping).serve, options["socket"])
         async with server:
             await stopping.wait()
 

@@ -31,7 +31,7 @@ LIMITS = Limits(prefetch=2, settled_within=60)
 
 def published(job: str = "one", *, end: str = "success", attempts: int = 1, confirmed: int = 1) -> Published:
     runs = end not in ("invalid_message", "flow_not_allowed")
-    return Published(at=0, job=job, end=end, attempts=attempts, runs=runs, confirmed=confirmed, in_doubt=0)
+    return Published(at=0, job=job, end=end, attempts=attempts, runs=runs, confirmed=confirmed, in_doubt=0, timeout=10)
 
 
 def delivered(at: float, tag: int, attempt: int = 1, *, job: str = "one", replica: str = "a") -> Delivered:
@@ -118,14 +118,79 @@ TWICE_SENT_AND_SOON_OVER = [
     for event in TWICE_SENT
     if not isinstance(event, Killed)
 ]
+RESTARTED_BY_AN_OPERATOR: list[Event] = [
+    *RETRIED[:3],
+    Execution(
+        id="e1",
+        chain="e1",
+        job="one",
+        attempt=1,
+        states=(("CREATED", 2.0), ("RUNNING", 2.0), ("FAILED", 3.0), ("RESTARTED", 4.5), ("SUCCESS", 7.0)),
+    ),
+    *RETRIED[4:7],
+    acked(8, 2),
+]
+CHANGED_BY_AN_OPERATOR = [
+    replace(event, states=(("CREATED", 2.0), ("FAILED", 3.0), ("SUCCESS", 4.5)))
+    if isinstance(event, Execution)
+    else event
+    for event in RESTARTED_BY_AN_OPERATOR
+]
+BROUGHT_BACK_IN_VAIN = [
+    replace(event, states=(("CREATED", 2.0), ("FAILED", 3.0), ("RESTARTED", 4.5), ("FAILED", 6.5)))
+    if isinstance(event, Execution) and event.id == "e1"
+    else event
+    for event in RETRIED
+]
+TIMED_OUT: list[Event] = [
+    LIMITS,
+    published(end="timed_out"),
+    delivered(1, 1),
+    Execution(
+        id="e1",
+        chain="e1",
+        job="one",
+        attempt=1,
+        states=(("CREATED", 2.0), ("RUNNING", 50.0), ("KILLING", 60.5), ("KILLED", 61.0)),
+        kills=(60.1, 60.5),
+    ),
+    moved(62, "jobs.dead", 1),
+    acked(62, 1),
+    DeadLetter(job="one", attempt=1, reason="timed_out", error="killed after 10 s", execution="e1"),
+]
+DENIED: list[Event] = [
+    LIMITS,
+    replace(published(end="rejected_by_kestra"), runs=False, parks=True),
+    delivered(1, 1),
+    moved(11, "jobs.retry.1", 1),
+    acked(12, 1),
+    delivered(13, 2),
+    moved(14, "jobs.dead", 1),
+    acked(15, 2),
+    DeadLetter(job="one", attempt=1, reason="rejected_by_kestra", error="403", execution=None),
+]
 IN_DOUBT: list[Event] = [LIMITS, published(confirmed=0)]
 
 
-@pytest.mark.parametrize(
-    "history",
-    [WELL, RETRIED, DEAD, REFUSED, TWICE_SENT, TWICE_SENT_AND_SOON_OVER, ADOPTED, RETRIED_BY_ITS_FLOW, IN_DOUBT],
-    ids=["well", "retried", "dead", "refused", "twice", "twice-and-over", "adopted", "retried-by-its-flow", "in-doubt"],
-)
+SOUND = {
+    "well": WELL,
+    "retried": RETRIED,
+    "dead": DEAD,
+    "refused": REFUSED,
+    "twice": TWICE_SENT,
+    "twice-and-over": TWICE_SENT_AND_SOON_OVER,
+    "adopted": ADOPTED,
+    "retried-by-its-flow": RETRIED_BY_ITS_FLOW,
+    "restarted-by-an-operator": RESTARTED_BY_AN_OPERATOR,
+    "changed-by-an-operator": CHANGED_BY_AN_OPERATOR,
+    "brought-back-in-vain": BROUGHT_BACK_IN_VAIN,
+    "timed-out": TIMED_OUT,
+    "denied": DENIED,
+    "in-doubt": IN_DOUBT,
+}
+
+
+@pytest.mark.parametrize("history", SOUND.values(), ids=SOUND)
 def test_a_history_in_which_all_is_well_breaks_nothing(history: Sequence[Event]) -> None:
     assert check(history).violations == ()
 
@@ -179,6 +244,57 @@ PLANTED: dict[str, tuple[Kind, Sequence[Event]]] = {
     "an-attempt-too-few": (Kind.WRONG_ATTEMPTS, changed(WELL, 1, attempts=2)),
     "a-refused-job-that-ran": (Kind.WRONG_ATTEMPTS, [*REFUSED, execution("e1", 2, 3)]),
     "a-job-settled-an-hour-late": (Kind.STUCK, changed(WELL, 4, at=3600.0)),
+    "a-restarted-job-that-was-acked-while-it-ran": (Kind.EARLY_ACK, changed(RESTARTED_BY_AN_OPERATOR, 7, at=6.8)),
+    "an-ack-by-an-earlier-attempt-that-nobody-brought-back": (
+        Kind.EARLY_ACK,
+        changed(RESTARTED_BY_AN_OPERATOR, 3, states=(("CREATED", 2.0), ("SUCCESS", 3.0))),
+    ),
+    "an-ack-of-a-restarted-attempt-that-failed": (
+        Kind.EARLY_ACK,
+        changed(RESTARTED_BY_AN_OPERATOR, 3, states=(("FAILED", 3.0), ("RESTARTED", 4.5), ("FAILED", 7.0))),
+    ),
+    "an-attempt-beside-an-earlier-one-that-was-restarted": (
+        Kind.SECOND_EXECUTION,
+        [*RESTARTED_BY_AN_OPERATOR, execution("e2", 6, 8, attempt=2)],
+    ),
+    "an-attempt-after-an-operators-success": (
+        Kind.SECOND_EXECUTION,
+        [*CHANGED_BY_AN_OPERATOR, execution("e2", 6, 8, attempt=2)],
+    ),
+    "an-attempt-too-many-for-an-operators-success": (
+        Kind.WRONG_ATTEMPTS,
+        [*CHANGED_BY_AN_OPERATOR, execution("e2", 6, 8, attempt=2)],
+    ),
+    "a-dead-letter-of-a-job-that-an-operator-ended-well": (
+        Kind.WRONG_DEAD_LETTER,
+        [*CHANGED_BY_AN_OPERATOR, DeadLetter(job="one", attempt=2, reason="failed", error="it failed", execution="e1")],
+    ),
+    "an-attempt-beside-one-that-was-never-started": (
+        Kind.SECOND_EXECUTION,
+        changed(RETRIED, 3, states=(("CREATED", 2.0),)),
+    ),
+    "a-dead-letter-of-an-execution-that-was-never-started": (
+        Kind.WRONG_DEAD_LETTER,
+        changed(TIMED_OUT, 3, states=(("CREATED", 2.0),), kills=()),
+    ),
+    "a-kill-before-kestra-ran-the-execution": (Kind.KILLED_TOO_SOON, changed(TIMED_OUT, 3, kills=(20.0, 60.5))),
+    "a-kill-before-the-time-was-up": (Kind.KILLED_TOO_SOON, changed(TIMED_OUT, 3, kills=(55.0,))),
+    "a-kill-of-a-restarted-execution-that-waits": (
+        Kind.KILLED_TOO_SOON,
+        changed(RESTARTED_BY_AN_OPERATOR, 3, kills=(5.0,)),
+    ),
+    "a-job-parked-that-nobody-denied": (Kind.PARKED, changed(DENIED, 1, parks=False)),
+    "a-later-attempt-parked": (Kind.PARKED, [*RETRIED, moved(9, "jobs.retry.1", 2, replica="b")]),
+    "a-denied-job-that-ran": (Kind.WRONG_ATTEMPTS, [*DENIED, execution("e1", 2, 3)]),
+    "a-denied-job-parked-for-ever": (Kind.LOST, without(DENIED, 6, 8)),
+    "a-dead-letter-that-says-denied-of-a-job-that-was-to-succeed": (
+        Kind.WRONG_DEAD_LETTER,
+        changed(DENIED, 1, end="success"),
+    ),
+    "a-dead-letter-that-says-vanished-of-an-execution-that-is-there": (
+        Kind.WRONG_DEAD_LETTER,
+        changed(DEAD, 6, reason="vanished"),
+    ),
     "a-message-left-in-a-queue": (Kind.STUCK, [*WELL, Left(queue="jobs", messages=1)]),
     "a-delivery-in-flight-at-the-end": (Kind.STUCK, [*WELL, InFlight(replica="a", deliveries=1)]),
     "more-in-flight-than-the-prefetch": (

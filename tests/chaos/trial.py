@@ -33,6 +33,7 @@ DRAIN_SECONDS = 180.0
 """How long a trial may take to come to its end once nothing goes wrong any more."""
 SURE_AFTER = 3
 """So often in a row must the statistics say so, which know nothing for a while after a node has started."""
+COMPANIONS_EVERY = 6.0
 ALMOST_DONE = 30
 """So many jobs are left when the faults cease."""
 
@@ -69,11 +70,17 @@ class Options:
     calm: bool = False
 
     @property
+    def seconds(self) -> float:
+        """How long jobs are published."""
+        return 60 * self.minutes if self.jobs is None and self.minutes else (self.jobs or 0) / self.rate
+
+    @property
     def streams(self) -> dict[str, schedule.Stream]:
         """The faults; raises `ValueError` for one that there isn't."""
         if self.calm:
             return {}
-        available = schedule.streams(cluster=self.broker == "cluster", engine=self.kestra == "engine")
+        cluster, engine = self.broker == "cluster", self.kestra == "engine"
+        available = schedule.streams(cluster=cluster, engine=engine, seconds=self.seconds)
         return schedule.chosen(available, self.faults)
 
 
@@ -123,7 +130,7 @@ class Trial:
             async with self._minding(replicas, publisher, nodes):
                 await self._work(publisher, nemesis, nodes)
                 self.say("waiting for the end of what is left")
-                await self._drain(nodes)
+                await self._drain(publisher, nodes)
             await publisher.close()
             await self._collect(publisher, replicas, kestra, nodes)
         return self.events
@@ -180,11 +187,27 @@ class Trial:
             await asyncio.sleep(1)
         return False
 
-    async def _drain(self, nodes: Nodes) -> None:
+    async def _drain(self, publisher: Publisher, nodes: Nodes) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS
+        accompanying = asyncio.create_task(self._accompany(publisher, nodes))
         while time.monotonic() < deadline:
             if await self._until_left(nodes, 0, DRAIN_SECONDS) and not any(_open(await nodes.counted(QUEUE)).values()):
-                return
+                break
+        accompanying.cancel()
+        await asyncio.wait([accompanying])
+
+    async def _accompany(self, publisher: Publisher, nodes: Nodes) -> None:
+        """Have each replica start some more jobs while any are left.
+
+        A job whose flow is denied is parked until others go through, and these may have been the last ones.
+        """
+        for number in itertools.count():
+            await asyncio.sleep(COMPANIONS_EVERY)
+            left = await nodes.messages(QUEUE)
+            if left is not None and any(_open(left).values()):
+                many = 2 * self.options.replicas
+                companions = [jobs.companion(number * many + one) for one in range(many)]
+                await publisher.send(companions, rate=self.options.rate, until=None)
 
     async def _collect(self, publisher: Publisher, replicas: list[Replica], kestra: Kestra, nodes: Nodes) -> None:
         """Ask every witness."""
