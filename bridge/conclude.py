@@ -36,6 +36,7 @@ LOOK_AGAIN_AFTER = 15.0
 """Seconds between looks at an execution that is beyond its time and that Kestra has not begun to run."""
 
 EXPLAIN_SECONDS = 10.0
+NOT_BEGUN = (State.CREATED, State.RESTARTED)
 
 log = structlog.get_logger(__name__)
 
@@ -57,8 +58,8 @@ class Vanished(Exception):
 class Attempt:
     """The time that an attempt has, and whether this replica killed it when that was up. Seconds.
 
-    It begins with the attempt's first execution. It stands still while Kestra has created an execution and does not run
-    it yet, and from an execution's end to its restart by an operator.
+    It begins with the attempt's first execution. It stands still while Kestra has created an execution, or restarted
+    it, and does not run it yet, and from an execution's end to its restart by an operator.
     """
 
     limit: float
@@ -67,10 +68,12 @@ class Attempt:
     elapsed: Callable[[], float]
     """How long ago that was."""
     killed: bool = False
+    waited: float = 0.0
+    """For how long executions stood still that the flow's retry has followed by others."""
 
     def left(self, execution: Execution) -> float:
         """How much of its time an execution has left."""
-        return self.limit + _idle(execution) - self.elapsed()
+        return self.limit + self.waited + _idle(execution) - self.elapsed()
 
     def used_up(self, execution: Execution) -> bool:
         """Whether an execution that was killed had used up its time, by Kestra's own times, or by this replica's kill.
@@ -80,7 +83,8 @@ class Attempt:
         if self.killed or execution.ended is None:
             return self.killed
         slack = min(2.0, self.limit / 10)
-        return (execution.ended - self.began).total_seconds() - _idle(execution) >= self.limit - slack
+        age = (execution.ended - self.began).total_seconds()
+        return age - self.waited - _idle(execution) >= self.limit - slack
 
 
 class Stuck:
@@ -146,7 +150,17 @@ class Concluder:
             confirmed = await self._confirm(job, execution)
             if confirmed.state.terminal and confirmed.state is not State.RETRIED:
                 return await self._bad_end(confirmed, attempt)
+            if confirmed.id != execution.id:
+                attempt.waited += await self._waited(execution.id)
             execution = confirmed
+
+    async def _waited(self, execution_id: str) -> float:
+        """For how long an execution that has ended stood still; 0 where Kestra doesn't tell."""
+        try:
+            execution = await self.patience.unless_refused.ask(partial(self._kestra.get, execution_id))
+        except REFUSALS:
+            return 0.0
+        return _idle(execution) if execution else 0.0
 
     def _elapsed_since(self, created_at: float | None, began: datetime) -> Callable[[], float]:
         """How an attempt's age is told: by our monotonic clock where we created its execution, else by Kestra's."""
@@ -185,7 +199,7 @@ class Concluder:
                 elif current.state.terminal:
                     self._watch.tell(News(execution_id=execution_id, state=current.state, ended=current.ended))
                     return
-                elif current.state is State.CREATED:
+                elif current.state in NOT_BEGUN:
                     await self._wait_for_a_start(current, stuck)
                 elif (left := attempt.left(current)) > 0:
                     stuck.note(None)

@@ -613,13 +613,13 @@ def _time(value: Any) -> datetime | None:
 
 
 def _running_since(histories: Any) -> datetime | None:
-    """Since when an execution runs, by its states' history: since it left CREATED, or since its last restart."""
+    """Since when an execution runs, by its states' history: since it left CREATED, or RESTARTED after it had ended."""
     since, over = None, False
     for entry in histories if isinstance(histories, list) else []:
         state = State(str(entry.get("state"))) if isinstance(entry, dict) else State.UNKNOWN
-        if state in (State.CREATED, State.UNKNOWN):
+        if state in (State.CREATED, State.RESTARTED, State.UNKNOWN):
             continue
-        if since is None or over:
+        if since is None or (over and not state.terminal):
             since = _time(entry.get("date"))
         over = state.terminal
     return since

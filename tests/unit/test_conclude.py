@@ -178,6 +178,33 @@ class TestAnExecutionThatKestraDoesNotStart:
         assert (await asyncio.wait_for(pending, 10)).label == "success"
 
 
+async def test_a_restarted_execution_that_kestra_does_not_run_yet_is_not_killed(rig: Rig) -> None:
+    rig.kestra.flow("test", "job", Ends("FAILED", after=None))
+    started = await rig.starter.start(JOB, redelivered=False)
+    await rig.kestra.end(started.execution.id, "FAILED")
+    rig.kestra.halt()
+    rig.kestra.restart(started.execution.id)
+    adopted = await rig.starter.start(JOB, redelivered=True)
+    pending = asyncio.create_task(rig.concluder.outcome(replace(JOB, timeout=0.2), adopted))
+    await rig.kestra.until(lambda: stuck(rig, "never_started") == 1, "the metric of executions that never started")
+    pending.cancel()
+    assert rig.kestra.kills == []
+
+
+async def test_a_wait_for_the_start_is_no_time_of_what_the_flows_retry_makes(rig: Rig) -> None:
+    rig.kestra.flow("test", "job", Ends(after=0.5, retries=1))
+    rig.kestra.halt()
+    pending = asyncio.create_task(rig.outcome(replace(JOB, timeout=2)))
+    await rig.kestra.until(lambda: stuck(rig, "never_started") == 1, "the metric of executions that never started")
+    rig.kestra.go_on()
+    assert ((await asyncio.wait_for(pending, 20)).label, rig.kestra.kills) == ("success", [])
+
+
+async def test_what_an_execution_ran_is_time_of_what_the_flows_retry_makes(rig: Rig) -> None:
+    rig.kestra.flow("test", "job", Ends(after=0.8, retries=3))
+    assert (await asyncio.wait_for(rig.outcome(replace(JOB, timeout=1)), 20)).label == "timed_out"
+
+
 @pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(hours=-1)])
 async def test_a_gateways_clock_brings_no_deadline_forward_or_back(rig: Rig, ahead: timedelta) -> None:
     rig.kestra.date_skew = ahead
