@@ -353,6 +353,9 @@ def _counts(events: Sequence[Event], jobs: dict[str, _Job]) -> Counter[str]:
         counts["jobs that succeeded"] += any(one.state in GOOD for one in job.executions)
         counts["jobs that are dead letters"] += bool(job.dead)
         counts["executions that were brought back"] += sum(one.brought_back for one in job.executions)
+        counts["executions that began beyond their time"] += published is not None and sum(
+            _waited(one) > published.timeout for one in job.executions
+        )
         counts["kills"] += sum(len(one.kills) for one in job.executions)
         counts["acks by an earlier attempt's success"] += _acked_by_an_earlier_attempt(job)
         counts["jobs that were parked"] += published is not None and any(_parked("", job))
@@ -367,6 +370,11 @@ def _counts(events: Sequence[Event], jobs: dict[str, _Job]) -> Counter[str]:
             )
     counts.update(f"fault {event.name}" for event in events if event.kind == "fault")
     return counts
+
+
+def _waited(execution: Execution) -> float:
+    """Seconds from an execution's creation until Kestra ran it."""
+    return next((at - execution.created for state, at in execution.states if state == "RUNNING"), 0.0)
 
 
 def _acked_by_an_earlier_attempt(job: _Job) -> int:

@@ -101,7 +101,7 @@ ENGINE = Stream((60, 120), {"engine-kill": (0, 1)})
 def executor(seconds: float) -> Stream:
     """A Kestra that runs nothing, for two minutes in a trial whose jobs are published in eight, for less in a less."""
     down = min(max(seconds / 4, SHORTEST_HALT), LONGEST_HALT)
-    return Stream((down, 3 * down), {"executor-down": (down, down)})
+    return Stream((seconds / 5, seconds), {"executor-down": (down, down)})
 
 
 def streams(*, cluster: bool, engine: bool, seconds: float) -> dict[str, Stream]:

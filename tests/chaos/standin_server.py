@@ -58,7 +58,7 @@ FAULTS: Mapping[str, list[tuple[str, dict[str, Any]]]] = {
 
 VAIN_KILLS = ({"status": 404, "share": 1 / 3}, {"status": 409, "share": 1 / 2})
 """What a kill is answered while nothing is run, beside the usual answer."""
-BROUGHT_BACK_WITHIN = (0.2, 1.8)
+BROUGHT_BACK_WITHIN = (0.7, 1.8)
 """Seconds from a failure to what an operator does about it. The bridge confirms a failure for one second, and its retry
 comes another one later at the soonest; an operator who acts after that runs a job beside itself."""
 
