@@ -104,8 +104,19 @@ def _flushed() -> Iterator[None]:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    streams.tell(f"kestra-bridge: {log.masked(' '.join(text.split()))}")
+    streams.tell(_line(text))
+    # What the command had printed by then may not have been written yet.
+    try:
+        streams.flush()
+    except BrokenPipeError:
+        streams.drop(sys.stdout)
+    except BridgeError as error:
+        streams.tell(_line(str(error)))
     sys.exit(code)
+
+
+def _line(text: str) -> str:
+    return f"kestra-bridge: {log.masked(' '.join(text.split()))}"
 
 
 def _of_the_system(error: OSError) -> str:
