@@ -21,6 +21,10 @@ TRIES = 3
 
 PAUSE = 0.2
 
+RESULT_SECONDS = 45.0
+"""How long a result may take: longer than one publish waits for its confirm, so that one which fails beside another is
+sent again."""
+
 
 class Line(Protocol):
     """A publisher with a connection of its own."""
@@ -104,12 +108,23 @@ class Alone:
 class Results:
     """Publishes results, many at once. What fails by a neighbour's fault is sent again alone, with the same id."""
 
-    def __init__(self, line: Reopening, alone: Alone) -> None:
+    def __init__(self, line: Reopening, alone: Alone, *, patience: float = RESULT_SECONDS) -> None:
         self._line = line
         self._alone = alone
+        self._patience = patience
 
     async def publish(self, message: Message, *, routing_key: str) -> None:
-        """Publish by confirm; raises as `Alone.publish` does."""
+        """Publish by confirm; raises as `Alone.publish` does, and `PublishFailed` where it takes too long.
+
+        A queue of the recipient's that never confirms must hold neither the delivery nor what is to be sent alone next.
+        """
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._publish(message, routing_key)
+        except TimeoutError as error:
+            raise PublishFailed(f"not confirmed within {self._patience:g} s") from error
+
+    async def _publish(self, message: Message, routing_key: str) -> None:
         try:
             await self._line.publish(message, routing_key=routing_key)
         except BrokerUnavailable:

@@ -41,6 +41,8 @@ class Line:
         self.under_way -= 1
         if message.body == b"full":
             raise QueueFull("full")
+        if message.body == b"never":
+            await asyncio.Event().wait()
         if message.body == b"unheard":
             raise BrokerUnavailable("no confirm")
         if self.failed:
@@ -143,3 +145,26 @@ async def test_results_that_fail_by_a_neighbours_fault_are_sent_again() -> None:
         *(sender.publish(message(name, body), routing_key="r") for name, body in bodies.items()), return_exceptions=True
     )
     assert ([type(each) for each in told].count(MessageRefused), sorted(broker.got)) == (1, ["a", "c", "d"])
+
+
+async def test_a_result_that_is_never_confirmed_is_given_up() -> None:
+    broker = Broker()
+    sender = Results(Reopening(broker.connect), alone(broker), patience=0.05)
+    with pytest.raises(PublishFailed, match="not confirmed within"):
+        await asyncio.wait_for(sender.publish(message("a", b"never"), routing_key="r"), 10)
+
+
+async def test_a_result_that_is_never_confirmed_leaves_the_turn_to_be_sent_alone_to_the_next() -> None:
+    broker = Broker()
+    turn = alone(broker)
+    broken = Reopening(broker.connect)
+    broken.publish = unheard  # type: ignore[method-assign]
+    sender = Results(broken, turn, patience=0.05)
+    with pytest.raises(PublishFailed):
+        await asyncio.wait_for(sender.publish(message("a", b"never"), routing_key="r"), 10)
+    await asyncio.wait_for(turn.publish(message("b")), 10)
+    assert broker.got == ["b"]
+
+
+async def unheard(*_: object, **__: object) -> None:
+    raise BrokerUnavailable("no confirm")
