@@ -60,6 +60,8 @@ class Case:
     started: Started | None = None
     outcome: Outcome | None = None
     settling: bool = False
+    again: bool = False
+    """Whether it was handled once and failed, so that its execution may exist."""
     span: Span = field(default_factory=Span)
 
     @property
@@ -91,6 +93,7 @@ class Handler:
         policy: Policy,
         flows: Sequence[str],
         max_priority: int,
+        after_a_bug: tuple[float, float] = AFTER_A_BUG,
     ) -> None:
         self._kestra = kestra
         self._publisher = publisher
@@ -104,6 +107,7 @@ class Handler:
         self._policy = policy
         self._flows = flows
         self._max_priority = max_priority
+        self._after_a_bug = after_a_bug
 
     async def handle(self, case: Case, default_flow: FlowName | None) -> None:
         """See a delivery through, whatever happens, or leave it to the broker. Raises nothing but cancellation."""
@@ -121,7 +125,7 @@ class Handler:
             self._metrics.queue_wait_seconds.labels(delivery.lane, str(priority)).observe(waited)
 
     async def _see_through(self, case: Case, default_flow: FlowName | None) -> None:
-        pause, longest = AFTER_A_BUG
+        pause, longest = self._after_a_bug
         while True:
             try:
                 settlement = await self._judge(case, default_flow)
@@ -138,7 +142,7 @@ class Handler:
             except Exception:
                 # A fault of ours must not lose the message, and must not spin either: it is kept and tried again.
                 log.exception("a delivery could not be handled, trying again", **_facts(case), seconds=pause)
-                case.settling = False
+                case.settling, case.again = False, True
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, longest)
 
@@ -179,7 +183,8 @@ class Handler:
         if job.attempt > job.first_attempt and (outcome := await self._revived(case, job)):
             return outcome
         with case.span.step("create"):
-            case.started = await self._starter.start(job, redelivered=case.delivery.redelivered)
+            # A second pass is like a redelivery: the first one may have created the execution.
+            case.started = await self._starter.start(job, redelivered=case.delivery.redelivered or case.again)
         with case.span.step("wait"):
             return await self._concluder.outcome(job, case.started)
 

@@ -1,0 +1,112 @@
+"""One delivery's way through the handler, where a real broker and Kestra can't show what is to be seen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from bridge.careful import Alone, Results
+from bridge.conclude import Concluder
+from bridge.delivery import Delivery, Message
+from bridge.execution import Outcome
+from bridge.handler import Case, Handler
+from bridge.job import FlowName, Job
+from bridge.kestra import Kestra
+from bridge.metrics import Metrics
+from bridge.settlement import Policy
+from bridge.start import Started
+from bridge.suspects import Suspects
+from bridge.tracing import Tracer
+from tests.harness import settings_of, starter_of
+from tests.standin import Standin
+
+FLOW = FlowName("test", "job")
+
+Publish = Callable[..., Awaitable[None]]
+
+
+@dataclass
+class Published:
+    """A publisher, of which the test says what becomes of each message."""
+
+    becomes: Publish
+    tried: list[Message] = field(default_factory=list)
+
+    async def publish(self, message: Message, *, exchange: str = "", routing_key: str = "") -> None:
+        self.tried.append(message)
+        await self.becomes(message, exchange=exchange, routing_key=routing_key)
+
+
+@dataclass
+class FailsOnce:
+    """Waits for outcomes as the real one does, except that the first time it fails by a fault of its own."""
+
+    executions: list[str] = field(default_factory=list)
+
+    async def outcome(self, _: Job, started: Started) -> Outcome:
+        self.executions.append(started.execution.id)
+        if len(self.executions) == 1:
+            raise ZeroDivisionError
+        return Outcome(execution=started.execution)
+
+
+async def kept(*_: object, **__: object) -> None:
+    """Every message stands in its queue."""
+
+
+@dataclass
+class Rig:
+    kestra: Standin
+    client: Kestra
+    metrics: Metrics
+    settled: list[str] = field(default_factory=list)
+
+    def handler(
+        self, *, publisher: Any = None, alone: Any = None, concluder: Any = None, suspects: Suspects | None = None
+    ) -> Handler:
+        publisher = publisher or Published(kept)
+        return Handler(
+            kestra=self.client,
+            publisher=publisher,
+            alone=cast(Alone, alone or publisher),
+            results=cast(Results, publisher),
+            suspects=suspects or Suspects(),
+            starter=starter_of(self.client, self.metrics, always_look=False),
+            concluder=cast(Concluder, concluder),
+            metrics=self.metrics,
+            tracer=Tracer(),
+            policy=Policy(),
+            flows=["test/*"],
+            max_priority=10,
+            after_a_bug=(0.01, 0.01),
+        )
+
+    def delivery(self, message: Message) -> Delivery:
+        async def ack() -> None:
+            self.settled.append("ack")
+
+        async def reject() -> None:
+            self.settled.append("reject")
+
+        return Delivery(message=message, lane="q", redelivered=False, ack=ack, reject=reject)
+
+    async def handle(self, handler: Handler, message: Message) -> None:
+        await asyncio.wait_for(handler.handle(Case(self.delivery(message)), FLOW), 20)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    metrics = Metrics()
+    async with Standin() as kestra, Kestra(settings_of(kestra), metrics) as client:
+        kestra.flow(FLOW.namespace, FLOW.id)
+        yield Rig(kestra, client, metrics)
+
+
+async def test_a_delivery_that_is_handled_again_after_a_fault_of_ours_adopts_its_execution(rig: Rig) -> None:
+    concluder = FailsOnce()
+    await rig.handle(rig.handler(concluder=concluder), Message(body=b"{}", message_id="one"))
+    assert rig.kestra.requests["create"] == 1
