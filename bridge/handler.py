@@ -50,6 +50,14 @@ replicas which both find nothing and both create."""
 log = structlog.get_logger(__name__)
 
 
+def _may_pass_later(error: BaseException) -> bool:
+    return isinstance(error, PublishFailed) and not isinstance(error, MessageRefused)
+
+
+def _may_pass_without_room(error: BaseException) -> bool:
+    return _may_pass_later(error) and not isinstance(error, QueueFull)
+
+
 @dataclass(slots=True)
 class Case:
     """A delivery under way, and what has been learned of it so far."""
@@ -257,14 +265,23 @@ class Handler:
         """
         queue = case.delivery.lane
         try:
-            await self._publish_once(case, stamped, routing_key=queue)
+            # However often it takes, it is the same message: one with another id would be another job.
+            await self._publish(case, stamped, routing_key=queue, may_pass=_may_pass_without_room)
         except QueueFull:
             await self._publish(case, stamped, routing_key=retry_queue(queue, min(self._policy.retry_delays)))
 
-    async def _publish(self, case: Case, message: Message, *, exchange: str = "", routing_key: str) -> None:
+    async def _publish(
+        self,
+        case: Case,
+        message: Message,
+        *,
+        exchange: str = "",
+        routing_key: str,
+        may_pass: Callable[[BaseException], bool] = _may_pass_later,
+    ) -> None:
         """Publish however often it takes: a full queue is the operator's to mend, and nothing is lost meanwhile."""
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception(_may_pass_later),
+            retry=retry_if_exception(may_pass),
             wait=wait_random_exponential(multiplier=0.5, max=30),
             before_sleep=lambda state: log.error("a publish failed, trying again", error=str(_failure(state))),
             reraise=True,
@@ -387,10 +404,6 @@ def _dead_letter_headers(case: Case, settlement: DeadLetter) -> dict[str, Any]:
         "x-bridge-at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         **({"x-bridge-execution": execution} if execution else {}),
     }
-
-
-def _may_pass_later(error: BaseException) -> bool:
-    return isinstance(error, PublishFailed) and not isinstance(error, MessageRefused)
 
 
 def _failure(state: Any) -> BaseException | None:

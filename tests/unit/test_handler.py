@@ -12,6 +12,7 @@ import pytest
 from bridge.careful import Alone, Results
 from bridge.conclude import Concluder
 from bridge.delivery import Delivery, Message
+from bridge.errors import PublishFailed
 from bridge.execution import Outcome
 from bridge.handler import Case, Handler
 from bridge.job import FlowName, Job
@@ -110,3 +111,15 @@ async def test_a_delivery_that_is_handled_again_after_a_fault_of_ours_adopts_its
     concluder = FailsOnce()
     await rig.handle(rig.handler(concluder=concluder), Message(body=b"{}", message_id="one"))
     assert rig.kestra.requests["create"] == 1
+
+
+async def test_a_stamp_that_may_have_arrived_is_published_again_with_the_same_id(rig: Rig) -> None:
+    doubts = iter([PublishFailed("the confirm never came")])
+
+    async def becomes(*_: object, **__: object) -> None:
+        if doubt := next(doubts, None):
+            raise doubt
+
+    publisher = Published(becomes)
+    await rig.handle(rig.handler(publisher=publisher), Message(body=b"{}"))
+    assert (len(publisher.tried), len({message.message_id for message in publisher.tried})) == (2, 1)
