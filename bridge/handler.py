@@ -227,10 +227,15 @@ class Handler:
         """How the delivery is settled once its dead letter stands without what others gave it.
 
         What RabbitMQ doesn't take even so, such as a body beyond a limit that was lowered, it has to move by itself.
+
+        Raises:
+            MessageRefused: it must not move it either: over its `x-death` a 3.10 would lose the queue.
         """
         try:
             await self._hand_on(case, dead, bare=True)
         except MessageRefused as error:
+            if not case.delivery.message.may_be_rejected:
+                raise
             log.error(
                 "RabbitMQ takes no dead letter of a message, and has to make it one", why=str(error), **_facts(case)
             )

@@ -12,7 +12,7 @@ import pytest
 from bridge.careful import Alone, Results
 from bridge.conclude import Concluder
 from bridge.delivery import Delivery, Message
-from bridge.errors import PublishFailed
+from bridge.errors import MessageRefused, PublishFailed
 from bridge.execution import Outcome
 from bridge.handler import Case, Handler
 from bridge.job import FlowName, Job
@@ -123,3 +123,25 @@ async def test_a_stamp_that_may_have_arrived_is_published_again_with_the_same_id
     publisher = Published(becomes)
     await rig.handle(rig.handler(publisher=publisher), Message(body=b"{}"))
     assert (len(publisher.tried), len({message.message_id for message in publisher.tried})) == (2, 1)
+
+
+class TestAMessageThatRabbitMQTakesInNoForm:
+    @pytest.fixture
+    def refused_twice(self) -> Published:
+        """A broker that takes neither the message nor what is left of it at first, and then does."""
+        refusals = iter([MessageRefused("too large")] * 2)
+
+        async def becomes(*_: object, **__: object) -> None:
+            if refusal := next(refusals, None):
+                raise refusal
+
+        return Published(becomes)
+
+    async def test_is_left_to_rabbitmq_to_move(self, rig: Rig, refused_twice: Published) -> None:
+        await rig.handle(rig.handler(publisher=refused_twice), Message(body=b"not json", message_id="one"))
+        assert rig.settled == ["reject"]
+
+    async def test_is_kept_where_rabbitmq_must_not_move_it(self, rig: Rig, refused_twice: Published) -> None:
+        odd = Message(body=b"not json", message_id="one", headers={"x-death": ["a", 1]})
+        await rig.handle(rig.handler(publisher=refused_twice), odd)
+        assert rig.settled == ["ack"]
