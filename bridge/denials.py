@@ -7,6 +7,7 @@ not to become dead letters either while an operator may just be changing rights.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import structlog
 
@@ -15,7 +16,10 @@ from bridge.job import FlowName, Job
 from bridge.kestra import Kestra
 
 HOLD = 10.0
-"""Seconds for which a denied job keeps its slot: a change of rights may be under way."""
+"""Seconds for which jobs of a flow keep their slots once its creates are denied: rights may just be changing."""
+
+FORGET_AFTER = 3600.0
+"""Seconds without another denial, after which a flow's earlier ones say nothing of one that comes then."""
 
 log = structlog.get_logger(__name__)
 
@@ -24,30 +28,43 @@ class Parked(Exception):
     """A job's turn is put off without costing it an attempt; the text says why."""
 
 
+@dataclass(slots=True)
+class Spell:
+    """Denials of one flow with no create of it between them: when the first and the latest of them came."""
+
+    first: float
+    latest: float
+
+
 class Denials:
     """Which flows' creates are denied, and since when. Times are monotonic seconds."""
 
-    def __init__(self, kestra: Kestra, *, hold: float = HOLD) -> None:
+    def __init__(self, kestra: Kestra, *, hold: float = HOLD, forget_after: float = FORGET_AFTER) -> None:
         self._kestra = kestra
         self._hold = hold
-        self._since: dict[FlowName, float] = {}
+        self._forget_after = forget_after
+        self._spells: dict[FlowName, Spell] = {}
         self._last_create = 0.0
 
-    def note_create(self, flow: FlowName) -> None:
-        """Take note of a create that Kestra did."""
-        self._last_create = time.monotonic()
-        self._since.pop(flow, None)
+    def note_create(self, flow: FlowName, *, asked: float) -> None:
+        """Take note of a create that Kestra was asked for at that moment, and did."""
+        self._last_create = max(self._last_create, asked)
+        self._spells.pop(flow, None)
 
     def of(self, job: Job) -> Denial:
-        """The denials of one job, none so far."""
+        """The denials of one job."""
         return Denial(self, job, self._hold)
 
     def since(self, flow: FlowName) -> float:
-        """When this flow's creates were first denied while Kestra let us in."""
-        return self._since.setdefault(flow, time.monotonic())
+        """When this flow's creates were first denied while Kestra let us in; one is denied now."""
+        now = time.monotonic()
+        self._spells = {key: each for key, each in self._spells.items() if now - each.latest < self._forget_after}
+        spell = self._spells.setdefault(flow, Spell(now, now))
+        spell.latest = now
+        return spell.first
 
     def created_since(self, moment: float) -> bool:
-        """Whether Kestra has done any create since then."""
+        """Whether Kestra was asked for any create after that, and did it."""
         return self._last_create > moment
 
     async def of_everything(self) -> bool:
@@ -66,21 +83,20 @@ class Denial:
         self._denials = denials
         self._job = job
         self._hold = hold
-        self._first: float | None = None
 
     async def judge(self, error: KestraDenied) -> None:
         """Return where the create is to be tried again soon.
 
         Raises:
             KestraRejected: it is this flow that is denied, as others were created meanwhile.
-            Parked: only creates are denied, and the job has kept its slot for long enough.
+            Parked: only creates are denied, and jobs of this flow have kept slots for long enough.
         """
         flow = self._job.flow
         log.error("kestra denies the create of an execution", job=self._job.id, flow=str(flow), error=str(error))
         if await self._denials.of_everything():
             return
-        if self._denials.created_since(self._denials.since(flow)):
+        since = self._denials.since(flow)
+        if self._denials.created_since(since):
             raise KestraRejected(f"{error}, and lets us create those of other flows") from error
-        self._first = self._first or time.monotonic()
-        if time.monotonic() - self._first >= self._hold:
+        if time.monotonic() - since >= self._hold:
             raise Parked(f"flow {flow}: {error}") from error

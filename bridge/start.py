@@ -272,13 +272,14 @@ class Starter:
         """
         denial = self._denials.of(job)
         while True:
+            asked = time.monotonic()
             try:
                 created = await self._patience.unless_denied.ask(partial(self._kestra.create, job))
             except KestraDenied as error:
                 await denial.judge(error)
                 await self._patience.pause(DENIED_PAUSE)
             else:
-                self._denials.note_create(job.flow)
+                self._denials.note_create(job.flow, asked=asked)
                 return created
 
     async def revived(self, job: Job, *, accepts: Callable[[State], bool]) -> tuple[Job, Started] | None:

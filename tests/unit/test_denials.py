@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
 
 from bridge.denials import Denials, Parked
-from bridge.errors import KestraRejected
+from bridge.errors import KestraDenied, KestraRejected
 from bridge.job import FlowName, Job
 from bridge.kestra import Kestra
 from bridge.metrics import Metrics
@@ -24,6 +25,7 @@ GOOD = Job(id="good", flow=FlowName("test", "good"))
 @dataclass
 class Rig:
     kestra: Standin
+    client: Kestra
     starter: Starter
 
     async def start(self, job: Job) -> Started:
@@ -38,7 +40,7 @@ async def rig() -> AsyncIterator[Rig]:
         for job in (DENIED, GOOD):
             kestra.flow(job.flow.namespace, job.flow.id)
         kestra.faults.add("create", status=403, times=None, when=lambda call: "/test/denied" in call.url)
-        yield Rig(kestra, starter_of(client, metrics, denials=Denials(client, hold=0.1)))
+        yield Rig(kestra, client, starter_of(client, metrics, denials=Denials(client, hold=0.1)))
 
 
 async def test_a_job_that_only_creates_are_denied_to_is_put_off(rig: Rig) -> None:
@@ -76,3 +78,30 @@ async def test_a_flow_that_is_allowed_again_has_a_clean_slate(rig: Rig) -> None:
     rig.kestra.faults.add("create", status=403, times=None, when=lambda call: "/test/denied" in call.url)
     with pytest.raises(Parked):
         await rig.start(Job(id="another", flow=DENIED.flow))
+
+
+async def test_the_next_job_of_a_denied_flow_keeps_no_slot(rig: Rig) -> None:
+    with pytest.raises(Parked):
+        await rig.start(DENIED)
+    before = rig.kestra.requests["create"]
+    with pytest.raises(Parked):
+        await rig.start(Job(id="another", flow=DENIED.flow))
+    assert rig.kestra.requests["create"] - before == 1
+
+
+async def test_a_create_that_was_asked_for_before_the_denial_says_nothing_against_the_flow(rig: Rig) -> None:
+    rig.kestra.faults.add("create", delay=0.5, when=lambda call: "/test/good" in call.url)
+    good = asyncio.create_task(rig.start(GOOD))
+    await rig.kestra.until(lambda: rig.kestra.requests["create"] == 1, "the create of another flow", timeout=15)
+    with pytest.raises(Parked):
+        await rig.start(DENIED)
+    assert good.done()
+
+
+async def test_an_old_denial_says_nothing_of_a_new_one(rig: Rig) -> None:
+    denials = Denials(rig.client, hold=0, forget_after=0)
+    with pytest.raises(Parked):
+        await denials.of(DENIED).judge(KestraDenied("no rights"))
+    denials.note_create(GOOD.flow, asked=time.monotonic())
+    with pytest.raises(Parked):
+        await denials.of(DENIED).judge(KestraDenied("no rights"))
