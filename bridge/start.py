@@ -144,7 +144,7 @@ def _level(error: BaseException | None) -> int:
 class Started:
     """A job's execution, and whether it was found to exist already.
 
-    `created_at` is when this process asked for it, by the monotonic clock; None where it adopted it.
+    `created_at` is when Kestra answered this process's create, by the monotonic clock; None where that can't be told.
     """
 
     execution: Execution
