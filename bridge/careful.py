@@ -14,7 +14,7 @@ from typing import Protocol
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from bridge.delivery import Message
-from bridge.errors import BrokerUnavailable, MessageRefused, PublishFailed
+from bridge.errors import BrokerDenied, BrokerUnavailable, MessageRefused, PublishFailed
 
 TRIES = 3
 """So often in a row a message has to fail alone: a broker in trouble closes connections over harmless ones, too."""
@@ -92,6 +92,9 @@ class Alone:
             except BrokerUnavailable as error:
                 if error.blames_message:
                     raise MessageRefused(f"RabbitMQ closes the connection over it: {error}") from error
+                raise PublishFailed(str(error)) from error
+            except BrokerDenied as error:
+                # One connection more can be one too many, where the session's own were let in.
                 raise PublishFailed(str(error)) from error
 
     async def _try(self, message: Message, exchange: str, routing_key: str) -> None:

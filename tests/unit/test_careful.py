@@ -9,7 +9,7 @@ import pytest
 
 from bridge.careful import TRIES, Alone, Reopening, Results
 from bridge.delivery import Message
-from bridge.errors import BrokerUnavailable, MessageRefused, PublishFailed, QueueFull
+from bridge.errors import BrokerDenied, BrokerUnavailable, MessageRefused, PublishFailed, QueueFull
 
 
 @dataclass
@@ -130,6 +130,14 @@ async def test_alone_what_is_not_confirmed_is_not_refused() -> None:
     with pytest.raises(PublishFailed) as failed:
         await alone(Broker()).publish(message("a", b"unheard"))
     assert not isinstance(failed.value, MessageRefused)
+
+
+async def test_alone_a_connection_that_is_refused_is_a_failed_publish() -> None:
+    async def connect() -> Line:
+        raise BrokerDenied("too many connections")
+
+    with pytest.raises(PublishFailed, match="too many connections"):
+        await Alone(Reopening(connect), pause=0).publish(message("a"))
 
 
 async def test_alone_a_full_queue_is_told_as_that() -> None:
