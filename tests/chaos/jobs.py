@@ -60,7 +60,7 @@ PLANS: Mapping[str, Plan] = {
     "cancelled": Plan(2, "cancelled", MAX_ATTEMPTS),
     "no-such-flow": Plan(2, "rejected_by_kestra", runs=False),
     "forbidden-flow": Plan(2, "flow_not_allowed", runs=False),
-    "denied-flow": Plan(2, "rejected_by_kestra", runs=False, parks=True),
+    "denied-flow": Plan(3, "rejected_by_kestra", runs=False, parks=True),
     "no-job-at-all": Plan(2, "invalid_message", runs=False),
 }
 NEED_STANDIN = frozenset({"warning", "retried-by-its-flow", "killed", "cancelled", "denied-flow"})
