@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -33,7 +34,8 @@ KILL_AGAIN_AFTER = (15.0, 300.0)
 """Seconds from a kill to the next one, at first and at most: a kill can stick in KILLING (kestra#19683)."""
 
 LOOK_AGAIN_AFTER = 15.0
-"""Seconds between looks at an execution that is beyond its time and that Kestra has not begun to run."""
+"""Seconds between looks at an execution that is beyond its time and that Kestra has not begun to run, and between looks
+at the clock: how far Kestra's is from ours may become known only while a job's time runs."""
 
 EXPLAIN_SECONDS = 10.0
 NOT_BEGUN = (State.CREATED, State.RESTARTED)
@@ -175,14 +177,14 @@ class Concluder:
     async def _until_end(self, execution: Execution, attempt: Attempt) -> Execution:
         """The execution once it has ended. It is killed when its time is up, and waited for all the same."""
         with self._watch.follow(execution.id) as follower:
-            try:
-                return _ended(execution, await follower.news(timeout=attempt.left(execution)))
-            except TimeoutError:
-                async with asyncio.TaskGroup() as group:
-                    enforcing = group.create_task(self._enforce_deadline(execution.id, attempt))
-                    news = await follower.news()
-                    enforcing.cancel()
-                return _ended(execution, news)
+            while (left := attempt.left(execution)) > 0:
+                with suppress(TimeoutError):
+                    return _ended(execution, await follower.news(timeout=min(left, self._look_again_after)))
+            async with asyncio.TaskGroup() as group:
+                enforcing = group.create_task(self._enforce_deadline(execution.id, attempt))
+                news = await follower.news()
+                enforcing.cancel()
+            return _ended(execution, news)
 
     async def _enforce_deadline(self, execution_id: str, attempt: Attempt) -> None:
         """Kill an execution whose time is up, and again with growing pauses, until it has ended.
@@ -201,13 +203,20 @@ class Concluder:
                     return
                 elif current.state in NOT_BEGUN:
                     await self._wait_for_a_start(current, stuck)
-                elif (left := attempt.left(current)) > 0:
+                elif attempt.left(current) > 0:
                     stuck.note(None)
-                    await asyncio.sleep(left)
+                    await self._until_its_time_is_up(current, attempt)
                 else:
                     await self._kill(execution_id, attempt, stuck)
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, longest)
+
+    async def _until_its_time_is_up(self, execution: Execution, attempt: Attempt) -> None:
+        while True:
+            left = attempt.left(execution)
+            if left <= 0:
+                return
+            await asyncio.sleep(min(left, self._look_again_after))
 
     async def _wait_for_a_start(self, execution: Execution, stuck: Stuck) -> None:
         stuck.note("never_started")

@@ -18,7 +18,7 @@ from bridge.job import FlowName, Job
 from bridge.kestra import Kestra
 from bridge.metrics import Metrics
 from bridge.replies import News, Watch
-from bridge.start import Starter
+from bridge.start import Started, Starter
 from tests.harness import settings_of, starter_of
 from tests.standin import Ends, Standin
 
@@ -229,6 +229,22 @@ async def test_an_end_that_can_not_be_confirmed_counts_as_it_was_told(rig: Rig, 
     for operation in ("search", "get"):
         rig.kestra.faults.add(operation, status=status, times=None)
     assert (await asyncio.wait_for(rig.concluder.outcome(JOB, started), 10)).label == "failed"
+
+
+async def test_a_deadline_that_a_gateways_clock_moves_back_comes_forward_once_the_clock_is_known(rig: Rig) -> None:
+    rig.kestra.date_skew = timedelta(hours=-1)
+    rig.kestra.flow("test", "job", Ends(after=None))
+    run = rig.kestra.past({}, "RUNNING")
+    found = await rig.client.get(run.id)
+    assert found is not None
+    adopted = Started(found, adopted=True)
+    pending = asyncio.create_task(rig.concluder.outcome(replace(JOB, timeout=0.2), adopted))
+    await asyncio.sleep(0)
+    assert run.id in rig.watch.awaited()
+    rig.kestra.date_skew = None
+    await rig.starter.start(replace(JOB, id="other"), redelivered=False)
+    await rig.kestra.until(lambda: bool(rig.kestra.kills), "a kill of the execution whose time is up")
+    pending.cancel()
 
 
 async def test_an_operators_kill_before_the_deadline_is_no_time_out(rig: Rig) -> None:
