@@ -25,9 +25,9 @@ DESCRIPTION = """
 Publish jobs while replicas of the bridge are killed, the broker is restarted, killed and frozen, connections are cut,
 stalled and slowed, Kestra answers wrongly or not at all, and replies get lost, doubled and shuffled. The lane takes
 nothing for a while, and messages have headers and a reply_to that once stopped others. Kestra takes everything and runs
-nothing, a gateway's clock is an hour off, operators bring back executions whose retry waits, and one flow is denied. Then read what the publisher,
-the wire, Kestra and the broker's queues say, and find every job that was lost, acked early, run twice, stuck or a dead
-letter without cause.
+nothing, a gateway's clock is an hour off, operators bring back executions whose retry waits, and one flow is denied.
+Then read what the publisher, the wire, Kestra and the broker's queues say, and find every job that was lost, acked
+early, run twice, killed too soon, stuck, or a dead letter or parked without cause.
 """
 EPILOG = """
 The last line is PASS or FAIL with the counts. The same seed gives the same jobs and the same faults at the same times.
