@@ -38,7 +38,12 @@ LOOK_AGAIN_AFTER = 15.0
 at the clock: how far Kestra's is from ours may become known only while a job's time runs."""
 
 EXPLAIN_SECONDS = 10.0
-NOT_BEGUN = (State.CREATED, State.RESTARTED)
+NOT_BEGUN = {
+    State.CREATED: "an execution is beyond its time and Kestra has not started it; does its executor run?",
+    State.RESTARTED: "an execution is beyond its time and Kestra has not restarted it; does its executor run?",
+    State.QUEUED: "an execution is beyond its time and waits for others; is a concurrency limit below the prefetch?",
+}
+"""The states in which an execution does not run yet, and what is said of one that is beyond its time."""
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +72,8 @@ class Attempt:
     limit: float
     began: datetime
     """When the first execution was created, by Kestra's clock."""
+    by_kestras_clock: bool
+    """Whether its age goes by Kestra's clock, of which more may become known while it runs."""
     elapsed: Callable[[], float]
     """How long ago that was."""
     killed: bool = False
@@ -143,14 +150,14 @@ class Concluder:
         execution = started.execution
         began = execution.started or self._kestra.now()
         limit = job.timeout or self._job_timeout
-        attempt = Attempt(limit, began, self._elapsed_since(started.created_at, began))
+        attempt = Attempt(limit, began, started.adopted, self._elapsed_since(started.created_at, began))
         while True:
             if not execution.state.terminal:
                 execution = await self._until_end(execution, attempt)
             if execution.state.ended_well:
                 return Outcome(execution=execution)
             confirmed = await self._confirm(job, execution)
-            if confirmed.state.terminal and confirmed.state is not State.RETRIED:
+            if confirmed.state.terminal:
                 return await self._bad_end(confirmed, attempt)
             if confirmed.id != execution.id:
                 attempt.waited += await self._waited(execution.id)
@@ -177,9 +184,9 @@ class Concluder:
     async def _until_end(self, execution: Execution, attempt: Attempt) -> Execution:
         """The execution once it has ended. It is killed when its time is up, and waited for all the same."""
         with self._watch.follow(execution.id) as follower:
-            while (left := attempt.left(execution)) > 0:
+            while attempt.left(execution) > 0:
                 with suppress(TimeoutError):
-                    return _ended(execution, await follower.news(timeout=min(left, self._look_again_after)))
+                    return _ended(execution, await follower.news(timeout=self._next_look(attempt, execution)))
             async with asyncio.TaskGroup() as group:
                 enforcing = group.create_task(self._enforce_deadline(execution.id, attempt))
                 news = await follower.news()
@@ -205,41 +212,39 @@ class Concluder:
                     await self._wait_for_a_start(current, stuck)
                 elif attempt.left(current) > 0:
                     stuck.note(None)
-                    await self._until_its_time_is_up(current, attempt)
+                    await asyncio.sleep(self._next_look(attempt, current))
                 else:
                     await self._kill(execution_id, attempt, stuck)
                     await asyncio.sleep(pause)
-                    pause = min(pause * 2, longest)
+                    if attempt.killed:
+                        pause = min(pause * 2, longest)
 
-    async def _until_its_time_is_up(self, execution: Execution, attempt: Attempt) -> None:
-        while True:
-            left = attempt.left(execution)
-            if left <= 0:
-                return
-            await asyncio.sleep(min(left, self._look_again_after))
+    def _next_look(self, attempt: Attempt, execution: Execution) -> float:
+        """Seconds until an execution's time may be up."""
+        left = attempt.left(execution)
+        return min(left, self._look_again_after) if attempt.by_kestras_clock else left
 
     async def _wait_for_a_start(self, execution: Execution, stuck: Stuck) -> None:
         stuck.note("never_started")
-        log.error(
-            "an execution is beyond its time and Kestra has not started it; does its executor run?",
-            execution=execution.id,
-            created=str(execution.started),
-        )
+        log.error(NOT_BEGUN[execution.state], execution=execution.id, created=str(execution.started))
         await asyncio.sleep(self._look_again_after)
 
     async def _kill(self, execution_id: str, attempt: Attempt, stuck: Stuck) -> None:
-        """Ask for a kill once Kestra answers; a refusal is said and not raised, since it may be lifted."""
+        """Ask for a kill; what goes wrong is said and not raised, since the caller asks again."""
         if attempt.killed:
             stuck.note("kill_without_effect")
             log.error("an execution goes on after a kill, killing it again", execution=execution_id)
         else:
             log.warning("the job's time is up, killing its execution", execution=execution_id)
         try:
-            await self.patience.unless_refused.ask(partial(self._kestra.kill, execution_id))
+            await self._kestra.kill(execution_id)
             attempt.killed = True
         except REFUSALS as error:
             stuck.note("kill_refused")
             log.error("a kill is refused, asking again later", execution=execution_id, error=str(error))
+        except KestraError as error:
+            stuck.note("kill_unanswered")
+            log.warning("a kill is not answered, asking again later", execution=execution_id, error=str(error))
 
     async def _confirm(self, job: Job, execution: Execution) -> Execution:
         """What became of an execution that is said to have ended badly: the same, restarted, or followed by another."""

@@ -82,12 +82,21 @@ class KestraAmbiguous(KestraError):
 
     `execution_id` is known in the one case where the answer names it ("Execution disappeared after create").
     `blames_request` says that Kestra itself failed over it (500): its own trouble, or the request's content.
+    `retry_after` is how many seconds it asked to be left alone.
     """
 
-    def __init__(self, message: str, execution_id: str | None = None, *, blames_request: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        execution_id: str | None = None,
+        *,
+        blames_request: bool = False,
+        retry_after: float = 0.0,
+    ) -> None:
         super().__init__(message)
         self.execution_id = execution_id
         self.blames_request = blames_request
+        self.retry_after = retry_after
 
 
 class BrokerError(BridgeError):

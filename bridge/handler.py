@@ -219,7 +219,14 @@ class Handler:
             settlement = refused(settlement, str(error))
             settle = await self._hand_on_bare(case, settlement)
         if isinstance(settlement, (Ack, DeadLetter)) and (reply_to := case.delivery.message.reply_to):
-            await self._send_result(case, settlement, reply_to)
+            try:
+                await self._send_result(case, settlement, reply_to)
+            except asyncio.CancelledError:
+                # A dead letter that stands must not come again for the sake of its result.
+                if isinstance(settlement, DeadLetter):
+                    await settle()
+                    self._record(case, settlement)
+                raise
         await settle()
         self._record(case, settlement)
 

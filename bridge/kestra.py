@@ -455,6 +455,7 @@ class Kestra:
         """What a refusal is raised as, with a line that says what to do where an operator can do something."""
         status = response.status_code
         said = f"HTTP {status}: {words.message or 'no reason given'}"
+        wait = clock.seconds_until(response.headers.get("Retry-After"))
         match meaning:
             case Meaning.REJECTED:
                 error: KestraError = KestraRejected(said)
@@ -466,9 +467,10 @@ class Kestra:
                 error = KestraIncompatible(f"Kestra refuses the form of the request {operation}: {said}; {_VERSIONS}")
             case Meaning.AMBIGUOUS:
                 blamed = status == 500 and words.by_kestra
-                error = KestraAmbiguous(f"{operation}: {said}", words.execution_out_of_sight, blames_request=blamed)
+                error = KestraAmbiguous(
+                    f"{operation}: {said}", words.execution_out_of_sight, blames_request=blamed, retry_after=wait
+                )
             case _:
-                wait = clock.seconds_until(response.headers.get("Retry-After"))
                 error = KestraUnavailable(_unavailable(operation, status, said), retry_after=wait)
         return error
 
@@ -613,11 +615,11 @@ def _time(value: Any) -> datetime | None:
 
 
 def _running_since(histories: Any) -> datetime | None:
-    """Since when an execution runs, by its states' history: since it left CREATED, or RESTARTED after it had ended."""
+    """Since when an execution runs, by its states' history: since it was no longer CREATED or QUEUED, or RESTARTED."""
     since, over = None, False
     for entry in histories if isinstance(histories, list) else []:
         state = State(str(entry.get("state"))) if isinstance(entry, dict) else State.UNKNOWN
-        if state in (State.CREATED, State.RESTARTED, State.UNKNOWN):
+        if state in (State.CREATED, State.QUEUED, State.RESTARTED, State.UNKNOWN):
             continue
         if since is None or (over and not state.terminal):
             since = _time(entry.get("date"))

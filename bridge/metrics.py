@@ -103,7 +103,7 @@ class Metrics:
             "operation",
             "code",
         )
-        for why in ("never_started", "kill_refused", "kill_without_effect"):
+        for why in ("never_started", "kill_refused", "kill_unanswered", "kill_without_effect"):
             self.stuck.labels(why)
         self._gauge("build_info", "The version of the bridge.", "version").labels(__version__).set(1)
         # RabbitMQ names a queue by both, and alerts have to tell two queues of the same name apart.

@@ -301,7 +301,12 @@ class Starter:
         return await self.find(job, self._patience, since=since)
 
     async def _named(self, error: KestraAmbiguous) -> Execution | None:
-        """The execution that an error names, which Kestra 2.0 does for one that it lost sight of (kestra#17863)."""
+        """The execution that an error names, which Kestra 2.0 does for one that it lost sight of (kestra#17863).
+
+        It is asked for no sooner than Kestra wants to be asked.
+        """
+        if error.retry_after:
+            await self._patience.pause(error.retry_after)
         if error.execution_id is None:
             return None
         return await self._patience.ask(partial(self._kestra.get, error.execution_id))

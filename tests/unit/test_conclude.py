@@ -205,6 +205,15 @@ async def test_what_an_execution_ran_is_time_of_what_the_flows_retry_makes(rig: 
     assert (await asyncio.wait_for(rig.outcome(replace(JOB, timeout=1)), 20)).label == "timed_out"
 
 
+async def test_a_kill_that_kestra_fails_over_is_shown_by_a_metric_and_asked_again(rig: Rig) -> None:
+    rig.kestra.flow("test", "job", Ends(after=None))
+    rig.kestra.faults.add("kill", status=500, times=None)
+    pending = asyncio.create_task(rig.outcome(Job(id="one", flow=JOB.flow, timeout=0.2)))
+    await rig.kestra.until(lambda: stuck(rig, "kill_unanswered") == 1, "the metric")
+    rig.kestra.faults.clear()
+    assert (await asyncio.wait_for(pending, 10)).label == "timed_out"
+
+
 @pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(hours=-1)])
 async def test_a_gateways_clock_brings_no_deadline_forward_or_back(rig: Rig, ahead: timedelta) -> None:
     rig.kestra.date_skew = ahead

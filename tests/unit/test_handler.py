@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
@@ -13,13 +13,13 @@ from bridge.careful import Alone, Results
 from bridge.conclude import Concluder
 from bridge.delivery import Delivery, Message
 from bridge.errors import MessageRefused, PublishFailed
-from bridge.execution import Outcome
+from bridge.execution import Outcome, State
 from bridge.handler import Case, Handler
 from bridge.job import FlowName, Job
 from bridge.kestra import Kestra
 from bridge.metrics import Metrics
 from bridge.settlement import Policy
-from bridge.start import Started
+from bridge.start import Patience, Started
 from bridge.suspects import Suspects
 from bridge.tracing import Tracer
 from tests.harness import settings_of, starter_of
@@ -67,14 +67,20 @@ class Rig:
     settled: list[str] = field(default_factory=list)
 
     def handler(
-        self, *, publisher: Any = None, alone: Any = None, concluder: Any = None, suspects: Suspects | None = None
+        self,
+        *,
+        publisher: Any = None,
+        alone: Any = None,
+        results: Any = None,
+        concluder: Any = None,
+        suspects: Suspects | None = None,
     ) -> Handler:
         publisher = publisher or Published(kept)
         return Handler(
             kestra=self.client,
             publisher=publisher,
             alone=cast(Alone, alone or publisher),
-            results=cast(Results, publisher),
+            results=cast(Results, results or publisher),
             suspects=suspects or Suspects(),
             starter=starter_of(self.client, self.metrics, always_look=False),
             concluder=cast(Concluder, concluder),
@@ -123,6 +129,31 @@ async def test_a_stamp_that_may_have_arrived_is_published_again_with_the_same_id
     publisher = Published(becomes)
     await rig.handle(rig.handler(publisher=publisher), Message(body=b"{}"))
     assert (len(publisher.tried), len({message.message_id for message in publisher.tried})) == (2, 1)
+
+
+@pytest.mark.parametrize(("body", "settled"), [(b"not JSON", ["ack"]), (b"{}", [])], ids=["dead letter", "success"])
+async def test_a_stop_while_a_result_is_sent_leaves_no_dead_letter_to_be_made_twice(
+    rig: Rig, body: bytes, settled: list[str]
+) -> None:
+    sending = asyncio.Event()
+
+    async def never(*_: object, **__: object) -> None:
+        sending.set()
+        await asyncio.Event().wait()
+
+    class Succeeds:
+        patience = Patience()
+
+        async def outcome(self, _: Job, started: Started) -> Outcome:
+            return Outcome(execution=replace(started.execution, state=State.SUCCESS))
+
+    handler = rig.handler(results=Published(never), concluder=Succeeds())
+    case = Case(rig.delivery(Message(body=body, message_id="one", reply_to="results")))
+    task = asyncio.create_task(handler.handle(case, FLOW))
+    await asyncio.wait_for(sending.wait(), 10)
+    task.cancel()
+    await asyncio.wait([task], timeout=10)
+    assert (task.cancelled(), rig.settled) == (True, settled)
 
 
 class TestAMessageThatRabbitMQTakesInNoForm:

@@ -25,7 +25,7 @@ from bridge.delivery import Message
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraError, KestraRejected, KestraUnavailable
 from bridge.execution import Execution, State
 from bridge.job import FlowName, Job, decode
-from bridge.kestra import CONCURRENT_CREATES, Kestra, Story
+from bridge.kestra import CONCURRENT_CREATES, Kestra, Story, parse_execution
 from bridge.kestra_logs import LogLine
 from bridge.metrics import Metrics
 from bridge.settings import KestraSettings
@@ -586,6 +586,31 @@ class TestProbe:
                 await raised(CALLS["probe"], kestra)
                 seen.append((kestra.up, metrics.registry.get_sample_value("bridge_kestra_up")))
         assert seen == [(True, 1), (False, 0), (True, 1), (False, 0), (True, 1)]
+
+
+class TestSinceWhenAnExecutionRuns:
+    @pytest.mark.parametrize(
+        ("states", "expected"),
+        [
+            ("CREATED", None),
+            ("CREATED QUEUED", None),
+            ("CREATED RUNNING", 1),
+            ("CREATED QUEUED RUNNING SUCCESS", 2),
+            ("CREATED RUNNING PAUSED RESTARTED RUNNING", 1),
+            ("CREATED RUNNING FAILED", 1),
+            ("CREATED RUNNING FAILED RESTARTED RUNNING", 4),
+            ("CREATED RUNNING FAILED RESTARTED RUNNING SUCCESS", 4),
+            ("CREATED FAILED", 1),
+        ],
+    )
+    def test_is_told_by_its_states(self, states: str, expected: int | None) -> None:
+        began = datetime(2026, 11, 27, tzinfo=UTC)
+        dates = [began + timedelta(seconds=second) for second in range(10)]
+        histories = [
+            {"state": state, "date": date.isoformat()} for state, date in zip(states.split(), dates, strict=False)
+        ]
+        row = {"id": "e1", "namespace": "a", "flowId": "b", "state": {"current": "X", "histories": histories}}
+        assert parse_execution(row).running_since == (None if expected is None else dates[expected])
 
 
 class TestClock:

@@ -166,6 +166,12 @@ async def test_a_busy_server_is_asked_again_no_sooner_than_it_says(text: str, se
     assert error.retry_after == seconds
 
 
+async def test_a_create_in_doubt_tells_when_kestra_wants_to_be_asked_again() -> None:
+    error = await error_of("create", httpx.Response(503, headers={"Retry-After": "7"}))
+    assert isinstance(error, KestraAmbiguous)
+    assert error.retry_after == 7
+
+
 async def test_every_request_accepts_what_a_kill_answers() -> None:
     accepted: set[str] = set()
 
