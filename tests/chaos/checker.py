@@ -347,7 +347,8 @@ def _counts(events: Sequence[Event], jobs: dict[str, _Job]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for job in jobs.values():
         published = job.published
-        counts["jobs"] += published is not None
+        counts["jobs"] += published is not None and not published.companion
+        counts["jobs sent to keep others company"] += published is not None and published.companion
         counts["jobs confirmed"] += published is not None and published.confirmed > 0
         counts["jobs sent more than once"] += published is not None and published.confirmed + published.in_doubt > 1
         counts["jobs that succeeded"] += any(one.state in GOOD for one in job.executions)

@@ -32,7 +32,8 @@ class Limits:
 class Published:
     """A job, how it has to end, and how often it was sent; without a confirm nobody knows whether it was kept.
 
-    One that `parks` may be put off without an attempt of its own.
+    One that `parks` may be put off without an attempt of its own. A `companion` is none of the trial's own jobs: it is
+    sent at the end, so that others find company.
     """
 
     kind: Literal["published"] = "published"
@@ -45,6 +46,7 @@ class Published:
     in_doubt: int
     timeout: float
     parks: bool = False
+    companion: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

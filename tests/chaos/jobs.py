@@ -108,6 +108,7 @@ class Job:
     again: bool
     timeout: int
     hazard: str = "none"
+    companion: bool = False
 
     @property
     def plan(self) -> Plan:
@@ -152,8 +153,8 @@ def draw(seed: int, kestra: KestraKind, *, mean_seconds: float) -> Iterator[Job]
 
 def companion(number: int) -> Job:
     """A small job of another flow, by which a replica can tell that Kestra denies one flow and not all."""
-    timeout = LONGEST_RUN["engine"]
-    return Job(id=f"companion-{number:06d}", name="well", seconds=0.1, priority=10, again=True, timeout=timeout)
+    name = f"companion-{number:06d}"
+    return Job(id=name, name="well", seconds=0.1, priority=10, again=True, timeout=NO_TIMEOUT, companion=True)
 
 
 def _timeout(name: str, kestra: KestraKind) -> int:

@@ -41,6 +41,7 @@ class Record:
             in_doubt=self.in_doubt,
             timeout=self.job.timeout,
             parks=plan.parks,
+            companion=self.job.companion,
         )
 
 

@@ -325,6 +325,10 @@ def test_a_planted_violation_is_found(kind: Kind, history: Sequence[Event]) -> N
     assert kind in check(history).broken
 
 
+def test_a_companion_is_none_of_the_trials_own_jobs() -> None:
+    assert check([*WELL, replace(published("two", confirmed=0), companion=True)]).counts["jobs"] == 1
+
+
 def test_a_job_whose_deliveries_break_again_and_again_is_not_late() -> None:
     history = [*WELL[:4], delivered(3600, 2, replica="b"), acked(3601, 2, replica="b")]
     assert check(history).violations == ()
