@@ -477,6 +477,8 @@ class Kestra:
     def _denied(self, operation: str, status: int, words: Words) -> str:
         if words.refuse_the_tenant:
             return f"Kestra refuses the tenant {self._tenant!r}: {words.message}"
+        if status == 403:
+            return f"Kestra denies the user the right to {operation} (HTTP 403)"
         return f"Kestra refuses the credentials for {operation} (HTTP {status})"
 
     def _request(

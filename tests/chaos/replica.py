@@ -111,7 +111,9 @@ class Replica:
 
     def _ended_by_itself(self, child: Child) -> Event:
         """At its start it takes a refusal for a wrong setting and ends, as it should; it is to be started anew."""
-        if child.returncode == WRONG_SETTINGS and "refuses the credentials" in child.tail(1):
+        if child.returncode == WRONG_SETTINGS and any(
+            words in child.tail(1) for words in ("refuses the credentials", "denies the user the right")
+        ):
             return Fault(at=time.time(), until=time.time(), name="refused-at-its-start", target=self.name)
         return Trouble(replica=self.name, what=f"it ended by itself with {child.returncode}{child.tail(5)}")
 

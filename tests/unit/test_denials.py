@@ -44,7 +44,7 @@ async def rig() -> AsyncIterator[Rig]:
 
 
 async def test_a_job_that_only_creates_are_denied_to_is_put_off(rig: Rig) -> None:
-    with pytest.raises(Parked, match="test/denied: Kestra refuses the credentials for create"):
+    with pytest.raises(Parked, match="test/denied: Kestra denies the user the right to create"):
         await rig.start(DENIED)
 
 
