@@ -108,10 +108,24 @@ async def test_a_message_can_name_no_file_but_a_task_s(stage: Stage) -> None:
     assert [line["error"] for line in lines if not refusal.search(line["error"])] == []
 
 
+HANDS_ON_AN_EMPTY_TEXT = """
+id: hands-on-an-empty-text
+namespace: bridge.jobs
+tasks:
+  - id: job
+    type: io.kestra.plugin.core.flow.Subflow
+    namespace: bridge.jobs
+    flowId: vm-job
+    inputs: {script: "true", input_file: ""}
+"""
+
+
 @on_1_3_25
 async def test_on_1_3_25_an_empty_text_is_no_file(stage: Stage) -> None:
-    answer = await stage.api.post(f"/executions/{NAMESPACE}/vm-job", files={"input_file": (None, b"")})
-    assert (answer.status_code, "No such file" in answer.text) == (422, True)
+    await stage.deploy(HANDS_ON_AN_EMPTY_TEXT)
+    execution = await stage.run(f"{NAMESPACE}/hands-on-an-empty-text")
+    assert await stage.end(execution) == "FAILED"
+    assert "No such file" in "".join(await stage.said(execution))
 
 
 @on_1_3_25
