@@ -51,11 +51,23 @@ class Denials:
         self._last_create = max(self._last_create, asked)
         self._spells.pop(flow, None)
 
-    def of(self, job: Job) -> Denial:
-        """The denials of one job."""
-        return Denial(self, job, self._hold)
+    async def judge(self, job: Job, error: KestraDenied) -> None:
+        """Return where the create is to be tried again soon.
 
-    def since(self, flow: FlowName) -> float:
+        Raises:
+            KestraRejected: it is this flow that is denied, as others were created meanwhile.
+            Parked: only creates are denied, and jobs of this flow have kept slots for long enough.
+        """
+        log.error("kestra denies the create of an execution", job=job.id, flow=str(job.flow), error=str(error))
+        if await self._of_everything():
+            return
+        since = self._since(job.flow)
+        if self._last_create > since:
+            raise KestraRejected(f"{error}, and lets us create those of other flows") from error
+        if time.monotonic() - since >= self._hold:
+            raise Parked(f"flow {job.flow}: {error}") from error
+
+    def _since(self, flow: FlowName) -> float:
         """When this flow's creates were first denied while Kestra let us in; one is denied now."""
         now = time.monotonic()
         self._spells = {key: each for key, each in self._spells.items() if now - each.latest < self._forget_after}
@@ -63,40 +75,10 @@ class Denials:
         spell.latest = now
         return spell.first
 
-    def created_since(self, moment: float) -> bool:
-        """Whether Kestra was asked for any create after that, and did it."""
-        return self._last_create > moment
-
-    async def of_everything(self) -> bool:
+    async def _of_everything(self) -> bool:
         """Whether Kestra denies more than creates; where that can't be told now, it passes for a general trouble."""
         try:
             await self._kestra.probe()
         except KestraError:
             return True
         return False
-
-
-class Denial:
-    """One job whose create is denied, perhaps several times."""
-
-    def __init__(self, denials: Denials, job: Job, hold: float) -> None:
-        self._denials = denials
-        self._job = job
-        self._hold = hold
-
-    async def judge(self, error: KestraDenied) -> None:
-        """Return where the create is to be tried again soon.
-
-        Raises:
-            KestraRejected: it is this flow that is denied, as others were created meanwhile.
-            Parked: only creates are denied, and jobs of this flow have kept slots for long enough.
-        """
-        flow = self._job.flow
-        log.error("kestra denies the create of an execution", job=self._job.id, flow=str(flow), error=str(error))
-        if await self._denials.of_everything():
-            return
-        since = self._denials.since(flow)
-        if self._denials.created_since(since):
-            raise KestraRejected(f"{error}, and lets us create those of other flows") from error
-        if time.monotonic() - since >= self._hold:
-            raise Parked(f"flow {flow}: {error}") from error

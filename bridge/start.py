@@ -270,13 +270,12 @@ class Starter:
         Raises, beside what `Kestra.create` does:
             Parked: Kestra denies the creates of this flow, and perhaps of all.
         """
-        denial = self._denials.of(job)
         while True:
             asked = time.monotonic()
             try:
                 created = await self._patience.unless_denied.ask(partial(self._kestra.create, job))
             except KestraDenied as error:
-                await denial.judge(error)
+                await self._denials.judge(job, error)
                 await self._patience.pause(DENIED_PAUSE)
             else:
                 self._denials.note_create(job.flow, asked=asked)

@@ -101,7 +101,7 @@ async def test_a_create_that_was_asked_for_before_the_denial_says_nothing_agains
 async def test_an_old_denial_says_nothing_of_a_new_one(rig: Rig) -> None:
     denials = Denials(rig.client, hold=0, forget_after=0)
     with pytest.raises(Parked):
-        await denials.of(DENIED).judge(KestraDenied("no rights"))
+        await denials.judge(DENIED, KestraDenied("no rights"))
     denials.note_create(GOOD.flow, asked=time.monotonic())
     with pytest.raises(Parked):
-        await denials.of(DENIED).judge(KestraDenied("no rights"))
+        await denials.judge(DENIED, KestraDenied("no rights"))
