@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bridge.metrics import Metrics
+from bridge.telemetry.metrics import Metrics
 from deploy.local.paths import REPOSITORY
 
 PATH = REPOSITORY / "deploy" / "grafana" / "kestra-bridge.json"

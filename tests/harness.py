@@ -24,11 +24,11 @@ from aio_pika.abc import AbstractIncomingMessage
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from bridge.denials import Denials
-from bridge.kestra import Kestra
-from bridge.metrics import Metrics
-from bridge.settings import KestraSettings
-from bridge.start import Patience, Starter
+from bridge.consume.denials import Denials
+from bridge.consume.starter import Patience, Starter
+from bridge.kestra.client import Kestra
+from bridge.settings.settings import KestraSettings
+from bridge.telemetry.metrics import Metrics
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
 from tests.standin import Standin

@@ -13,7 +13,7 @@ from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 from pamqp import encode
 
-from bridge import wire
+from bridge.rabbitmq import codec
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def any_bytes_in_strings() -> Iterator[None]:
         data = value.encode("utf-8", "surrogateescape")
         return len(data).to_bytes(4, "big") + data
 
-    wire.install()
+    codec.install()
     before = encode.METHODS["shortstr"], encode.long_string
     encode.METHODS["shortstr"], encode.long_string = lax, lax_long
     try:

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import structlog
 import typer
 
-from bridge import __version__, environment, log, settings
+from bridge import __version__
 from bridge.cli import streams
 from bridge.cli.signals import Signalled
 from bridge.errors import (
@@ -28,6 +28,8 @@ from bridge.errors import (
     SettingsError,
     TopologyMismatch,
 )
+from bridge.settings import environment, settings
+from bridge.telemetry import log
 
 FAILED = 1
 WRONG = 2

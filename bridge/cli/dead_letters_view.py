@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.dead_letters import Letter, Origin, format_span
-from bridge.delivery import ATTEMPT, DEAD_LETTER_HEADERS, Message
-from bridge.kestra import Story
-from bridge.kestra_logs import LogLine
-from bridge.wire import encodable, visible
+from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, Message
+from bridge.kestra.client import Story
+from bridge.kestra.logs import LogLine
+from bridge.operate.dead_letters.letters import Letter, Origin, format_span
+from bridge.text import encodable, visible
 
 ROWS_AT_MOST = 100
 """Rows of a table, where nobody says how many: a person reads no more."""

@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 
 import typer
 
-from bridge import aftermath
-from bridge.alarms import heard
-from bridge.broker import Broker, Connection, Publisher
 from bridge.cli import signals, streams
 from bridge.cli.dead_letters_view import Told, counted, dumps, full_data, listing, print_full
 from bridge.cli.screen import bar, named
-from bridge.dead_letter_queue import DeadLetters, Plan, Tally
-from bridge.dead_letters import Fate, Letter, Selection, Verdict, judge, obstacle, unclear
-from bridge.delivery import Message
 from bridge.errors import BridgeError, KestraError, NoSuchJob, SettingsError
-from bridge.kestra import Kestra, execution_url
-from bridge.settings import FlowSettings, KestraSettings, Lane
+from bridge.job.message import Message
+from bridge.kestra.client import Kestra, execution_url
+from bridge.operate.dead_letters import executions
+from bridge.operate.dead_letters.letters import Fate, Letter, Selection, Verdict, judge, obstacle, unclear
+from bridge.operate.dead_letters.queue import DeadLetters, Plan, Tally
+from bridge.rabbitmq.alarms import heard
+from bridge.rabbitmq.broker import Broker, Connection, Publisher
+from bridge.settings.settings import FlowSettings, KestraSettings, Lane
 
 Result = TypeVar("Result")
 
@@ -223,7 +223,7 @@ class Replay:
                     await dead.replay(session.broker, session.publisher, Plan(), self.tally, lambda: None)
 
     async def _judge(self, found: Sequence[tuple[Letter, str | None]]) -> list[Verdict]:
-        executions = await self._executions([letter for letter, _ in found if aftermath.has_one(letter)])
+        executions = await self._executions([letter for letter, _ in found if executions.has_one(letter)])
         alike = unclear(letter for letter, _ in found)
         kestra = self.scope.kestra
         return [
@@ -236,7 +236,7 @@ class Replay:
             for letter, why_not in found
         ]
 
-    async def _executions(self, letters: Sequence[Letter]) -> aftermath.Executions:
+    async def _executions(self, letters: Sequence[Letter]) -> executions.Executions:
         if self.unchecked or not letters:
             return {}
         if self.scope.kestra is None:
@@ -247,7 +247,7 @@ class Replay:
         async with Kestra(self.scope.kestra) as kestra:
             with bar("looked up", len(letters)) as advance:
                 try:
-                    return await aftermath.look_up(kestra, letters, advance)
+                    return await executions.look_up(kestra, letters, advance)
                 except KestraError as error:
                     raise type(error)(f"{error}; nothing was put back (--unchecked does it without asking)") from error
 

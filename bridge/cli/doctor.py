@@ -15,10 +15,10 @@ from rich.text import Text
 
 from bridge.cli.app import FAILED, Json, app, load
 from bridge.cli.signals import carry_out
-from bridge.doctor.checks import examine
-from bridge.doctor.finding import Finding, Level
-from bridge.doctor.gather import gather
-from bridge.settings import Settings
+from bridge.operate.doctor.checks import examine
+from bridge.operate.doctor.finding import Finding, Level
+from bridge.operate.doctor.gather import gather
+from bridge.settings.settings import Settings
 
 UNLIMITED = 1000
 """Columns of a screen that is a file or a pipe."""

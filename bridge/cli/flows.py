@@ -15,9 +15,9 @@ from rich.text import Text
 from bridge.cli import signals, streams
 from bridge.cli.app import Json, app, load
 from bridge.errors import KestraRejected, SettingsError
-from bridge.flows import Fate, FlowFile, Verdict, deploy, from_paths, select, shipped, validate
-from bridge.kestra import Kestra
-from bridge.settings import KestraSettings
+from bridge.kestra.client import Kestra
+from bridge.operate.flows import Fate, FlowFile, Verdict, deploy, from_paths, select, shipped, validate
+from bridge.settings.settings import KestraSettings
 
 _EPILOG = (
     "Needs BRIDGE_KESTRA_URL, and where Kestra asks for them BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD, or "

@@ -6,9 +6,9 @@ import asyncio
 import os
 
 from bridge.cli.app import Json, app, load
-from bridge.service import Service
-from bridge.settings import Settings, check_for_run
-from bridge.tracing import tracer
+from bridge.consume.service import Service
+from bridge.settings.settings import Settings, check_for_run
+from bridge.telemetry.tracing import tracer
 
 
 def _settings_help() -> str:

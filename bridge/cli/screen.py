@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bridge.wire import visible
+from bridge.text import visible
 
 NAMED_AT_MOST = 10
 BAR_FROM = 20

@@ -18,15 +18,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bridge import environment, settings
 from bridge.cli.app import Json, app, load
 from bridge.cli.signals import Signalled, carry_out
-from bridge.duration import in_words
+from bridge.durations import in_words
 from bridge.errors import SettingsError
-from bridge.management import ReplicaMetrics
-from bridge.settings import BrokerSettings, KestraSettings
-from bridge.status import JobStatus, LaneStatus, ReplicaStatus, ServerStatus, Status, Unseen, picture
-from bridge.survey import Survey
+from bridge.operate.status.collect import Survey
+from bridge.operate.status.report import JobStatus, LaneStatus, ReplicaStatus, ServerStatus, Status, Unseen, picture
+from bridge.rabbitmq.management import ReplicaMetrics
+from bridge.settings import environment, settings
+from bridge.settings.settings import BrokerSettings, KestraSettings
 
 EVERY = 5.0
 """Seconds between two looks."""

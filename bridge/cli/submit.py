@@ -18,18 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from bridge import submission
-from bridge.alarms import heard
-from bridge.broker import Broker, Mailbox, Publisher
 from bridge.cli import streams
 from bridge.cli.app import FAILED, Json, app, load
 from bridge.cli.screen import BAR_FROM, named
 from bridge.cli.signals import Signalled, carry_out
-from bridge.delivery import Message
 from bridge.errors import BridgeError, BrokerError, BrokerUnavailable, SettingsError
-from bridge.execution import State
-from bridge.settings import BrokerSettings, lane_named
-from bridge.submission import MADE_ID, Draft, Format, IdsByContent, Submission
+from bridge.job.execution import State
+from bridge.job.message import Message
+from bridge.operate import submission
+from bridge.operate.submission import MADE_ID, Draft, Format, IdsByContent, Submission
+from bridge.rabbitmq.alarms import heard
+from bridge.rabbitmq.broker import Broker, Mailbox, Publisher
+from bridge.settings.settings import BrokerSettings, lane_named
 
 UNCONFIRMED_AT_ONCE = 256
 WIDE = 100

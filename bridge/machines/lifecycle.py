@@ -37,11 +37,11 @@ from bridge.errors import (
     SettingsError,
 )
 from bridge.machines import qemu
-from bridge.machines.banner import BannerWait, NoBannerError
+from bridge.machines.errors import translated
 from bridge.machines.identity import Identity
 from bridge.machines.providers import Order, Provider, Tags, choose, order_of
 from bridge.machines.settings import MachineSettings
-from bridge.machines.troubles import translated
+from bridge.machines.ssh_banner import BannerWait, NoBannerError
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")

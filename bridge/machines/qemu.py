@@ -35,7 +35,7 @@ from libcloud.compute.providers import DRIVERS, set_driver
 from libcloud.compute.types import NodeState
 
 from bridge.errors import MachineRejected, MachineUnavailable
-from bridge.machines import forward
+from bridge.machines import tcp_pipe
 
 NAME = "qemu"
 HOST = "127.0.0.1"
@@ -339,7 +339,7 @@ def _target(text: str) -> tuple[str, int]:
 
 
 def _forwarder(host: str, port: int) -> str:
-    words = (sys.executable, "-I", "-S", forward.__file__, host, str(port))
+    words = (sys.executable, "-I", "-S", tcp_pipe.__file__, host, str(port))
     # QEMU splits it as a shell would, without one.
     return " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
 

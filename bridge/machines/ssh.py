@@ -14,8 +14,8 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from bridge.errors import MachineError
-from bridge.machines.banner import BannerWait, NoBannerError, patience
 from bridge.machines.identity import Identity
+from bridge.machines.ssh_banner import BannerWait, NoBannerError, patience
 
 log = structlog.get_logger(__name__)
 # It tells every step at level info; what matters of them we say ourselves.

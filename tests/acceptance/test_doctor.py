@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 from pydantic import SecretStr
 
-from bridge.doctor.finding import Finding, Level
-from bridge.doctor.probe import KILL, ROUND_TRIP
+from bridge.operate.doctor.finding import Finding, Level
+from bridge.operate.doctor.probe import KILL, ROUND_TRIP
 from tests.acceptance.conftest import Stage
 from tests.harness import eventually
 

@@ -28,11 +28,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import NameOID
 
-from bridge.execution import Execution
-from bridge.flows import home
-from bridge.job import FlowName, Job
-from bridge.kestra import Kestra
-from bridge.settings import KestraSettings
+from bridge.job.execution import Execution
+from bridge.job.job import FlowName, Job
+from bridge.kestra.client import Kestra
+from bridge.operate.flows import home
+from bridge.settings.settings import KestraSettings
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ

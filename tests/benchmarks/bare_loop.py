@@ -20,7 +20,7 @@ import aio_pika
 import httpx
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
-from bridge.topology import REPLIES
+from bridge.rabbitmq.topology import REPLIES
 
 FLOW = os.environ.get("BRIDGE_FLOW", "")
 PREFETCH = int(os.environ.get("BRIDGE_PREFETCH", "8"))

@@ -21,8 +21,8 @@ import aio_pika
 import httpx
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
-from bridge.execution import TERMINAL
-from bridge.topology import REPLIES
+from bridge.job.execution import TERMINAL
+from bridge.rabbitmq.topology import REPLIES
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from tests.benchmarks.measure import BenchmarkError, Case, Comparison, Run, Span, figures
 from tests.benchmarks.stage import FLOW, SLOWEST_RATE, START_SECONDS, Kestra, Stage

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 import httpx
 
-from bridge.job import JOB_LABEL
+from bridge.job.job import JOB_LABEL
 from deploy.local.processes import Child
 from tests.benchmarks.measure import BenchmarkError, Figure
 from tests.benchmarks.stage import FLOW, LOOK_EVERY, QUEUE, SLOWEST_RATE, START_SECONDS, Kestra, Stage, standin

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import aio_pika
 import httpx
 
-from bridge.execution import TERMINAL
+from bridge.job.execution import TERMINAL
 from tests.benchmarks import engine
 from tests.benchmarks.measure import Figure
 from tests.benchmarks.stage import SLOWEST_RATE, START_SECONDS, Kestra, Stage

@@ -19,8 +19,8 @@ import aio_pika
 import httpx
 from pydantic import SecretStr
 
-from bridge.broker import Broker
-from bridge.settings import BrokerSettings
+from bridge.rabbitmq.broker import Broker
+from bridge.settings.settings import BrokerSettings
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
 from deploy.local.rabbitmq import RabbitMQ, Series

@@ -14,7 +14,7 @@ from typing import Any
 
 import aio_pika
 
-from bridge.topology import REPLIES
+from bridge.rabbitmq.topology import REPLIES
 from tests.standin import Ends, Run, Standin
 
 

@@ -25,8 +25,8 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 from pydantic_core import from_json
 
-from bridge.job import ATTEMPT_LABEL, JOB_LABEL
-from bridge.settlement import Reason
+from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL
+from bridge.job.settlement import Reason
 from deploy.local.processes import ProcessError
 from deploy.local.rabbitmq import RabbitMQ
 from tests.chaos.history import Memory

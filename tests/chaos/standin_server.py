@@ -19,7 +19,7 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractExchange
 
-from bridge.topology import REPLIES
+from bridge.rabbitmq.topology import REPLIES
 from tests.chaos.history import Execution, write
 from tests.chaos.jobs import DENIED_FLOW, FLOW, MAX_ATTEMPTS, behave
 from tests.standin import EMPTY, HTML, TRUNCATED, Call, Ends, Fault, Run, Standin

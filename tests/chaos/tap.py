@@ -13,9 +13,9 @@ from pamqp import frame
 from pamqp.commands import Basic, Confirm
 from pamqp.header import ContentHeader
 
-from bridge import wire
-from bridge.delivery import ATTEMPT
-from bridge.topology import REPLIES
+from bridge.job.message import ATTEMPT
+from bridge.rabbitmq import codec
+from bridge.rabbitmq.topology import REPLIES
 from tests.chaos.history import Acked, Delivered, Event, Moved
 from tests.harness import Proxy, Watcher
 
@@ -162,7 +162,7 @@ class Tap(Proxy):
     """A proxy to the first broker that can be reached, as a load balancer would be, which notes what it reads."""
 
     def __init__(self, replica: str, targets: Callable[[], Sequence[Address]], note: Callable[[Event], None]) -> None:
-        wire.install()
+        codec.install()
         super().__init__("127.0.0.1", 0)
         self._replica = replica
         self._targets = targets

@@ -17,10 +17,10 @@ import pytest
 from pydantic import SecretStr
 
 from bridge.errors import KestraDenied, KestraRejected
-from bridge.execution import Execution, State
-from bridge.job import FlowName, Job
-from bridge.kestra import Kestra, StoredFlow, Story, parse_execution
-from bridge.settings import KestraSettings
+from bridge.job.execution import Execution, State
+from bridge.job.job import FlowName, Job
+from bridge.kestra.client import Kestra, StoredFlow, Story, parse_execution
+from bridge.settings.settings import KestraSettings
 from tests.contract.flows import CONTRACT, FLOWS
 from tests.given import Server, given
 from tests.harness import eventually

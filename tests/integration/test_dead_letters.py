@@ -20,13 +20,13 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
 
-from bridge.broker import Broker
-from bridge.browse import Desk
-from bridge.delivery import Message
 from bridge.errors import SettingsError
-from bridge.settings import BrokerSettings
-from bridge.status import DeadStatus, picture
-from bridge.survey import Survey
+from bridge.job.message import Message
+from bridge.operate.status.collect import Survey
+from bridge.operate.status.report import DeadStatus, picture
+from bridge.rabbitmq.broker import Broker
+from bridge.rabbitmq.reader import Desk
+from bridge.settings.settings import BrokerSettings
 from deploy.local.rabbitmq import RabbitMQ, Series
 from tests.harness import Client, Ended, Proxy, command, commanding, ended, eventually, on_a_terminal
 from tests.integration.conftest import Node
@@ -172,7 +172,7 @@ async def test_lists_short_or_long_change_neither_number_nor_order(place: Place)
 async def test_what_many_consumers_hold_goes_back_in_its_order_and_as_no_failure(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.browse.WINDOW", 4)
+    monkeypatch.setattr("bridge.rabbitmq.reader.WINDOW", 4)
     await place.put_many(150)
     reads = [await _read_all(place) for _ in range(3)]
     assert [each.message_id for each in reads[0]] == [each.message_id for each in reads[2]]
@@ -278,7 +278,7 @@ async def test_status_waits_for_no_other_command_for_long_and_says_so(one_place:
 async def test_status_reads_no_part_of_a_queue_that_is_too_long_and_says_so(
     one_place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.survey.READ_AT_MOST", 2)
+    monkeypatch.setattr("bridge.operate.status.collect.READ_AT_MOST", 2)
     await one_place.put_many(3)
     settings = BrokerSettings(amqp_url=SecretStr(one_place.rabbit.amqp_url), queue=one_place.queue)
     async with Survey(settings, SettingsError("no Kestra"), ()) as survey:

@@ -21,16 +21,17 @@ from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError
 from pydantic import SecretStr
 
-from bridge import flows, topology
-from bridge.broker import Broker
-from bridge.dead_letter_queue import lift_limit
-from bridge.doctor.checks import examine
-from bridge.doctor.finding import Finding, Level
-from bridge.doctor.gather import gather
-from bridge.doctor.probe import KILL, ROUND_TRIP
 from bridge.errors import BrokerDenied
-from bridge.kestra import Kestra
-from bridge.settings import Lane, Settings
+from bridge.kestra.client import Kestra
+from bridge.operate import flows
+from bridge.operate.dead_letters.queue import lift_limit
+from bridge.operate.doctor.checks import examine
+from bridge.operate.doctor.finding import Finding, Level
+from bridge.operate.doctor.gather import gather
+from bridge.operate.doctor.probe import KILL, ROUND_TRIP
+from bridge.rabbitmq import topology
+from bridge.rabbitmq.broker import Broker
+from bridge.settings.settings import Lane, Settings
 from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ, Series
 from tests.certificates import Authority

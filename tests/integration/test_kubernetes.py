@@ -16,8 +16,9 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from bridge import health, topology
-from bridge.settings import Settings, load
+from bridge.rabbitmq import topology
+from bridge.settings.settings import Settings, load
+from bridge.telemetry import health
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ
 from tests.harness import Client, eventually

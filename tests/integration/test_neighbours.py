@@ -14,7 +14,7 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from pamqp import commands, frame
 
-from bridge.delivery import LEFT_OUT
+from bridge.job.message import LEFT_OUT
 from deploy.local.rabbitmq import RabbitMQ
 from tests.harness import Proxy, eventually
 from tests.integration.conftest import Stage

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge import topology
+from bridge.rabbitmq import topology
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
 from tests.harness import Bridge, Client, Proxy, eventually

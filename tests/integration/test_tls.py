@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge.broker import Broker
 from bridge.errors import BrokerDenied, BrokerError
-from bridge.settings import BrokerSettings
+from bridge.rabbitmq.broker import Broker
+from bridge.settings.settings import BrokerSettings
 from deploy.local.rabbitmq import RabbitMQ
 from tests.certificates import Authority
 from tests.harness import Bridge, Proxy, eventually

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bridge.machines import banner, ssh
+from bridge.machines import ssh, ssh_banner
 from bridge.machines.identity import Identity
 from bridge.machines.remote import Work, environment_of
 from bridge.machines.remote_run import RemoteRun, ResultsFailed
@@ -89,7 +89,7 @@ class Late(Proxy):
 async def test_a_machine_whose_every_banner_comes_later_than_the_first_wait_is_waited_for(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(banner, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(ssh_banner, "FIRST_WAIT", 0.02)
     async with Late("127.0.0.1", machine.port) as late:
         report = await remote(machine, "exit 3", Memory(), port=late.port).see_through()
     assert report.code == 3

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bridge.aftermath import has_one, look_up
-from bridge.dead_letters import Letter, parse
-from bridge.delivery import Message
 from bridge.errors import KestraUnavailable
-from bridge.kestra import Kestra
-from bridge.settings import KestraSettings
+from bridge.job.message import Message
+from bridge.kestra.client import Kestra
+from bridge.operate.dead_letters.executions import has_one, look_up
+from bridge.operate.dead_letters.letters import Letter, parse
+from bridge.settings.settings import KestraSettings
 from tests.standin import Run, Standin
 
 LABELS = {"bridge": "amqp", "bridgeJob": "day-1", "bridgeAttempt": "3", "bridgeQueue": "q"}

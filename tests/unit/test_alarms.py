@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiormq.connection import Connection
 
-from bridge import alarms
+from bridge.rabbitmq import alarms
 
 
 def test_the_handlers_that_are_replaced_are_still_where_they_were() -> None:

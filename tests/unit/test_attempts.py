@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bridge.attempts import revived
-from bridge.execution import Execution, State
-from bridge.job import FlowName, Job
-from bridge.settlement import Policy
+from bridge.job.execution import Execution, State
+from bridge.job.job import FlowName, Job
+from bridge.job.revival import revived
+from bridge.job.settlement import Policy
 
 FLOW = FlowName("test", "job")
 BEGAN = datetime(2026, 11, 27, tzinfo=UTC)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from bridge.careful import TRIES, Alone, Reopening, Results
-from bridge.delivery import Message
 from bridge.errors import BrokerDenied, BrokerUnavailable, MessageRefused, PublishFailed, QueueFull
+from bridge.job.message import Message
+from bridge.rabbitmq.isolation import TRIES, Alone, Reopening, Results
 
 
 @dataclass

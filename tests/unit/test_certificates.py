@@ -11,9 +11,9 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.doctor.certificates import certificates, valid_until
-from bridge.doctor.facts import Certificate
-from bridge.settings import Settings
+from bridge.operate.doctor.certificates import certificates, valid_until
+from bridge.operate.doctor.facts import Certificate
+from bridge.settings.settings import Settings
 from tests.certificates import Authority
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)

@@ -10,15 +10,15 @@ from datetime import timedelta
 
 import pytest
 
-from bridge import conclude, start
-from bridge.conclude import Concluder, Vanished
+from bridge.consume import starter, waiter
+from bridge.consume.completions import News, Watch
+from bridge.consume.starter import Started, Starter
+from bridge.consume.waiter import Concluder, Vanished
 from bridge.errors import KestraRejected
-from bridge.execution import Outcome, State
-from bridge.job import FlowName, Job
-from bridge.kestra import Kestra
-from bridge.metrics import Metrics
-from bridge.replies import News, Watch
-from bridge.start import Started, Starter
+from bridge.job.execution import Outcome, State
+from bridge.job.job import FlowName, Job
+from bridge.kestra.client import Kestra
+from bridge.telemetry.metrics import Metrics
 from tests.harness import settings_of, starter_of
 from tests.standin import Ends, Standin
 
@@ -42,7 +42,7 @@ class Rig:
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     """The real parts with short waits, a stand-in for Kestra, and its replies brought straight to the watch."""
-    monkeypatch.setattr(conclude, "CONFIRM_AFTER", 0.05)
+    monkeypatch.setattr(waiter, "CONFIRM_AFTER", 0.05)
     metrics = Metrics()
     watch = Watch(metrics)
     async with Standin() as kestra:
@@ -281,7 +281,7 @@ async def test_an_execution_that_is_gone_has_vanished(rig: Rig) -> None:
 async def test_a_job_over_which_kestra_fails_while_others_are_created_is_refused(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start, "MANY_FAILURES", 3)
+    monkeypatch.setattr(starter, "MANY_FAILURES", 3)
     rig.kestra.faults.add("create", status=500, times=None, when=lambda call: "poison" in call.url)
     poison = asyncio.create_task(rig.starter.start(Job(id="poison", flow=JOB.flow), redelivered=False))
     await rig.kestra.until(lambda: rig.kestra.requests["create"] >= 1, "the first failure")
@@ -291,7 +291,7 @@ async def test_a_job_over_which_kestra_fails_while_others_are_created_is_refused
 
 
 async def test_a_kestra_that_fails_over_every_job_is_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "MANY_FAILURES", 3)
+    monkeypatch.setattr(starter, "MANY_FAILURES", 3)
     rig.kestra.faults.add("create", status=500, times=6)
     assert (await rig.starter.start(JOB, redelivered=False)).execution.labels["bridgeJob"] == "one"
 

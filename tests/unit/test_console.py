@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from bridge.broker import _why as why
 from bridge.cli.dead_letters_view import Told, print_full
 from bridge.cli.dead_letters_work import Replay
 from bridge.cli.flows import _report as report_of_flows
-from bridge.dead_letters import parse
-from bridge.delivery import Message
 from bridge.errors import KestraRejected
-from bridge.flows import Fate, Verdict
-from bridge.job import FlowName
+from bridge.job.job import FlowName
+from bridge.job.message import Message
+from bridge.operate.dead_letters.letters import parse
+from bridge.operate.flows import Fate, Verdict
+from bridge.rabbitmq.broker import _why as why
 from tests.console import Console
 
 NOWHERE = "amqp://u:p@127.0.0.1:1"
@@ -65,7 +65,7 @@ class TestAnErrorThatNobodyExpected:
         def fail(*_: object, **__: object) -> None:
             raise ZeroDivisionError("a\nb")
 
-        monkeypatch.setattr("bridge.submission.judge", fail)
+        monkeypatch.setattr("bridge.operate.submission.judge", fail)
         done = console("submit", "--flow", "n/f", BRIDGE_AMQP_URL=NOWHERE)
         assert (done.status, done.err.count("\n"), "ZeroDivisionError: a b" in done.err) == (1, 1, True), done
 
@@ -73,7 +73,7 @@ class TestAnErrorThatNobodyExpected:
         def fail(*_: object, **__: object) -> None:
             raise FileNotFoundError(2, "No such file or directory", "/nope")
 
-        monkeypatch.setattr("bridge.submission.judge", fail)
+        monkeypatch.setattr("bridge.operate.submission.judge", fail)
         done = console("submit", "--flow", "n/f", BRIDGE_AMQP_URL=NOWHERE)
         assert done.err == "kestra-bridge: /nope: No such file or directory\n"
 

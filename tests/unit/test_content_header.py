@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.header import ContentHeader
 
-from bridge import wire
-from bridge.content_header import NAMED_AT_MOST, fitting, properties_of, room_for_headers
-from bridge.delivery import ATTEMPT, DEAD_LETTER_HEADERS, LEFT_OUT, Message
+from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, LEFT_OUT, Message
+from bridge.rabbitmq import codec
+from bridge.rabbitmq.content_header import NAMED_AT_MOST, fitting, properties_of, room_for_headers
 
 FRAME = 131_072
 OVERHEAD = 8
 """Bytes of a frame around what it carries."""
 
-wire.install()
+codec.install()
 
 
 def sent(headers: dict[str, Any], frame_max: int = FRAME) -> dict[str, Any]:

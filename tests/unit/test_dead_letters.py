@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.dead_letters import (
+from bridge.job.execution import Execution, State
+from bridge.job.job import FlowName, decode
+from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Message
+from bridge.operate.dead_letters.letters import (
     Fate,
     Letter,
     Origin,
@@ -23,9 +26,6 @@ from bridge.dead_letters import (
     to_replay,
     unclear,
 )
-from bridge.delivery import ATTEMPT, FIRST_ATTEMPT, Message
-from bridge.execution import Execution, State
-from bridge.job import FlowName, decode
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
 DEAD = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bridge.delivery import ATTEMPT, DEAD_LETTER_HEADERS, FIRST_ATTEMPT, PLAUSIBLE_WAIT, Delivery, Message
+from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, FIRST_ATTEMPT, PLAUSIBLE_WAIT, Delivery, Message
 
 WHOLE = Message(
     body=b"{}",

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from bridge.execution import Execution, State
-from bridge.job import ATTEMPT_LABEL, JOB_LABEL
+from bridge.job.execution import Execution, State
+from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL
 from deploy.local.demo import screen, verdict
 from deploy.local.demo.__main__ import _how_to_reach, forget_settings
 from deploy.local.demo.host import TOOLS, Host, NoMachinesError, check

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from bridge.denials import Denials, Parked
+from bridge.consume.denials import Denials, Parked
+from bridge.consume.starter import Started, Starter
 from bridge.errors import KestraDenied, KestraRejected
-from bridge.job import FlowName, Job
-from bridge.kestra import Kestra
-from bridge.metrics import Metrics
-from bridge.start import Started, Starter
+from bridge.job.job import FlowName, Job
+from bridge.kestra.client import Kestra
+from bridge.telemetry.metrics import Metrics
 from tests.harness import settings_of, starter_of
 from tests.standin import Standin
 

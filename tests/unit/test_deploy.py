@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge import service, topology
-from bridge.settings import Settings, load
+from bridge.consume import service
+from bridge.rabbitmq import topology
+from bridge.settings.settings import Settings, load
 from deploy.local.kestra_engine import AmqpAddress
 from deploy.local.paths import REPOSITORY
 

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from bridge import flows
-from bridge.doctor.checks import CHECKS, at_start, examine
-from bridge.doctor.facts import BrokerFacts, Certificate, Facts, KestraFacts, LaneFacts, ProbeResult, QueueFacts
-from bridge.doctor.finding import Finding, Level
-from bridge.doctor.kestra_checks import NOTIFIER
 from bridge.errors import BrokerDenied, KestraUnavailable
-from bridge.inspection import Depth, Refusal, Standing
-from bridge.job import FlowName
-from bridge.kestra import StoredFlow
-from bridge.management import Binding, Consumer, QueueState
-from bridge.settings import Settings
-from bridge.status import Unseen
+from bridge.job.job import FlowName
+from bridge.kestra.client import StoredFlow
+from bridge.operate import flows
+from bridge.operate.doctor.checks import CHECKS, at_start, examine
+from bridge.operate.doctor.facts import BrokerFacts, Certificate, Facts, KestraFacts, LaneFacts, ProbeResult, QueueFacts
+from bridge.operate.doctor.finding import Finding, Level
+from bridge.operate.doctor.kestra_checks import NOTIFIER
+from bridge.operate.status.report import Unseen
+from bridge.rabbitmq.inspector import Depth, Refusal, Standing
+from bridge.rabbitmq.management import Binding, Consumer, QueueState
+from bridge.settings.settings import Settings
 from deploy.local.paths import REPOSITORY
 from tests.commands import in_sentences, unknown_in
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from bridge import duplicates
-from bridge.job import FlowName, Job
-from bridge.kestra import Kestra
-from bridge.metrics import Metrics
-from bridge.start import Starter
+from bridge.consume import duplicates
+from bridge.consume.starter import Starter
+from bridge.job.job import FlowName, Job
+from bridge.kestra.client import Kestra
+from bridge.telemetry.metrics import Metrics
 from tests.harness import answers, eventually, settings_of, starter_of
 from tests.standin import Ends, Standin
 
@@ -87,7 +87,7 @@ async def test_many_creates_are_looked_after_by_one_listing(kestra: Standin) -> 
 
 
 async def test_no_more_than_a_page_is_read(kestra: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.kestra.PAGE_SIZE", 2)
+    monkeypatch.setattr("bridge.kestra.client.PAGE_SIZE", 2)
     async with replica(kestra) as one:
         await asyncio.gather(*(one.starter.start(job(f"job-{number}"), redelivered=False) for number in range(5)))
         assert await one.look() == 1

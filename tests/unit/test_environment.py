@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bridge import environment
 from bridge.errors import SettingsError
+from bridge.settings import environment
 
 
 @pytest.mark.parametrize(

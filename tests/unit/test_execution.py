@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.execution import TERMINAL, Execution, Found, Outcome, State, choose
+from bridge.job.execution import TERMINAL, Execution, Found, Outcome, State, choose
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 

@@ -17,13 +17,13 @@ import yaml
 from hatchling.builders.wheel import WheelBuilder
 
 import bridge.cli.flows
-from bridge import flows
 from bridge.cli import main
 from bridge.errors import BridgeError, SettingsError
-from bridge.flows import Fate, FlowFile
-from bridge.job import FlowName
-from bridge.kestra import Kestra
-from bridge.settings import KestraSettings
+from bridge.job.job import FlowName
+from bridge.kestra.client import Kestra
+from bridge.operate import flows
+from bridge.operate.flows import Fate, FlowFile
+from bridge.settings.settings import KestraSettings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FLOWS = CHECKOUT / "flows"

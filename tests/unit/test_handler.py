@@ -9,19 +9,19 @@ from typing import Any, cast
 
 import pytest
 
-from bridge.careful import Alone, Results
-from bridge.conclude import Concluder
-from bridge.delivery import Delivery, Message
+from bridge.consume.handler import Case, Handler
+from bridge.consume.starter import Patience, Started
+from bridge.consume.suspects import Suspects
+from bridge.consume.waiter import Concluder
 from bridge.errors import MessageRefused, PublishFailed
-from bridge.execution import Outcome, State
-from bridge.handler import Case, Handler
-from bridge.job import FlowName, Job
-from bridge.kestra import Kestra
-from bridge.metrics import Metrics
-from bridge.settlement import Policy
-from bridge.start import Patience, Started
-from bridge.suspects import Suspects
-from bridge.tracing import Tracer
+from bridge.job.execution import Outcome, State
+from bridge.job.job import FlowName, Job
+from bridge.job.message import Delivery, Message
+from bridge.job.settlement import Policy
+from bridge.kestra.client import Kestra
+from bridge.rabbitmq.isolation import Alone, Results
+from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.tracing import Tracer
 from tests.harness import settings_of, starter_of
 from tests.standin import Standin
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import pytest
 
 from bridge.errors import SettingsError
-from bridge.health import serve
-from bridge.metrics import Metrics
+from bridge.telemetry.health import serve
+from bridge.telemetry.metrics import Metrics
 
 
 class Conditions:

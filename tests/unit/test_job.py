@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge import exact_json
-from bridge.delivery import ATTEMPT, FIRST_ATTEMPT, Message
 from bridge.errors import InvalidMessage
-from bridge.job import MAX_BODY, FlowName, Job, allowed, decode, json_schema
+from bridge.job.job import MAX_BODY, FlowName, Job, allowed, decode, json_schema
+from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Message
 
 DEFAULT = FlowName("bridge.jobs", "example")
 LONGEST_REQUEST_LINE = 4096

@@ -21,15 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from bridge.delivery import Message
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraError, KestraRejected, KestraUnavailable
-from bridge.execution import Execution, State
-from bridge.job import FlowName, Job, decode
-from bridge.kestra import CONCURRENT_CREATES, Kestra, Story, parse_execution
-from bridge.kestra_logs import LogLine
-from bridge.metrics import Metrics
-from bridge.settings import KestraSettings
-from bridge.tracing import TraceContext, handing_on
+from bridge.job.execution import Execution, State
+from bridge.job.job import FlowName, Job, decode
+from bridge.job.message import Message
+from bridge.kestra.client import CONCURRENT_CREATES, Kestra, Story, parse_execution
+from bridge.kestra.logs import LogLine
+from bridge.settings.settings import KestraSettings
+from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.tracing import TraceContext, handing_on
 from tests.certificates import Authority
 from tests.standin import EMPTY, HTML, TRUNCATED, Ends, Standin
 
@@ -407,7 +407,7 @@ class TestFind:
             await self.found({key: value for key, value in self.ROW.items() if key != missing})
 
     async def test_reads_all_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("bridge.kestra.PAGE_SIZE", 2)
+        monkeypatch.setattr("bridge.kestra.client.PAGE_SIZE", 2)
         async with Standin() as standin, against(standin) as kestra:
             standin.flow(FLOW.namespace, FLOW.id)
             made_here = {(await kestra.create(JOB)).id for _ in range(5)}

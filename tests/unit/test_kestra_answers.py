@@ -13,8 +13,8 @@ from bridge.errors import (
     KestraRejected,
     KestraUnavailable,
 )
-from bridge.kestra_answers import Meaning, Words, judge
-from bridge.metrics import Metrics
+from bridge.kestra.answers import Meaning, Words, judge
+from bridge.telemetry.metrics import Metrics
 from tests.standin import HTML
 from tests.unit.test_kestra import CALLS, answering, raised, words
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 import pytest
 
-from bridge.keyed_lock import KeyedLock
+from bridge.aio import KeyedLock
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 import structlog
 
-from bridge.log import configure, hide
+from bridge.telemetry.log import configure, hide
 
 SECRET = "geheim/1"
 

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from bridge.errors import MachineUnavailable
-from bridge.machines import banner
-from bridge.machines.banner import BannerWait, NoBannerError, patience
+from bridge.machines import ssh_banner
 from bridge.machines.lifecycle import Machine, Machines
 from bridge.machines.providers import Tags
 from bridge.machines.settings import MachineSettings
+from bridge.machines.ssh_banner import BannerWait, NoBannerError, patience
 from deploy.local.paths import free_port
 
 SECRET = "a secret of sixteen or more"
@@ -99,7 +99,7 @@ def test_an_answer_is_waited_for_the_longer_the_longer_the_wait_was_and_never_be
 async def test_a_machine_whose_every_banner_comes_later_than_the_first_wait_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(banner, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(ssh_banner, "FIRST_WAIT", 0.02)
     async with serving(late) as port:
         machines, machine = machine_at(monkeypatch, port, boot_timeout=60)
         assert await machines.wait(machine) == machine

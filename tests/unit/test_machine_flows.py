@@ -16,8 +16,8 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from bridge import flows
 from bridge.cli import machine_commands
+from bridge.operate import flows
 
 FLOWS = Path(__file__).resolve().parents[2] / "flows"
 VM_JOB = FLOWS / "common/bridge.jobs/vm-job.yaml"

@@ -23,14 +23,14 @@ from bridge.cli import machine_commands
 from bridge.cli.machine_run import EPILOG, OUTCOMES
 from bridge.errors import MachineDenied, MachineError, MachineRejected, MachineUnavailable, SettingsError
 from bridge.machines import qemu
+from bridge.machines.errors import translated
 from bridge.machines.identity import Identity
 from bridge.machines.lifecycle import UNKNOWN_AFTER, Machines, name_of, why_reap
 from bridge.machines.providers import NETWORK_TIMEOUT, PROVIDERS, SHORTEST_TAG, Order, Tags, choose
 from bridge.machines.remote import EXIT_CODES
 from bridge.machines.settings import MachineSettings
 from bridge.machines.ssh import LoginDenied
-from bridge.machines.troubles import translated
-from bridge.settings import load
+from bridge.settings.settings import load
 from deploy.local import machine_image
 from deploy.local.paths import REPOSITORY, cache_directory
 

@@ -20,9 +20,9 @@ from prometheus_client import generate_latest
 from pydantic import SecretStr
 
 from bridge.errors import BridgeError, BrokerDenied, BrokerUnavailable
-from bridge.management import Binding, Consumer, Management, QueueState, ReplicaMetrics, parse_queue, scrape
-from bridge.metrics import Metrics
-from bridge.settings import BrokerSettings
+from bridge.rabbitmq.management import Binding, Consumer, Management, QueueState, ReplicaMetrics, parse_queue, scrape
+from bridge.settings.settings import BrokerSettings
+from bridge.telemetry.metrics import Metrics
 from tests.certificates import Authority
 
 Answer = Callable[[httpx.Request], httpx.Response]

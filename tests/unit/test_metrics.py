@@ -9,13 +9,13 @@ import pytest
 from prometheus_client import Metric
 
 from bridge import __version__
-from bridge.broker import Cause
-from bridge.delivery import Delivery, Message
-from bridge.execution import TERMINAL, Execution, Outcome, State
-from bridge.handler import Case
-from bridge.job import FlowName, Job
-from bridge.metrics import PRIORITIES_FROM_THE_START, Metrics
-from bridge.settlement import Policy, Reason, Retry, Settlement, decide
+from bridge.consume.handler import Case
+from bridge.job.execution import TERMINAL, Execution, Outcome, State
+from bridge.job.job import FlowName, Job
+from bridge.job.message import Delivery, Message
+from bridge.job.settlement import Policy, Reason, Retry, Settlement, decide
+from bridge.rabbitmq.broker import Cause
+from bridge.telemetry.metrics import PRIORITIES_FROM_THE_START, Metrics
 
 EXECUTION = Execution(id="e1", namespace="a", flow="b", state=State.SUCCESS)
 
@@ -127,11 +127,11 @@ def test_a_delivery_is_overdue_by_its_jobs_own_time_out_or_by_the_one_for_all(
 ) -> None:
     delivery = Delivery(message=Message(body=b""), lane="kestra.jobs", redelivered=False, ack=ack, reject=ack)
     case = Case(delivery, arrived=1000.0, job=Job(id="j", flow=FlowName("a", "b"), timeout=own))
-    monkeypatch.setattr("bridge.handler.time.monotonic", lambda: 1000.0 + age)
+    monkeypatch.setattr("bridge.consume.handler.time.monotonic", lambda: 1000.0 + age)
     assert case.overdue(100) == overdue
 
 
 def test_a_delivery_that_is_not_decoded_is_overdue_by_the_time_out_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     delivery = Delivery(message=Message(body=b""), lane="kestra.jobs", redelivered=False, ack=ack, reject=ack)
-    monkeypatch.setattr("bridge.handler.time.monotonic", lambda: 1130.0)
+    monkeypatch.setattr("bridge.consume.handler.time.monotonic", lambda: 1130.0)
     assert Case(delivery, arrived=1000.0).overdue(100) == 30

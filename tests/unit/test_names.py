@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bridge import topology
-from bridge.names import lane_of_side_queue, not_an_exchange_of_ours
+from bridge.rabbitmq import topology
+from bridge.settings.queue_names import lane_of_side_queue, not_an_exchange_of_ours
 
 PLANNED = topology.plan("q", kind="quorum", version=(4, 3), max_priority=10, retry_delays=(1, 300))
 

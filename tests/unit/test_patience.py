@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from bridge.consume.starter import LONGEST_BACKOFF, LeftToBroker, Patience
 from bridge.errors import KestraDenied, KestraError, KestraIncompatible, KestraRejected, KestraUnavailable
-from bridge.start import LONGEST_BACKOFF, LeftToBroker, Patience
 
 
 class Recording(Patience):

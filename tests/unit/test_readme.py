@@ -6,10 +6,10 @@ import re
 
 import pytest
 
+from bridge.job.settlement import Reason
 from bridge.machines.settings import MachineSettings
-from bridge.metrics import Metrics
-from bridge.settings import Settings
-from bridge.settlement import Reason
+from bridge.settings.settings import Settings
+from bridge.telemetry.metrics import Metrics
 from deploy.local.paths import REPOSITORY
 from tests.commands import in_examples, in_markdown, unknown_in
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from bridge import recent
-from bridge.execution import Execution
-from bridge.job import FlowName, Job
-from bridge.kestra import Kestra
-from bridge.metrics import Metrics
-from bridge.start import Started, Starter
+from bridge.consume import recent_index
+from bridge.consume.starter import Started, Starter
+from bridge.job.execution import Execution
+from bridge.job.job import FlowName, Job
+from bridge.kestra.client import Kestra
+from bridge.telemetry.metrics import Metrics
 from tests.harness import answers, settings_of, starter_of
 from tests.standin import Standin
 
@@ -40,7 +40,7 @@ class Rig:
 
     async def see_that_searches_are_slow(self) -> None:
         """After these the replica knows, and has listed what there is."""
-        for number in range(recent.SLOW_IN_A_ROW + 1):
+        for number in range(recent_index.SLOW_IN_A_ROW + 1):
             await self.deliver(job(f"slow-{number}"))
 
     def requests(self, operation: str) -> float:
@@ -49,8 +49,8 @@ class Rig:
 
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    monkeypatch.setattr(recent, "SLOW_SEARCH", 0.0)
-    monkeypatch.setattr(recent, "EVERY", 0.01)
+    monkeypatch.setattr(recent_index, "SLOW_SEARCH", 0.0)
+    monkeypatch.setattr(recent_index, "EVERY", 0.01)
     metrics = Metrics()
     async with Standin() as kestra:
         kestra.flow("test", "short")
@@ -68,8 +68,8 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
 
 
 def small_pages(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("bridge.kestra.PAGE_SIZE", size)
-    monkeypatch.setattr(recent, "PAGE_SIZE", size)
+    monkeypatch.setattr("bridge.kestra.client.PAGE_SIZE", size)
+    monkeypatch.setattr(recent_index, "PAGE_SIZE", size)
 
 
 async def test_fresh_messages_cost_no_search_of_their_own(rig: Rig) -> None:
@@ -87,13 +87,13 @@ async def test_fresh_messages_share_listings(rig: Rig) -> None:
 
 
 async def test_while_searches_are_quick_there_is_no_listing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "SLOW_SEARCH", 60.0)
+    monkeypatch.setattr(recent_index, "SLOW_SEARCH", 60.0)
     await rig.see_that_searches_are_slow()
     assert rig.requests("recent") == 0
 
 
 async def test_a_kestra_that_is_far_away_is_not_slow(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "SLOW_SEARCH", 0.1)
+    monkeypatch.setattr(recent_index, "SLOW_SEARCH", 0.1)
     rig.kestra.faults.add("*", times=None, delay=0.15)
     await rig.client.probe()
     await rig.see_that_searches_are_slow()
@@ -102,27 +102,27 @@ async def test_a_kestra_that_is_far_away_is_not_slow(rig: Rig, monkeypatch: pyte
 
 async def test_slow_searches_are_few_before_they_are_spared(rig: Rig) -> None:
     await rig.deliver(*(job(f"job-{number}") for number in range(50)))
-    assert rig.requests("find") == recent.SLOW_IN_A_ROW
+    assert rig.requests("find") == recent_index.SLOW_IN_A_ROW
 
 
 async def test_searches_that_are_slow_at_the_same_moment_are_no_reason_to_list(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recent, "SLOW_SEARCH", 0.1)
+    monkeypatch.setattr(recent_index, "SLOW_SEARCH", 0.1)
     await rig.deliver(job("quick"))
     rig.kestra.faults.add("search", times=None, delay=0.2)
-    await rig.deliver(*(job(f"job-{number}") for number in range(2 * recent.SLOW_IN_A_ROW)))
+    await rig.deliver(*(job(f"job-{number}") for number in range(2 * recent_index.SLOW_IN_A_ROW)))
     rig.kestra.faults.clear()
     await rig.deliver(job("another"))
     assert rig.requests("recent") == 0
 
 
 async def test_after_a_while_searches_may_have_become_quick(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "HOLDS", 0.0)
+    monkeypatch.setattr(recent_index, "HOLDS", 0.0)
     await rig.see_that_searches_are_slow()
     before = rig.requests("find")
-    await rig.deliver(*(job(f"job-{number}") for number in range(recent.SLOW_IN_A_ROW - 1)))
-    assert rig.requests("find") - before == recent.SLOW_IN_A_ROW - 1
+    await rig.deliver(*(job(f"job-{number}") for number in range(recent_index.SLOW_IN_A_ROW - 1)))
+    assert rig.requests("find") - before == recent_index.SLOW_IN_A_ROW - 1
 
 
 async def test_when_searches_are_slow_again_what_started_meanwhile_is_known(
@@ -161,13 +161,13 @@ async def test_a_duplicate_of_its_own_is_adopted_though_no_listing_shows_it_yet(
 async def test_an_execution_that_is_seen_late_is_found_by_a_listing_that_reads_back_further(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recent, "OVERLAP", timedelta())
+    monkeypatch.setattr(recent_index, "OVERLAP", timedelta())
     await rig.see_that_searches_are_slow()
     late = await rig.other.create(job("late"))
     rig.hidden.add(late.id)
     await rig.deliver(job("after"))
     rig.hidden.clear()
-    monkeypatch.setattr(recent, "DEEP_EVERY", 0.0)
+    monkeypatch.setattr(recent_index, "DEEP_EVERY", 0.0)
     (found,) = await rig.deliver(job("late"))
     assert (found.adopted, found.execution.id) == (True, late.id)
 
@@ -189,7 +189,7 @@ async def test_a_page_that_is_full_of_one_instant_ends(rig: Rig, monkeypatch: py
 
 
 async def test_too_long_a_history_is_searched_and_not_listed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "MOST", 2)
+    monkeypatch.setattr(recent_index, "MOST", 2)
     await rig.see_that_searches_are_slow()
     before = rig.requests("find")
     await rig.deliver(*map(job, "abc"))
@@ -199,7 +199,7 @@ async def test_too_long_a_history_is_searched_and_not_listed(rig: Rig, monkeypat
 async def test_where_there_is_too_much_to_list_searches_go_on_side_by_side(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recent, "MOST", 2)
+    monkeypatch.setattr(recent_index, "MOST", 2)
     await rig.see_that_searches_are_slow()
     rig.kestra.faults.add("search", times=None, delay=1.0)
     asked, answered = rig.kestra.requests["search"], rig.requests("find")
@@ -215,7 +215,7 @@ async def test_a_duplicate_is_adopted_after_what_is_known_became_too_much(
 ) -> None:
     earlier = await rig.other.create(job("twice"))
     await rig.see_that_searches_are_slow()
-    monkeypatch.setattr(recent, "MOST", 1)
+    monkeypatch.setattr(recent_index, "MOST", 1)
     (found,) = await rig.deliver(job("twice"))
     assert (found.adopted, found.execution.id) == (True, earlier.id)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from bridge.execution import State
-from bridge.job import FlowName, Job
-from bridge.kestra import Kestra
-from bridge.metrics import Metrics
-from bridge.reconcile import GONE_AFTER, Reconciler
-from bridge.replies import Follower, Watch
+from bridge.consume.completions import Follower, Watch
+from bridge.consume.sweep import GONE_AFTER, Reconciler
+from bridge.job.execution import State
+from bridge.job.job import FlowName, Job
+from bridge.kestra.client import Kestra
+from bridge.telemetry.metrics import Metrics
 from tests.harness import settings_of
 from tests.standin import Ends, Standin
 

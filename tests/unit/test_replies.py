@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge import replies
-from bridge.execution import State
-from bridge.metrics import Metrics
-from bridge.replies import News, Watch, parse_reply
+from bridge.consume import completions
+from bridge.consume.completions import News, Watch, parse_reply
+from bridge.job.execution import State
+from bridge.telemetry.metrics import Metrics
 
 
 def reply(execution_id: str = "e1", state: str = "SUCCESS", **more: Any) -> bytes:
@@ -137,14 +137,14 @@ class TestWatch:
         assert watch.awaited() == set()
 
     def test_keeps_no_more_early_replies_than_it_may(self, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(replies, "EARLY_KEPT", 3)
+        monkeypatch.setattr(completions, "EARLY_KEPT", 3)
         for n in range(5):
             watch.receive(reply(f"e{n}"))
         assert list(watch._early) == ["e2", "e3", "e4"]
 
     def test_keeps_early_replies_no_longer_than_it_may(self, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
         watch.receive(reply("e1"))
-        monkeypatch.setattr(replies, "EARLY_SECONDS", -1.0)
+        monkeypatch.setattr(completions, "EARLY_SECONDS", -1.0)
         watch.receive(reply("e2"))
         assert list(watch._early) == []
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from yarl import URL
 
-from bridge import log
 from bridge.errors import SettingsError
-from bridge.job import FlowName
+from bridge.job.job import FlowName
+from bridge.job.settlement import Policy
 from bridge.machines.settings import MachineSettings
-from bridge.settings import (
+from bridge.settings.settings import (
     BrokerSettings,
     CommandSettings,
     KestraSettings,
@@ -29,7 +29,7 @@ from bridge.settings import (
     load,
     unknown,
 )
-from bridge.settlement import Policy
+from bridge.telemetry import log
 
 NEEDED = {"BRIDGE_AMQP_URL": "amqp://user:geheim@rabbit:5672/jobs", "BRIDGE_KESTRA_URL": "http://kestra:8080"}
 

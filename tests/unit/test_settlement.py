@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.execution import Execution, Outcome, State
-from bridge.settlement import Ack, DeadLetter, Policy, Reason, Retry, Settlement, decide
+from bridge.job.execution import Execution, Outcome, State
+from bridge.job.settlement import Ack, DeadLetter, Policy, Reason, Retry, Settlement, decide
 
 POLICY = Policy(max_attempts=3, retry_delays=(30, 300), ack_warning=True)
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from bridge import kestra, service, settlement
-from bridge.job import MAX_BODY
-from bridge.settings import Settings
+from bridge.consume import service
+from bridge.job import settlement
+from bridge.job.job import MAX_BODY
+from bridge.kestra import client
+from bridge.settings.settings import Settings
 from deploy.local.paths import REPOSITORY
 
 TEXT = " ".join((REPOSITORY / "deploy/SIZING.md").read_text().split())
@@ -47,8 +49,8 @@ def test_a_grace_period_is_enough_to_settle_after_the_drain() -> None:
 
 
 def test_limits_are_those_of_the_code() -> None:
-    assert f"at most {kestra.CONCURRENT_CREATES} at once in a replica" in TEXT
-    assert f"2 + one for each {kestra.PAGE_SIZE} unfinished executions" in TEXT
+    assert f"at most {client.CONCURRENT_CREATES} at once in a replica" in TEXT
+    assert f"2 + one for each {client.PAGE_SIZE} unfinished executions" in TEXT
     assert f"{settings().prefetch} for a replica" in TEXT
     assert f"Bodies may have {MAX_BODY // 2**20} MiB" in TEXT
 

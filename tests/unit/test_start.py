@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from bridge import start
+from bridge.consume import starter
+from bridge.consume.starter import MANY_LOOK, Started, Starter
+from bridge.consume.unfinished_index import Listing
 from bridge.errors import KestraUnavailable
-from bridge.execution import Execution, State
-from bridge.job import ATTEMPT_LABEL, JOB_LABEL, FlowName, Job
-from bridge.kestra import Kestra
-from bridge.listing import Listing
-from bridge.metrics import Metrics
-from bridge.start import MANY_LOOK, Started, Starter
+from bridge.job.execution import Execution, State
+from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, FlowName, Job
+from bridge.kestra.client import Kestra
+from bridge.telemetry.metrics import Metrics
 from tests.harness import answers, eventually, settings_of, starter_of
 from tests.standin import Ends, Standin
 
@@ -48,14 +48,13 @@ class Rig:
 
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    monkeypatch.setattr(start, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(starter, "LOOK_EVERY", 0.05)
     metrics = Metrics()
     async with Standin() as kestra:
         kestra.flow("test", "long", Ends(after=None))
         kestra.flow("test", "short")
         async with Kestra(settings_of(kestra), metrics) as client:
-            starter = starter_of(client, metrics, grace=0.5)
-            yield Rig(kestra, client, metrics, starter)
+            yield Rig(kestra, client, metrics, starter_of(client, metrics, grace=0.5))
 
 
 async def test_many_redelivered_jobs_get_their_own_executions(rig: Rig) -> None:

@@ -12,13 +12,23 @@ import pytest
 from rich.console import Console
 
 from bridge.cli.status import render
-from bridge.duration import in_words
+from bridge.durations import in_words
 from bridge.errors import BridgeError
-from bridge.execution import Execution, State
-from bridge.inspection import Depth
-from bridge.management import Consumer, QueueState, ReplicaMetrics
-from bridge.settings import Lane
-from bridge.status import BrokerFacts, Facts, KestraFacts, LaneStatus, ManagementFacts, Oldest, Status, Unseen, picture
+from bridge.job.execution import Execution, State
+from bridge.operate.status.report import (
+    BrokerFacts,
+    Facts,
+    KestraFacts,
+    LaneStatus,
+    ManagementFacts,
+    Oldest,
+    Status,
+    Unseen,
+    picture,
+)
+from bridge.rabbitmq.inspector import Depth
+from bridge.rabbitmq.management import Consumer, QueueState, ReplicaMetrics
+from bridge.settings.settings import Lane
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 QUEUE = "kestra.jobs"

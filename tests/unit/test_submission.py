@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import InvalidMessage
-from bridge.job import FlowName, decode
-from bridge.submission import Draft, IdsByContent, Submission, fields, json_object, judge, random_id, read
+from bridge.job.job import FlowName, decode
+from bridge.operate.submission import Draft, IdsByContent, Submission, fields, json_object, judge, random_id, read
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00")).filter(lambda text: "\\u0000" not in text)
 JSON_VALUES = st.recursive(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.delivery import Delivery, Message
+from bridge.consume.suspects import Suspects, refused
 from bridge.errors import BrokerUnavailable, PublishFailed
-from bridge.settlement import Ack, DeadLetter, Reason, Retry
-from bridge.suspects import Suspects, refused
+from bridge.job.message import Delivery, Message
+from bridge.job.settlement import Ack, DeadLetter, Reason, Retry
 
 
 async def _ack() -> None:

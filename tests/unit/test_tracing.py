@@ -17,11 +17,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from bridge import spans
-from bridge.delivery import Delivery, Message
 from bridge.errors import SettingsError
-from bridge.spans import RecordingTracer
-from bridge.tracing import Step, TraceContext, Tracer, outgoing, parse, tracer
+from bridge.job.message import Delivery, Message
+from bridge.telemetry import spans
+from bridge.telemetry.spans import RecordingTracer
+from bridge.telemetry.tracing import Step, TraceContext, Tracer, outgoing, parse, tracer
 from deploy.local.paths import REPOSITORY
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -133,7 +133,7 @@ def test_a_message_outside_any_trace_stays_so() -> None:
 
 def test_opentelemetry_is_not_imported_unless_it_is_asked_for() -> None:
     code = (
-        "import sys, bridge.cli; from bridge.tracing import tracer; "
+        "import sys, bridge.cli; from bridge.telemetry.tracing import tracer; "
         "tracer({}, broker='h:1/'); print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -186,7 +186,7 @@ def test_what_is_asked_for_and_not_there_is_warned_of(environment: dict[str, str
 
 def test_a_missing_extra_is_warned_of_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    monkeypatch.delitem(sys.modules, "bridge.spans")
+    monkeypatch.delitem(sys.modules, "bridge.telemetry.spans")
     with structlog.testing.capture_logs() as lines:
         assert type(tracer(OTLP, broker=BROKER)) is Tracer
     assert "pip install 'kestra-bridge[tracing]'" in lines[0]["why"]

@@ -19,14 +19,15 @@ from pamqp import decode, encode, frame
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from bridge import wire
+from bridge.rabbitmq import codec
+from bridge.text import encodable, printable, short
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> Iterator[None]:
     """The decoders are the process's; other tests get back those that they had."""
     methods, mapping, encoder = dict(decode.METHODS), dict(decode.TABLE_MAPPING), encode.encode_table_value
-    wire.install()
+    codec.install()
     yield
     decode.METHODS.update(methods)
     decode.TABLE_MAPPING.update(mapping)
@@ -109,13 +110,13 @@ class TestShortString:
     @given(st.binary(max_size=255))
     def test_of_any_bytes_can_be_published_again(self, raw: bytes) -> None:
         _, value = decode.by_type(bytes([len(raw)]) + raw, "shortstr")
-        assert len(encode.short_string(wire.short(str(value)))) <= 256
+        assert len(encode.short_string(short(str(value)))) <= 256
 
     def test_shows_bytes_that_are_no_text(self) -> None:
-        assert wire.printable(b"a\xffb".decode("utf-8", "surrogateescape")) == r"a\xffb"
+        assert printable(b"a\xffb".decode("utf-8", "surrogateescape")) == r"a\xffb"
 
     def test_is_cut_between_characters(self) -> None:
-        assert wire.short("ü" * 200) == "ü" * 127
+        assert short("ü" * 200) == "ü" * 127
 
 
 class TestTimestamp:
@@ -132,7 +133,7 @@ class TestTimestamp:
     @given(st.integers(0, 2**64 - 1))
     def test_of_any_number_can_be_published_again(self, seconds: int) -> None:
         value = decoded(table(entry(b"t", b"T" + struct.pack(">Q", seconds))))
-        encode.field_table(wire.encodable(value))
+        encode.field_table(encodable(value))
 
 
 class TestTable:
@@ -148,11 +149,11 @@ class TestTable:
     ) -> None:
         value = decoded(table(b"".join(entry(key, bytes([kind]) + rest) for key, kind, rest in entries)))
         assert isinstance(value, dict | None)
-        encode.field_table(wire.encodable(value or {}))
+        encode.field_table(encodable(value or {}))
 
     def test_takes_a_key_that_is_no_text(self) -> None:
         value = decoded(table(entry(b"\xff", text(b"x"))))
-        assert wire.encodable(value) == {r"\xff": "x"}
+        assert encodable(value) == {r"\xff": "x"}
 
     def test_with_an_unknown_kind_of_value_is_nothing(self) -> None:
         assert decoded(table(entry(b"a", b"?xyz"))) is None
@@ -168,7 +169,7 @@ class TestTable:
         while value:
             value = value["k"] if isinstance(value, dict) else value[0]
             levels += 1
-        assert levels < wire.MAX_DEPTH + 1
+        assert levels < codec.MAX_DEPTH + 1
 
     def test_after_a_deep_one_is_decoded_whole(self) -> None:
         content = b""
@@ -195,7 +196,7 @@ VALUES = st.recursive(
 class TestRoundTrip:
     @given(st.dictionaries(st.text(max_size=20), VALUES, max_size=5))
     def test_changes_no_header(self, headers: dict[str, Any]) -> None:
-        assert decoded(encode.field_table(wire.encodable(headers))) == headers
+        assert decoded(encode.field_table(encodable(headers))) == headers
 
     @given(st.dictionaries(st.text(max_size=20), VALUES, min_size=1, max_size=5), st.text(max_size=60))
     def test_changes_no_property(self, headers: dict[str, Any], message_id: str) -> None:
@@ -219,7 +220,7 @@ class TestRoundTrip:
     )
     def test_keeps_what_pamqp_alone_could_not_publish_again(self, raw: bytes, again: Any) -> None:
         value = decoded(table(entry(b"k", raw)))
-        assert decoded(encode.field_table(wire.encodable(value))) == {"k": again}
+        assert decoded(encode.field_table(encodable(value))) == {"k": again}
 
     @given(st.binary(max_size=100), st.binary(max_size=30))
     def test_of_any_header_bytes_arrives_beside_the_other_properties(self, content: bytes, message_id: bytes) -> None:
@@ -232,7 +233,7 @@ class TestRoundTrip:
 class TestInstall:
     def test_twice_is_as_good_as_once(self) -> None:
         before = dict(decode.TABLE_MAPPING)
-        wire.install()
+        codec.install()
         assert before == decode.TABLE_MAPPING
 
 
@@ -241,5 +242,5 @@ class TestInstall:
     [("", "/"), ("/", "/"), ("/%2F", "/"), ("/jobs", "jobs"), ("/a%2Fb%20%252F", "a/b %2F"), ("/%252F", "%2F")],
 )
 async def test_a_virtual_host_is_the_one_that_the_address_names(path: str, name: str) -> None:
-    wire.install()
+    codec.install()
     assert AmqpConnection(f"amqp://rabbit{path}").vhost == name

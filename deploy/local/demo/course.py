@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from bridge.execution import Execution, State
+from bridge.job.execution import Execution, State
 from deploy.local.demo import screen, verdict
 from deploy.local.demo.host import Host, check_this_host
 from deploy.local.demo.jobs import CASES, MACHINE_QUEUE, QUEUE, Case, machine_cases

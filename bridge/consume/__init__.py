@@ -1,0 +1,1 @@
+"""A delivery's way from the queue to its settlement."""

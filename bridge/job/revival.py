@@ -1,0 +1,30 @@
+"""Earlier attempts of a job that an operator brought back while its retry waited. No I/O."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from bridge.job.execution import Execution, State, choose
+from bridge.job.job import ATTEMPT_LABEL, Job
+
+
+def revived(
+    job: Job, executions: Iterable[Execution], *, accepts: Callable[[State], bool]
+) -> tuple[Job, Execution] | None:
+    """The earlier attempt that runs again or that succeeded, and its execution; None where all stand as they failed.
+
+    `executions` are those of all attempts. An attempt before a replay doesn't count: the replay judged it. Nor does any
+    where the job's own attempt has begun. `accepts` says which states are a success.
+    """
+    by_attempt: defaultdict[str, list[Execution]] = defaultdict(list)
+    for execution in executions:
+        by_attempt[execution.labels.get(ATTEMPT_LABEL, "")].append(execution)
+    if str(job.attempt) in by_attempt:
+        return None
+    for attempt in range(job.attempt - 1, job.first_attempt - 1, -1):
+        current = choose(by_attempt.get(str(attempt), ())).current
+        if current is not None and (not current.state.terminal or accepts(current.state)):
+            return replace(job, attempt=attempt), current
+    return None

@@ -1,0 +1,123 @@
+"""What becomes of a delivery: a pure decision from a job, how its attempt ended, and the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from bridge.job.execution import Outcome, State
+
+
+class Reason(StrEnum):
+    """Why a message is a dead letter (header `x-bridge-reason`)."""
+
+    INVALID_MESSAGE = "invalid_message"
+    FLOW_NOT_ALLOWED = "flow_not_allowed"
+    REJECTED_BY_KESTRA = "rejected_by_kestra"
+    FAILED = "failed"
+    KILLED = "killed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    VANISHED = "vanished"
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The job is done: the broker may forget the message."""
+
+    name = "ack"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """The same job again, as attempt `attempt`, `delay` seconds from now."""
+
+    name = "retry"
+    attempt: int
+    delay: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """The job ends here, unfinished, and a person may want to know why."""
+
+    name = "dead_letter"
+    reason: Reason
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """The message goes back to its queue with a fresh job id, so that its attempts can be told apart."""
+
+    name = "stamp"
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Park:
+    """The same attempt again, `delay` seconds from now: what keeps it from starting is no fault of the job's."""
+
+    name = "park"
+    attempt: int
+    delay: int
+    error: str
+
+
+Settlement = Ack | Retry | DeadLetter | Stamp | Park
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The operator's choices that settlements depend on; delays in seconds, the last one repeats."""
+
+    max_attempts: int = 3
+    retry_delays: Sequence[int] = (30, 300)
+    ack_warning: bool = True
+
+    def accepts(self, state: State) -> bool:
+        """Whether an execution that ended in that state did the job."""
+        return state is State.SUCCESS or (state is State.WARNING and self.ack_warning)
+
+    def tries_again(self, outcome: Outcome) -> bool:
+        """Whether an attempt that ended so is followed by another while the budget lasts."""
+        return _reason(outcome, self) in _RETRIED_REASONS
+
+
+_RETRIED_REASONS = frozenset({Reason.FAILED, Reason.CANCELLED, Reason.TIMED_OUT})
+
+
+def decide(outcome: Outcome, *, attempt: int, first_attempt: int, policy: Policy) -> Settlement:
+    """What becomes of the delivery whose attempt ended so.
+
+    A failure, a cancellation (Kestra's concurrency limit or SLA) and a time-out are tried again while the budget
+    lasts, which counts from `first_attempt` (1, or later for a message that was replayed). A kill is somebody's
+    decision and is final.
+    """
+    reason = _reason(outcome, policy)
+    if reason is None:
+        return Ack()
+    error = outcome.error or f"execution {outcome.execution.id} ended {outcome.execution.state}"
+    tries = attempt - first_attempt + 1
+    if reason in _RETRIED_REASONS and tries < policy.max_attempts:
+        return Retry(attempt=attempt + 1, delay=_delay(tries, policy.retry_delays), error=error)
+    return DeadLetter(reason=reason, error=error)
+
+
+def _reason(outcome: Outcome, policy: Policy) -> Reason | None:
+    state = outcome.execution.state
+    if policy.accepts(state):
+        return None
+    if outcome.timed_out:
+        return Reason.TIMED_OUT
+    if state is State.KILLED:
+        return Reason.KILLED
+    if state is State.CANCELLED:
+        return Reason.CANCELLED
+    return Reason.FAILED
+
+
+def _delay(tries: int, delays: Sequence[int]) -> int:
+    return delays[min(tries, len(delays)) - 1]

@@ -1,0 +1,1 @@
+"""Kestra's API."""

@@ -1,0 +1,209 @@
+"""Probes: small executions that show what no question to Kestra can tell.
+
+One does nothing, and the notifier must tell its end: that proves the notifier, its secrets, its way to RabbitMQ and the
+reply exchange. The other sleeps, and must end when it is killed. Each has a flow of its own, which is made for it and
+deleted afterwards. The executions of a probe that went well are deleted too, and else left for a look at them. No
+replica waits for a probe's job label, so that its reply is to them like that of another replica's job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+
+from bridge.errors import KestraError, KestraRejected, KestraUnavailable
+from bridge.job.execution import Execution, State
+from bridge.job.job import FlowName, Job
+from bridge.kestra.client import Kestra
+from bridge.operate.doctor.facts import ProbeResult
+from bridge.operate.doctor.kestra_checks import NOTIFIER
+
+QUEUE = "kestra-bridge doctor"
+"""What a probe's label says in place of a queue, so that it counts as no lane's job."""
+
+TIDYING = 10.0
+LOOK_EVERY = 0.2
+KILL_EVERY = 2.0
+"""Kestra 1.3 may pass over a kill that comes before the first task, so one is repeated."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A flow that is deployed for a moment."""
+
+    flow: FlowName
+    does: str
+    task: str
+
+    @property
+    def source(self) -> str:
+        """The flow's YAML."""
+        return (
+            "# Made by `kestra-bridge doctor` for a moment. It can be deleted.\n"
+            f"id: {self.flow.id}\n"
+            f"namespace: {self.flow.namespace}\n"
+            f"description: {self.does}\n"
+            f"tasks:\n  - {self.task}\n"
+        )
+
+
+ROUND_TRIP = Probe(
+    FlowName("bridge.system", "doctor-probe"),
+    "Does nothing, so that kestra-bridge doctor sees its end told.",
+    "{id: nothing, type: io.kestra.plugin.core.log.Log, message: A probe of the doctor's}",
+)
+KILL = Probe(
+    FlowName("bridge.system", "doctor-kill-probe"),
+    "Sleeps, so that kestra-bridge doctor can kill it.",
+    "{id: sleep, type: io.kestra.plugin.core.flow.Sleep, duration: PT120S}",
+)
+ROUTING_KEY = f"*.{ROUND_TRIP.flow}".replace("/", ".")
+
+Watcher = Callable[[Execution, Job], Awaitable[None]]
+
+
+class Failed(Exception):
+    """A probe did not end as it should; the text says how it did."""
+
+
+async def round_trip(kestra: Kestra, replies: asyncio.Queue[bytes], *, patience: float) -> ProbeResult:
+    """Run a probe and wait for its reply, for that many seconds."""
+
+    async def watch(execution: Execution, job: Job) -> None:
+        try:
+            async with asyncio.timeout(patience):
+                await _reply_for(execution, replies)
+        except TimeoutError:
+            raise Failed(await _explain(kestra, job, execution, patience)) from None
+
+    return await _run(kestra, ROUND_TRIP, watch)
+
+
+async def kill(kestra: Kestra, *, patience: float) -> ProbeResult:
+    """Run a probe, kill it and wait until it has ended, for that many seconds."""
+
+    async def watch(execution: Execution, _: Job) -> None:
+        try:
+            async with asyncio.timeout(patience):
+                state = await _killed(kestra, execution)
+        except TimeoutError:
+            raise Failed(f"its execution did not end within {patience:g} s") from None
+        if state is not State.KILLED:
+            raise Failed(f"its execution ended {state}")
+
+    return await _run(kestra, KILL, watch)
+
+
+async def _run(kestra: Kestra, probe: Probe, watch: Watcher) -> ProbeResult:
+    job = Job(id=f"doctor-{uuid.uuid4().hex}", flow=probe.flow, queue=QUEUE)
+    result = ProbeResult(problem="interrupted")
+    try:
+        result = await _watched(kestra, probe, job, watch)
+    finally:
+        await _tidy(kestra, job, wholly=result.seconds is not None)
+    return result
+
+
+async def _watched(kestra: Kestra, probe: Probe, job: Job, watch: Watcher) -> ProbeResult:
+    try:
+        execution = await _start(kestra, probe, job)
+    except KestraError as error:
+        return ProbeResult(problem=str(error), tried=False)
+    began = time.monotonic()
+    try:
+        await watch(execution, job)
+    except (Failed, KestraError) as error:
+        return ProbeResult(problem=str(error))
+    return ProbeResult(seconds=time.monotonic() - began)
+
+
+async def _start(kestra: Kestra, probe: Probe, job: Job) -> Execution:
+    """The probe's execution; a doctor elsewhere may delete its flow between two calls, so that is tried once more."""
+    await _deploy(kestra, probe)
+    try:
+        return await kestra.create(job)
+    except KestraRejected:
+        await _deploy(kestra, probe)
+        return await kestra.create(job)
+
+
+async def _deploy(kestra: Kestra, probe: Probe) -> None:
+    if await kestra.flow(probe.flow) is None:
+        with suppress(KestraRejected):  # another doctor was faster
+            await kestra.save_flow(probe.flow, probe.source, exists=False)
+
+
+async def _killed(kestra: Kestra, execution: Execution) -> State:
+    """The state in which an execution ended that is killed until it does."""
+    next_kill = 0.0
+    while True:
+        current = await kestra.get(execution.id)
+        if current is not None and current.state.terminal:
+            return current.state
+        if time.monotonic() >= next_kill:
+            with suppress(KestraUnavailable):
+                await kestra.kill(execution.id)
+            next_kill = time.monotonic() + KILL_EVERY
+        await asyncio.sleep(LOOK_EVERY)
+
+
+async def _reply_for(execution: Execution, replies: asyncio.Queue[bytes]) -> None:
+    while True:
+        body = await replies.get()
+        with suppress(ValueError):
+            reply = json.loads(body)
+            if isinstance(reply, dict) and reply.get("executionId") == execution.id:
+                return
+
+
+async def _explain(kestra: Kestra, job: Job, execution: Execution, patience: float) -> str:
+    """Why no reply came, as far as Kestra tells."""
+    late = f"no reply within {patience:g} s"
+    try:
+        ended = await kestra.get(execution.id)
+        if ended and not ended.state.terminal:
+            return f"{late}: its execution is still {ended.state}; does a worker of Kestra's run?"
+        notices = [found for found in await kestra.correlated(job.id) if _is_notice(found)]
+        if not notices:
+            return f"{late}: its execution ended {ended.state if ended else ''}, and the notifier was not started"
+        return f"{late}: the notifier's {await kestra.explain(notices[-1])}"
+    except KestraError as error:
+        return f"{late}, and then {error}"
+
+
+async def _tidy(kestra: Kestra, job: Job, *, wholly: bool) -> None:
+    """Delete the flow, and `wholly` the executions too; what can't be deleted is said and stays."""
+    try:
+        async with asyncio.timeout(TIDYING):
+            await kestra.delete_flow(job.flow)
+            while True:
+                if not await _executions_left(kestra, job, wholly=wholly):
+                    return
+                await asyncio.sleep(LOOK_EVERY)
+    except (KestraError, TimeoutError) as error:
+        why = str(error) or "it took too long"
+        log.warning("something of the probe may be left in Kestra", flow=str(job.flow), job=job.id, error=why)
+
+
+async def _executions_left(kestra: Kestra, job: Job, *, wholly: bool) -> bool:
+    """Delete the executions that have ended, if wholly, and kill a probe that has not; says whether to come back."""
+    found = await kestra.correlated(job.id)
+    for execution in found:
+        if execution.state.terminal and wholly:
+            await kestra.delete_execution(execution.id)
+        elif not execution.state.terminal and not _is_notice(execution):
+            await kestra.kill(execution.id)
+    return wholly and bool(found)
+
+
+def _is_notice(execution: Execution) -> bool:
+    return FlowName(execution.namespace, execution.flow) == NOTIFIER

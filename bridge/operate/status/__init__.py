@@ -1,0 +1,1 @@
+"""What is under way, as `kestra-bridge status` shows it."""

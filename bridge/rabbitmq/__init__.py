@@ -1,0 +1,1 @@
+"""RabbitMQ: connections, topology, publishing and the management API."""
