@@ -24,7 +24,7 @@
         ├── MachineDenied      the provider refuses our credentials or rights
         └── MachineUnavailable the provider can't be reached or has no room, or the machine never answered
 
-Libraries' errors are translated once, in `bridge.kestra.client`, `bridge.rabbitmq.broker`, `bridge.rabbitmq.management` and `bridge.machines`,
+Libraries' errors are translated once, in `bridge.kestra.client`, `bridge.rabbitmq` and `bridge.machines`,
 and never seen elsewhere.
 """
 

@@ -27,7 +27,7 @@ LOWEST, LOCK = REPOSITORY / "requirements-lowest.lock", REPOSITORY / "requiremen
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTEST = ("-m", "pytest", "tests/unit", "--quiet")
 # Prometheus reads the alert rules there as here.
-PYTHON_S = ("--ignore", "tests/unit/test_alerts.py")
+PYTHON_S = ("--ignore", "tests/unit/deploy/test_alerts.py")
 # What an old release of a dependency does is deprecated by a newer one of what that depends on.
 LENIENT = ("-W", "default::DeprecationWarning", "-W", "default::PendingDeprecationWarning")
 

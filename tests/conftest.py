@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import given
+from tests.support import given
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("any machine", deadline=None)

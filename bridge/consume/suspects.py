@@ -2,7 +2,8 @@
 
 A session that ends over a publish brings every delivery back, and the same message would end the next one, for ever.
 Which of those that were under way it was, RabbitMQ doesn't say. So all of them are suspected: when they come again they
-are published one by one over a connection of their own (`bridge.rabbitmq.isolation`), which shows who it is and costs nobody else.
+are published one by one over a connection of their own (`bridge.rabbitmq.isolation`), which shows who it is and
+costs nobody else.
 """
 
 from __future__ import annotations

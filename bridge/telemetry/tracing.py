@@ -1,8 +1,8 @@
 """Trace context: a message's place in its publisher's trace, handed on to Kestra and shown in the log.
 
 A message says it in the headers `traceparent` and `tracestate` (W3C's "Trace Context" recommendation). With
-OpenTelemetry installed and told where to, `bridge.telemetry.spans` records what becomes of each delivery as well; otherwise
-nothing of it is imported.
+OpenTelemetry installed and told where to, `bridge.telemetry.spans` records what becomes of each delivery as
+well; otherwise nothing of it is imported.
 """
 
 from __future__ import annotations

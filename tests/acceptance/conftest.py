@@ -23,8 +23,8 @@ from bridge.settings.settings import Settings
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ
-from tests.given import Server, given
-from tests.harness import Bridge, Client, another_bridge, eventually
+from tests.support.given import Server, given
+from tests.support.harness import Bridge, Client, another_bridge, eventually
 
 JOB_FLOW = """
 id: job

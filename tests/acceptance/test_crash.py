@@ -8,7 +8,7 @@ from collections import Counter
 from aio_pika.abc import AbstractIncomingMessage
 
 from tests.acceptance.conftest import Stage
-from tests.harness import Bridge, eventually
+from tests.support.harness import Bridge, eventually
 
 JOBS = 50
 GRACE = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.acceptance.conftest import Stage
-from tests.harness import Bridge, Ended, command, eventually
+from tests.support.harness import Bridge, Ended, command, eventually
 
 FLOW = """
 id: fails-at-first

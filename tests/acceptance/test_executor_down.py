@@ -8,7 +8,7 @@ import pytest
 
 from deploy.local.kestra_engine import Engine
 from tests.acceptance.conftest import Stage
-from tests.harness import eventually
+from tests.support.harness import eventually
 
 NEVER_STARTED = {"why": "never_started"}
 

@@ -36,7 +36,7 @@ from bridge.settings.settings import KestraSettings
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
-from tests.given import given
+from tests.support.given import given
 
 # The engine and the broker are built on first use.
 pytestmark = pytest.mark.timeout(600)

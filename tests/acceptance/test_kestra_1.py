@@ -11,8 +11,8 @@ import pytest
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from deploy.local.rabbitmq import RabbitMQ
 from tests.acceptance.conftest import Broker, Stage, deploy_flows
-from tests.given import Server, given
-from tests.harness import eventually
+from tests.support.given import Server, given
+from tests.support.harness import eventually
 
 NEVER = 3600
 

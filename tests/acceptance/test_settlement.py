@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.acceptance.conftest import Stage
-from tests.harness import eventually
+from tests.support.harness import eventually
 
 
 async def test_a_job_that_succeeds_is_acked(stage: Stage) -> None:

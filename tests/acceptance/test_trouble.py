@@ -10,8 +10,8 @@ import aio_pika
 import pytest
 
 from tests.acceptance.conftest import Stage
-from tests.harness import Proxy, eventually
-from tests.http_proxy import (
+from tests.support.harness import Proxy, eventually
+from tests.support.http_proxy import (
     HttpProxy,
     gateway_timeout_after_the_work,
     gateway_timeout_without_the_work,

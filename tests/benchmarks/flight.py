@@ -16,7 +16,7 @@ import psutil
 from deploy.local.processes import Child
 from tests.benchmarks.measure import BenchmarkError, Figure
 from tests.benchmarks.stage import FLOW, QUEUE, SLOWEST_RATE, START_SECONDS, Kestra, Stage, standin
-from tests.harness import metric, scrape
+from tests.support.harness import metric, scrape
 
 SWEEP_EVERY = 30
 """Seconds; the bridge's own default."""

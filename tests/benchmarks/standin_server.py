@@ -15,7 +15,7 @@ from typing import Any
 import aio_pika
 
 from bridge.rabbitmq.topology import REPLIES
-from tests.standin import Ends, Run, Standin
+from tests.support.standin import Ends, Run, Standin
 
 
 def _behave(run: Run) -> Ends:

@@ -31,9 +31,9 @@ from deploy.local.processes import ProcessError
 from deploy.local.rabbitmq import RabbitMQ
 from tests.chaos.history import Memory
 from tests.chaos.report import MEGABYTE, first_of, slope
-from tests.harness import Bridge, Client, eventually
-from tests.odd_messages import any_bytes_in_strings, drawn
-from tests.standin import EMPTY, HTML, TRUNCATED, Answer, Call, Run, Standin
+from tests.support.harness import Bridge, Client, eventually
+from tests.support.odd_messages import any_bytes_in_strings, drawn
+from tests.support.standin import EMPTY, HTML, TRUNCATED, Answer, Call, Run, Standin
 
 QUEUE = "fuzz.jobs"
 NUMBER = "fuzz-number"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tests.standin import Ends, Run
+from tests.support.standin import Ends, Run
 
 NAMESPACE = "chaos"
 FLOW = f"{NAMESPACE}/job"

@@ -19,7 +19,7 @@ from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
 from tests.chaos.history import Execution, read
 from tests.chaos.jobs import ENGINE_FLOW, NAMESPACE
-from tests.harness import eventually
+from tests.support.harness import eventually
 
 PAGE = 200
 

@@ -13,7 +13,7 @@ from tests.chaos.kestra import EngineProcess, Kestra, StandinProcess
 from tests.chaos.nodes import Nodes
 from tests.chaos.replica import Replica
 from tests.chaos.schedule import Step
-from tests.harness import Proxy
+from tests.support.harness import Proxy
 
 SLOW_CHUNK = 0.2
 SLOW_PUBLISH = 0.5

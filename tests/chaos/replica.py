@@ -17,7 +17,7 @@ import psutil
 from deploy.local.processes import Child
 from tests.chaos.history import Event, Fault, InFlight, Killed, Memory, Trouble
 from tests.chaos.tap import Address, Tap
-from tests.harness import Bridge, Proxy
+from tests.support.harness import Bridge, Proxy
 
 WRONG_SETTINGS = 2
 _FAULT_OF_OURS = "a delivery could not be handled, trying again"

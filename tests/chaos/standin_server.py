@@ -22,7 +22,7 @@ from aio_pika.abc import AbstractExchange
 from bridge.rabbitmq.topology import REPLIES
 from tests.chaos.history import Execution, write
 from tests.chaos.jobs import DENIED_FLOW, FLOW, MAX_ATTEMPTS, behave
-from tests.standin import EMPTY, HTML, TRUNCATED, Call, Ends, Fault, Run, Standin
+from tests.support.standin import EMPTY, HTML, TRUNCATED, Call, Ends, Fault, Run, Standin
 
 LATE_REPLY = 3.0
 LOST_SHARE = 0.3

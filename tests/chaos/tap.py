@@ -17,7 +17,7 @@ from bridge.job.message import ATTEMPT
 from bridge.rabbitmq import codec
 from bridge.rabbitmq.topology import REPLIES
 from tests.chaos.history import Acked, Delivered, Event, Moved
-from tests.harness import Proxy, Watcher
+from tests.support.harness import Proxy, Watcher
 
 Address = tuple[str, int]
 _METHOD, _HEADER = 1, 2

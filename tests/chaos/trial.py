@@ -22,7 +22,7 @@ from tests.chaos.nodes import Choice, Nodes
 from tests.chaos.publisher import Publisher
 from tests.chaos.replica import Replica
 from tests.chaos.tap import Tap
-from tests.harness import Client
+from tests.support.harness import Client
 
 QUEUE = "chaos.jobs"
 PREFETCH = 24

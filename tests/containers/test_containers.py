@@ -22,7 +22,7 @@ from deploy.local import images
 from deploy.local.paths import REPOSITORY
 from deploy.local.podman import Podman
 from tests.containers.conftest import NETWORK, NO_DISK, NO_RIGHTS, Checkout, Compose, Container, Replicas
-from tests.harness import eventually
+from tests.support.harness import eventually
 
 # The first test that needs it makes local images, where the cache has none.
 pytestmark = pytest.mark.timeout(600)

@@ -13,8 +13,8 @@ import pytest
 
 from deploy.local.kestra_engine import Engine
 from tests.contract.flows import Series
-from tests.given import Server, given
-from tests.standin import Standin
+from tests.support.given import Server, given
+from tests.support.standin import Standin
 
 ENGINES: dict[Series, str] = {"1.3": "1.3.31", "2.0": "2.0.0"}
 """The versions of the engines that are built here."""

@@ -10,7 +10,7 @@ import pytest
 from tests.contract.exchanges import Replayer
 from tests.contract.flows import Series
 from tests.contract.recorded import VERSIONS, Exchange, recorded
-from tests.given import Server, given
+from tests.support.given import Server, given
 
 # The engine's jars are fetched on first use.
 pytestmark = pytest.mark.timeout(600)

@@ -22,8 +22,8 @@ from bridge.job.job import FlowName, Job
 from bridge.kestra.client import Kestra, StoredFlow, Story, parse_execution
 from bridge.settings.settings import KestraSettings
 from tests.contract.flows import CONTRACT, FLOWS
-from tests.given import Server, given
-from tests.harness import eventually
+from tests.support.given import Server, given
+from tests.support.harness import eventually
 
 # The engine's jars are fetched on first use.
 pytestmark = pytest.mark.timeout(600)

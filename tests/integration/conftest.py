@@ -17,9 +17,9 @@ import pytest
 
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ, Series
-from tests.certificates import Authority
-from tests.harness import Bridge, Client, another_bridge
-from tests.standin import Standin
+from tests.support.certificates import Authority
+from tests.support.harness import Bridge, Client, another_bridge
+from tests.support.standin import Standin
 
 # The management API's figures are five seconds old by default, which is long for a test.
 FRESH: dict[str, Any] = {

@@ -13,9 +13,9 @@ import aio_pika
 import pytest
 from pamqp.commands import Basic
 
-from tests.harness import eventually
 from tests.integration.conftest import Node, Stage, open_stage
-from tests.odd_messages import any_bytes_in_strings, drawn, nested
+from tests.support.harness import eventually
+from tests.support.odd_messages import any_bytes_in_strings, drawn, nested
 
 MESSAGES = 500
 

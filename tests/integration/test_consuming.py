@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from deploy.local.rabbitmq import RabbitMQ
-from tests.harness import Bridge, Client, Proxy, eventually
 from tests.integration.conftest import Stage, open_stage
-from tests.standin import Ends, Run
+from tests.support.harness import Bridge, Client, Proxy, eventually
+from tests.support.standin import Ends, Run
 
 PATIENT = {"reconcile_interval": 1, "adopt_grace": 1}
 

@@ -28,9 +28,9 @@ from bridge.rabbitmq.broker import Broker
 from bridge.rabbitmq.reader import Desk
 from bridge.settings.settings import BrokerSettings
 from deploy.local.rabbitmq import RabbitMQ, Series
-from tests.harness import Client, Ended, Proxy, command, commanding, ended, eventually, on_a_terminal
 from tests.integration.conftest import Node
-from tests.standin import Run, Standin
+from tests.support.harness import Client, Ended, Proxy, command, commanding, ended, eventually, on_a_terminal
+from tests.support.standin import Run, Standin
 
 MANY, SOME = 1000, 400
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

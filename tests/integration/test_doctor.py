@@ -34,10 +34,10 @@ from bridge.rabbitmq.broker import Broker
 from bridge.settings.settings import Lane, Settings
 from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ, Series
-from tests.certificates import Authority
-from tests.harness import command, eventually
 from tests.integration.conftest import Kind, Node, Stage, open_stage
-from tests.standin import Ends
+from tests.support.certificates import Authority
+from tests.support.harness import command, eventually
+from tests.support.standin import Ends
 
 FAULT, WARNING, UNKNOWN = Level.FAULT, Level.WARNING, Level.UNKNOWN
 HOLD = 46_800_000

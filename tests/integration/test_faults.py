@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.harness import eventually
 from tests.integration.conftest import Stage
-from tests.standin import EMPTY, HTML, TRUNCATED, Ends
+from tests.support.harness import eventually
+from tests.support.standin import EMPTY, HTML, TRUNCATED, Ends
 
 # How the answer to a create call can go wrong, with the work done all the same or not.
 CREATE_FAULTS: dict[str, dict[str, Any]] = {

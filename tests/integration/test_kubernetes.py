@@ -21,9 +21,9 @@ from bridge.settings.settings import Settings, load
 from bridge.telemetry import health
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ
-from tests.harness import Client, eventually
 from tests.integration.conftest import open_stage, rights_in_the_readme
-from tests.kubernetes import HERE, OVERLAYS, Manifest, built, every, faults, rules
+from tests.support.harness import Client, eventually
+from tests.support.kubernetes import HERE, OVERLAYS, Manifest, built, every, faults, rules
 
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
 PLANNED = topology.plan(

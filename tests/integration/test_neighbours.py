@@ -16,9 +16,9 @@ from pamqp import commands, frame
 
 from bridge.job.message import LEFT_OUT
 from deploy.local.rabbitmq import RabbitMQ
-from tests.harness import Proxy, eventually
 from tests.integration.conftest import Stage
-from tests.standin import Ends, Run
+from tests.support.harness import Proxy, eventually
+from tests.support.standin import Ends, Run
 
 NEAR_THE_FRAME = "x" * 130_900
 BEYOND_THE_FRAME = "x" * 300_000

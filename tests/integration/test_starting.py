@@ -14,9 +14,9 @@ import pytest
 from bridge.rabbitmq import topology
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
-from tests.harness import Bridge, Client, Proxy, eventually
 from tests.integration.conftest import Kind, Node, Stage, open_stage, rights_in_the_readme
-from tests.standin import Ends
+from tests.support.harness import Bridge, Client, Proxy, eventually
+from tests.support.standin import Ends
 
 
 async def ended(bridge: Bridge) -> tuple[int, str]:

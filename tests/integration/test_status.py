@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from deploy.local.paths import free_port
-from tests.harness import Bridge, eventually
 from tests.integration.conftest import Node, Stage, open_stage
-from tests.standin import Ends
+from tests.support.harness import Bridge, eventually
+from tests.support.standin import Ends
 
 JOBS, PREFETCH = 5, 2
 

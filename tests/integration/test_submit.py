@@ -20,7 +20,7 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ, Series
-from tests.harness import Client, Ended, Proxy, commanding, ended, eventually, on_a_terminal
+from tests.support.harness import Client, Ended, Proxy, commanding, ended, eventually, on_a_terminal
 
 MANY = 30_000
 

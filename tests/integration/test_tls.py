@@ -16,9 +16,9 @@ from bridge.errors import BrokerDenied, BrokerError
 from bridge.rabbitmq.broker import Broker
 from bridge.settings.settings import BrokerSettings
 from deploy.local.rabbitmq import RabbitMQ
-from tests.certificates import Authority
-from tests.harness import Bridge, Proxy, eventually
 from tests.integration.conftest import Kind, Node, Stage, open_stage
+from tests.support.certificates import Authority
+from tests.support.harness import Bridge, Proxy, eventually
 
 
 @dataclass

@@ -27,10 +27,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.processes import Child
-from tests.dashboard import QUERIES, VARIABLES, filled
-from tests.harness import Bridge, eventually
 from tests.integration.conftest import Node, Stage, open_stage
-from tests.standin import Ends
+from tests.support.dashboard import QUERIES, VARIABLES, filled
+from tests.support.harness import Bridge, eventually
+from tests.support.standin import Ends
 
 DEPLOYED = REPOSITORY / "deploy" / "prometheus"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

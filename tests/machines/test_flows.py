@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bridge.machines.lifecycle import name_of
-from tests.harness import eventually
 from tests.machines.world import (
     BRANCH,
     HARDLY_EVER,
@@ -16,6 +15,7 @@ from tests.machines.world import (
     Stage,
     pytestmark,
 )
+from tests.support.harness import eventually
 
 __all__ = ["pytestmark"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness import eventually
 from tests.machines.world import HOSTILE, NAMESPACE, PATIENCE, RESULT, Stage, most_at_once, pytestmark
+from tests.support.harness import eventually
 
 __all__ = ["pytestmark"]
 

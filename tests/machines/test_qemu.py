@@ -18,9 +18,9 @@ import pytest
 
 from bridge.errors import MachineRejected, MachineUnavailable, SettingsError
 from bridge.machines.lifecycle import Machine, name_of
-from tests.harness import eventually
 from tests.machines.host import NOTHING, TIMEOUT, Host, said_on
-from tests.standin import Ends, Standin
+from tests.support.harness import eventually
+from tests.support.standin import Ends, Standin
 
 pytestmark = pytest.mark.timeout(1200)
 

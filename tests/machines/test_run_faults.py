@@ -19,8 +19,8 @@ from bridge.machines.remote import Work, environment_of
 from bridge.machines.remote_run import RemoteRun, ResultsFailed
 from bridge.machines.ssh import Address, ConnectionLost, LoginDenied
 from deploy.local.paths import free_port
-from tests.harness import Proxy, eventually
 from tests.machines.test_run import MARK, NAME, PATIENCE, SECRET, Machine, end, pytestmark
+from tests.support.harness import Proxy, eventually
 
 __all__ = ["pytestmark"]
 

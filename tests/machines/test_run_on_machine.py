@@ -25,10 +25,10 @@ from bridge.machines.settings import MachineSettings
 from bridge.machines.ssh import ConnectionLost
 from deploy.local import machine_image
 from deploy.local.paths import REPOSITORY, free_port
-from tests.harness import eventually
 from tests.machines.host import TIMEOUT
 from tests.machines.test_run import DUMP, HOSTILE, SECRET, Finished, end, finish, report, serve_git
 from tests.machines.test_run_faults import Memory
+from tests.support.harness import eventually
 
 BRIDGE = [sys.executable, "-m", "bridge", "machine"]
 TOOLS = ("qemu-system-x86_64", "qemu-img", "mmdebstrap")

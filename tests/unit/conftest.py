@@ -1,5 +1,5 @@
 """What the unit tests share."""
 
-from tests.console import console
+from tests.support.console import console
 
 __all__ = ["console"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.tls import Identity
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 
 
 def context(ca: Path | None) -> ssl.SSLContext:

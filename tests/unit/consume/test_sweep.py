@@ -1,0 +1,93 @@
+"""The sweep: which ends it finds, and what it makes of an execution that Kestra doesn't know."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from bridge.consume.completions import Follower, Watch
+from bridge.consume.sweep import GONE_AFTER, Reconciler
+from bridge.job.execution import State
+from bridge.job.job import FlowName, Job
+from bridge.kestra.client import Kestra
+from bridge.telemetry.metrics import Metrics
+from tests.support.harness import settings_of
+from tests.support.standin import Ends, Standin
+
+
+@dataclass
+class Rig:
+    kestra: Standin
+    client: Kestra
+    watch: Watch
+    reconciler: Reconciler
+
+    async def create(self, job: str = "one") -> str:
+        return (await self.client.create(Job(id=job, flow=FlowName("test", "job")))).id
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    metrics = Metrics()
+    watch = Watch(metrics)
+    async with Standin() as kestra:
+        kestra.flow("test", "job", Ends(after=None))
+        async with Kestra(settings_of(kestra), metrics) as client:
+            yield Rig(kestra, client, watch, Reconciler(kestra=client, watch=watch, metrics=metrics, interval=1))
+
+
+async def told(follower: Follower) -> State | None:
+    return (await follower.news(timeout=1)).state
+
+
+async def test_an_end_that_no_reply_told_of_is_told(rig: Rig) -> None:
+    execution = await rig.create()
+    with rig.watch.follow(execution) as follower:
+        await rig.kestra.end(execution, "FAILED")
+        await rig.reconciler.sweep()
+        assert await told(follower) is State.FAILED
+
+
+async def test_an_execution_that_runs_on_is_no_news(rig: Rig) -> None:
+    with rig.watch.follow(await rig.create()):
+        assert await rig.reconciler.sweep() == 0
+
+
+async def test_nobody_waiting_costs_no_listing(rig: Rig) -> None:
+    await rig.create()
+    await rig.reconciler.sweep()
+    assert rig.kestra.requests["search"] == 1  # the probe's
+
+
+async def test_a_hundred_that_run_cost_one_listing(rig: Rig) -> None:
+    executions = [await rig.create(f"job-{number}") for number in range(100)]
+    followers = [rig.watch.follow(execution) for execution in executions]
+    for follower in followers:
+        follower.__enter__()
+    await rig.reconciler.sweep()
+    assert (rig.kestra.requests["search"], rig.kestra.requests["get"]) == (2, 0)
+
+
+async def test_a_second_execution_of_one_attempt_is_killed(rig: Rig) -> None:
+    first, second = await rig.create(), await rig.create()
+    with rig.watch.follow(second):
+        await rig.reconciler.sweep()
+    assert (rig.kestra.kills, rig.kestra.executions[first].state) == ([second], "RUNNING")
+
+
+async def test_an_execution_that_is_unknown_once_is_not_gone(rig: Rig) -> None:
+    execution = await rig.create()
+    rig.kestra.forget(execution)
+    with rig.watch.follow(execution):
+        assert [await rig.reconciler.sweep() for _ in range(GONE_AFTER - 1)] == [0] * (GONE_AFTER - 1)
+
+
+async def test_an_execution_that_stays_unknown_is_gone(rig: Rig) -> None:
+    execution = await rig.create()
+    rig.kestra.forget(execution)
+    with rig.watch.follow(execution) as follower:
+        for _ in range(GONE_AFTER):
+            await rig.reconciler.sweep()
+        assert await told(follower) is None

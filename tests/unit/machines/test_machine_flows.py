@@ -1,0 +1,288 @@
+"""The flows for machines as they ship: what holds for each task of theirs, and what their shells make of any text."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import typer
+import yaml
+from typer.core import TyperGroup
+
+from bridge.cli import machine_commands
+from bridge.operate import flows
+
+FLOWS = Path(__file__).resolve().parents[3] / "flows"
+VM_JOB = FLOWS / "common/bridge.jobs/vm-job.yaml"
+WEBHOOK_JOB = FLOWS / "common/bridge.jobs/webhook-job.yaml"
+BATCHES = [FLOWS / f"kestra-{series}/bridge.jobs/vm-batch.yaml" for series in (1, 2)]
+CLEANUPS = [FLOWS / f"kestra-{series}/bridge.system/vm-cleanup.yaml" for series in (1, 2)]
+SHELL = "io.kestra.plugin.scripts.shell.Commands"
+NAMES = {"bridge.jobs/vm-job", "bridge.jobs/webhook-job", "bridge.jobs/vm-batch", "bridge.system/vm-cleanup"}
+OUTSIDE = re.compile(r"\b(inputs|labels|trigger)\.(\w+)")
+NUMBERS = {"time_limit"}
+CHECKS = {"check", "refuse", "judge"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    parsed: dict[str, Any] = yaml.safe_load(path.read_text())
+    return parsed
+
+
+def shell_tasks(path: Path) -> list[dict[str, Any]]:
+    flow = read(path)
+    return [task for task in flow["tasks"] + flow.get("finally", []) if task["type"] == SHELL]
+
+
+TASKS = [
+    pytest.param(task, id=f"{path.parts[-3]}-{task['id']}")
+    for path in (VM_JOB, *CLEANUPS)
+    for task in shell_tasks(path)
+]
+every_task = pytest.mark.parametrize("task", TASKS)
+
+
+def subflow(path: Path) -> dict[str, Any]:
+    tasks = [inner for task in read(path)["tasks"] for inner in task.get("tasks", [task])]
+    (found,) = [task for task in tasks if task["type"] == "io.kestra.plugin.core.flow.Subflow"]
+    return dict(found)
+
+
+HOSTILE = (
+    'it\'s "quoted"',
+    "$(touch pwned)",
+    "`touch pwned`",
+    "; touch pwned #",
+    "{{ secret('X') }}{% raw %}",
+    "--help",
+    "-rf",
+    " padded ",
+    "größer ☃ \u202e",
+    "\\ %s \\n *?[!]",
+    "x" * 4096,
+)
+BREAKING = ("first\nsecond", "ends\n", "\n", "a\0b", "bell\a", "delete\x7f")
+"""What a shell would change without a word."""
+OPTIONS = {
+    "git_repository": ("run", "git_repository"),
+    "git_branch": ("run", "git_branch"),
+    "repository_script": ("run", "repository_script"),
+    "results": ("run", "result"),
+    "size": ("create", "size"),
+    "bridgeJob": ("create", "job"),
+}
+"""The inputs, and the label, that become options of a command; which one, and of which."""
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a task's shell called `kestra-bridge` with, and the files that it left there."""
+
+    options: dict[str, Any]
+    folder: Path
+
+    def file(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+
+def call(name: str, given: dict[str, Any], folder: Path) -> Called:
+    """Run the shell of that task of vm-job as Kestra would, but for a `kestra-bridge` that only notes its arguments."""
+    (task,) = [task for task in shell_tasks(VM_JOB) if task["id"] == name]
+    command = folder / "bin/kestra-bridge"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\" >arguments\n")
+    command.chmod(0o755)
+    for file, expression in re.findall(r"'([\w.]+)': ([^,}]+)", task.get("inputFiles", "")):
+        (folder / file).write_text(rendered(expression, given) if "base64" in expression else "")
+    environment = {key: rendered(value, given) for key, value in task["env"].items()}
+    path = f"{command.parent}:{os.environ['PATH']}"
+    script = "set -e\n" + "\n".join(task["commands"])
+    subprocess.run(["sh", "-c", script], cwd=folder, env=environment | {"PATH": path}, check=True, timeout=30)
+    machine, *words = (folder / "arguments").read_bytes().decode().split("\0")[:-1]
+    assert machine == "machine"
+    commands = cast("TyperGroup", typer.main.get_command(machine_commands.commands)).commands
+    return Called(commands[words[0]].make_context(words[0], words[1:]).params, folder)
+
+
+def rendered(expression: str, given: dict[str, Any]) -> str:
+    """What Kestra makes of the few expressions that vm-job has."""
+    (name,) = set(re.findall(r"(?:inputs|labels|execution)\.(\w+)", expression))
+    value = given.get(name, {"id": "3xAbC", "time_limit": "60", "variables": {}}.get(name, ""))
+    text = json.dumps(value) if "toJson" in expression else str(value)
+    return base64.b64encode(text.encode()).decode() if "base64encode" in expression else text
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_text_reaches_its_own_option_as_it_is_and_runs_nothing(name: str, value: str, tmp_path: Path) -> None:
+    task, option = OPTIONS[name]
+    called = call(task, {name: value}, tmp_path)
+    assert called.options[option] in (value, [value], (value,))
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "bridgeJob"])
+def test_kestra_takes_whatever_reaches_its_option(name: str, value: str) -> None:
+    assert re.fullmatch(validator(name), value)
+
+
+@pytest.mark.parametrize("value", [*BREAKING, "x" * 4097])
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "bridgeJob"])
+def test_kestra_refuses_what_would_not_reach_its_option_as_it_is(name: str, value: str) -> None:
+    assert not re.fullmatch(validator(name), value)
+
+
+def validator(name: str) -> str:
+    (given,) = [given for given in read(VM_JOB)["inputs"] if given["id"] == name]
+    return str(given["validator"])
+
+
+@pytest.mark.parametrize("script", [*HOSTILE, *BREAKING, "kestra:///a/b", "x" * 300_000], ids=lambda text: text[:20])
+def test_a_script_reaches_its_file_as_it_is(script: str, tmp_path: Path) -> None:
+    called = call("run", {"script": script}, tmp_path)
+    assert (called.options["script"], called.file("script")) == ("script", script.encode())
+
+
+def test_variables_reach_their_file_as_they_are(tmp_path: Path) -> None:
+    variables = {**{f"V{number}": value for number, value in enumerate(HOSTILE + BREAKING)}, "$(id)": "x" * 300_000}
+    called = call("run", {"variables": variables}, tmp_path)
+    assert json.loads(called.file(called.options["env_file"])) == variables
+
+
+@pytest.mark.parametrize("version", ["1.3.25", "2.0.0"])
+def test_every_server_gets_all_flows_for_machines(version: str) -> None:
+    assert {str(found.name) for found in flows.shipped(version)} >= NAMES
+
+
+@every_task
+def test_a_task_runs_beside_the_worker_and_in_no_container(task: dict[str, Any]) -> None:
+    assert task["taskRunner"] == {"type": "io.kestra.plugin.core.runner.Process"}
+
+
+@every_task
+def test_a_task_has_a_time_out(task: dict[str, Any]) -> None:
+    assert task["timeout"].startswith("PT")
+
+
+@every_task
+def test_a_kill_reaches_the_command_itself_and_not_a_shell_around_it(task: dict[str, Any]) -> None:
+    last = re.sub(r"\\\n\s*", "", task["commands"][-1].strip()).splitlines()[-1]
+    assert last.startswith("exec kestra-bridge machine ")
+
+
+@every_task
+def test_all_but_the_script_s_run_is_tried_again_only_so_often(task: dict[str, Any]) -> None:
+    assert task.get("retry", {}).get("maxAttempts") == (None if task["id"] == "run" else 3)
+
+
+@every_task
+def test_no_text_from_outside_reaches_an_environment_that_kestra_renders_once_more(task: dict[str, Any]) -> None:
+    texts = [
+        value
+        for value in task.get("env", {}).values()
+        if any(name not in NUMBERS for _, name in OUTSIDE.findall(value))
+    ]
+    assert [value for value in texts if not value.endswith("| base64encode }}")] == []
+
+
+def test_the_machine_is_destroyed_whichever_way_its_job_ends() -> None:
+    (task,) = read(VM_JOB)["finally"]
+    assert "machine destroy" in task["commands"][0]
+
+
+def test_a_job_that_is_done_does_not_fail_over_a_machine_that_stays() -> None:
+    (task,) = read(VM_JOB)["finally"]
+    assert task["allowFailure"] is True
+
+
+def test_jobs_that_are_too_many_wait() -> None:
+    assert read(VM_JOB)["concurrency"] == {"limit": 4, "behavior": "QUEUE"}
+
+
+@pytest.mark.parametrize("path", BATCHES, ids=lambda path: path.parts[-3])
+def test_a_batch_has_no_more_jobs_at_once_than_may_run(path: Path) -> None:
+    (loop,) = [task for task in read(path)["tasks"] if "tasks" in task]
+    assert loop["concurrencyLimit"] <= read(VM_JOB)["concurrency"]["limit"]
+
+
+@pytest.mark.parametrize("path", [WEBHOOK_JOB, *BATCHES], ids=lambda path: path.parts[-3])
+def test_whatever_a_job_takes_can_be_handed_on_to_it(path: Path) -> None:
+    assert set(subflow(path)["inputs"]) == {given["id"] for given in read(VM_JOB)["inputs"]}
+
+
+def test_who_may_be_anybody_can_name_no_file_but_a_task_s() -> None:
+    patterns = {re.findall(r'"(\^kestra:.*?)"', path.read_text())[0] for path in (VM_JOB, *BATCHES)}
+    (refuse,) = [task for task in read(VM_JOB)["tasks"] if task["id"] == "refuse"]
+    assert (len(patterns), "labels.bridgeJob" in refuse["runIf"], "'webhook-job'" in refuse["runIf"]) == (1, True, True)
+
+
+@pytest.mark.parametrize("path", BATCHES, ids=lambda path: path.parts[-3])
+def test_a_batch_checks_every_input_of_its_jobs(path: Path) -> None:
+    checked = read(path)["tasks"][0]["values"]["faults"]
+    assert [given["id"] for given in read(VM_JOB)["inputs"] if given["id"] not in checked] == []
+
+
+@pytest.mark.parametrize("path", [WEBHOOK_JOB, *BATCHES], ids=lambda path: path.parts[-3])
+def test_the_defaults_that_are_handed_on_are_the_job_s_own(path: Path) -> None:
+    handed = subflow(path)["inputs"]
+    defaults = {given["id"]: given["defaults"] for given in read(VM_JOB)["inputs"] if "defaults" in given}
+    told = {name: re.findall(r"\?\? '?([^ ')]*)'?", handed[name])[0] for name in defaults}
+    assert told == {name: str(value) for name, value in defaults.items()}
+
+
+def test_the_webhook_s_key_is_a_secret() -> None:
+    (trigger,) = read(WEBHOOK_JOB)["triggers"]
+    assert trigger["key"] == "{{ secret('BRIDGE_WEBHOOK_KEY') }}"
+
+
+def test_the_batches_of_both_series_hand_on_the_same() -> None:
+    first, second = (subflow(path)["inputs"] for path in BATCHES)
+    assert {name: value.replace("taskrun.value", "item.value") for name, value in first.items()} == second
+
+
+def test_the_batches_of_both_series_check_and_judge_the_same() -> None:
+    first, second = ([task for task in read(path)["tasks"] if task["id"] in CHECKS] for path in BATCHES)
+    assert (first, len(first)) == (second, len(CHECKS))
+
+
+@pytest.mark.parametrize("path", CLEANUPS, ids=lambda path: path.parts[-3])
+def test_machines_are_looked_after_at_every_bad_end(path: Path) -> None:
+    trigger = next(one for one in read(path)["triggers"] if one["type"] == "io.kestra.plugin.core.trigger.Flow")
+    assert set(trigger["states"]) == {"FAILED", "KILLED", "CANCELLED", "WARNING"}
+
+
+@pytest.mark.parametrize("path", CLEANUPS, ids=lambda path: path.parts[-3])
+def test_machines_are_looked_after_on_a_schedule_too(path: Path) -> None:
+    assert "io.kestra.plugin.core.trigger.Schedule" in {trigger["type"] for trigger in read(path)["triggers"]}
+
+
+def test_the_clean_ups_of_both_series_do_the_same() -> None:
+    first, second = (read(path)["tasks"] for path in CLEANUPS)
+    assert first == second
+
+
+@pytest.mark.parametrize("path", CLEANUPS, ids=lambda path: path.parts[-3])
+@pytest.mark.parametrize(
+    ("environment", "reaps"),
+    [({}, False), ({"BRIDGE_MACHINE_SECRET": "s"}, True), ({"BRIDGE_MACHINE_SECRET_FILE": "/f"}, True)],
+)
+def test_the_cleanup_reaps_wherever_machines_have_a_secret(
+    path: Path, environment: dict[str, str], reaps: bool, tmp_path: Path
+) -> None:
+    command = tmp_path / "bin/kestra-bridge"
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\ntest "$*" = "machine reap" && touch reaped\n')
+    command.chmod(0o755)
+    (task,) = shell_tasks(path)
+    script = "set -e\n" + "\n".join(task["commands"])
+    search = {"PATH": f"{command.parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment | search, check=True, timeout=30)
+    assert (tmp_path / "reaped").exists() is reaps
