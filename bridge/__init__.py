@@ -1,4 +1,6 @@
-"""kestra-bridge: run the jobs of a RabbitMQ priority queue as Kestra executions, one execution a message."""
+"""kestra-bridge: run the jobs of a RabbitMQ priority queue as Kestra executions, one execution a
+message.
+"""
 
 from importlib.metadata import PackageNotFoundError, version
 

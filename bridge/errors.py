@@ -12,27 +12,29 @@
     ├── BrokerError
     │   ├── BrokerUnavailable  no connection, or it was lost; connecting again can help
     │   ├── BrokerDenied       the broker refuses our credentials, virtual host or rights
-    │   ├── TopologyMismatch   a queue or exchange exists with other arguments than the settings ask for
-    │   ├── PublishFailed      the broker did not take a message: returned, refused, or the channel was lost
+    │   ├── TopologyMismatch   a queue or exchange exists with other arguments than the settings
+    │   ├── PublishFailed      the broker returned or refused a message, or the channel was lost
     │   │   ├── QueueFull      the queue refuses it, which is mostly for lack of room
     │   │   └── MessageRefused the broker closes connections over this very message
     │   ├── QueueMissing       a queue that should be there is not
     │   └── QueueInUse         somebody else has a queue for themselves at the moment
     ├── NoSuchJob              no dead letter is of the job that was asked for
     └── MachineError
-        ├── MachineRejected    the provider has no such image, size, region or network, or takes no such machine
+        ├── MachineRejected    the provider has no such image, size, region or network
         ├── MachineDenied      the provider refuses our credentials or rights
-        └── MachineUnavailable the provider can't be reached or has no room, or the machine never answered
+        └── MachineUnavailable the provider is out of reach or full, or the machine is silent
 
-Libraries' errors are translated once, in `bridge.kestra.client`, `bridge.rabbitmq` and `bridge.machines`,
-and never seen elsewhere.
+Libraries' errors are translated once, in `bridge.kestra.client`, `bridge.rabbitmq` and
+`bridge.machines`, and never seen elsewhere.
 """
 
 from __future__ import annotations
 
 
 class BridgeError(Exception):
-    """Base of all errors of the bridge. Its text is one line for a person: what, where, what to do."""
+    """Base of all errors of the bridge. Its text is one line for a person: what, where, what to
+    do.
+    """
 
 
 class SettingsError(BridgeError):
@@ -48,17 +50,23 @@ class KestraError(BridgeError):
 
 
 class KestraRejected(KestraError):
-    """Kestra refused what was asked for its content: unknown or disabled flow, wrong inputs or labels."""
+    """Kestra refused what was asked for its content: unknown or disabled flow, wrong inputs or
+    labels.
+    """
 
 
 class KestraDenied(KestraError):
-    """Kestra refuses the credentials, the tenant or the rights. Nothing was done, and only an operator can mend it."""
+    """Kestra refuses the credentials, the tenant or the rights. Nothing was done, and only an
+    operator can mend it.
+    """
 
 
 class KestraIncompatible(KestraError):
-    """Kestra, or what stands before it, refuses the form of a request: its method, its media types, its parameters.
+    """Kestra, or what stands before it, refuses the form of a request: its method, its media types,
+    its parameters.
 
-    Nothing was done. Only another version of Kestra or of the bridge can help, or a change of what stands between.
+    Nothing was done. Only another version of Kestra or of the bridge can help, or a change of what
+    stands between.
     """
 
 
@@ -80,9 +88,9 @@ class KestraUnavailable(KestraError):
 class KestraAmbiguous(KestraError):
     """A create whose answer never came or was an error of the server's: the execution may exist.
 
-    `execution_id` is known in the one case where the answer names it ("Execution disappeared after create").
-    `blames_request` says that Kestra itself failed over it (500): its own trouble, or the request's content.
-    `retry_after` is how many seconds it asked to be left alone.
+    `execution_id` is known in the one case where the answer names it ("Execution disappeared after
+    create"). `blames_request` says that Kestra itself failed over it (500): its own trouble, or the
+    request's content. `retry_after` is how many seconds it asked to be left alone.
     """
 
     def __init__(
@@ -106,7 +114,8 @@ class BrokerError(BridgeError):
 class BrokerUnavailable(BrokerError):
     """RabbitMQ can't be reached, or the session with it has ended. Connecting again can help.
 
-    `blames_message` says that RabbitMQ ended it over something that was published: it, or another one beside it.
+    `blames_message` says that RabbitMQ ended it over something that was published: it, or another
+    one beside it.
     """
 
     def __init__(self, message: str, *, blames_message: bool = False) -> None:
@@ -119,11 +128,13 @@ class BrokerDenied(BrokerError):
 
 
 class TopologyMismatch(BrokerError):
-    """A queue or an exchange exists with other arguments than the settings ask for."""
+    """A queue or an exchange exists with other arguments than the settings."""
 
 
 class PublishFailed(BrokerError):
-    """A publish was not confirmed: returned as unroutable, refused by the queue, or the channel was lost."""
+    """A publish was not confirmed: returned as unroutable, refused by the queue, or the channel was
+    lost.
+    """
 
 
 class QueueFull(PublishFailed):
@@ -135,7 +146,9 @@ class MessageRefused(PublishFailed):
 
 
 class QueueMissing(BrokerError):
-    """A queue that should be there is not: the settings name another one, or no bridge has run yet."""
+    """A queue that should be there is not: the settings name another one, or no bridge has run
+    yet.
+    """
 
 
 class QueueInUse(BrokerError):
@@ -151,7 +164,9 @@ class MachineError(BridgeError):
 
 
 class MachineRejected(MachineError):
-    """The provider refuses what was asked for: image, size, region, network. Asking again gives the same answer."""
+    """The provider refuses what was asked for: image, size, region, network. Asking again gives the
+    same answer.
+    """
 
 
 class MachineDenied(MachineError):
@@ -159,4 +174,6 @@ class MachineDenied(MachineError):
 
 
 class MachineUnavailable(MachineError):
-    """No machine just now: the provider can't be reached or has no room, or the machine never answered."""
+    """No machine just now: the provider can't be reached or has no room, or the machine never
+    answered.
+    """

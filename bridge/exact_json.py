@@ -54,7 +54,10 @@ def dumps(value: Any, *, compact: bool = False) -> str:
         case Real() | Whole():
             return value.text
         case dict():
-            pairs = (f"{_plain(str(key))}{colon}{dumps(item, compact=compact)}" for key, item in value.items())
+            pairs = (
+                f"{_plain(str(key))}{colon}{dumps(item, compact=compact)}"
+                for key, item in value.items()
+            )
             return f"{{{comma.join(pairs)}}}"
         case list() | tuple():
             return f"[{comma.join(dumps(item, compact=compact) for item in value)}]"

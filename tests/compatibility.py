@@ -1,7 +1,8 @@
-"""The unit tests where the rest of the tests don't run: on the lowest dependencies, and on another Python.
+"""The unit tests where the rest of the tests don't run: on the lowest dependencies, and on another
+Python.
 
-Each has an environment of its own in the cache, made once. Another Python than that of `.venv` is Debian's, in a folder
-with a release of Debian that has it.
+Each has an environment of its own in the cache, made once. Another Python than that of `.venv` is
+Debian's, in a folder with a release of Debian that has it.
 """
 
 from __future__ import annotations
@@ -38,10 +39,14 @@ _RECIPE = (
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-exclude=/usr/share/man/*",
     "--dpkgopt=path-exclude=/usr/share/locale/*",
-    '--customize-hook=mkdir -p "$1/checkout" "$1/environment" "$1/etc/ssl/certs" && touch "$1/etc/resolv.conf"',
+    (
+        '--customize-hook=mkdir -p "$1/checkout" "$1/environment" "$1/etc/ssl/certs" && touch '
+        '"$1/etc/resolv.conf"'
+    ),
 )
 
-# Runs in new namespaces: $1 the tree, $2 the checkout, $3 the environment's folder, then the command.
+# Runs in new namespaces: $1 the tree, $2 the checkout, $3 the environment's folder, then the
+# command.
 _ENTER = """
 set -e
 tree=$1
@@ -50,16 +55,21 @@ mount --rbind /dev "$tree/dev"
 mount -t tmpfs tmpfs "$tree/tmp"
 mount --bind "$2" "$tree/checkout"
 mount --bind "$3" "$tree/environment"
-for shared in /etc/hosts /etc/resolv.conf /etc/ssl/certs; do mount --bind "$shared" "$tree$shared"; done
+for shared in /etc/hosts /etc/resolv.conf /etc/ssl/certs; do
+    mount --bind "$shared" "$tree$shared"
+done
 shift 3
 exec chroot "$tree" "$@"
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status of the unit tests there; 1 where that can't be made, 0 where all tests run anyway."""
+    """The exit status of the unit tests there; 1 where that can't be made, 0 where all tests run
+    anyway."""
     parser = argparse.ArgumentParser(prog="python -m tests.compatibility", description=__doc__)
-    parser.add_argument("where", choices=("lowest", *SUITES), help="the lowest dependencies, or that Python")
+    parser.add_argument(
+        "where", choices=("lowest", *SUITES), help="the lowest dependencies, or that Python"
+    )
     where = parser.parse_args(arguments).where
     if where == OWN:
         print(f"tests/compatibility: all tests run on Python {where}")
@@ -77,7 +87,8 @@ def _in_words(where: str) -> str:
 
 
 def on_lowest() -> int:
-    """The exit status of the unit tests with the lowest version of each dependency that pyproject.toml allows."""
+    """The exit status of the unit tests with the lowest version of each dependency that
+    pyproject.toml allows."""
     folder = cache_directory("lowest", _digest(LOWEST, sys.version, str(REPOSITORY)))
     python = Environment(folder, folder, REPOSITORY, [], sys.executable).python(LOWEST)
     path = f"PATH={folder / 'venv/bin'}{os.pathsep}{os.environ['PATH']}"
@@ -86,10 +97,14 @@ def on_lowest() -> int:
 
 def on_python(version: str) -> int:
     """The exit status of the unit tests on that Python with what requirements.lock names."""
-    tree = debian.tree("python", SUITES[version], _RECIPE, lambda line: print(f"tests/compatibility: {line}"))
+    tree = debian.tree(
+        "python", SUITES[version], _RECIPE, lambda line: print(f"tests/compatibility: {line}")
+    )
     folder = cache_directory("python", f"environment-{version}-{_digest(LOCK, SUITES[version])}")
     within = _inside(tree, folder)
-    python = Environment(folder, Path("/environment"), Path("/checkout"), within, "python3").python(LOCK)
+    python = Environment(folder, Path("/environment"), Path("/checkout"), within, "python3").python(
+        LOCK
+    )
     return _tested([*python, *PYTEST, *PYTHON_S], Path("/environment"))
 
 
@@ -106,7 +121,8 @@ def _tested(pytest: Sequence[str], place: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A virtual environment in a folder, which commands `within` something else see at another place."""
+    """A virtual environment in a folder, which commands `within` something else see at another
+    place."""
 
     folder: Path
     place: Path
@@ -115,7 +131,8 @@ class Environment:
     interpreter: str
 
     def python(self, lock: Path) -> list[str]:
-        """The command of its Python, which finds what the lock names and the checkout; made on first use.
+        """The command of its Python, which finds what the lock names and the checkout; made on
+        first use.
 
         Raises:
             CalledProcessError: it can't be made; what failed has said why.
@@ -138,7 +155,12 @@ class Environment:
         made.write_text(project)
 
     def _install(self, *what: str) -> None:
-        options = ("--quiet", "--disable-pip-version-check", "--no-input", "--root-user-action=ignore")
+        options = (
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--root-user-action=ignore",
+        )
         self._run(str(self.place / "venv/bin/python"), "-m", "pip", "install", *options, *what)
 
     def _run(self, *command: str) -> None:
@@ -146,10 +168,11 @@ class Environment:
 
 
 def _inside(tree: Path, folder: Path) -> list[str]:
-    """What a command in the tree begins with; it sees the network, the checkout and the folder, no more of the host."""
+    """What a command in the tree begins with; it sees the network, the checkout and the folder, no
+    more of the host."""
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     variables = {
-        "PATH": "/environment/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": "/environment/venv/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
         "LANG": "C.UTF-8",
         "PIP_CONFIG_FILE": "/environment/pip.conf",
@@ -158,7 +181,12 @@ def _inside(tree: Path, folder: Path) -> list[str]:
     apart = ["unshare", *user, "--mount", "--uts", "--pid", "--fork", "--kill-child"]
     entered = ["sh", "-c", _ENTER, "enter", str(tree), str(REPOSITORY), str(folder)]
     surroundings = ["env", "--ignore-environment", "--chdir=/checkout"]
-    return [*apart, *entered, *surroundings, *(f"{name}={value}" for name, value in variables.items())]
+    return [
+        *apart,
+        *entered,
+        *surroundings,
+        *(f"{name}={value}" for name, value in variables.items()),
+    ]
 
 
 def _digest(file: Path, *more: str) -> str:

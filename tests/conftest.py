@@ -15,7 +15,8 @@ from tests.support import given
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
-# A run in the background of a shell ignores Ctrl-C, and would hand that on to every child that is to be interrupted.
+# A run in the background of a shell ignores Ctrl-C, and would hand that on to every child that is
+# to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONG = ("machines", "acceptance", "chaos", "containers", "integration", "contract")
@@ -31,7 +32,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where files run side by side, begin with the long ones: a long one at the end would run alone."""
+    """Where files run side by side, begin with the long ones: a long one at the end would run
+    alone."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: _rank(item.path))
 

@@ -48,15 +48,19 @@ _WRONG_SETTINGS = (
 
 app = typer.Typer(
     name="kestra-bridge",
-    help="Run the jobs of a RabbitMQ priority queue as Kestra executions: one for each message, acked on success.",
-    epilog="Settings are environment variables that begin with BRIDGE_, or lines of a .env file: see 'run --help'.",
+    help="Run the jobs of a RabbitMQ priority queue as Kestra executions: one for each message, "
+    "acked on success.",
+    epilog="Settings are environment variables that begin with BRIDGE_, or lines of a .env file: "
+    "see 'run --help'.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")
+]
 
 
 def main() -> None:
@@ -88,7 +92,8 @@ def reported() -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 (people are promised one line, whatever happens)
         structlog.get_logger().debug("failed", exc_info=error)
         _fail(
-            f"an error that the bridge did not expect, {type(error).__name__}: {error}; BRIDGE_LOG_LEVEL=debug shows "
+            f"an error that the bridge did not expect, {type(error).__name__}: {error}; "
+            "BRIDGE_LOG_LEVEL=debug shows "
             "where, please report it",
             FAILED,
         )
@@ -137,7 +142,11 @@ def load(section: type[settings.Section], *, json_logs: bool = False) -> setting
         SettingsError: naming every setting that can't be used.
     """
     found = settings.load(section)
-    log.configure(style="json" if json_logs else found.log_format, level=found.log_level, secrets=found.secrets)
+    log.configure(
+        style="json" if json_logs else found.log_format,
+        level=found.log_level,
+        secrets=found.secrets,
+    )
     for warning in settings.unknown({*os.environ, *settings.in_env_file()}, section):
         structlog.get_logger().warning(warning)
     if isinstance(found, settings.KestraSettings):

@@ -21,9 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, Message
-from bridge.kestra.client import Story
+from bridge.kestra.client import FailureReport
 from bridge.kestra.logs import LogLine
-from bridge.operate.dead_letters.letters import Letter, Origin, format_span
+from bridge.operate.dead_letters.letters import DeadLetter, Origin, format_span
 from bridge.text import encodable, visible
 
 ROWS_AT_MOST = 100
@@ -41,7 +41,7 @@ LABEL_WIDTH = 12
 LOG_LINES = 20
 TOLD_ELSEWHERE = frozenset({*DEAD_LETTER_HEADERS, ATTEMPT, "x-delivery-count", "x-acquired-count"})
 Rows = Iterable[tuple[str, Iterable[str]]]
-Sink = Callable[[Letter], None]
+Sink = Callable[[DeadLetter], None]
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class Overview:
     """What a list says beside its rows."""
 
     by_reason: Counter[str] = field(default_factory=Counter)
-    rows: list[Letter] = field(default_factory=list)
+    rows: list[DeadLetter] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -58,16 +58,20 @@ class Overview:
 
 
 @contextmanager
-def listing(*, as_json: bool, now: datetime, queues: int, limit: int | None) -> Iterator[tuple[Sink, Overview]]:
-    """Takes letters one by one and shows them at the end: whoever reads slowly must not keep them held.
+def listing(
+    *, as_json: bool, now: datetime, queues: int, limit: int | None
+) -> Iterator[tuple[Sink, Overview]]:
+    """Takes letters one by one and shows them at the end: whoever reads slowly must not keep them
+    held.
 
-    So many as there may be, few are in memory: for a terminal the rows that are shown, else a file that goes away.
+    So many as there may be, few are in memory: for a terminal the rows that are shown, else a file
+    that goes away.
     """
     overview = Overview()
     table = sys.stdout.isatty() and not as_json
     with tempfile.SpooledTemporaryFile(SPOOLED, "w+", encoding="utf-8") as lines:
 
-        def take(letter: Letter) -> None:
+        def take(letter: DeadLetter) -> None:
             overview.by_reason[letter.reason] += 1
             if table:
                 overview.rows += [letter] if len(overview.rows) < (limit or ROWS_AT_MOST) else []
@@ -87,14 +91,21 @@ def _copy(lines: IO[str]) -> None:
     sys.stdout.flush()
 
 
-def _line(letter: Letter, now: datetime, *, as_json: bool) -> str:
+def _line(letter: DeadLetter, now: datetime, *, as_json: bool) -> str:
     if as_json:
         return dumps(letter.data)
-    cells = (letter.flow, letter.attempt, _age(letter, now), letter.queue, letter.execution, letter.error)
+    cells = (
+        letter.flow,
+        letter.attempt,
+        _age(letter, now),
+        letter.queue,
+        letter.execution,
+        letter.error,
+    )
     return "\t".join((letter.name, letter.reason, *(str(cell or "-") for cell in cells)))
 
 
-def _age(letter: Letter, now: datetime) -> str:
+def _age(letter: DeadLetter, now: datetime) -> str:
     age = letter.age(now)
     return format_span(age) if age is not None else "-"
 
@@ -123,18 +134,25 @@ def _print_table(overview: Overview, now: datetime, *, queues: int) -> None:
     for letter in overview.rows:
         queue = (letter.queue,) if queues > 1 else ()
         more_cells = (str(letter.flow or "-"), str(letter.attempt)) if wide else ()
-        table.add_row(*map(Text, (letter.name, *queue, letter.reason, *more_cells, _age(letter, now), letter.error)))
+        table.add_row(
+            *map(
+                Text,
+                (letter.name, *queue, letter.reason, *more_cells, _age(letter, now), letter.error),
+            )
+        )
     console.print(table)
     more = overview.total - len(overview.rows)
     cut = f"; the first {len(overview.rows)} are shown, --limit or --json show more" if more else ""
     plural = "" if overview.total == 1 else "s"
-    console.print(Text(f"{overview.total} dead letter{plural}: {counted(overview.by_reason)}{cut}", "dim"))
+    console.print(
+        Text(f"{overview.total} dead letter{plural}: {counted(overview.by_reason)}{cut}", "dim")
+    )
 
 
 NO_PROPERTIES = frozenset({"body", "headers", "exchange", "routing_key"})
 
 
-def full_data(letter: Letter, message: Message, told: Told) -> dict[str, Any]:
+def full_data(letter: DeadLetter, message: Message, told: Told) -> dict[str, Any]:
     """A letter with its message and what Kestra knows of its execution, for programs."""
     return {
         **letter.data,
@@ -150,7 +168,11 @@ def _in_words(value: Any) -> str:
     if isinstance(value, bytes | bytearray):
         value = bytes(value).decode("utf-8", "backslashreplace")
     return visible(
-        value if isinstance(value, str) else _as_text(value) if isinstance(value, datetime) else dumps(value)
+        value
+        if isinstance(value, str)
+        else _as_text(value)
+        if isinstance(value, datetime)
+        else dumps(value)
     )
 
 
@@ -165,7 +187,7 @@ class Told:
 
     execution: str | None
     url: str | None = None
-    story: Story | None = None
+    story: FailureReport | None = None
     silence: str = ""
 
     @property
@@ -176,8 +198,15 @@ class Told:
         found: dict[str, Any] = {"execution": self.execution, "url": self.url}
         if self.story is None:
             return {**found, "unknown_because": self.silence}
-        log = [{"at": line.at, "level": line.level, "message": line.message} for line in self.story.log]
-        return {**found, "state": self.story.execution.state.value, "task": self.story.task, "log": log}
+        log = [
+            {"at": line.at, "level": line.level, "message": line.message} for line in self.story.log
+        ]
+        return {
+            **found,
+            "state": self.story.execution.state.value,
+            "task": self.story.task,
+            "log": log,
+        }
 
     @property
     def rows(self) -> Rows:
@@ -193,25 +222,42 @@ class Told:
             yield "Log", [line for entry in self.story.log for line in _log_lines(entry)]
 
 
-def print_full(letter: Letter, message: Message, now: datetime, told: Told) -> None:
+def print_full(letter: DeadLetter, message: Message, now: datetime, told: Told) -> None:
     """Print a letter for a person: why, what Kestra says of it, and the message."""
     width = Console().width - LABEL_WIDTH - 2 if sys.stdout.isatty() else None
     age = letter.age(now)
-    print(f"{letter.name} (dead letter of {letter.queue}" + (f", {format_span(age)} old)" if age is not None else ")"))
+    print(
+        f"{letter.name} (dead letter of {letter.queue}"
+        + (f", {format_span(age)} old)" if age is not None else ")")
+    )
     for label, lines in (*_why_rows(letter), *told.rows, *_message_rows(message)):
         for number, line in enumerate(_folded(lines, width)):
             print(f"  {'' if number else label:{LABEL_WIDTH}}{line}".rstrip())
 
 
-def _why_rows(letter: Letter) -> Rows:
+def _why_rows(letter: DeadLetter) -> Rows:
     yield "Why", [f"{letter.reason}: {letter.error}" if letter.error else letter.reason]
     if letter.origin is not Origin.BRIDGE:
-        yield "By", ["RabbitMQ itself" if letter.origin is Origin.BROKER else "somebody by hand, or another program"]
+        yield (
+            "By",
+            [
+                "RabbitMQ itself"
+                if letter.origin is Origin.BROKER
+                else "somebody by hand, or another program"
+            ],
+        )
     if not letter.named:
-        yield "Job id", [f"none; here it goes by {letter.name}, and a replay would make that its id"]
+        yield (
+            "Job id",
+            [f"none; here it goes by {letter.name}, and a replay would make that its id"],
+        )
     yield (
         "Flow",
-        [str(letter.flow) if letter.flow else "none in the body: the lane's default flow, which isn't set here"],
+        [
+            str(letter.flow)
+            if letter.flow
+            else "none in the body: the lane's default flow, which isn't set here"
+        ],
     )
     yield "Attempt", [str(letter.attempt)]
 
@@ -220,7 +266,13 @@ def _message_rows(message: Message) -> Rows:
     yield "Properties", [f"{name}: {_in_words(value)}" for name, value in _properties(message)]
     headers = [(key, value) for key, value in message.headers.items() if key not in TOLD_ELSEWHERE]
     if headers:
-        yield "Headers", [_bounded(f"{visible(key)}: {_in_words(value)}", HEADER_LENGTH) for key, value in headers]
+        yield (
+            "Headers",
+            [
+                _bounded(f"{visible(key)}: {_in_words(value)}", HEADER_LENGTH)
+                for key, value in headers
+            ],
+        )
     size = len(message.body)
     yield "Body", [f"{size} byte{'' if size == 1 else 's'}", *_body_lines(message.body)]
 
@@ -241,7 +293,9 @@ def _body_data(body: bytes) -> dict[str, Any]:
 
 
 def _body_lines(body: bytes) -> Iterator[str]:
-    """A body that a terminal can bear: JSON is indented, what is no text is escaped, and all of it is bounded."""
+    """A body that a terminal can bear: JSON is indented, what is no text is escaped, and all of it
+    is bounded.
+    """
     shown = _indented(body) or body[: BODY_LENGTH + 1].decode("utf-8", "backslashreplace")
     lines = shown[:BODY_LENGTH].split("\n")
     yield from map(visible, lines[:BODY_LINES])

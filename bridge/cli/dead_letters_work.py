@@ -17,8 +17,16 @@ from bridge.errors import BridgeError, KestraError, NoSuchJob, SettingsError
 from bridge.job.message import Message
 from bridge.kestra.client import Kestra, execution_url
 from bridge.operate.dead_letters import executions
-from bridge.operate.dead_letters.letters import Fate, Letter, Selection, Verdict, judge, obstacle, unclear
-from bridge.operate.dead_letters.queue import DeadLetters, Plan, Tally
+from bridge.operate.dead_letters.letters import (
+    DeadLetter,
+    Fate,
+    Selection,
+    Verdict,
+    judge,
+    obstacle,
+    unclear,
+)
+from bridge.operate.dead_letters.queue import DeadLetterQueue, Plan, Tally
 from bridge.rabbitmq.alarms import heard
 from bridge.rabbitmq.broker import Broker, Connection, Publisher
 from bridge.settings.settings import FlowSettings, KestraSettings, Lane
@@ -26,7 +34,10 @@ from bridge.settings.settings import FlowSettings, KestraSettings, Lane
 Result = TypeVar("Result")
 
 ALIKE = "another letter without an id is just like it, and they can't be told apart"
-HELD = "somebody else holds dead letters of that queue, and theirs may be among them; run it again after that"
+HELD = (
+    "somebody else holds dead letters of that queue, and theirs may be among them; run it "
+    "again after that"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +66,9 @@ class Scope:
 
     def opened(
         self, session: Session, lane: Lane, *, only_look: bool = False
-    ) -> AbstractAsyncContextManager[DeadLetters]:
+    ) -> AbstractAsyncContextManager[DeadLetterQueue]:
         """A lane's dead letters."""
-        return DeadLetters.open(session.connection, lane, self.settings, only_look=only_look)
+        return DeadLetterQueue.open(session.connection, lane, self.settings, only_look=only_look)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +98,10 @@ def _after(told: str) -> str:
 async def list_them(scope: Scope) -> None:
     """List the letters that are meant."""
     now = scope.selection.now
-    with listing(as_json=scope.as_json, now=now, queues=len(scope.lanes), limit=scope.limit) as (take, overview):
+    with listing(as_json=scope.as_json, now=now, queues=len(scope.lanes), limit=scope.limit) as (
+        take,
+        overview,
+    ):
         async with scope.connected() as session:
             await _survey(scope, session, lambda letter, _: take(letter), only_look=True)
     if not overview.total and not scope.as_json:
@@ -97,7 +111,9 @@ async def list_them(scope: Scope) -> None:
 async def show_them(scope: Scope) -> None:
     """Show the letters that are meant in full."""
     async with scope.connected() as session:
-        found = await _survey(scope, session, lambda letter, message: (letter, message), only_look=True)
+        found = await _survey(
+            scope, session, lambda letter, message: (letter, message), only_look=True
+        )
     _require_jobs(scope, (letter for letter, _ in found))
     told = await _ask_kestra(scope, [letter for letter, _ in found])
     if not found and not scope.as_json:
@@ -111,17 +127,22 @@ async def show_them(scope: Scope) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class Discard:
-    """Throws letters away. Between finding and doing, a person can be asked: nothing is held meanwhile."""
+    """Throws letters away. Between finding and doing, a person can be asked: nothing is held
+    meanwhile.
+    """
 
     scope: Scope
     dry_run: bool
-    letters: list[Letter] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
 
     @property
     def question(self) -> str:
         """What a person is to confirm."""
-        return f"Discard {_counted(len(self.letters), 'dead letter')} of {self.scope.place} ({self._reasons})?"
+        return (
+            f"Discard {_counted(len(self.letters), 'dead letter')} of {self.scope.place} "
+            f"({self._reasons})?"
+        )
 
     @property
     def _reasons(self) -> str:
@@ -129,7 +150,10 @@ class Discard:
 
     def told(self) -> str:
         """How far it has come."""
-        return f"{self.tally.dropped.total()} of {_counted(len(self.letters), 'dead letter')} are discarded"
+        return (
+            f"{self.tally.dropped.total()} of "
+            f"{_counted(len(self.letters), 'dead letter')} are discarded"
+        )
 
     async def find(self) -> None:
         """Find the letters that are meant."""
@@ -155,7 +179,10 @@ class Discard:
         elif not self.letters:
             print(_nothing(self.scope))
         elif self.dry_run:
-            print(f"would discard {_counted(len(self.letters), 'dead letter')} of {self.scope.place} ({self._reasons})")
+            print(
+                f"would discard {_counted(len(self.letters), 'dead letter')} of "
+                f"{self.scope.place} ({self._reasons})"
+            )
         else:
             done = _counted(self.tally.dropped.total(), "dead letter")
             print(f"discarded {done} of {self.scope.place} ({self._reasons})")
@@ -169,7 +196,7 @@ class Replay:
     unchecked: bool
     discard_succeeded: bool
     dry_run: bool
-    letters: list[Letter] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
 
@@ -177,7 +204,10 @@ class Replay:
     def question(self) -> str:
         """What a person is to confirm."""
         reasons = counted(Counter(letter.reason for letter in self.letters))
-        return f"Put {_counted(len(self.letters), 'dead letter')} of {self.scope.place} back ({reasons})?"
+        return (
+            f"Put {_counted(len(self.letters), 'dead letter')} of "
+            f"{self.scope.place} back ({reasons})?"
+        )
 
     async def find(self) -> None:
         """Find the letters that are meant, to ask whether they are."""
@@ -187,7 +217,11 @@ class Replay:
     def told(self) -> str:
         """How far it has come."""
         wanted = len(self._keys(Fate.REPLAY))
-        return f"{len(self.tally.back)} of {_counted(wanted, 'job')} are back; run again, it goes on" if wanted else ""
+        return (
+            f"{len(self.tally.back)} of {_counted(wanted, 'job')} are back; run again, it goes on"
+            if wanted
+            else ""
+        )
 
     async def act(self) -> None:
         """Put back what can be, after what a replay that was ended has begun."""
@@ -208,9 +242,11 @@ class Replay:
             print(*self._lines(), sep="\n")
         return not self.tally.waiting and not self._keys(Fate.REFUSED)
 
-    def _look(self, letter: Letter, message: Message) -> tuple[Letter, str | None]:
+    def _look(self, letter: DeadLetter, message: Message) -> tuple[DeadLetter, str | None]:
         settings = self.scope.settings
-        why_not = obstacle(letter, message, max_priority=settings.max_priority, flows=settings.known_patterns)
+        why_not = obstacle(
+            letter, message, max_priority=settings.max_priority, flows=settings.known_patterns
+        )
         return letter, why_not
 
     def _keys(self, fate: Fate) -> set[bytes]:
@@ -220,10 +256,14 @@ class Replay:
         for lane in self.scope.lanes:
             async with self.scope.opened(session, lane) as dead:
                 if await dead.unfinished():
-                    await dead.replay(session.broker, session.publisher, Plan(), self.tally, lambda: None)
+                    await dead.replay(
+                        session.broker, session.publisher, Plan(), self.tally, lambda: None
+                    )
 
-    async def _judge(self, found: Sequence[tuple[Letter, str | None]]) -> list[Verdict]:
-        executions = await self._executions([letter for letter, _ in found if executions.has_one(letter)])
+    async def _judge(self, found: Sequence[tuple[DeadLetter, str | None]]) -> list[Verdict]:
+        executions = await self._executions(
+            [letter for letter, _ in found if executions.has_one(letter)]
+        )
         alike = unclear(letter for letter, _ in found)
         kestra = self.scope.kestra
         return [
@@ -236,12 +276,13 @@ class Replay:
             for letter, why_not in found
         ]
 
-    async def _executions(self, letters: Sequence[Letter]) -> executions.Executions:
+    async def _executions(self, letters: Sequence[DeadLetter]) -> executions.Executions:
         if self.unchecked or not letters:
             return {}
         if self.scope.kestra is None:
             raise SettingsError(
-                "BRIDGE_KESTRA_URL is not set, so nobody can tell which jobs have succeeded meanwhile; set it, or give "
+                "BRIDGE_KESTRA_URL is not set, so nobody can tell which jobs have succeeded "
+                "meanwhile; set it, or give "
                 "--unchecked"
             )
         async with Kestra(self.scope.kestra) as kestra:
@@ -249,14 +290,19 @@ class Replay:
                 try:
                     return await executions.look_up(kestra, letters, advance)
                 except KestraError as error:
-                    raise type(error)(f"{error}; nothing was put back (--unchecked does it without asking)") from error
+                    raise type(error)(
+                        f"{error}; nothing was put back (--unchecked does it without asking)"
+                    ) from error
 
     async def _put_back(self, session: Session) -> None:
         plan = Plan(
-            back=self._keys(Fate.REPLAY), drop=self._keys(Fate.SUCCEEDED) if self.discard_succeeded else frozenset()
+            back=self._keys(Fate.REPLAY),
+            drop=self._keys(Fate.SUCCEEDED) if self.discard_succeeded else frozenset(),
         )
         letters = [
-            each.letter for each in self.verdicts if each.letter.key in plan.back or each.letter.key in plan.drop
+            each.letter
+            for each in self.verdicts
+            if each.letter.key in plan.back or each.letter.key in plan.drop
         ]
         with bar("put back", len(letters)) as advance:
             for lane in _lanes_of(self.scope, letters):
@@ -266,7 +312,11 @@ class Replay:
     def _print_json(self) -> None:
         for verdict in self.verdicts:
             result: str = verdict.fate
-            if verdict.fate is Fate.REPLAY and not self.dry_run and verdict.letter.key not in self.tally.back:
+            if (
+                verdict.fate is Fate.REPLAY
+                and not self.dry_run
+                and verdict.letter.key not in self.tally.back
+            ):
                 result = "gone"
             elif verdict.fate is Fate.SUCCEEDED and self.discard_succeeded:
                 result = "discarded"
@@ -274,7 +324,11 @@ class Replay:
         for job in sorted(self.tally.finished):
             queue = self.scope.lanes[0].queue if len(self.scope.lanes) == 1 else None
             why = "a replay that was ended had begun it"
-            print(dumps({"job": job, "queue": queue, "result": Fate.REPLAY, "reason": None, "why": why}))
+            print(
+                dumps(
+                    {"job": job, "queue": queue, "result": Fate.REPLAY, "reason": None, "why": why}
+                )
+            )
 
     def _lines(self) -> Iterator[str]:
         """What has become of the jobs, for people."""
@@ -285,11 +339,16 @@ class Replay:
             yield f"{jobs} back in {self.scope.place} that a replay had begun which was ended"
         yield from self._back_lines(len(self._keys(Fate.REPLAY)))
         for fate, what in self._left.items():
-            those = [f"{each.letter.name} ({each.why})" for each in self.verdicts if each.fate is fate]
+            those = [
+                f"{each.letter.name} ({each.why})" for each in self.verdicts if each.fate is fate
+            ]
             if those:
                 yield f"{_counted(len(those), 'job')} {what}: {named(those)}"
         if self.tally.waiting:
-            yield f"{_counted(self.tally.waiting, 'job')} that a replay had begun which was ended: {HELD}"
+            yield (
+                f"{_counted(self.tally.waiting, 'job')} that a replay had begun "
+                f"which was ended: {HELD}"
+            )
 
     def _back_lines(self, wanted: int) -> Iterator[str]:
         if self.dry_run and wanted:
@@ -314,31 +373,43 @@ class Replay:
 
 
 async def _survey(
-    scope: Scope, session: Session, see: Callable[[Letter, Message], Result], *, only_look: bool = False
+    scope: Scope,
+    session: Session,
+    see: Callable[[DeadLetter, Message], Result],
+    *,
+    only_look: bool = False,
 ) -> list[Result]:
-    """What `see` makes of each letter that is meant, in order; what can't be seen is told of on standard error."""
+    """What `see` makes of each letter that is meant, in order; what can't be seen is told of on
+    standard error.
+    """
     found: list[Result] = []
     for lane in scope.lanes:
         async with scope.opened(session, lane, only_look=only_look) as dead:
             await _warn(dead, lane)
             async for letter, message in dead.read():
-                # To the end in any case: what is given back comes after what was given back before, so that a part of
-                # the queue would change places with the rest.
+                # To the end in any case: what is given back comes after what was given back before,
+                # so that a part of the queue would change places with the rest.
                 if letter in scope.selection and (scope.limit is None or len(found) < scope.limit):
                     found.append(see(letter, message))
     return found
 
 
-async def _warn(dead: DeadLetters, lane: Lane) -> None:
+async def _warn(dead: DeadLetterQueue, lane: Lane) -> None:
     """Tell of what a reader of the list would miss."""
     if dead.others:
-        _say(f"{_counted(dead.others, 'other reader')} of {lane.queue}'s dead letters: what they hold can't be seen")
+        _say(
+            f"{_counted(dead.others, 'other reader')} of {lane.queue}'s dead letters: what they "
+            "hold can't be seen"
+        )
     if unfinished := await dead.unfinished():
         jobs = _counted(unfinished, "job")
-        _say(f"{jobs} of {lane.queue} half put back by a replay that was ended: the next replay goes on with them")
+        _say(
+            f"{jobs} of {lane.queue} half put back by a replay that was ended: the next replay "
+            "goes on with them"
+        )
 
 
-def _require_jobs(scope: Scope, letters: Iterable[Letter], *, done: Iterable[str] = ()) -> None:
+def _require_jobs(scope: Scope, letters: Iterable[DeadLetter], *, done: Iterable[str] = ()) -> None:
     """Every job that is named has a letter, or has just been put back.
 
     Raises:
@@ -352,18 +423,22 @@ def _require_jobs(scope: Scope, letters: Iterable[Letter], *, done: Iterable[str
         raise NoSuchJob(f"no dead letter in {scope.place} is of job {named(sorted(missing))}")
 
 
-async def _ask_kestra(scope: Scope, letters: Sequence[Letter]) -> list[Told]:
-    """What Kestra tells of each letter's execution. Once it doesn't answer, it isn't asked again."""
+async def _ask_kestra(scope: Scope, letters: Sequence[DeadLetter]) -> list[Told]:
+    """What Kestra tells of each letter's execution. Once it doesn't answer, it isn't asked
+    again.
+    """
     settings, silence = scope.kestra, "BRIDGE_KESTRA_URL is not set, so Kestra isn't asked"
     told = []
     async with AsyncExitStack() as stack:
         kestra = await stack.enter_async_context(Kestra(settings)) if settings else None
         for letter in letters:
             if kestra is None or letter.execution is None:
-                told.append(Told(execution=letter.execution, url=_url(settings, letter), silence=silence))
+                told.append(
+                    Told(execution=letter.execution, url=_url(settings, letter), silence=silence)
+                )
                 continue
             try:
-                story = await kestra.story(letter.execution)
+                story = await kestra.failure_report(letter.execution)
             except KestraError as error:
                 kestra, silence, story = None, f"Kestra can't tell: {error}", None
             url = kestra.link(story.execution) if kestra and story else _url(settings, letter)
@@ -372,23 +447,30 @@ async def _ask_kestra(scope: Scope, letters: Sequence[Letter]) -> list[Told]:
     return told
 
 
-def _url(settings: KestraSettings | None, letter: Letter) -> str | None:
+def _url(settings: KestraSettings | None, letter: DeadLetter) -> str | None:
     if settings is None or letter.flow is None or letter.execution is None:
         return None
     return execution_url(settings, letter.flow, letter.execution)
 
 
-def _lanes_of(scope: Scope, letters: Iterable[Letter]) -> list[Lane]:
+def _lanes_of(scope: Scope, letters: Iterable[DeadLetter]) -> list[Lane]:
     queues = {letter.queue for letter in letters}
     return [lane for lane in scope.lanes if lane.queue in queues]
 
 
 def _nothing(scope: Scope) -> str:
-    return f"no dead letters in {scope.place}" + ("" if scope.selection.means_all else " are like that")
+    return f"no dead letters in {scope.place}" + (
+        "" if scope.selection.means_all else " are like that"
+    )
 
 
-def _print_result(letter: Letter, result: str, *, dry_run: bool, why: str = "") -> None:
-    data: dict[str, Any] = {"job": letter.job, "queue": letter.queue, "result": result, "reason": letter.reason}
+def _print_result(letter: DeadLetter, result: str, *, dry_run: bool, why: str = "") -> None:
+    data: dict[str, Any] = {
+        "job": letter.job,
+        "queue": letter.queue,
+        "result": result,
+        "reason": letter.reason,
+    }
     print(dumps(data | ({"why": why} if why else {}) | ({"dry_run": True} if dry_run else {})))
 
 

@@ -24,15 +24,26 @@ UNLIMITED = 1000
 """Columns of a screen that is a file or a pipe."""
 
 _EPILOG = """\b
-Settings: those that the bridge runs with, on the same virtual host and the same Kestra (see 'run --help'); the
-management API's user needs the tag `management`.
-Exit status: 0 no fault (there may be warnings); 1 a fault, or RabbitMQ can't be reached; 2 wrong usage or settings.
+Settings: those that the bridge runs with, on the same virtual host and the same Kestra (see 'run
+--help'); the management API's user needs the tag `management`.
+Exit status: 0 no fault (there may be warnings); 1 a fault, or RabbitMQ can't be reached; 2 wrong
+usage or settings.
 """
 
 INDENT = 8
 
-_NAMES = {Level.FAULT: "faults", Level.WARNING: "warnings", Level.UNKNOWN: "not to be seen from here", Level.OK: "ok"}
-_STYLES = {Level.FAULT: "bold red", Level.WARNING: "bold yellow", Level.UNKNOWN: "bold cyan", Level.OK: "green"}
+_NAMES = {
+    Level.FAULT: "faults",
+    Level.WARNING: "warnings",
+    Level.UNKNOWN: "not to be seen from here",
+    Level.OK: "ok",
+}
+_STYLES = {
+    Level.FAULT: "bold red",
+    Level.WARNING: "bold yellow",
+    Level.UNKNOWN: "bold cyan",
+    Level.OK: "green",
+}
 
 
 @app.command(epilog=_EPILOG, short_help="Check an installation; name faults and what to do.")
@@ -42,8 +53,10 @@ def doctor(
         bool,
         typer.Option(
             "--probe/--no-probe",
-            help="Run two small flows: bridge.system/doctor-probe does nothing, and the notifier must tell its end; "
-            "bridge.system/doctor-kill-probe sleeps, and must end when it is killed. Both are made for it and deleted "
+            help="Run two small flows: bridge.system/doctor-probe does nothing, and the notifier "
+            "must tell its end; "
+            "bridge.system/doctor-kill-probe sleeps, and must end when it is killed. Both are "
+            "made for it and deleted "
             "afterwards, with their executions.",
         ),
     ] = True,
@@ -54,13 +67,22 @@ def doctor(
 ) -> None:
     """Check an installation, and say of each fault what is wrong, why it matters and what mends it.
 
-    It looks at RabbitMQ's version, queues, time-outs, limits, policies and rights, at Kestra's flows, the notifier and
-    its secrets, at clocks and certificates. It changes nothing but for the probes.
+    It looks at RabbitMQ's version, queues, time-outs, limits, policies and rights, at Kestra's
+    flows, the notifier and its secrets, at clocks and certificates. It changes nothing but for the
+    probes.
     """
     settings = load(Settings, json_logs=as_json)
-    findings = examine(settings, carry_out(gather(settings, probe_patience=probe_timeout if probe else None)))
+    findings = examine(
+        settings, carry_out(gather(settings, probe_patience=probe_timeout if probe else None))
+    )
     if as_json:
-        print(json.dumps({"findings": [finding.as_data() for finding in findings]}, indent=2, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"findings": [finding.as_data() for finding in findings]},
+                indent=2,
+                ensure_ascii=False,
+            )
+        )
     else:
         _print(findings)
     if any(finding.level is Level.FAULT for finding in findings):
@@ -70,18 +92,24 @@ def doctor(
 def _print(findings: Sequence[Finding]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=UNLIMITED)
     for finding in findings:
-        first = Text(_folded(f"{finding.level:<{INDENT}}{finding.check}: {finding.what}", console.width))
+        first = Text(
+            _folded(f"{finding.level:<{INDENT}}{finding.check}: {finding.what}", console.width)
+        )
         first.stylize(_STYLES[finding.level], 0, len(finding.level))
         console.print(first)
         for name, text in (("why", finding.why), ("mend", finding.mend)):
             if text:
                 console.print(Text(_folded(f"{name}: {text}", console.width, indented=True)))
     counts = Counter(finding.level for finding in findings)
-    console.print(Text(", ".join(f"{name}: {counts[level]}" for level, name in _NAMES.items()), "bold"))
+    console.print(
+        Text(", ".join(f"{name}: {counts[level]}" for level, name in _NAMES.items()), "bold")
+    )
 
 
 def _folded(text: str, width: int, *, indented: bool = False) -> str:
-    """Text on lines of that width, which begin below what follows a finding's level; no command is broken in a word."""
+    """Text on lines of that width, which begin below what follows a finding's level; no command is
+    broken in a word.
+    """
     indent = " " * INDENT
     return textwrap.fill(
         text,

@@ -16,12 +16,23 @@ from bridge.cli import signals, streams
 from bridge.cli.app import Json, app, load
 from bridge.errors import KestraRejected, SettingsError
 from bridge.kestra.client import Kestra
-from bridge.operate.flows import Fate, FlowFile, Verdict, deploy, from_paths, select, shipped, validate
+from bridge.operate.flows import (
+    Fate,
+    FlowFile,
+    Verdict,
+    deploy,
+    from_paths,
+    select,
+    shipped,
+    validate,
+)
 from bridge.settings.settings import KestraSettings
 
 _EPILOG = (
-    "Needs BRIDGE_KESTRA_URL, and where Kestra asks for them BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD, or "
-    "BRIDGE_KESTRA_TOKEN. Exit codes: 0 done, 1 a flow is refused or Kestra doesn't answer, 2 wrong usage or settings."
+    "Needs BRIDGE_KESTRA_URL, and where Kestra asks for them BRIDGE_KESTRA_USERNAME and "
+    "BRIDGE_KESTRA_PASSWORD, or "
+    "BRIDGE_KESTRA_TOKEN. Exit codes: 0 done, 1 a flow is refused or Kestra doesn't answer, 2 "
+    "wrong usage or settings."
 )
 
 flows = typer.Typer(
@@ -37,7 +48,8 @@ Paths = Annotated[
     typer.Argument(
         exists=True,
         metavar="[PATH]...",
-        help="Files of your own flows, or folders of them, instead of the flows that ship with the bridge.",
+        help="Files of your own flows, or folders of them, instead of the flows that "
+        "ship with the bridge.",
         show_default=False,
     ),
 ]
@@ -45,7 +57,8 @@ Tls = Annotated[
     bool,
     typer.Option(
         "--tls",
-        help="Take the notifier for a RabbitMQ that demands TLS: it replies by RabbitMQ's management API over HTTPS, "
+        help="Take the notifier for a RabbitMQ that demands TLS: it replies by RabbitMQ's "
+        "management API over HTTPS, "
         "and needs the secret BRIDGE_AMQP_API_URL in Kestra.",
     ),
 ]
@@ -63,31 +76,45 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done 
 _STYLES = {Fate.CREATED: "green", Fate.UPDATED: "yellow", Fate.REFUSED: "bold red"}
 
 
-@flows.command("deploy", epilog=_EPILOG, short_help="Create the flows that Kestra lacks, update those that differ.")
+@flows.command(
+    "deploy",
+    epilog=_EPILOG,
+    short_help="Create the flows that Kestra lacks, update those that differ.",
+)
 def deploy_flows(
-    paths: Paths = None, only: Only = None, tls: Tls = False, dry_run: DryRun = False, as_json: Json = False
+    paths: Paths = None,
+    only: Only = None,
+    tls: Tls = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Create the flows that Kestra lacks, and update those that differ.
 
-    By default those are the flows that ship with the bridge, for the version of Kestra that answers: above all
-    bridge.system/notifier, by which Kestra tells the bridge that a job has ended. All flows are validated first, and
-    none is deployed when one is refused. No flow is ever deleted, and none is touched that is not named in the answer.
+    By default those are the flows that ship with the bridge, for the version of Kestra that
+    answers: above all bridge.system/notifier, by which Kestra tells the bridge that a job has
+    ended. All flows are validated first, and none is deployed when one is refused. No flow is ever
+    deleted, and none is touched that is not named in the answer.
     """
     settings = _settings(paths, tls=tls)
 
     async def ask() -> tuple[str, list[Verdict]]:
         async with Kestra(settings) as kestra:
             version = await kestra.probe()
-            return version, await deploy(kestra, _choose(version, paths, only, tls=tls), dry_run=dry_run)
+            return version, await deploy(
+                kestra, _choose(version, paths, only, tls=tls), dry_run=dry_run
+            )
 
     _report(*signals.carry_out(ask()), as_json=as_json, dry_run=dry_run)
 
 
 @flows.command("validate", epilog=_EPILOG)
-def validate_flows(paths: Paths = None, only: Only = None, tls: Tls = False, as_json: Json = False) -> None:
+def validate_flows(
+    paths: Paths = None, only: Only = None, tls: Tls = False, as_json: Json = False
+) -> None:
     """Ask Kestra whether it would take the flows, and change nothing.
 
-    By default those are the flows that ship with the bridge, for the version of Kestra that answers.
+    By default those are the flows that ship with the bridge, for the version of Kestra that
+    answers.
     """
     settings = _settings(paths, tls=tls)
 
@@ -101,26 +128,38 @@ def validate_flows(paths: Paths = None, only: Only = None, tls: Tls = False, as_
 
 def _settings(paths: Sequence[Path] | None, *, tls: bool) -> KestraSettings:
     if paths and tls:
-        raise SettingsError("--tls chooses among the flows that ship: it doesn't go with files of your own")
+        raise SettingsError(
+            "--tls chooses among the flows that ship: it doesn't go with files of your own"
+        )
     return load(KestraSettings)
 
 
-def _choose(version: str, paths: Sequence[Path] | None, only: Sequence[str] | None, *, tls: bool) -> list[FlowFile]:
+def _choose(
+    version: str, paths: Sequence[Path] | None, only: Sequence[str] | None, *, tls: bool
+) -> list[FlowFile]:
     return select(from_paths(paths) if paths else shipped(version, tls=tls), only or ())
 
 
-def _report(version: str, verdicts: Sequence[Verdict], *, as_json: bool, dry_run: bool = False) -> None:
+def _report(
+    version: str, verdicts: Sequence[Verdict], *, as_json: bool, dry_run: bool = False
+) -> None:
     """Print the verdicts.
 
     Raises:
         KestraRejected: a flow is refused. Each has a line of its own that says why.
     """
     if as_json:
-        print(json.dumps(_as_data(version, verdicts, dry_run=dry_run), indent=2, ensure_ascii=False))
+        print(
+            json.dumps(_as_data(version, verdicts, dry_run=dry_run), indent=2, ensure_ascii=False)
+        )
     else:
         print(f"Kestra {version}" + (": dry run, nothing was done" if dry_run else ""))
         Console().print(_as_table(verdicts, dry_run=dry_run))
-    refused = [f"{verdict.flow} is refused: {'; '.join(verdict.problems)}" for verdict in verdicts if verdict.problems]
+    refused = [
+        f"{verdict.flow} is refused: {'; '.join(verdict.problems)}"
+        for verdict in verdicts
+        if verdict.problems
+    ]
     if len(refused) == 1:
         raise KestraRejected(refused[0])
     if refused:
@@ -130,7 +169,10 @@ def _report(version: str, verdicts: Sequence[Verdict], *, as_json: bool, dry_run
 
 
 def _as_data(version: str, verdicts: Sequence[Verdict], *, dry_run: bool) -> dict[str, Any]:
-    rows = [{"flow": str(verdict.flow), "result": verdict.fate, "problems": verdict.problems} for verdict in verdicts]
+    rows = [
+        {"flow": str(verdict.flow), "result": verdict.fate, "problems": verdict.problems}
+        for verdict in verdicts
+    ]
     return {"kestra": version, "dry_run": dry_run, "flows": rows}
 
 
@@ -139,5 +181,7 @@ def _as_table(verdicts: Sequence[Verdict], *, dry_run: bool) -> Table:
     table.add_column("Flow", overflow="fold")
     table.add_column("Would be" if dry_run else "Result")
     for verdict in verdicts:
-        table.add_row(Text(str(verdict.flow)), Text(verdict.fate, style=_STYLES.get(verdict.fate, "")))
+        table.add_row(
+            Text(str(verdict.flow)), Text(verdict.fate, style=_STYLES.get(verdict.fate, ""))
+        )
     return table

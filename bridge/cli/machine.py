@@ -1,4 +1,6 @@
-"""`kestra-bridge machine`: where its commands hang. They and the libraries that they need are loaded on use alone."""
+"""`kestra-bridge machine`: where its commands hang. They and the libraries that they need are
+loaded on use alone.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def _loaded() -> TyperGroup:
         if (error.name or "").split(".")[0] not in _LIBRARIES:
             raise
         raise SettingsError(
-            f"machines need {error.name}, which isn't installed: pip install 'kestra-bridge[machines]'"
+            f"machines need {error.name}, which isn't installed: pip install "
+            "'kestra-bridge[machines]'"
         ) from error
     return cast("TyperGroup", typer.main.get_command(module.commands))
 
@@ -56,4 +59,6 @@ def options() -> None:
     """Virtual machines for jobs: create one, run a script on it, destroy it."""
 
 
-app.add_typer(machine, name="machine", short_help="Create, use and destroy virtual machines for jobs.")
+app.add_typer(
+    machine, name="machine", short_help="Create, use and destroy virtual machines for jobs."
+)

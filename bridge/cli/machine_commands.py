@@ -22,9 +22,12 @@ from bridge.machines.settings import MachineSettings
 from bridge.settings.settings import KestraSettings, authority
 
 _EPILOG = (
-    "Needs BRIDGE_MACHINE_SECRET, and for a cloud BRIDGE_MACHINE_PROVIDER (ec2, openstack, gce, digitalocean, linode "
-    "or vultr), BRIDGE_MACHINE_ACCESS_KEY, _ACCESS_SECRET, _REGION, _IMAGE and _SIZE; without a provider, machines are "
-    "QEMU's on this host. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, refused credentials among them, "
+    "Needs BRIDGE_MACHINE_SECRET, and for a cloud BRIDGE_MACHINE_PROVIDER (ec2, openstack, gce, "
+    "digitalocean, linode "
+    "or vultr), BRIDGE_MACHINE_ACCESS_KEY, _ACCESS_SECRET, _REGION, _IMAGE and _SIZE; without a "
+    "provider, machines are "
+    "QEMU's on this host. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, refused "
+    "credentials among them, "
     "143 or 130 ended by a signal."
 )
 _REAP_EPILOG = f"Needs BRIDGE_KESTRA_URL as well, with its credentials. {_EPILOG}"
@@ -35,36 +38,55 @@ class ReapSettings(MachineSettings, KestraSettings):
 
 
 commands = typer.Typer(rich_markup_mode=None)
-commands.command(epilog=machine_run.EPILOG, short_help="Run a script on a machine.")(machine_run.run)
+commands.command(epilog=machine_run.EPILOG, short_help="Run a script on a machine.")(
+    machine_run.run
+)
 
 
 @commands.command(epilog=_EPILOG, short_help="Create the machine of an execution, or find it.")
 def create(
     *,
-    execution: Annotated[str, typer.Option(help="The execution's id. There is one machine for each.")],
+    execution: Annotated[
+        str, typer.Option(help="The execution's id. There is one machine for each.")
+    ],
     job: Annotated[str, typer.Option(help="The job's id, for whoever lists machines.")] = "",
     deadline: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="How long it may live: then `reap` destroys it.", min=1, max=31_536_000),
+        typer.Option(
+            metavar="SECONDS",
+            help="How long it may live: then `reap` destroys it.",
+            min=1,
+            max=31_536_000,
+        ),
     ],
-    size: Annotated[str | None, typer.Option(help="Its size, instead of BRIDGE_MACHINE_SIZE.")] = None,
-    image: Annotated[str | None, typer.Option(help="Its image, instead of BRIDGE_MACHINE_IMAGE.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Its size, instead of BRIDGE_MACHINE_SIZE.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Its image, instead of BRIDGE_MACHINE_IMAGE.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return once it answers by SSH.")] = False,
     outputs: Annotated[
-        bool, typer.Option("--outputs", help="End standard output with the machine as Kestra's ::{…}:: line.")
+        bool,
+        typer.Option(
+            "--outputs", help="End standard output with the machine as Kestra's ::{…}:: line."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Create the machine of an execution, or find the one that it has.
 
-    Run twice, also at once, it comes to the same machine. Whenever it fails or is ended, it leaves none half made.
+    Run twice, also at once, it comes to the same machine. Whenever it fails or is ended, it leaves
+    none half made.
 
     Where Kestra doesn't know the execution, `reap` destroys the machine once it is ten minutes old.
     """
     settings = load(MachineSettings, json_logs=as_json)
     machines = Machines(settings)
     # A flow's optional inputs come as empty texts.
-    made = carry_out(machines.create(execution, job, deadline, size=size or None, image=image or None, wait=wait))
+    made = carry_out(
+        machines.create(execution, job, deadline, size=size or None, image=image or None, wait=wait)
+    )
     if as_json:
         print(json.dumps(made.data))
     elif outputs:
@@ -99,7 +121,11 @@ def destroy(
     if as_json:
         print(json.dumps({"destroyed": [machine.name for machine in gone]}))
     else:
-        print(f"destroyed {', '.join(machine.name for machine in gone)}" if gone else "there was no machine")
+        print(
+            f"destroyed {', '.join(machine.name for machine in gone)}"
+            if gone
+            else "there was no machine"
+        )
 
 
 @commands.command(epilog=_REAP_EPILOG, short_help="Destroy machines that are no longer needed.")
@@ -114,8 +140,15 @@ def reap(
     settings = load(ReapSettings, json_logs=as_json)
     sweep = carry_out(_reap(settings, dry_run=dry_run))
     if as_json:
-        rows = [{**row.machine.data, "reason": row.reason, "error": row.error} for row in sweep.reaped]
-        told = {"dry_run": dry_run, "reaped": rows, "kept": sweep.kept, "troubles": list(sweep.troubles)}
+        rows = [
+            {**row.machine.data, "reason": row.reason, "error": row.error} for row in sweep.reaped
+        ]
+        told = {
+            "dry_run": dry_run,
+            "reaped": rows,
+            "kept": sweep.kept,
+            "troubles": list(sweep.troubles),
+        }
         print(json.dumps(told))
     else:
         _tell(sweep, dry_run=dry_run)
@@ -144,10 +177,19 @@ def _tell(sweep: Sweep, *, dry_run: bool) -> None:
 
 
 def _show(machines: Sequence[Machine]) -> None:
-    table = Table("machine", "address", "state", "execution", "job", "deadline", box=None, pad_edge=False)
+    table = Table(
+        "machine", "address", "state", "execution", "job", "deadline", box=None, pad_edge=False
+    )
     for machine in machines:
         address = authority(machine.host, machine.port) if machine.host else "-"
         until = machine.deadline.astimezone().isoformat(" ", "seconds")
-        cells = (machine.name, address, machine.state, machine.tags.execution, machine.tags.job, until)
+        cells = (
+            machine.name,
+            address,
+            machine.state,
+            machine.tags.execution,
+            machine.tags.job,
+            until,
+        )
         table.add_row(*(Text(cell) for cell in cells))
     Console(width=None if sys.stdout.isatty() else 200).print(table)

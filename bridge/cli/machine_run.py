@@ -31,7 +31,13 @@ from bridge.machines.remote import (
 )
 from bridge.machines.remote_run import RemoteRun, ResultsFailed, RunRefused, RunVanished
 from bridge.machines.settings import MachineSettings
-from bridge.machines.ssh import Address, ConnectionLost, LoginDenied, MachineUnreachable, WrongHostKey
+from bridge.machines.ssh import (
+    Address,
+    ConnectionLost,
+    LoginDenied,
+    MachineUnreachable,
+    WrongHostKey,
+)
 
 ATOMIC = 4096
 """A pipe that can be written to takes so much at once."""
@@ -52,24 +58,28 @@ _MEANINGS = {
     Outcome.PREPARE_FAILED: "the checkout or the script's start failed",
     Outcome.UNREACHABLE: "the machine did not let us in in time",
     Outcome.FAILED: "the machine can't do what it must (no python3, no SFTP, a full disk)",
-    Outcome.RESULTS_MISSING: "the script succeeded, but results are missing or can't be written here",
+    Outcome.RESULTS_MISSING: "the script succeeded, but results are missing or can't "
+    "be written here",
     Outcome.LOST: "the machine was lost: how the script ended isn't known",
     Outcome.WRONG_HOST_KEY: "another host key than the machine's own",
     Outcome.DENIED: "the machine refuses the user or the key, or its provider our account",
     Outcome.TIMED_OUT: "stopped at --time-limit",
 }
 _CODES = sorted(EXIT_CODES.items(), key=lambda item: item[1])
-EPILOG = "\n".join(
-    [
-        "Exits with the script's own exit code, with 128 + n where signal n killed it, with 143 or 130 after SIGTERM",
-        "or Ctrl-C, which stop the script as well, and else with:\n",
-        *(f"{code}  {_MEANINGS[outcome]}\n" for outcome, code in _CODES),
-        "A script may exit with any of these itself: the last line on standard error and --json's outcome tell.\n",
-        "The script belongs to the machine, not to this process. Run a second time under the same --run-id, it is not",
-        "started again: its output is read from the beginning, and its exit code is that of the first run.\n",
-        "The machine needs sshd with SFTP, python3, bash, and for a checkout git.",
-    ]
-)
+_CODE_LINES = "\n".join(f"{code}  {_MEANINGS[outcome]}\n" for outcome, code in _CODES)
+EPILOG = f"""\
+Exits with the script's own exit code, with 128 + n where signal n killed it, with 143 or 130 after
+SIGTERM or Ctrl-C, which stop the script as well, and else with:
+
+{_CODE_LINES}
+A script may exit with any of these itself: the last line on standard error and --json's outcome
+tell.
+
+The script belongs to the machine, not to this process. Run a second time under the same --run-id,
+it is not started again: its output is read from the beginning, and its exit code is that of the
+first run.
+
+The machine needs sshd with SFTP, python3, bash, and for a checkout git."""
 
 
 Remote = Callable[[Address, "Lines", "Lines"], RemoteRun]
@@ -80,7 +90,9 @@ class OutputClosed(Exception):
 
 
 class Lines:
-    """A file descriptor to which whole lines are written, none of them changed and none for long held back."""
+    """A file descriptor to which whole lines are written, none of them changed and none for long
+    held back.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -123,7 +135,9 @@ class Lines:
         self._last = data[-1:] or self._last
 
     async def _room(self) -> None:
-        """Wait until there is room, with the loop free to answer the machine and to hear signals."""
+        """Wait until there is room, with the loop free to answer the machine and to hear
+        signals.
+        """
         if self._poll.poll(0):
             return
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
@@ -136,72 +150,112 @@ class Lines:
 
 def run(
     *,
-    execution: Annotated[str | None, typer.Option(help="Run on the machine of that execution.")] = None,
+    execution: Annotated[
+        str | None, typer.Option(help="Run on the machine of that execution.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Run on the machine of that name.")] = None,
-    host: Annotated[str | None, typer.Option(help="Its address. Without it: looked up at the provider.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Its address. Without it: looked up at the provider.")
+    ] = None,
     port: Annotated[int, typer.Option(help="Its SSH port.", min=1, max=65_535)] = 22,
-    user: Annotated[str | None, typer.Option(help="Who the script runs as. Without it: BRIDGE_MACHINE_USER.")] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Who the script runs as. Without it: BRIDGE_MACHINE_USER.")
+    ] = None,
     run_id: Annotated[
         str | None,
-        typer.Option(help="By which the script is run once only. Without it: the execution, else the machine's name."),
+        typer.Option(
+            help="By which the script is run once only. Without it: the execution, else the "
+            "machine's name."
+        ),
     ] = None,
     script: Annotated[
-        str | None, typer.Option(metavar="FILE|-", help="The script; bash runs it if it names no other by #!.")
+        str | None,
+        typer.Option(metavar="FILE|-", help="The script; bash runs it if it names no other by #!."),
     ] = None,
     repository_script: Annotated[
-        str | None, typer.Option(metavar="PATH", help="The script, as a file of the checkout instead.")
+        str | None,
+        typer.Option(metavar="PATH", help="The script, as a file of the checkout instead."),
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[=VALUE]", help="A variable for the script; NAME alone passes on ours. Repeatable."),
+        typer.Option(
+            metavar="NAME[=VALUE]",
+            help="A variable for the script; NAME alone passes on ours. Repeatable.",
+        ),
     ] = None,
     env_file: Annotated[
-        str | None, typer.Option(metavar="FILE|-", help="Variables for the script: a JSON object of texts.")
+        str | None,
+        typer.Option(metavar="FILE|-", help="Variables for the script: a JSON object of texts."),
     ] = None,
     file: Annotated[
         list[str] | None,
-        typer.Option(metavar="LOCAL[:REMOTE]", help="A file to put where the script runs. Repeatable."),
+        typer.Option(
+            metavar="LOCAL[:REMOTE]", help="A file to put where the script runs. Repeatable."
+        ),
     ] = None,
     git_repository: Annotated[
         str | None, typer.Option(metavar="URL", help="What to check out where the script runs.")
     ] = None,
     git_branch: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Its branch. Without it: the repository's own default.")
+        str | None,
+        typer.Option(metavar="NAME", help="Its branch. Without it: the repository's own default."),
     ] = None,
     time_limit: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Stop checkout and script after so long.", min=0.1, max=31_536_000),
+        typer.Option(
+            metavar="SECONDS",
+            help="Stop checkout and script after so long.",
+            min=0.1,
+            max=31_536_000,
+        ),
     ] = None,
     grace: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="How long a script to stop has between TERM and KILL.", min=0, max=3600),
+        typer.Option(
+            metavar="SECONDS",
+            help="How long a script to stop has between TERM and KILL.",
+            min=0,
+            max=3600,
+        ),
     ] = 5.0,
     reconnect: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="How long a lost connection is tried again.", min=0, max=86_400),
+        typer.Option(
+            metavar="SECONDS", help="How long a lost connection is tried again.", min=0, max=86_400
+        ),
     ] = 30.0,
     result: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Files to fetch, relative to where the script ran. Repeatable."),
+        typer.Option(
+            metavar="PATTERN", help="Files to fetch, relative to where the script ran. Repeatable."
+        ),
     ] = None,
     results_directory: Annotated[
-        Path | None, typer.Option(metavar="DIRECTORY", help="Where to put them, under the same relative paths.")
+        Path | None,
+        typer.Option(metavar="DIRECTORY", help="Where to put them, under the same relative paths."),
     ] = None,
     outputs: Annotated[
-        bool, typer.Option("--outputs", help="End standard output with the result as Kestra's ::{…}:: line.")
+        bool,
+        typer.Option(
+            "--outputs", help="End standard output with the result as Kestra's ::{…}:: line."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a script on a machine, with its output, its exit code and its result files as if it ran here.
+    """Run a script on a machine, with its output, its exit code and its result files as if it ran
+    here.
 
-    Waits for the machine to boot. Variables and files reach the script as they are, whatever they hold.
+    Waits for the machine to boot. Variables and files reach the script as they are, whatever they
+    hold.
     """
     if script == "-" == env_file:
         raise SettingsError("--script and --env-file can't both be standard input")
     if bool(result) != bool(results_directory):
         raise SettingsError("--result and --results-directory go together")
     settings = load(MachineSettings, json_logs=as_json)
-    where = Where(settings=settings, execution=execution, name=name, host=host, port=port, user=user)
+    where = Where(
+        settings=settings, execution=execution, name=name, host=host, port=port, user=user
+    )
     # A flow's optional inputs come as empty texts.
     work = Work(
         run_id=run_id or execution or name or "",
@@ -276,7 +330,10 @@ class Where:
         if self.execution:
             machine = await machines.find(self.execution)
         else:
-            machine = next((one for one in await machines.all() if one.name == self.name and not one.dead), None)
+            machine = next(
+                (one for one in await machines.all() if one.name == self.name and not one.dead),
+                None,
+            )
         if machine is None:
             whose = f"of execution {self.execution}" if self.execution else self.name
             raise MachineUnreachable(f"there is no machine {whose}")
@@ -291,7 +348,9 @@ def _content(path: str, option: str) -> bytes:
 
 
 def _environment(pairs: list[str], env_file: str | None) -> dict[bytes, bytes]:
-    from_file = environment_from(_content(env_file, "--env-file"), option="--env-file") if env_file else {}
+    from_file = (
+        environment_from(_content(env_file, "--env-file"), option="--env-file") if env_file else {}
+    )
     return from_file | environment_of(pairs, os.environb)
 
 
@@ -333,10 +392,18 @@ async def _report(where: Where, remote: Callable[[Address], RemoteRun]) -> Repor
     except BridgeError as error:
         outcome, message = OUTCOMES.get(type(error), Outcome.FAILED), str(error)
     seconds = time.monotonic() - began
-    return Report(outcome=outcome, message=f"{message} after {seconds:.1f} s", seconds=seconds, signal=signalled)
+    return Report(
+        outcome=outcome,
+        message=f"{message} after {seconds:.1f} s",
+        seconds=seconds,
+        signal=signalled,
+    )
 
 
 def _stopped(runs: list[RemoteRun], by: str) -> str:
     if not runs or runs[0].stopped is None:
         return f"ended by {by} before the script began"
-    return f"ended by {by}; the script {'was stopped' if runs[0].stopped else 'could not be stopped for certain'}"
+    return (
+        f"ended by {by}; the script "
+        f"{'was stopped' if runs[0].stopped else 'could not be stopped for certain'}"
+    )

@@ -15,7 +15,9 @@ def _settings_help() -> str:
     lines = []
     for name, field in Settings.model_fields.items():
         default = " (required)" if field.is_required() else f" (default {field.default!r})"
-        lines.append(f"BRIDGE_{name.upper()}  {field.description}{'' if field.default is None else default}")
+        lines.append(
+            f"BRIDGE_{name.upper()}  {field.description}{'' if field.default is None else default}"
+        )
     return "Settings:\n\n" + "\n\n".join(lines)
 
 
@@ -23,8 +25,9 @@ def _settings_help() -> str:
 def run(as_json: Json = False) -> None:
     """Take jobs from the queue and see each through, until SIGTERM or Ctrl-C.
 
-    The first signal drains: nothing new is taken, what ends within BRIDGE_DRAIN_TIMEOUT is settled, and the rest is
-    left to the next replica, which finds the executions that go on in Kestra. A second signal ends the process at once.
+    The first signal drains: nothing new is taken, what ends within BRIDGE_DRAIN_TIMEOUT is settled,
+    and the rest is left to the next replica, which finds the executions that go on in Kestra. A
+    second signal ends the process at once.
     """
     settings = load(Settings, json_logs=as_json)
     check_for_run(settings)

@@ -10,5 +10,7 @@ from bridge.job.job import json_schema
 
 @app.command(short_help="Print the JSON Schema of a job message.")
 def schema(as_json: Json = False) -> None:
-    """Print the JSON Schema of a job message's body. It is JSON in any case; with --json it is on one line."""
+    """Print the JSON Schema of a job message's body. It is JSON in any case; with --json it is on
+    one line.
+    """
     print(json.dumps(json_schema(), indent=None if as_json else 2))

@@ -22,9 +22,16 @@ def named(names: Sequence[str]) -> str:
 
 @contextmanager
 def bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar, on a terminal alone, and not where nothing takes long; what it gives is called for each step."""
+    """A progress bar, on a terminal alone, and not where nothing takes long; what it gives is
+    called for each step.
+    """
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     shown = console.is_terminal and total >= BAR_FROM
     with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
         task = progress.add_task(what, total=total)

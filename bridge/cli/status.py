@@ -23,7 +23,15 @@ from bridge.cli.signals import Signalled, carry_out
 from bridge.durations import in_words
 from bridge.errors import SettingsError
 from bridge.operate.status.collect import Survey
-from bridge.operate.status.report import JobStatus, LaneStatus, ReplicaStatus, ServerStatus, Status, Unseen, picture
+from bridge.operate.status.report import (
+    JobStatus,
+    LaneStatus,
+    ReplicaStatus,
+    ServerStatus,
+    Status,
+    Unseen,
+    picture,
+)
 from bridge.rabbitmq.management import ReplicaMetrics
 from bridge.settings import environment, settings
 from bridge.settings.settings import BrokerSettings, KestraSettings
@@ -44,10 +52,12 @@ BESIDE_JOBS = 24
 """Lines of a terminal that the rest takes for a lane or two; at least five jobs are shown."""
 
 _EPILOG = """\b
-Settings: BRIDGE_AMQP_URL and the queues' (BRIDGE_QUEUE or BRIDGE_LANES, BRIDGE_RETRY_DELAYS). For the management API,
-where they don't follow from it, BRIDGE_MANAGEMENT_URL, BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD. For
-the jobs BRIDGE_KESTRA_URL and what it takes to log in there.
-Exit status: 0 RabbitMQ answered, whatever else did not; 1 it can't be reached; 2 wrong usage or settings.
+Settings: BRIDGE_AMQP_URL and the queues' (BRIDGE_QUEUE or BRIDGE_LANES, BRIDGE_RETRY_DELAYS). For
+the management API, where they don't follow from it, BRIDGE_MANAGEMENT_URL,
+BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD. For the jobs BRIDGE_KESTRA_URL and what
+it takes to log in there.
+Exit status: 0 RabbitMQ answered, whatever else did not; 1 it can't be reached; 2 wrong usage or
+settings.
 """
 
 Show = Callable[[Status], None]
@@ -56,15 +66,21 @@ Show = Callable[[Status], None]
 @app.command(epilog=_EPILOG, short_help="Show how an installation is doing, on one screen.")
 def status(
     every: Annotated[
-        float | None, typer.Argument(metavar="SECONDS", min=0.5, help="With --watch: how often.", show_default="5")
+        float | None,
+        typer.Argument(
+            metavar="SECONDS", min=0.5, help="With --watch: how often.", show_default="5"
+        ),
     ] = None,
     *,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")
+    ] = False,
     metrics: Annotated[
         list[str] | None,
         typer.Option(
             metavar="URL",
-            help="A replica's metrics, such as http://host:9464/metrics: for the oldest delivery in flight and for "
+            help="A replica's metrics, such as http://host:9464/metrics: for the oldest delivery "
+            "in flight and for "
             "sessions that were lost. Repeatable.",
         ),
     ] = None,
@@ -72,17 +88,22 @@ def status(
 ) -> None:
     """Show queues, jobs in flight, dead letters and replicas on one screen.
 
-    It asks RabbitMQ, its management API, Kestra and, where they are named, the replicas' metrics. It changes nothing,
-    and where one of them doesn't answer it says what is unknown for that. The management API's figures may be five
-    seconds old. For their reasons dead letters are read as by 'dead-letters list': they keep their order and are away
-    from their queue meanwhile. Where there are very many it says so instead.
+    It asks RabbitMQ, its management API, Kestra and, where they are named, the replicas' metrics.
+    It changes nothing, and where one of them doesn't answer it says what is unknown for that. The
+    management API's figures may be five seconds old. For their reasons dead letters are read as by
+    'dead-letters list': they keep their order and are away from their queue meanwhile. Where there
+    are very many it says so instead.
     """
     if every is not None and not watch:
         raise SettingsError(f"{every:g} is how often to look, which needs --watch")
     environment.check(os.environ)
     survey = Survey(load(BrokerSettings, json_logs=as_json), _kestra_settings(), metrics or ())
     try:
-        carry_out(_watch(survey, every or EVERY, as_json=as_json) if watch else _once(survey, as_json=as_json))
+        carry_out(
+            _watch(survey, every or EVERY, as_json=as_json)
+            if watch
+            else _once(survey, as_json=as_json)
+        )
     except Signalled as ended:
         if not watch or ended.number != signal.SIGINT:
             raise
@@ -134,7 +155,9 @@ def _screen() -> Iterator[Show]:
         yield lambda found: _print(console, found)
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        yield lambda found: live.update(render(found, console.width, jobs=_room(console)), refresh=True)
+        yield lambda found: live.update(
+            render(found, console.width, jobs=_room(console)), refresh=True
+        )
 
 
 def _print(console: Console, found: Status) -> None:
@@ -166,7 +189,11 @@ def render(found: Status, width: int, *, jobs: int | None = None) -> Group:
 
 
 def _head(found: Status) -> RenderableType:
-    oldest = f"; the oldest {found.oldest.what} has taken {in_words(found.oldest.seconds)}" if found.oldest else ""
+    oldest = (
+        f"; the oldest {found.oldest.what} has taken {in_words(found.oldest.seconds)}"
+        if found.oldest
+        else ""
+    )
     return Group(
         _server("RabbitMQ", found.rabbitmq, _alarms(found.alarms)),
         _server("Kestra", found.kestra),
@@ -175,7 +202,9 @@ def _head(found: Status) -> RenderableType:
 
 
 def _server(name: str, server: ServerStatus, *more: Text) -> Text:
-    version = Text(server.version, "bold green") if server.version else Text("no answer", "bold red")
+    version = (
+        Text(server.version, "bold green") if server.version else Text("no answer", "bold red")
+    )
     where = f" at {_printable(server.address)}" if server.address else ""
     return Text.assemble((name, "bold"), " ", version, where, *more, overflow="fold")
 
@@ -187,10 +216,14 @@ def _alarms(alarms: Sequence[str] | None) -> Text:
 
 
 def _lanes(lanes: Sequence[LaneStatus]) -> RenderableType:
-    table = _table("Lanes", "Queue", "Type", ">Ready", ">In flight", ">Consumers", "Ready by priority")
+    table = _table(
+        "Lanes", "Queue", "Type", ">Ready", ">In flight", ">Consumers", "Ready by priority"
+    )
     for lane in lanes:
         name = Text(f"{lane.queue} (not there)", "yellow") if lane.exists is False else lane.queue
-        consumers = Text(_number(lane.consumers), "bold red" if lane.consumers == 0 and lane.ready else "")
+        consumers = Text(
+            _number(lane.consumers), "bold red" if lane.consumers == 0 and lane.ready else ""
+        )
         numbers = _number(lane.ready), _number(lane.in_flight), consumers
         _row(table, name, lane.kind or "?", *numbers, _counts(lane.by_priority or {}))
     return table
@@ -202,10 +235,19 @@ def _set_aside(lanes: Sequence[LaneStatus]) -> RenderableType:
         for retry in lane.retries:
             due = [f"the next is due within {in_words(retry.delay)}"] if retry.messages else []
             stuck = [f"{retry.handing_on} due and not back in the lane"] if retry.handing_on else []
-            _row(table, retry.queue, _number(retry.messages), Text(", ".join(due + stuck), "bold" if stuck else ""))
+            _row(
+                table,
+                retry.queue,
+                _number(retry.messages),
+                Text(", ".join(due + stuck), "bold" if stuck else ""),
+            )
         dead = lane.dead_letters
         on_the_way = f"; {lane.handing_on} on the way here" if lane.handing_on else ""
-        part = f" (of {dead.read} that were looked at)" if dead.reasons and dead.read != dead.messages else ""
+        part = (
+            f" (of {dead.read} that were looked at)"
+            if dead.reasons and dead.read != dead.messages
+            else ""
+        )
         _row(
             table,
             dead.queue,
@@ -233,14 +275,31 @@ def _jobs(found: Status, width: int, most: int | None) -> Iterator[RenderableTyp
 
 
 def _job_table(title: str, jobs: Sequence[JobStatus], width: int) -> Table:
-    """The jobs, with as much of each as there is room for. On a terminal the execution's id is a link, too."""
+    """The jobs, with as much of each as there is room for. On a terminal the execution's id is a
+    link, too.
+    """
     link = width >= WITH_LINKS
     flow = width >= WIDE and not link
-    table = _table(title, "Job", ">Try", "State", ">Age", *(["Flow"] if flow else []), "Link" if link else "Execution")
+    table = _table(
+        title,
+        "Job",
+        ">Try",
+        "State",
+        ">Age",
+        *(["Flow"] if flow else []),
+        "Link" if link else "Execution",
+    )
     for job in jobs:
-        execution = Text(job.url) if link else Text(job.execution, f"link {job.url}" if job.url else "")
+        execution = (
+            Text(job.url) if link else Text(job.execution, f"link {job.url}" if job.url else "")
+        )
         state = "never started" if job.never_started else job.state
-        cells = (job.job, _number(job.attempt), state, "?" if job.age is None else in_words(job.age))
+        cells = (
+            job.job,
+            _number(job.attempt),
+            state,
+            "?" if job.age is None else in_words(job.age),
+        )
         _row(table, *cells, *([job.flow] if flow else []), execution)
     return table
 
@@ -252,7 +311,12 @@ def _replicas(replicas: Sequence[ReplicaStatus] | None) -> RenderableType | None
         return Text("Replicas: none", "bold red")
     table = _table(f"Replicas: {len(replicas)}", "Host", "Since", "Holds at most")
     for replica in replicas:
-        _row(table, replica.host, _moment(replica.since) if replica.since else "?", _counts(replica.prefetch))
+        _row(
+            table,
+            replica.host,
+            _moment(replica.since) if replica.since else "?",
+            _counts(replica.prefetch),
+        )
     return table
 
 
@@ -261,7 +325,13 @@ def _metrics(metrics: Mapping[str, ReplicaMetrics]) -> RenderableType | None:
         return None
     table = _table("Replicas' metrics", "At", "In flight", ">Oldest", "Sessions lost")
     for url, told in metrics.items():
-        _row(table, url, _counts(told.in_flight), in_words(told.oldest), _counts(told.restarts) or "none")
+        _row(
+            table,
+            url,
+            _counts(told.in_flight),
+            in_words(told.oldest),
+            _counts(told.restarts) or "none",
+        )
     return table
 
 
@@ -281,7 +351,11 @@ def _table(title: str, *columns: str) -> Table:
         header_style="dim",
     )
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        table.add_column(
+            column.lstrip(">"),
+            justify="right" if column.startswith(">") else "left",
+            overflow="fold",
+        )
     return table
 
 

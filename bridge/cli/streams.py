@@ -1,4 +1,6 @@
-"""Standard input, output and error, as whoever started us has left them: closed, full, or not for all characters."""
+"""Standard input, output and error, as whoever started us has left them: closed, full, or not for
+all characters.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ _MODES = {"stdin": "r", "stdout": "w", "stderr": "w"}
 def prepare() -> None:
     """Make the three streams such that whatever is written to them can be.
 
-    One that is closed is taken for /dev/null, before a socket gets its number. What a stream's encoding lacks is
-    escaped as in JSON, since it may be a part of some.
+    One that is closed is taken for /dev/null, before a socket gets its number. What a stream's
+    encoding lacks is escaped as in JSON, since it may be a part of some.
     """
     codecs.register_error(_ESCAPED, _escaped)
     for number, (name, mode) in enumerate(_MODES.items()):
@@ -59,7 +61,9 @@ def unwritable(error: OSError) -> BridgeError:
 
 
 def drop(stream: object) -> None:
-    """Let nothing more be written there: Python would try it once more at its exit, and complain."""
+    """Let nothing more be written there: Python would try it once more at its exit, and
+    complain.
+    """
     fileno = getattr(stream, "fileno", None)
     if fileno is not None:
         _open_nothing(fileno(), os.O_WRONLY)
@@ -77,5 +81,7 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
-    escaped = "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True))
+    escaped = "".join(
+        f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True)
+    )
     return escaped, error.end

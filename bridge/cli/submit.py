@@ -1,4 +1,6 @@
-"""`kestra-bridge submit`: put jobs on the queue, and wait for their results where that is wanted."""
+"""`kestra-bridge submit`: put jobs on the queue, and wait for their results where that is
+wanted.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from bridge.job.message import Message
 from bridge.operate import submission
 from bridge.operate.submission import MADE_ID, Draft, Format, IdsByContent, Submission
 from bridge.rabbitmq.alarms import heard
-from bridge.rabbitmq.broker import Broker, Mailbox, Publisher
+from bridge.rabbitmq.broker import Broker, Publisher, ReplyQueue
 from bridge.settings.settings import BrokerSettings, lane_named
 
 UNCONFIRMED_AT_ONCE = 256
@@ -51,14 +53,16 @@ The same as CSV, whose values are all texts; an empty cell says nothing:
   id,flow,priority,timeout,input.seconds,label.team
   a-1,bridge.jobs/example,5,600,3,blue
 
-Settings: BRIDGE_AMQP_URL, and where they differ from the defaults BRIDGE_QUEUE or BRIDGE_LANES, BRIDGE_AMQP_CA and
-BRIDGE_MAX_PRIORITY. A queue that isn't there yet is declared as the bridge would, by the same settings.
+Settings: BRIDGE_AMQP_URL, and where they differ from the defaults BRIDGE_QUEUE or BRIDGE_LANES,
+BRIDGE_AMQP_CA and BRIDGE_MAX_PRIORITY. A queue that isn't there yet is declared as the bridge
+would, by the same settings.
 
-A job of a file that has no id gets one by its content, and equal ones by their order too. So a file can be submitted
-again after an interruption, and what was submitted before is not run again; --new-ids runs all of it anew.
+A job of a file that has no id gets one by its content, and equal ones by their order too. So a file
+can be submitted again after an interruption, and what was submitted before is not run again;
+--new-ids runs all of it anew.
 
-Exit status: 0 all submitted (with --wait: all succeeded), 1 not so, 2 wrong usage, settings or jobs, 130 or 143
-interrupted by Ctrl-C or SIGTERM.
+Exit status: 0 all submitted (with --wait: all succeeded), 1 not so, 2 wrong usage, settings or
+jobs, 130 or 143 interrupted by Ctrl-C or SIGTERM.
 """
 
 
@@ -75,10 +79,14 @@ class Ledger:
     @property
     def open(self) -> list[str]:
         """The jobs that were submitted and have no result yet."""
-        return [job.id for job in self.jobs if job.id in self.submitted and job.id not in self.results]
+        return [
+            job.id for job in self.jobs if job.id in self.submitted and job.id not in self.results
+        ]
 
     def untold(self, *, gaps: bool = False) -> Iterator[str]:
-        """The submitted jobs that were not told of yet, in order; up to the first that isn't, or with gaps."""
+        """The submitted jobs that were not told of yet, in order; up to the first that isn't, or
+        with gaps.
+        """
         while self.told < len(self.jobs):
             job = self.jobs[self.told].id
             if job not in self.submitted and not gaps:
@@ -109,7 +117,9 @@ class Result:
 
     @property
     def succeeded(self) -> bool:
-        """Whether the bridge acked the job for its success: a result of any other ending has a reason."""
+        """Whether the bridge acked the job for its success: a result of any other ending has a
+        reason.
+        """
         return State(self.state).ended_well and "reason" not in self.data
 
     @property
@@ -119,7 +129,9 @@ class Result:
 
     @property
     def told(self) -> str:
-        """What a person wants to know beyond the state: the outputs, or why there was no success."""
+        """What a person wants to know beyond the state: the outputs, or why there was no
+        success.
+        """
         if self.succeeded:
             outputs = self.data.get("outputs")
             return json.dumps(outputs, ensure_ascii=False) if outputs else ""
@@ -129,7 +141,9 @@ class Result:
 
 @dataclass(slots=True, kw_only=True)
 class Output:
-    """How to tell of it: JSON for programs, a table at the end on a terminal, else a line for each job as it comes."""
+    """How to tell of it: JSON for programs, a table at the end on a terminal, else a line for each
+    job as it comes.
+    """
 
     as_json: bool
     queue: str
@@ -141,7 +155,9 @@ class Output:
         return sys.stdout.isatty() and not self.as_json
 
     def submitted(self, ids: Iterable[str]) -> None:
-        """Say which jobs stand in the queue. That it can't be said stops nothing; `failure` tells it."""
+        """Say which jobs stand in the queue. That it can't be said stops nothing; `failure` tells
+        it.
+        """
         try:
             for job in ids:
                 self._line({"job": job, "queue": self.queue}, job)
@@ -152,7 +168,13 @@ class Output:
         """Tell of one job's end, unless the table will."""
         if not self.at_end:
             data = result.data
-            columns = (result.job, result.state, data.get("attempts"), data.get("execution"), result.told)
+            columns = (
+                result.job,
+                result.state,
+                data.get("attempts"),
+                data.get("execution"),
+                result.told,
+            )
             text = "\t".join("-" if value in (None, "") else str(value) for value in columns)
             self._line({**data, "job": result.job}, text)
 
@@ -164,66 +186,94 @@ class Output:
 
     def _line(self, data: dict[str, Any], text: str) -> None:
         # Flushed line by line: who reads it may be waiting, or be gone.
-        print(json.dumps(data, ensure_ascii=False) if self.as_json else _printable(text), flush=True)
+        print(
+            json.dumps(data, ensure_ascii=False) if self.as_json else _printable(text), flush=True
+        )
 
 
 @app.command(epilog=EXAMPLES, short_help="Put jobs on the queue.")
 def submit(
     *,
     flow: Annotated[
-        str | None, typer.Option(metavar="NAMESPACE/ID", help="The flow to run. Without it: that of the queue's lane.")
+        str | None,
+        typer.Option(
+            metavar="NAMESPACE/ID", help="The flow to run. Without it: that of the queue's lane."
+        ),
     ] = None,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="NAME=VALUE", help="An input; the value is a text. Repeatable."),
+        typer.Option(
+            "--input", metavar="NAME=VALUE", help="An input; the value is a text. Repeatable."
+        ),
     ] = None,
     inputs_json: Annotated[
-        str | None, typer.Option(metavar="OBJECT", help="Inputs as a JSON object, for numbers, lists and the like.")
+        str | None,
+        typer.Option(
+            metavar="OBJECT", help="Inputs as a JSON object, for numbers, lists and the like."
+        ),
     ] = None,
     labels: Annotated[
-        list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="A label for the execution. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--label", metavar="NAME=VALUE", help="A label for the execution. Repeatable."
+        ),
     ] = None,
-    priority: Annotated[int | None, typer.Option(help="The higher, the sooner.", min=0, max=255)] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="The higher, the sooner.", min=0, max=255)
+    ] = None,
     job_id: Annotated[
-        str | None, typer.Option("--id", help="The job's id, by which it is run once only. Without it: a random one.")
+        str | None,
+        typer.Option(
+            "--id", help="The job's id, by which it is run once only. Without it: a random one."
+        ),
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Kill the execution after so long. Without it: the bridge's limit."),
+        typer.Option(
+            metavar="SECONDS",
+            help="Kill the execution after so long. Without it: the bridge's limit.",
+        ),
     ] = None,
     queue: Annotated[str | None, typer.Option(help="The queue. Without it: BRIDGE_QUEUE.")] = None,
     file: Annotated[
         str | None,
         typer.Option(
             metavar="PATH|-",
-            help="Many jobs, from a file or standard input; --flow, --priority, --timeout fill in what a line lacks.",
+            help="Many jobs, from a file or standard input; --flow, --priority, --timeout fill in "
+            "what a line lacks.",
         ),
     ] = None,
     style: Annotated[
-        Format, typer.Option("--format", help="The file's format; 'auto' looks at name and content.")
+        Format,
+        typer.Option("--format", help="The file's format; 'auto' looks at name and content."),
     ] = "auto",
     new_ids: Annotated[
         bool,
         typer.Option(
-            "--new-ids", help="With --file: run its jobs anew, also where the same file was submitted before."
+            "--new-ids",
+            help="With --file: run its jobs anew, also where the same file was submitted before.",
         ),
     ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for the results; fail unless every job succeeded.")
     ] = False,
     wait_timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="With --wait: give up waiting after so long.", min=0)
+        float | None,
+        typer.Option(metavar="SECONDS", help="With --wait: give up waiting after so long.", min=0),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Put one job on the queue, or the jobs of a file, and print their ids.
 
-    All is checked before anything is published. A job is printed once RabbitMQ has confirmed that it keeps it.
+    All is checked before anything is published. A job is printed once RabbitMQ has confirmed that
+    it keeps it.
     """
     if wait_timeout is not None and not wait:
         raise SettingsError("--wait-timeout needs --wait")
     if new_ids and file is None:
-        raise SettingsError("--new-ids needs --file: a single job has a new id unless --id gives it one")
+        raise SettingsError(
+            "--new-ids needs --file: a single job has a new id unless --id gives it one"
+        )
     one = {"--input": inputs, "--inputs-json": inputs_json, "--label": labels, "--id": job_id}
     drafts = _drafts_of(file, style, one) if file is not None else [_draft(flow, one)]
     drafts = [draft.filled(flow=flow, priority=priority, timeout=timeout) for draft in drafts]
@@ -248,9 +298,15 @@ def _drafts_of(file: str, style: Format, one: dict[str, Any]) -> list[Draft]:
 def _draft(flow: str | None, one: dict[str, Any]) -> Draft:
     inputs_json = one["--inputs-json"]
     if flow is None and inputs_json is None and not one["--input"]:
-        raise SettingsError("nothing to submit: give --flow, --input, --inputs-json or --file; --help has examples")
+        raise SettingsError(
+            "nothing to submit: give --flow, --input, --inputs-json or --file; --help has examples"
+        )
     inputs: dict[str, Any] = submission.fields(one["--input"] or (), option="--input")
-    more = submission.json_object(inputs_json, option="--inputs-json") if inputs_json is not None else {}
+    more = (
+        submission.json_object(inputs_json, option="--inputs-json")
+        if inputs_json is not None
+        else {}
+    )
     if both := sorted(inputs.keys() & more.keys()):
         raise SettingsError(f"input {both[0]} is given by --input and by --inputs-json")
     labels = submission.fields(one["--label"] or (), option="--label")
@@ -261,13 +317,17 @@ def _for_queue(settings: BrokerSettings, queue: str | None) -> BrokerSettings:
     """The settings with the one lane that is meant."""
     lanes = settings.all_lanes
     if queue is None and len(lanes) > 1:
-        raise SettingsError(f"--queue is needed: BRIDGE_LANES has {', '.join(lane.queue for lane in lanes)}")
+        raise SettingsError(
+            f"--queue is needed: BRIDGE_LANES has {', '.join(lane.queue for lane in lanes)}"
+        )
     if queue is None:
         return settings
     return settings.model_copy(update={"lanes": (lane_named(settings, queue, option="--queue"),)})
 
 
-def _run(settings: BrokerSettings, ledger: Ledger, output: Output, *, wait: bool, limit: float | None) -> bool:
+def _run(
+    settings: BrokerSettings, ledger: Ledger, output: Output, *, wait: bool, limit: float | None
+) -> bool:
     """Submit, and wait if wanted; says whether all went well."""
     try:
         with _bars(ledger) as bars:
@@ -279,26 +339,40 @@ def _run(settings: BrokerSettings, ledger: Ledger, output: Output, *, wait: bool
     output.table(ledger)
     if wait and ledger.open:
         _say(f"no result within {limit:g} s from {named(ledger.open)}")
-    return not wait or all(job.id in ledger.results and ledger.results[job.id].succeeded for job in ledger.jobs)
+    return not wait or all(
+        job.id in ledger.results and ledger.results[job.id].succeeded for job in ledger.jobs
+    )
 
 
 def _interrupted(ledger: Ledger, output: Output, code: int, *, wait: bool) -> NoReturn:
     if not wait:
         output.submitted(ledger.untold(gaps=True))
-    goes_on = "; what was submitted and has not ended goes on" if ledger.submitted or ledger.in_doubt else ""
+    goes_on = (
+        "; what was submitted and has not ended goes on"
+        if ledger.submitted or ledger.in_doubt
+        else ""
+    )
     _say(f"interrupted: {ledger.count}{goes_on}")
     raise typer.Exit(code)
 
 
 async def _submit(
-    settings: BrokerSettings, ledger: Ledger, output: Output, bars: Bars, *, wait: bool, limit: float | None
+    settings: BrokerSettings,
+    ledger: Ledger,
+    output: Output,
+    bars: Bars,
+    *,
+    wait: bool,
+    limit: float | None,
 ) -> None:
     broker = Broker(settings, name="kestra-bridge submit")
     async with broker.publisher() as (connection, publisher), AsyncExitStack() as stack:
         stack.enter_context(heard(connection, _say))
         await broker.ensure(connection)
-        mailbox = await stack.enter_async_context(broker.mailbox(connection)) if wait else None
-        reply_to = mailbox.name if mailbox else None
+        reply_queue = (
+            await stack.enter_async_context(broker.reply_queue(connection)) if wait else None
+        )
+        reply_to = reply_queue.name if reply_queue else None
         messages = ((job.id, job.sent(datetime.now(UTC), reply_to=reply_to)) for job in ledger.jobs)
 
         def confirmed() -> None:
@@ -311,9 +385,9 @@ async def _submit(
             output.submitted(ledger.untold(gaps=True))
         if error:
             raise type(error)(f"{error}; {ledger.count}")
-        if mailbox:
+        if reply_queue:
             bars.waiting()
-            await _collect(mailbox, ledger, output, bars.ended, limit)
+            await _collect(reply_queue, ledger, output, bars.ended, limit)
 
 
 async def _publish_all(
@@ -323,7 +397,9 @@ async def _publish_all(
     ledger: Ledger,
     confirmed: Callable[[], None],
 ) -> BridgeError | None:
-    """Publish in order, many at once; after the first failure nothing more, but what is under way is seen through."""
+    """Publish in order, many at once; after the first failure nothing more, but what is under way
+    is seen through.
+    """
     errors: list[BridgeError] = []
 
     async def work() -> None:
@@ -347,14 +423,22 @@ async def _publish_all(
 
 
 async def _collect(
-    mailbox: Mailbox, ledger: Ledger, output: Output, advance: Callable[[], None], limit: float | None
+    reply_queue: ReplyQueue,
+    ledger: Ledger,
+    output: Output,
+    advance: Callable[[], None],
+    limit: float | None,
 ) -> None:
     """Take results until every job has one or the time is up."""
     try:
         async with asyncio.timeout(limit):
             while ledger.open:
-                result = _to_result(await mailbox.take())
-                if result is None or result.job not in ledger.submitted or result.job in ledger.results:
+                result = _to_result(await reply_queue.take())
+                if (
+                    result is None
+                    or result.job not in ledger.submitted
+                    or result.job in ledger.results
+                ):
                     continue
                 ledger.results[result.job] = result
                 output.result(result)
@@ -381,7 +465,9 @@ def _to_result(message: Message) -> Result | None:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """What to call when one more job is submitted, when the wait begins, and when one more job has ended."""
+    """What to call when one more job is submitted, when the wait begins, and when one more job has
+    ended.
+    """
 
     submitted: Callable[[], None]
     waiting: Callable[[], None]
@@ -392,9 +478,16 @@ class Bars:
 def _bars(ledger: Ledger) -> Iterator[Bars]:
     """Progress bars, on a terminal alone, and not where nothing takes long."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     total = len(ledger.jobs)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         submitted = progress.add_task("submitted", total=total, visible=total >= BAR_FROM)
         ended = progress.add_task("ended", total=total, visible=False)
         yield Bars(
@@ -408,7 +501,11 @@ def _table(ledger: Ledger, *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("Job", "State", "Attempts", *(("Execution",) if wide else ()), "Result"):
         # An id that we made stays in one piece, so that it can be copied.
-        least = MADE_ID if heading == "Job" and any(len(job.id) == MADE_ID for job in ledger.jobs) else None
+        least = (
+            MADE_ID
+            if heading == "Job" and any(len(job.id) == MADE_ID for job in ledger.jobs)
+            else None
+        )
         justify: JustifyMethod = "right" if heading == "Attempts" else "left"
         table.add_column(heading, overflow="fold", justify=justify, min_width=least)
     for job in ledger.jobs:

@@ -1,4 +1,6 @@
-"""Who waits for which execution, and the news of executions' ends, from replies and from the sweep."""
+"""Who waits for which execution, and the news of executions' ends, from replies and from the
+sweep.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,17 @@ EARLY_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class News:
-    """An execution's end, as somebody told it. `state` is None when the execution is gone from Kestra."""
+class Completion:
+    """An execution's end, as somebody told it. `state` is None when the execution is gone from
+    Kestra.
+    """
 
     execution_id: str
     state: State | None
     ended: datetime | None = None
 
 
-def parse_reply(body: bytes) -> News:
+def parse_reply(body: bytes) -> Completion:
     """The news that a reply from the notifier flow carries.
 
     Raises:
@@ -41,7 +45,9 @@ def parse_reply(body: bytes) -> News:
     execution_id, state = data.get("executionId"), data.get("state")
     if not isinstance(execution_id, str) or not isinstance(state, str):
         raise ValueError("no executionId or no state")
-    return News(execution_id=execution_id, state=State(state), ended=_ended(data.get("endedAt")))
+    return Completion(
+        execution_id=execution_id, state=State(state), ended=_ended(data.get("endedAt"))
+    )
 
 
 def _ended(value: Any) -> datetime | None:
@@ -52,17 +58,21 @@ def _ended(value: Any) -> datetime | None:
     return moment if moment.tzinfo else None
 
 
-class Follower:
-    """One waiter for one execution's end. No queue of asyncio's: there are thousands, and each of those takes 3 KB."""
+class CompletionWaiter:
+    """One waiter for one execution's end. No queue of asyncio's: there are thousands, and each of
+    those takes 3 KB.
+    """
 
     __slots__ = ("_told", "_waiter")
 
     def __init__(self) -> None:
-        self._told: list[News] = []
+        self._told: list[Completion] = []
         self._waiter: asyncio.Future[None] | None = None
 
-    async def news(self, *, timeout: float | None = None) -> News:
-        """The next thing told of the execution; raises `TimeoutError` after that many seconds, if a number is given."""
+    async def completion(self, *, timeout: float | None = None) -> Completion:
+        """The next thing told of the execution; raises `TimeoutError` after that many seconds, if a
+        number is given.
+        """
         limit = None if timeout is None else max(timeout, 0)
         async with asyncio.timeout(limit):
             while not self._told:
@@ -70,29 +80,29 @@ class Follower:
                 await self._waiter
         return self._told.pop(0)
 
-    def tell(self, news: News) -> None:
+    def tell(self, news: Completion) -> None:
         """Hand over news; it waits until `news` is asked for."""
         self._told.append(news)
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
 
-class Watch:
+class CompletionRouter:
     """Brings news of executions to those who wait for them.
 
-    A reply can come before anybody knows its execution's id, since Kestra may be quicker than its own answer to the
-    create call. News that nobody waits for is therefore kept for a while.
+    A reply can come before anybody knows its execution's id, since Kestra may be quicker than its
+    own answer to the create call. Completion that nobody waits for is therefore kept for a while.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._followers: dict[str, list[Follower]] = defaultdict(list)
-        self._early: OrderedDict[str, tuple[float, News]] = OrderedDict()
+        self._followers: dict[str, list[CompletionWaiter]] = defaultdict(list)
+        self._early: OrderedDict[str, tuple[float, Completion]] = OrderedDict()
 
     @contextmanager
-    def follow(self, execution_id: str) -> Iterator[Follower]:
+    def follow(self, execution_id: str) -> Iterator[CompletionWaiter]:
         """Wait for an execution from here to the end of the block."""
-        follower = Follower()
+        follower = CompletionWaiter()
         if early := self._early.pop(execution_id, None):
             follower.tell(early[1])
         self._followers[execution_id].append(follower)
@@ -103,7 +113,7 @@ class Watch:
             if not self._followers[execution_id]:
                 del self._followers[execution_id]
 
-    def tell(self, news: News) -> bool:
+    def tell(self, news: Completion) -> bool:
         """Bring news; says whether anybody waited for it."""
         followers = self._followers.get(news.execution_id, ())
         for follower in followers:
@@ -129,7 +139,7 @@ class Watch:
         """The executions that somebody waits for."""
         return set(self._followers)
 
-    def _keep(self, news: News) -> None:
+    def _keep(self, news: Completion) -> None:
         now = time.monotonic()
         self._early[news.execution_id] = (now, news)
         self._early.move_to_end(news.execution_id)

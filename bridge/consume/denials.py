@@ -1,7 +1,8 @@
 """Creates that Kestra denies: trouble of everybody's, or of one flow's.
 
-A user of Kestra's may have no right to start flows of one namespace. Jobs for it must not hold every slot, and they are
-not to become dead letters either while an operator may just be changing rights.
+A user of Kestra's may have no right to start flows of one namespace. Jobs for it must not hold
+every slot, and they are not to become dead letters either while an operator may just be changing
+rights.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from bridge.job.job import FlowName, Job
 from bridge.kestra.client import Kestra
 
 HOLD = 10.0
-"""Seconds for which jobs of a flow keep their slots once its creates are denied: rights may just be changing."""
+"""Seconds for which jobs of a flow keep their slots once its creates are denied: rights may just be
+changing."""
 
 FORGET_AFTER = 3600.0
-"""Seconds without another denial, after which a flow's earlier ones say nothing of one that comes then."""
+"""Seconds without another denial, after which a flow's earlier ones say nothing of one that comes
+then."""
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +33,9 @@ class Parked(Exception):
 
 @dataclass(slots=True)
 class Spell:
-    """Denials of one flow with no create of it between them: when the first and the latest of them came."""
+    """Denials of one flow with no create of it between them: when the first and the latest of them
+    came.
+    """
 
     first: float
     latest: float
@@ -39,7 +44,9 @@ class Spell:
 class Denials:
     """Which flows' creates are denied, and since when. Times are monotonic seconds."""
 
-    def __init__(self, kestra: Kestra, *, hold: float = HOLD, forget_after: float = FORGET_AFTER) -> None:
+    def __init__(
+        self, kestra: Kestra, *, hold: float = HOLD, forget_after: float = FORGET_AFTER
+    ) -> None:
         self._kestra = kestra
         self._hold = hold
         self._forget_after = forget_after
@@ -58,7 +65,12 @@ class Denials:
             KestraRejected: it is this flow that is denied, as others were created meanwhile.
             Parked: only creates are denied, and jobs of this flow have kept slots for long enough.
         """
-        log.error("kestra denies the create of an execution", job=job.id, flow=str(job.flow), error=str(error))
+        log.error(
+            "kestra denies the create of an execution",
+            job=job.id,
+            flow=str(job.flow),
+            error=str(error),
+        )
         if await self._of_everything():
             return
         since = self._since(job.flow)
@@ -70,13 +82,19 @@ class Denials:
     def _since(self, flow: FlowName) -> float:
         """When this flow's creates were first denied while Kestra let us in; one is denied now."""
         now = time.monotonic()
-        self._spells = {key: each for key, each in self._spells.items() if now - each.latest < self._forget_after}
+        self._spells = {
+            key: each
+            for key, each in self._spells.items()
+            if now - each.latest < self._forget_after
+        }
         spell = self._spells.setdefault(flow, Spell(now, now))
         spell.latest = now
         return spell.first
 
     async def _of_everything(self) -> bool:
-        """Whether Kestra denies more than creates; where that can't be told now, it passes for a general trouble."""
+        """Whether Kestra denies more than creates; where that can't be told now, it passes for a
+        general trouble.
+        """
         try:
             await self._kestra.probe()
         except KestraError:

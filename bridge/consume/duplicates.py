@@ -1,8 +1,9 @@
 """Second executions of one attempt: there should be none, and where there is one it is ended.
 
-Kestra knows no idempotency key, so a create that stayed invisible for too long can come true beside the one that took
-its place, and two replicas that get two copies of one message at the same instant both find nothing and both create.
-Every replica tells the one that counts from the others by the same rule, so that no two of them disagree.
+Kestra knows no idempotency key, so a create that stayed invisible for too long can come true beside
+the one that took its place, and two replicas that get two copies of one message at the same instant
+both find nothing and both create. Every replica tells the one that counts from the others by the
+same rule, so that no two of them disagree.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from bridge.kestra.client import Kestra
 from bridge.telemetry.metrics import Metrics
 
 SOON = 1.0
-"""Seconds from a create to the second look: longer than another replica's, of the same instant, takes to be seen."""
+"""Seconds from a create to the second look: longer than another replica's, of the same instant,
+takes to be seen."""
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +36,12 @@ def among(executions: Iterable[Execution]) -> list[Execution]:
         if JOB_LABEL in labels and not execution.triggered:
             where = labels.get(QUEUE_LABEL) or f"{execution.namespace}/{execution.flow}"
             attempts[where, labels[JOB_LABEL], labels.get(ATTEMPT_LABEL, "")].append(execution)
-    return [duplicate for same in attempts.values() if len(same) > 1 for duplicate in choose(same).duplicates]
+    return [
+        duplicate
+        for same in attempts.values()
+        if len(same) > 1
+        for duplicate in choose(same).duplicates
+    ]
 
 
 class Duplicates:
@@ -47,8 +54,8 @@ class Duplicates:
     async def end(self, duplicates: Iterable[Execution]) -> None:
         """Kill those that still run. Doing it twice does no harm.
 
-        Raises KestraUnavailable where Kestra does not answer. A refusal is logged and left to the next sweep: no job
-        waits for it.
+        Raises KestraUnavailable where Kestra does not answer. A refusal is logged and left to the
+        next sweep: no job waits for it.
         """
         for duplicate in duplicates:
             if not duplicate.state.terminal:
@@ -63,7 +70,11 @@ class Duplicates:
         try:
             await self._kestra.kill(duplicate.id)
         except REFUSALS as error:
-            log.error("a second execution of one attempt goes on, its kill is refused", **facts, error=str(error))
+            log.error(
+                "a second execution of one attempt goes on, its kill is refused",
+                **facts,
+                error=str(error),
+            )
             return
         self._metrics.duplicates.inc()
         log.error("a second execution of one attempt was killed", **facts)
@@ -72,8 +83,9 @@ class Duplicates:
 class SecondLook:
     """Looks again, soon after creates, for what another replica created at the same instant.
 
-    One listing by date serves all creates of a second, and costs no more than it tells. What it misses, because Kestra
-    doesn't answer, shows an execution late or starts very many, is left to the sweep.
+    One listing by date serves all creates of a second, and costs no more than it tells. What it
+    misses, because Kestra doesn't answer, shows an execution late or starts very many, is left to
+    the sweep.
     """
 
     def __init__(self, *, kestra: Kestra, metrics: Metrics) -> None:
@@ -99,13 +111,16 @@ class SecondLook:
                 log.info("no second look, the sweep will see", error=str(error))
 
     async def look(self) -> None:
-        """End every second execution among those that started since the first create that was not looked after.
+        """End every second execution among those that started since the first create that was not
+        looked after.
 
-        Whoever created the earlier of two sees the later one, so that no time before that needs to be read.
+        Whoever created the earlier of two sees the later one, so that no time before that needs to
+        be read.
         """
         since, self._since = self._since, None
         self._created.clear()
         if since is not None:
-            # One page: where more start in a second, to read them all for each replica's look would be a load.
+            # One page: where more start in a second, to read them all for each replica's look would
+            # be a load.
             found, _ = await self._kestra.started_since(since)
             await self._duplicates.end(among(found))

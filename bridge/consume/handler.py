@@ -16,9 +16,9 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
 from bridge.consume.denials import Parked
-from bridge.consume.starter import LeftToBroker, Started, Starter
+from bridge.consume.starter import Released, Started, Starter
 from bridge.consume.suspects import Suspects, refused
-from bridge.consume.waiter import Concluder, Vanished
+from bridge.consume.waiter import OutcomeWaiter, Vanished
 from bridge.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -32,10 +32,20 @@ from bridge.errors import (
 from bridge.job.execution import Outcome
 from bridge.job.job import FlowName, Job, allowed, decode
 from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Delivery, Message
-from bridge.job.settlement import Ack, DeadLetter, Park, Policy, Reason, Retry, Settlement, Stamp, decide
+from bridge.job.settlement import (
+    Ack,
+    AssignId,
+    Park,
+    Policy,
+    Reason,
+    Retry,
+    Settlement,
+    ToDeadLetter,
+    decide,
+)
 from bridge.kestra.client import Kestra
 from bridge.rabbitmq.broker import Publisher
-from bridge.rabbitmq.isolation import Alone, Results
+from bridge.rabbitmq.isolation import IsolatedPublisher, ResultPublisher
 from bridge.rabbitmq.topology import dead_exchange, retry_queue
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Span, Tracer, outgoing
@@ -43,9 +53,9 @@ from bridge.telemetry.tracing import Span, Tracer, outgoing
 OUTPUTS_SECONDS = 30.0
 AFTER_A_BUG = (5.0, 300.0)
 APART = 2.0
-"""Seconds by which the retry of a message that adopted its execution follows that of the message which created it.
-Were both put off at the same instant, as both hear of the same end, both would come back at the same instant, to two
-replicas which both find nothing and both create."""
+"""Seconds by which the retry of a message that adopted its execution follows that of the message
+which created it. Were both put off at the same instant, as both hear of the same end, both would
+come back at the same instant, to two replicas which both find nothing and both create."""
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +88,9 @@ class Case:
         return time.monotonic() - self.arrived
 
     def overdue(self, limit: float) -> float:
-        """Seconds beyond the job's own time-out, or beyond `limit` where it has none; 0 before that."""
+        """Seconds beyond the job's own time-out, or beyond `limit` where it has none; 0 before
+        that.
+        """
         own = self.job.timeout if self.job else None
         return max(0.0, self.age - (own or limit))
 
@@ -91,11 +103,11 @@ class Handler:
         *,
         kestra: Kestra,
         publisher: Publisher,
-        alone: Alone,
-        results: Results,
+        isolated: IsolatedPublisher,
+        results: ResultPublisher,
         suspects: Suspects,
         starter: Starter,
-        concluder: Concluder,
+        waiter: OutcomeWaiter,
         metrics: Metrics,
         tracer: Tracer,
         policy: Policy,
@@ -105,11 +117,11 @@ class Handler:
     ) -> None:
         self._kestra = kestra
         self._publisher = publisher
-        self._alone = alone
+        self._isolated = isolated
         self._results = results
         self._suspects = suspects
         self._starter = starter
-        self._concluder = concluder
+        self._concluder = waiter
         self._metrics = metrics
         self._tracer = tracer
         self._policy = policy
@@ -118,7 +130,9 @@ class Handler:
         self._after_a_bug = after_a_bug
 
     async def handle(self, case: Case, default_flow: FlowName | None) -> None:
-        """See a delivery through, whatever happens, or leave it to the broker. Raises nothing but cancellation."""
+        """See a delivery through, whatever happens, or leave it to the broker. Raises nothing but
+        cancellation.
+        """
         self._count(case.delivery)
         with self._tracer.delivery(case.delivery) as case.span:
             await self._see_through(case, default_flow)
@@ -143,19 +157,26 @@ class Handler:
             except asyncio.CancelledError:
                 self._leave(case)
                 raise
-            except (LeftToBroker, BrokerUnavailable) as error:
+            except (Released, BrokerUnavailable) as error:
                 self._leave(case)
-                log.info("left to the broker", **_facts(case), why=str(error) or "the bridge is stopping")
+                log.info(
+                    "left to the broker", **_facts(case), why=str(error) or "the bridge is stopping"
+                )
                 return None
             except Exception:
-                # A fault of ours must not lose the message, and must not spin either: it is kept and tried again.
-                log.exception("a delivery could not be handled, trying again", **_facts(case), seconds=pause)
+                # A fault of ours must not lose the message, and must not spin either: it is kept
+                # and tried again.
+                log.exception(
+                    "a delivery could not be handled, trying again", **_facts(case), seconds=pause
+                )
                 case.settling, case.again = False, True
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, longest)
 
     async def _judge(self, case: Case, default_flow: FlowName | None) -> Settlement:
-        """What is to become of the delivery, which for a good one takes as long as its execution does."""
+        """What is to become of the delivery, which for a good one takes as long as its execution
+        does.
+        """
         try:
             job = decode(
                 case.delivery.message,
@@ -164,25 +185,30 @@ class Handler:
                 queue=case.delivery.lane,
             )
         except InvalidMessage as error:
-            return DeadLetter(reason=Reason.INVALID_MESSAGE, error=str(error))
+            return ToDeadLetter(reason=Reason.INVALID_MESSAGE, error=str(error))
         case.job = job
         if not allowed(job.flow, self._flows):
-            return DeadLetter(reason=Reason.FLOW_NOT_ALLOWED, error=f"flow {job.flow} is not in BRIDGE_ALLOWED_FLOWS")
+            return ToDeadLetter(
+                reason=Reason.FLOW_NOT_ALLOWED,
+                error=f"flow {job.flow} is not in BRIDGE_ALLOWED_FLOWS",
+            )
         if not job.id:
-            return Stamp(uuid.uuid4().hex)
+            return AssignId(uuid.uuid4().hex)
         return await self._judge_job(case, job)
 
     async def _judge_job(self, case: Case, job: Job) -> Settlement:
         try:
             case.outcome = await self._run(case, job)
         except KestraRejected as error:
-            return DeadLetter(reason=Reason.REJECTED_BY_KESTRA, error=f"flow {job.flow}: {error}")
+            return ToDeadLetter(reason=Reason.REJECTED_BY_KESTRA, error=f"flow {job.flow}: {error}")
         except Vanished as error:
-            return DeadLetter(reason=Reason.VANISHED, error=str(error))
+            return ToDeadLetter(reason=Reason.VANISHED, error=str(error))
         except Parked as error:
             return Park(attempt=job.attempt, delay=self._policy.retry_delays[0], error=str(error))
         self._metrics.outcomes.labels(case.delivery.lane, case.outcome.label).inc()
-        settlement = decide(case.outcome, attempt=job.attempt, first_attempt=job.first_attempt, policy=self._policy)
+        settlement = decide(
+            case.outcome, attempt=job.attempt, first_attempt=job.first_attempt, policy=self._policy
+        )
         if isinstance(settlement, Retry) and case.started and case.started.adopted:
             await asyncio.sleep(APART)
         return settlement
@@ -192,18 +218,25 @@ class Handler:
             return outcome
         with case.span.step("create"):
             # A second pass is like a redelivery: the first one may have created the execution.
-            case.started = await self._starter.start(job, redelivered=case.delivery.redelivered or case.again)
+            case.started = await self._starter.start(
+                job, redelivered=case.delivery.redelivered or case.again
+            )
         with case.span.step("wait"):
             return await self._concluder.outcome(job, case.started)
 
     async def _revived(self, case: Case, job: Job) -> Outcome | None:
-        """How an earlier attempt ended that an operator brought back while this one waited for its turn.
+        """How an earlier attempt ended that an operator brought back while this one waited for its
+        turn.
 
         None where there is none, or where it failed once more, to which this attempt is the answer.
         """
         while revived := await self._starter.revived(job, accepts=self._policy.accepts):
             earlier, case.started = revived
-            log.info("an earlier attempt was brought back in Kestra", **_facts(case), earlier=earlier.attempt)
+            log.info(
+                "an earlier attempt was brought back in Kestra",
+                **_facts(case),
+                earlier=earlier.attempt,
+            )
             with case.span.step("wait"):
                 outcome = await self._concluder.outcome(earlier, case.started)
             if not self._policy.tries_again(outcome):
@@ -218,25 +251,29 @@ class Handler:
         except MessageRefused as error:
             settlement = refused(settlement, str(error))
             settle = await self._hand_on_bare(case, settlement)
-        if isinstance(settlement, (Ack, DeadLetter)) and (reply_to := case.delivery.message.reply_to):
+        if isinstance(settlement, (Ack, ToDeadLetter)) and (
+            reply_to := case.delivery.message.reply_to
+        ):
             try:
                 await self._send_result(case, settlement, reply_to)
             except asyncio.CancelledError:
                 # A dead letter that stands must not come again for the sake of its result.
-                if isinstance(settlement, DeadLetter):
+                if isinstance(settlement, ToDeadLetter):
                     await settle()
                     self._record(case, settlement)
                 raise
         await settle()
         self._record(case, settlement)
 
-    async def _hand_on_bare(self, case: Case, dead: DeadLetter) -> Callable[[], Awaitable[None]]:
+    async def _hand_on_bare(self, case: Case, dead: ToDeadLetter) -> Callable[[], Awaitable[None]]:
         """How the delivery is settled once its dead letter stands without what others gave it.
 
-        What RabbitMQ doesn't take even so, such as a body beyond a limit that was lowered, it has to move by itself.
+        What RabbitMQ doesn't take even so, such as a body beyond a limit that was lowered, it has
+        to move by itself.
 
         Raises:
-            MessageRefused: it must not move it either: over its `x-death` a 3.10 would lose the queue.
+            MessageRefused: it must not move it either: over its `x-death` a 3.10 would lose the
+            queue.
         """
         try:
             await self._hand_on(case, dead, bare=True)
@@ -244,13 +281,16 @@ class Handler:
             if not case.delivery.message.may_be_rejected:
                 raise
             log.error(
-                "RabbitMQ takes no dead letter of a message, and has to make it one", why=str(error), **_facts(case)
+                "RabbitMQ takes no dead letter of a message, and has to make it one",
+                why=str(error),
+                **_facts(case),
             )
             return case.delivery.reject
         return case.delivery.ack
 
     async def _hand_on(self, case: Case, settlement: Settlement, *, bare: bool = False) -> None:
-        """Have the message stand where the settlement wants it, if anywhere; `bare` without what others gave it.
+        """Have the message stand where the settlement wants it, if anywhere; `bare` without what
+        others gave it.
 
         Raises:
             MessageRefused: RabbitMQ does not take it as it is.
@@ -259,28 +299,31 @@ class Handler:
         if bare:
             message = message.bare()
         match settlement:
-            case Stamp():
+            case AssignId():
                 await self._stamp(case, message.to_republish({}, message_id=settlement.job_id))
             case Retry() | Park():
                 headers = {ATTEMPT: settlement.attempt, **_first_attempt(case)}
                 again = message.to_republish(headers)
                 await self._publish(case, again, routing_key=retry_queue(queue, settlement.delay))
-            case DeadLetter():
+            case ToDeadLetter():
                 dead = message.to_republish(_dead_letter_headers(case, settlement))
                 await self._publish(case, dead, exchange=dead_exchange(queue), routing_key=queue)
 
     async def _stamp(self, case: Case, stamped: Message) -> None:
         """Put a stamped message back into its queue, or where that is full on its way there.
 
-        What is held here without an id may be all that could make room there. So it moves on to a retry queue, which
-        has room and leads back; RabbitMQ keeps it there until the lane takes it.
+        What is held here without an id may be all that could make room there. So it moves on to a
+        retry queue, which has room and leads back; RabbitMQ keeps it there until the lane takes it.
         """
         queue = case.delivery.lane
         try:
-            # However often it takes, it is the same message: one with another id would be another job.
+            # However often it takes, it is the same message: one with another id would be another
+            # job.
             await self._publish(case, stamped, routing_key=queue, may_pass=_may_pass_without_room)
         except QueueFull:
-            await self._publish(case, stamped, routing_key=retry_queue(queue, min(self._policy.retry_delays)))
+            await self._publish(
+                case, stamped, routing_key=retry_queue(queue, min(self._policy.retry_delays))
+            )
 
     async def _publish(
         self,
@@ -291,23 +334,31 @@ class Handler:
         routing_key: str,
         may_pass: Callable[[BaseException], bool] = _may_pass_later,
     ) -> None:
-        """Publish however often it takes: a full queue is the operator's to mend, and nothing is lost meanwhile."""
+        """Publish however often it takes: a full queue is the operator's to mend, and nothing is
+        lost meanwhile.
+        """
         async for attempt in AsyncRetrying(
             retry=retry_if_exception(may_pass),
             wait=wait_random_exponential(multiplier=0.5, max=30),
-            before_sleep=lambda state: log.error("a publish failed, trying again", error=str(_failure(state))),
+            before_sleep=lambda state: log.error(
+                "a publish failed, trying again", error=str(_failure(state))
+            ),
             reraise=True,
         ):
             with attempt:
                 await self._publish_once(case, message, exchange=exchange, routing_key=routing_key)
 
-    async def _publish_once(self, case: Case, message: Message, *, exchange: str = "", routing_key: str) -> None:
-        publisher = self._alone if case.delivery in self._suspects else self._publisher
+    async def _publish_once(
+        self, case: Case, message: Message, *, exchange: str = "", routing_key: str
+    ) -> None:
+        publisher = self._isolated if case.delivery in self._suspects else self._publisher
         with self._suspects.publishing(case.delivery):
             await publisher.publish(message, exchange=exchange, routing_key=routing_key)
 
-    async def _send_result(self, case: Case, settlement: Ack | DeadLetter, reply_to: str) -> None:
-        """Tell the publisher how the job ended. One that doesn't listen any more is no reason to keep the job."""
+    async def _send_result(self, case: Case, settlement: Ack | ToDeadLetter, reply_to: str) -> None:
+        """Tell the publisher how the job ended. One that doesn't listen any more is no reason to
+        keep the job.
+        """
         body = json.dumps(await self._result(case, settlement)).encode()
         result = Message(
             body=body,
@@ -325,7 +376,7 @@ class Handler:
         else:
             self._metrics.results.labels(case.delivery.lane, "sent").inc()
 
-    async def _result(self, case: Case, settlement: Ack | DeadLetter) -> dict[str, Any]:
+    async def _result(self, case: Case, settlement: Ack | ToDeadLetter) -> dict[str, Any]:
         execution = case.outcome.execution if case.outcome else None
         result: dict[str, Any] = {
             "job": case.delivery.message.message_id,
@@ -334,14 +385,18 @@ class Handler:
             "url": self._kestra.link(execution) if execution else None,
             # Of a job that failed as well: which part of it did may stand there.
             "outputs": await self._outputs(case) if execution and execution.state.terminal else {},
-            "attempts": case.job.attempt - case.job.first_attempt + 1 if case.job and execution else 0,
+            "attempts": case.job.attempt - case.job.first_attempt + 1
+            if case.job and execution
+            else 0,
         }
-        if isinstance(settlement, DeadLetter):
+        if isinstance(settlement, ToDeadLetter):
             result |= {"reason": settlement.reason.value, "error": settlement.error}
         return result
 
     async def _outputs(self, case: Case) -> dict[str, Any] | None:
-        """The flow's outputs, or None where Kestra doesn't give them in good time; the job is done all the same."""
+        """The flow's outputs, or None where Kestra doesn't give them in good time; the job is done
+        all the same.
+        """
         assert case.outcome is not None
         question = partial(self._kestra.outputs, case.outcome.execution)
         try:
@@ -362,17 +417,23 @@ class Handler:
         self._metrics.job_seconds.labels(lane).observe(case.age)
         ended = case.outcome.execution.ended if case.outcome else None
         if ended:
-            self._metrics.settle_seconds.labels(lane).observe(max(0.0, (self._kestra.now() - ended).total_seconds()))
+            self._metrics.settle_seconds.labels(lane).observe(
+                max(0.0, (self._kestra.now() - ended).total_seconds())
+            )
         extra: dict[str, Any] = {"seconds": round(case.age, 3)}
         facts = _facts(case)
         match settlement:
             case Retry():
-                extra |= {"next_attempt": settlement.attempt, "delay": settlement.delay, "error": settlement.error}
+                extra |= {
+                    "next_attempt": settlement.attempt,
+                    "delay": settlement.delay,
+                    "error": settlement.error,
+                }
             case Park():
                 extra |= {"delay": settlement.delay, "error": settlement.error}
-            case DeadLetter():
+            case ToDeadLetter():
                 extra |= {"reason": settlement.reason.value, "error": settlement.error}
-            case Stamp():
+            case AssignId():
                 extra |= {"stamped": settlement.job_id}
         case.span.conclude(settlement.name, facts, error=extra.get("error", ""), error_type=reason)
         log.info("settled", settlement=settlement.name, **facts, **extra)
@@ -385,16 +446,22 @@ def _facts(case: Case) -> dict[str, Any]:
     if case.job:
         facts |= {"flow": str(case.job.flow), "attempt": case.job.attempt}
     if case.started:
-        facts |= {"execution": case.started.execution.id, "how": "adopted" if case.started.adopted else "created"}
+        facts |= {
+            "execution": case.started.execution.id,
+            "how": "adopted" if case.started.adopted else "created",
+        }
     if case.outcome:
-        facts |= {"execution": case.outcome.execution.id, "state": case.outcome.execution.state.value}
+        facts |= {
+            "execution": case.outcome.execution.id,
+            "state": case.outcome.execution.state.value,
+        }
     return facts
 
 
 def _reason(case: Case, settlement: Settlement) -> str:
     """What went wrong, as one word; empty where nothing did."""
     match settlement:
-        case DeadLetter():
+        case ToDeadLetter():
             return settlement.reason.value
         case Retry():
             return case.outcome.label if case.outcome else ""
@@ -406,7 +473,7 @@ def _first_attempt(case: Case) -> dict[str, int]:
     return {FIRST_ATTEMPT: first} if first > 1 else {}
 
 
-def _dead_letter_headers(case: Case, settlement: DeadLetter) -> dict[str, Any]:
+def _dead_letter_headers(case: Case, settlement: ToDeadLetter) -> dict[str, Any]:
     execution = _facts(case).get("execution")
     return {
         "x-bridge-reason": settlement.reason.value,

@@ -1,11 +1,13 @@
-"""Whose executions started lately, known from a few listings, so that a fresh message costs no search of its own.
+"""Whose executions started lately, known from a few listings, so that a fresh message costs no
+search of its own.
 
-A search by label makes a Kestra on H2 or MySQL read every execution of the time asked for, 20 µs each on H2 (2.0,
-tried): the longer the history, the more each message costs. Once searches are seen to be slow, the window is listed
-once, by date, which every database of Kestra's has an index for, and from then on what is new, for all who look at the
-same time.
+A search by label makes a Kestra on H2 or MySQL read every execution of the time asked for, 20 µs
+each on H2 (2.0, tried): the longer the history, the more each message costs. Once searches are seen
+to be slow, the window is listed once, by date, which every database of Kestra's has an index for,
+and from then on what is new, for all who look at the same time.
 
-What is kept here only ever says that there is nothing to be found. Where it can't say so, the search decides.
+What is kept here only ever says that there is nothing to be found. Where it can't say so, the
+search decides.
 """
 
 from __future__ import annotations
@@ -25,25 +27,27 @@ from bridge.kestra.client import CONCURRENT_QUESTIONS, PAGE_SIZE, Kestra
 
 SLOW_SEARCH = 0.03
 SLOW_IN_A_ROW = 3
-"""So many searches, one after the other, that took so many seconds more than one by an index (the probe's) are no
-chance, and it is not the way to Kestra either."""
+"""So many searches, one after the other, that took so many seconds more than one by an index (the
+probe's) are no chance, and it is not the way to Kestra either."""
 
 HOLDS = 600.0
-"""Seconds for which that is believed, or that there are too many executions to list. A Kestra that was only slow for a
-moment costs each fresh message a wait for a listing no longer than that."""
+"""Seconds for which that is believed, or that there are too many executions to list. A Kestra that
+was only slow for a moment costs each fresh message a wait for a listing no longer than that."""
 
 MOST = 50_000
-"""A window with more executions than that isn't listed: it would take longer than the searches it spares."""
+"""A window with more executions than that isn't listed: it would take longer than the searches it
+spares."""
 
 EVERY = 0.1
-"""Seconds from one listing to the next. Each reads the last ones again, so that more of them would cost more than they
-spare; who looks for an execution waits half of that, which is little beside what the execution takes."""
+"""Seconds from one listing to the next. Each reads the last ones again, so that more of them would
+cost more than they spare; who looks for an execution waits half of that, which is little beside
+what the execution takes."""
 
 OVERLAP = timedelta(seconds=1)
 DEEP_EVERY = 10.0
 DEEP_OVERLAP = timedelta(seconds=30)
-"""An execution can be seen later than one that started after it, by as long as its create call takes; so every listing
-reads back a little, and every few seconds one reads back further."""
+"""An execution can be seen later than one that started after it, by as long as its create call
+takes; so every listing reads back a little, and every few seconds one reads back further."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,8 +62,8 @@ class Recent:
         self._slow_until = self._too_many_until = self._counted = -HOLDS
         self._listed = SingleFlight(self._list)
         self.searching = asyncio.Semaphore(1)
-        """Whose turn it is to search: one at a time until a search was quick, as a slow one costs Kestra much, and then
-        as many as it is asked at once anyway."""
+        """Whose turn it is to search: one at a time until a search was quick, as a slow one costs
+        Kestra much, and then as many as it is asked at once anyway."""
         self._all_at_once = False
         self._forget()
 
@@ -94,7 +98,8 @@ class Recent:
             self._known.add(_key(job.id, str(job.attempt)))
 
     async def lacks(self, job: Job) -> bool:
-        """Whether it is certain that no execution of this (job, attempt) has started within the window.
+        """Whether it is certain that no execution of this (job, attempt) has started within the
+        window.
 
         That is so by a listing that began after this call. False where only a search can tell.
         """
@@ -114,7 +119,9 @@ class Recent:
         self._last = self._last_deep = 0.0
 
     async def _list(self) -> None:
-        """Read on from where the last listing ended, to the end. One that fails on the way is gone on with."""
+        """Read on from where the last listing ended, to the end. One that fails on the way is gone
+        on with.
+        """
         await asyncio.sleep(self._last + EVERY - time.monotonic())
         if len(self._known) > 2 * MOST:
             self._forget()
@@ -131,7 +138,10 @@ class Recent:
             # A page may be full of one instant.
             since, page = (newest, 1) if newest and newest > since else (since, page + 1)
         if not self._complete:
-            log.info("searches in kestra are slow, listing its recent executions instead", executions=len(self._known))
+            log.info(
+                "searches in kestra are slow, listing its recent executions instead",
+                executions=len(self._known),
+            )
             self._complete = True
 
     def _overlap(self) -> timedelta:
@@ -146,17 +156,23 @@ class Recent:
         """Note them; returns when the newest of them started."""
         newest = None
         for execution in rows:
-            self._known.add(_key(execution.labels.get(JOB_LABEL, ""), execution.labels.get(ATTEMPT_LABEL, "")))
+            self._known.add(
+                _key(execution.labels.get(JOB_LABEL, ""), execution.labels.get(ATTEMPT_LABEL, ""))
+            )
             newest = execution.started or newest
         if newest is not None:
-            # One server's clock may be ahead, and what the others start meanwhile is to be seen, too.
+            # One server's clock may be ahead, and what the others start meanwhile is to be seen,
+            # too.
             self._seen_until = max(self._seen_until, min(newest, self._kestra.now()))
         return newest
 
     def _give_up(self, total: int) -> None:
         self._too_many_until = time.monotonic() + HOLDS
         self._let_all_search()
-        log.info("searches in kestra are slow, and there are too many recent executions to list", executions=total)
+        log.info(
+            "searches in kestra are slow, and there are too many recent executions to list",
+            executions=total,
+        )
 
 
 def _key(job: str, attempt: str) -> int:

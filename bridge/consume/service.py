@@ -20,12 +20,12 @@ from tenacity import (
 )
 
 from bridge import __version__
-from bridge.consume.completions import Watch
+from bridge.consume.completions import CompletionRouter
 from bridge.consume.handler import Case, Handler
 from bridge.consume.starter import LONGEST_BACKOFF, Patience, Starter
 from bridge.consume.suspects import Suspects
 from bridge.consume.sweep import Reconciler
-from bridge.consume.waiter import Concluder
+from bridge.consume.waiter import OutcomeWaiter
 from bridge.errors import BridgeError, BrokerError, BrokerUnavailable, KestraUnavailable
 from bridge.job.message import Delivery
 from bridge.kestra.client import CREATE_TIMEOUT, Kestra
@@ -55,7 +55,9 @@ class Service:
         self._settings = settings
         self._tracer = tracer
         lanes = {lane.queue: lane.prefetch for lane in settings.all_lanes}
-        self._metrics = Metrics(lanes, vhost=settings.virtual_host, max_priority=settings.max_priority)
+        self._metrics = Metrics(
+            lanes, vhost=settings.virtual_host, max_priority=settings.max_priority
+        )
         self._stopping = asyncio.Event()
         self._beat = time.monotonic()
         self._failure: BaseException | None = None
@@ -65,9 +67,11 @@ class Service:
         self._cases: dict[asyncio.Task[None], Case] = {}
         self._broker = Broker(settings)
         self._suspects = Suspects()
-        self._watch = Watch(self._metrics)
+        self._watch = CompletionRouter(self._metrics)
         grace = settings.adopt_grace or CREATE_TIMEOUT
-        self._kestra = Kestra(settings, self._metrics, create_timeout=min(CREATE_TIMEOUT, 0.8 * grace))
+        self._kestra = Kestra(
+            settings, self._metrics, create_timeout=min(CREATE_TIMEOUT, 0.8 * grace)
+        )
         self._starter = Starter(
             kestra=self._kestra,
             metrics=self._metrics,
@@ -77,7 +81,7 @@ class Service:
             adopt_grace=settings.adopt_grace,
             ambiguous_wait=settings.ambiguous_wait,
         )
-        self._concluder = Concluder(
+        self._concluder = OutcomeWaiter(
             kestra=self._kestra,
             watch=self._watch,
             starter=self._starter,
@@ -85,7 +89,10 @@ class Service:
             job_timeout=settings.job_timeout,
         )
         self._reconciler = Reconciler(
-            kestra=self._kestra, watch=self._watch, metrics=self._metrics, interval=settings.reconcile_interval
+            kestra=self._kestra,
+            watch=self._watch,
+            metrics=self._metrics,
+            interval=settings.reconcile_interval,
         )
 
     async def run(self) -> None:
@@ -117,7 +124,9 @@ class Service:
                 log.info("stopped")
 
     async def _kestra_answers(self) -> bool:
-        """Wait for Kestra before taking anything from the broker; False when told to stop meanwhile."""
+        """Wait for Kestra before taking anything from the broker; False when told to stop
+        meanwhile.
+        """
         version = await self._unless_stopping(self._first_probe())
         if version is not None:
             log.info("kestra answers", url=self._settings.kestra_url, version=version)
@@ -149,14 +158,17 @@ class Service:
                         await self._session()
 
     def _worth_waiting(self, error: BaseException) -> bool:
-        """Whether another try can help: what was right once may only be an operator's change under way."""
+        """Whether another try can help: what was right once may only be an operator's change under
+        way.
+        """
         return isinstance(error, BrokerError if self._had_session else BrokerUnavailable)
 
     async def _session(self) -> None:
         """Consume until told to stop, or until the session breaks.
 
         Raises:
-            BrokerError: there's no session to be had, or it broke so soon that the next is not to be tried at once.
+            BrokerError: there's no session to be had, or it broke so soon that the next is not to
+            be tried at once.
         """
         arrivals: asyncio.Queue[tuple[Lane, Delivery]] = asyncio.Queue()
         opening = self._broker.session(
@@ -172,10 +184,16 @@ class Service:
             began, self._had_session = time.monotonic(), True
             self._set_connected(True)
             log.info(
-                "consuming", broker=self._settings.broker_address, version=session.version, queues=dict(session.kinds)
+                "consuming",
+                broker=self._settings.broker_address,
+                version=session.version,
+                queues=dict(session.kinds),
             )
             try:
-                async with self._background(self._take(arrivals, session)), self._background(self._look_over(session)):
+                async with (
+                    self._background(self._take(arrivals, session)),
+                    self._background(self._look_over(session)),
+                ):
                     await _either(session.ended(), self._stopping.wait())
                 if self._stopping.is_set():
                     await self._drain(session)
@@ -203,7 +221,13 @@ class Service:
             log.info("what the doctor checks was not checked", error=str(error))
             return
         for finding in findings:
-            log.warning("the doctor finds", check=finding.check, what=finding.what, why=finding.why, mend=finding.mend)
+            log.warning(
+                "the doctor finds",
+                check=finding.check,
+                what=finding.what,
+                why=finding.why,
+                mend=finding.mend,
+            )
 
     async def _unless_stopping(self, work: Coroutine[Any, Any, Result]) -> Result | None:
         """What the work gives, or None when told to stop before it is done."""
@@ -223,11 +247,11 @@ class Service:
         handler = Handler(
             kestra=self._kestra,
             publisher=session.publisher,
-            alone=session.alone,
+            isolated=session.isolated,
             results=session.results,
             suspects=self._suspects,
             starter=self._starter,
-            concluder=self._concluder,
+            waiter=self._concluder,
             metrics=self._metrics,
             tracer=self._tracer,
             policy=self._settings.policy,
@@ -237,7 +261,9 @@ class Service:
         while True:
             lane, delivery = await arrivals.get()
             case = Case(delivery)
-            task = asyncio.create_task(handler.handle(case, lane.flow_name), name=f"job {delivery.message.message_id}")
+            task = asyncio.create_task(
+                handler.handle(case, lane.flow_name), name=f"job {delivery.message.message_id}"
+            )
             self._cases[task] = case
             self._metrics.in_flight.labels(lane.queue).inc()
             task.add_done_callback(self._closed)
@@ -247,7 +273,9 @@ class Service:
         self._metrics.in_flight.labels(case.delivery.lane).dec()
 
     async def _drain(self, session: Session) -> None:
-        """Take nothing new and let what runs end, for the drain time; a settlement may take a little longer."""
+        """Take nothing new and let what runs end, for the drain time; a settlement may take a
+        little longer.
+        """
         log.info("draining", in_flight=len(self._cases), seconds=self._settings.drain_timeout)
         await session.stop_consuming()
         ended = asyncio.ensure_future(session.ended())
@@ -265,7 +293,9 @@ class Service:
             await asyncio.wait(self._cases)
 
     async def _abandon(self) -> None:
-        """Drop the deliveries of a session that is over: nothing done for them from here on could count."""
+        """Drop the deliveries of a session that is over: nothing done for them from here on could
+        count.
+        """
         tasks = list(self._cases)
         for task in tasks:
             task.cancel()
@@ -302,7 +332,9 @@ class Service:
 
     @asynccontextmanager
     async def _background(self, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-        """Something that goes on beside the block and ends with it. If it fails, the service stops and says why."""
+        """Something that goes on beside the block and ends with it. If it fails, the service stops
+        and says why.
+        """
         task = asyncio.create_task(work)
         task.add_done_callback(self._stop_on_failure)
         try:
@@ -336,7 +368,9 @@ class Service:
 
 
 async def _either(*waits: Awaitable[object], timeout: float | None = None) -> None:
-    """Return when the first of them is done, or after so many seconds. What was made a task here is cancelled."""
+    """Return when the first of them is done, or after so many seconds. What was made a task here is
+    cancelled.
+    """
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

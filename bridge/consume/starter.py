@@ -1,4 +1,6 @@
-"""Find or create: one execution for a (job, attempt), whatever became of earlier tries to start it."""
+"""Find or create: one execution for a (job, attempt), whatever became of earlier tries to start
+it.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,19 @@ from functools import partial
 from typing import TypeVar
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_never,
+    wait_random_exponential,
+)
 
 from bridge.aio import KeyedLock
 from bridge.consume.denials import Denials
 from bridge.consume.duplicates import Duplicates, SecondLook
 from bridge.consume.recent_index import Recent
-from bridge.consume.unfinished_index import Listing
+from bridge.consume.unfinished_index import UnfinishedIndex
 from bridge.errors import (
     REFUSALS,
     KestraAmbiguous,
@@ -39,10 +47,12 @@ FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 15.0
 DENIED_PAUSE = 2.0
 MANY_LOOK = 16
-"""When so many jobs look for their executions at once, one listing of all is cheaper than a search for each."""
+"""When so many jobs look for their executions at once, one listing of all is cheaper than a search
+for each."""
 
 MANY_FAILURES = 12
-"""So many answers of 500 in a row, while other jobs are created, are no chance; a job must not hold a slot for ever."""
+"""So many answers of 500 in a row, while other jobs are created, are no chance; a job must not hold
+a slot for ever."""
 
 TROUBLE: tuple[type[KestraError], ...] = (KestraUnavailable, *REFUSALS)
 """Errors that say nothing of the job: only time or an operator ends them."""
@@ -51,18 +61,22 @@ log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 
 
-class LeftToBroker(Exception):
+class Released(Exception):
     """The bridge is stopping and this delivery has no execution yet: the next replica takes it."""
 
 
 class Patience:
-    """Asks Kestra again, with back-off, for as long as it is away, and gives up only once `stopping` is set.
+    """Asks Kestra again, with back-off, for as long as it is away, and gives up only once
+    `stopping` is set.
 
-    `waits_out` are the errors that are taken for passing. A refusal is among them: an operator can lift it.
+    `waits_out` are the errors that are taken for passing. A refusal is among them: an operator can
+    lift it.
     """
 
     def __init__(
-        self, stopping: asyncio.Event | None = None, waits_out: tuple[type[KestraError], ...] = TROUBLE
+        self,
+        stopping: asyncio.Event | None = None,
+        waits_out: tuple[type[KestraError], ...] = TROUBLE,
     ) -> None:
         self.stopping = stopping or asyncio.Event()
         self._waits_out = waits_out
@@ -81,13 +95,15 @@ class Patience:
         """The answer, however long it takes.
 
         Raises:
-            LeftToBroker: the bridge stops.
+            Released: the bridge stops.
             KestraError: what the question raises and asking again can't change.
         """
         try:
             return await question()
         except self._waits_out as error:
-            log.log(_level(error), "kestra does not answer, asking again", error=str(error), tries=1)
+            log.log(
+                _level(error), "kestra does not answer, asking again", error=str(error), tries=1
+            )
             first_pause = max(FIRST_BACKOFF, _asked_to_wait(error))
         # Only now, as what tenacity does around every question costs as much as parsing the answer.
         await self.pause(first_pause)
@@ -104,13 +120,13 @@ class Patience:
         raise AssertionError("unreachable")
 
     async def pause(self, seconds: float) -> None:
-        """Wait so many seconds; raises `LeftToBroker` as soon as the bridge stops."""
+        """Wait so many seconds; raises `Released` as soon as the bridge stops."""
         try:
             async with asyncio.timeout(seconds):
                 await self.stopping.wait()
         except TimeoutError:
             return
-        raise LeftToBroker
+        raise Released
 
 
 _exponential = wait_random_exponential(multiplier=0.5, max=LONGEST_BACKOFF)
@@ -144,7 +160,8 @@ def _level(error: BaseException | None) -> int:
 class Started:
     """A job's execution, and whether it was found to exist already.
 
-    `created_at` is when Kestra answered this process's create, by the monotonic clock; None where that can't be told.
+    `created_at` is when Kestra answered this process's create, by the monotonic clock; None where
+    that can't be told.
     """
 
     execution: Execution
@@ -197,7 +214,7 @@ class Starter:
         self._duplicates = Duplicates(kestra=kestra, metrics=metrics)
         self.second_look = SecondLook(kestra=kestra, metrics=metrics)
         self._starting = KeyedLock()
-        self._unfinished = Listing(lambda: patience.ask(kestra.unfinished))
+        self._unfinished = UnfinishedIndex(lambda: patience.ask(kestra.unfinished))
         self._recent = Recent(kestra, window=self._window)
         self._denials = denials or Denials(kestra)
         self._looking = 0
@@ -209,10 +226,11 @@ class Starter:
         Raises:
             KestraRejected: Kestra will never run this job.
             Parked: Kestra denies the creates of its flow.
-            LeftToBroker: the bridge stops.
+            Released: the bridge stops.
         """
         async with self._starting.hold((job.queue, job.id, job.attempt)):
-            # A fresh message has no execution of its own yet, only perhaps that of an earlier message with its id.
+            # A fresh message has no execution of its own yet, only perhaps that of an earlier
+            # message with its id.
             fresh = not redelivered and job.attempt == job.first_attempt
             if not fresh:
                 started = await self._find_or_create(job, suspect=redelivered)
@@ -223,13 +241,21 @@ class Starter:
             self._recent.note(job)
             if not started.adopted and (self._always_look or not fresh):
                 self.second_look.note(started.execution)
-        self._metrics.executions.labels(job.queue, "adopted" if started.adopted else "created").inc()
+        self._metrics.executions.labels(
+            job.queue, "adopted" if started.adopted else "created"
+        ).inc()
         return started
 
-    async def find(self, job: Job, patience: Patience, *, since: datetime | None = None) -> Execution | None:
-        """The job's own execution, if there is one that started since then. Any second one is killed."""
+    async def find(
+        self, job: Job, patience: Patience, *, since: datetime | None = None
+    ) -> Execution | None:
+        """The job's own execution, if there is one that started since then. Any second one is
+        killed.
+        """
         found = await patience.ask(lambda: self._kestra.find(job, since=since))
-        self._recent.note_search(self._kestra.took["find"], usual=self._kestra.took.get("probe", 0.0))
+        self._recent.note_search(
+            self._kestra.took["find"], usual=self._kestra.took.get("probe", 0.0)
+        )
         return await self._own(found, patience)
 
     async def _own(self, executions: Iterable[Execution], patience: Patience) -> Execution | None:
@@ -237,11 +263,15 @@ class Starter:
         await patience.ask(partial(self._duplicates.end, found.duplicates))
         return found.current
 
-    async def _find_or_create(self, job: Job, *, look: bool = True, suspect: bool = False) -> Started:
-        """`suspect`: a create of another replica may still be on its way, so that absence means nothing yet.
+    async def _find_or_create(
+        self, job: Job, *, look: bool = True, suspect: bool = False
+    ) -> Started:
+        """`suspect`: a create of another replica may still be on its way, so that absence means
+        nothing yet.
 
-        The grace begins anew at each redelivery. Neither the message nor Kestra tells when the last replica that could
-        have created the execution died: it may have been the latest, in the moment in which its own grace ended.
+        The grace begins anew at each redelivery. Neither the message nor Kestra tells when the last
+        replica that could have created the execution died: it may have been the latest, in the
+        moment in which its own grace ended.
         """
         look_until = time.monotonic() + (self._adopt_grace if suspect else 0)
         failures = Failures()
@@ -249,16 +279,20 @@ class Starter:
             if look and (execution := await self._look(job, look_until)):
                 return Started(execution, adopted=True)
             if self._patience.stopping.is_set():
-                raise LeftToBroker
+                raise Released
             try:
                 created = await self._create(job)
             except KestraAmbiguous as error:
-                log.warning("a create is in doubt, looking for its execution", job=job.id, error=str(error))
+                log.warning(
+                    "a create is in doubt, looking for its execution", job=job.id, error=str(error)
+                )
                 if execution := await self._named(error):
                     return Started(execution, adopted=False)
                 failures.note(error)
                 if failures.speak_against_the_job(self._last_create):
-                    raise KestraRejected(f"it fails over this job again and again: {error}") from error
+                    raise KestraRejected(
+                        f"it fails over this job again and again: {error}"
+                    ) from error
                 look, look_until = True, time.monotonic() + self._ambiguous_wait
             else:
                 self._last_create = time.monotonic()
@@ -281,8 +315,12 @@ class Starter:
                 self._denials.note_create(job.flow, asked=asked)
                 return created
 
-    async def revived(self, job: Job, *, accepts: Callable[[State], bool]) -> tuple[Job, Started] | None:
-        """An earlier attempt of the job that runs again or that succeeded since it failed, which an operator can do."""
+    async def revived(
+        self, job: Job, *, accepts: Callable[[State], bool]
+    ) -> tuple[Job, Started] | None:
+        """An earlier attempt of the job that runs again or that succeeded since it failed, which an
+        operator can do.
+        """
         found = revival.revived(
             job, await self._patience.ask(partial(self._kestra.find_attempts, job)), accepts=accepts
         )
@@ -300,7 +338,8 @@ class Starter:
         return await self.find(job, self._patience, since=since)
 
     async def _named(self, error: KestraAmbiguous) -> Execution | None:
-        """The execution that an error names, which Kestra 2.0 does for one that it lost sight of (kestra#17863).
+        """The execution that an error names, which Kestra 2.0 does for one that it lost sight of
+        (kestra#17863).
 
         It is asked for no sooner than Kestra wants to be asked.
         """
@@ -313,15 +352,17 @@ class Starter:
     async def _look(self, job: Job, until: float) -> Execution | None:
         """Look once, or again and again until that moment.
 
-        One listing serves many, but an execution that has ended is only found by a search. What is awaited after the
-        first look is a create that comes true late: to end before a listing shows it, it has to be quick, and then the
-        last look, which is a search, finds it.
+        One listing serves many, but an execution that has ended is only found by a search. What is
+        awaited after the first look is a create that comes true late: to end before a listing shows
+        it, it has to be quick, and then the last look, which is a search, finds it.
         """
         self._looking += 1
         try:
             search = True
             while True:
-                if execution := await self._look_once(job, search=search, again=until > time.monotonic()):
+                if execution := await self._look_once(
+                    job, search=search, again=until > time.monotonic()
+                ):
                     return execution
                 left = until - time.monotonic()
                 if left <= 0 and search:
@@ -333,6 +374,10 @@ class Starter:
 
     async def _look_once(self, job: Job, *, search: bool, again: bool) -> Execution | None:
         many = self._looking >= MANY_LOOK
-        if many and again and (execution := await self._own(await self._unfinished.of(job), self._patience)):
+        if (
+            many
+            and again
+            and (execution := await self._own(await self._unfinished.of(job), self._patience))
+        ):
             return execution
         return await self.find(job, self._patience) if search or not many else None

@@ -1,7 +1,8 @@
 """The executions that have not ended, listed once for all who look for theirs at the same time.
 
-After a restart every message that was in flight comes again at once. Looking for each job's execution by itself would
-be thousands of searches, each of which a Kestra on H2 or MySQL answers by reading every execution there is.
+After a restart every message that was in flight comes again at once. Looking for each job's
+execution by itself would be thousands of searches, each of which a Kestra on H2 or MySQL answers by
+reading every execution there is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, FlowName, Job
 Index = dict[tuple[str, str], list[Execution]]
 
 
-class Listing:
+class UnfinishedIndex:
     """Lists when asked, one listing at a time. `source` asks Kestra."""
 
     def __init__(self, source: Callable[[], Awaitable[Iterable[Execution]]]) -> None:
@@ -24,9 +25,15 @@ class Listing:
         self._listed = SingleFlight(self._list)
 
     async def of(self, job: Job) -> list[Execution]:
-        """This (job, attempt)'s executions in a listing that began after this call. Raises what the source raises."""
+        """This (job, attempt)'s executions in a listing that began after this call. Raises what the
+        source raises.
+        """
         rows = (await self._listed()).get((job.id, str(job.attempt)), ())
-        return [row for row in rows if job.owns(row.labels, FlowName(row.namespace, row.flow)) and not row.triggered]
+        return [
+            row
+            for row in rows
+            if job.owns(row.labels, FlowName(row.namespace, row.flow)) and not row.triggered
+        ]
 
     async def _list(self) -> Index:
         return by_attempt(await self._source())

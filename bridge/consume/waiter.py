@@ -14,7 +14,7 @@ from typing import Self
 import structlog
 from prometheus_client import Gauge
 
-from bridge.consume.completions import News, Watch
+from bridge.consume.completions import Completion, CompletionRouter
 from bridge.consume.starter import Patience, Started, Starter
 from bridge.errors import REFUSALS, KestraError
 from bridge.job.execution import Execution, Outcome, State
@@ -23,40 +23,50 @@ from bridge.kestra.client import Kestra
 from bridge.telemetry.metrics import Metrics
 
 CONFIRM_AFTER = 1.0
-"""A failure counts once it has stood so many seconds: Kestra 2.0 tells FAILED and, 20 ms later, RETRIED of the same."""
+"""A failure counts once it has stood so many seconds: Kestra 2.0 tells FAILED and, 20 ms later,
+RETRIED of the same."""
 
 CONFIRMED_LONG_AGO = 60.0
 GONE_AFTER = 3
-"""Looks that must miss an execution before it counts as deleted: a clustered Kestra may show it late."""
+"""Looks that must miss an execution before it counts as deleted: a clustered Kestra may show it
+late."""
 
 SUCCESSOR_WITHIN = 60.0
 KILL_AGAIN_AFTER = (15.0, 300.0)
-"""Seconds from a kill to the next one, at first and at most: a kill can stick in KILLING (kestra#19683)."""
+"""Seconds from a kill to the next one, at first and at most: a kill can stick in KILLING
+(kestra#19683)."""
 
 LOOK_AGAIN_AFTER = 15.0
-"""Seconds between looks at an execution that is beyond its time and that Kestra has not begun to run, and between looks
-at the clock: how far Kestra's is from ours may become known only while a job's time runs."""
+"""Seconds between looks at an execution that is beyond its time and that Kestra has not begun to
+run, and between looks at the clock: how far Kestra's is from ours may become known only while a
+job's time runs."""
 
 EXPLAIN_SECONDS = 10.0
 NOT_BEGUN = {
-    State.CREATED: "an execution is beyond its time and Kestra has not started it; does its executor run?",
-    State.RESTARTED: "an execution is beyond its time and Kestra has not restarted it; does its executor run?",
-    State.QUEUED: "an execution is beyond its time and waits for others; is a concurrency limit below the prefetch?",
+    State.CREATED: "an execution is beyond its time and Kestra has not started it; "
+    "does its executor run?",
+    State.RESTARTED: "an execution is beyond its time and Kestra has not restarted it; "
+    "does its executor run?",
+    State.QUEUED: "an execution is beyond its time and waits for others; is a concurrency limit "
+    "below the prefetch?",
 }
-"""The states in which an execution does not run yet, and what is said of one that is beyond its time."""
+"""The states in which an execution does not run yet, and what is said of one that is beyond its
+time."""
 
 log = structlog.get_logger(__name__)
 
 
 class Vanished(Exception):
-    """Kestra has no trace of an execution that it had: somebody deleted it, or it lost its database.
+    """Kestra has no trace of an execution that it had: somebody deleted it, or it lost its
+    database.
 
     What it had started may still run, so the job is not started again without an operator's word.
     """
 
     def __init__(self, execution_id: str) -> None:
         super().__init__(
-            f"execution {execution_id} is gone from Kestra, and whether what it started still runs is unknown; once "
+            f"execution {execution_id} is gone from Kestra, and whether what it started still "
+            "runs is unknown; once "
             "nothing does, a replay starts the job again"
         )
 
@@ -65,8 +75,9 @@ class Vanished(Exception):
 class Attempt:
     """The time that an attempt has, and whether this replica killed it when that was up. Seconds.
 
-    It begins with the attempt's first execution. It stands still while Kestra has created an execution, or restarted
-    it, and does not run it yet, and from an execution's end to its restart by an operator.
+    It begins with the attempt's first execution. It stands still while Kestra has created an
+    execution, or restarted it, and does not run it yet, and from an execution's end to its restart
+    by an operator.
     """
 
     limit: float
@@ -85,9 +96,11 @@ class Attempt:
         return self.limit + self.waited + _idle(execution) - self.elapsed()
 
     def used_up(self, execution: Execution) -> bool:
-        """Whether an execution that was killed had used up its time, by Kestra's own times, or by this replica's kill.
+        """Whether an execution that was killed had used up its time, by Kestra's own times, or by
+        this replica's kill.
 
-        So a replica that finds an execution killed by another one at its deadline comes to the same outcome.
+        So a replica that finds an execution killed by another one at its deadline comes to the same
+        outcome.
         """
         if self.killed or execution.ended is None:
             return self.killed
@@ -97,7 +110,9 @@ class Attempt:
 
 
 class Stuck:
-    """Counts, in a gauge by reason, an execution that is beyond its time and does not end, until the block is left."""
+    """Counts, in a gauge by reason, an execution that is beyond its time and does not end, until
+    the block is left.
+    """
 
     def __init__(self, gauge: Gauge) -> None:
         self._gauge = gauge
@@ -118,14 +133,14 @@ class Stuck:
         self.note(None)
 
 
-class Concluder:
+class OutcomeWaiter:
     """Waits for executions' outcomes. Times in seconds."""
 
     def __init__(
         self,
         *,
         kestra: Kestra,
-        watch: Watch,
+        watch: CompletionRouter,
         starter: Starter,
         metrics: Metrics,
         job_timeout: float,
@@ -150,7 +165,9 @@ class Concluder:
         execution = started.execution
         began = execution.started or self._kestra.now()
         limit = job.timeout or self._job_timeout
-        attempt = Attempt(limit, began, started.adopted, self._elapsed_since(started.created_at, began))
+        attempt = Attempt(
+            limit, began, started.adopted, self._elapsed_since(started.created_at, began)
+        )
         while True:
             if not execution.state.terminal:
                 execution = await self._until_end(execution, attempt)
@@ -166,13 +183,17 @@ class Concluder:
     async def _waited(self, execution_id: str) -> float:
         """For how long an execution that has ended stood still; 0 where Kestra doesn't tell."""
         try:
-            execution = await self.patience.unless_refused.ask(partial(self._kestra.get, execution_id))
+            execution = await self.patience.unless_refused.ask(
+                partial(self._kestra.get, execution_id)
+            )
         except REFUSALS:
             return 0.0
         return _idle(execution) if execution else 0.0
 
     def _elapsed_since(self, created_at: float | None, began: datetime) -> Callable[[], float]:
-        """How an attempt's age is told: by our monotonic clock where we created its execution, else by Kestra's."""
+        """How an attempt's age is told: by our monotonic clock where we created its execution, else
+        by Kestra's.
+        """
 
         def elapsed() -> float:
             if created_at is not None:
@@ -182,21 +203,27 @@ class Concluder:
         return elapsed
 
     async def _until_end(self, execution: Execution, attempt: Attempt) -> Execution:
-        """The execution once it has ended. It is killed when its time is up, and waited for all the same."""
+        """The execution once it has ended. It is killed when its time is up, and waited for all the
+        same.
+        """
         with self._watch.follow(execution.id) as follower:
             while attempt.left(execution) > 0:
                 with suppress(TimeoutError):
-                    return _ended(execution, await follower.news(timeout=self._next_look(attempt, execution)))
+                    return _ended(
+                        execution,
+                        await follower.completion(timeout=self._next_look(attempt, execution)),
+                    )
             async with asyncio.TaskGroup() as group:
                 enforcing = group.create_task(self._enforce_deadline(execution.id, attempt))
-                news = await follower.news()
+                news = await follower.completion()
                 enforcing.cancel()
             return _ended(execution, news)
 
     async def _enforce_deadline(self, execution_id: str, attempt: Attempt) -> None:
         """Kill an execution whose time is up, and again with growing pauses, until it has ended.
 
-        Its slot stays taken meanwhile: beside an execution that can still run, no other attempt may begin.
+        Its slot stays taken meanwhile: beside an execution that can still run, no other attempt may
+        begin.
         """
         pause, longest = self._kill_again_after
         with Stuck(self._metrics.stuck) as stuck:
@@ -206,7 +233,11 @@ class Concluder:
                     # Whether it is gone for good the sweep finds out, which looks more than once.
                     await asyncio.sleep(self._look_again_after)
                 elif current.state.terminal:
-                    self._watch.tell(News(execution_id=execution_id, state=current.state, ended=current.ended))
+                    self._watch.tell(
+                        Completion(
+                            execution_id=execution_id, state=current.state, ended=current.ended
+                        )
+                    )
                     return
                 elif current.state in NOT_BEGUN:
                     await self._wait_for_a_start(current, stuck)
@@ -226,7 +257,9 @@ class Concluder:
 
     async def _wait_for_a_start(self, execution: Execution, stuck: Stuck) -> None:
         stuck.note("never_started")
-        log.error(NOT_BEGUN[execution.state], execution=execution.id, created=str(execution.started))
+        log.error(
+            NOT_BEGUN[execution.state], execution=execution.id, created=str(execution.started)
+        )
         await asyncio.sleep(self._look_again_after)
 
     async def _kill(self, execution_id: str, attempt: Attempt, stuck: Stuck) -> None:
@@ -241,13 +274,21 @@ class Concluder:
             attempt.killed = True
         except REFUSALS as error:
             stuck.note("kill_refused")
-            log.error("a kill is refused, asking again later", execution=execution_id, error=str(error))
+            log.error(
+                "a kill is refused, asking again later", execution=execution_id, error=str(error)
+            )
         except KestraError as error:
             stuck.note("kill_unanswered")
-            log.warning("a kill is not answered, asking again later", execution=execution_id, error=str(error))
+            log.warning(
+                "a kill is not answered, asking again later",
+                execution=execution_id,
+                error=str(error),
+            )
 
     async def _confirm(self, job: Job, execution: Execution) -> Execution:
-        """What became of an execution that is said to have ended badly: the same, restarted, or followed by another."""
+        """What became of an execution that is said to have ended badly: the same, restarted, or
+        followed by another.
+        """
         ended = execution.ended
         if ended is None or (self._kestra.now() - ended).total_seconds() < CONFIRMED_LONG_AGO:
             await asyncio.sleep(CONFIRM_AFTER)
@@ -265,16 +306,22 @@ class Concluder:
             await asyncio.sleep(CONFIRM_AFTER)
 
     async def _current(self, job: Job, execution: Execution) -> Execution | None:
-        """The job's execution as it stands: by a look-up, else by its id, and as it was told where Kestra refuses both.
+        """The job's execution as it stands: by a look-up, else by its id, and as it was told where
+        Kestra refuses both.
 
-        An end that can't be confirmed settles the delivery all the same: a slot is not held beyond the end.
+        An end that can't be confirmed settles the delivery all the same: a slot is not held beyond
+        the end.
         """
         patience = self.patience.unless_refused
         try:
             if found := await self._starter.find(job, patience):
                 return found
         except REFUSALS as error:
-            log.error("a look-up is refused, an end is confirmed without it", execution=execution.id, error=str(error))
+            log.error(
+                "a look-up is refused, an end is confirmed without it",
+                execution=execution.id,
+                error=str(error),
+            )
         try:
             return await patience.ask(partial(self._kestra.get, execution.id))
         except REFUSALS:
@@ -287,23 +334,29 @@ class Concluder:
         return Outcome(execution=execution, error=await self._explain(execution))
 
     async def _explain(self, execution: Execution) -> str:
-        """The reason in Kestra's words where they can be had soon; a settlement doesn't wait for them."""
+        """The reason in Kestra's words where they can be had soon; a settlement doesn't wait for
+        them.
+        """
         try:
             async with asyncio.timeout(EXPLAIN_SECONDS):
                 return await self._kestra.explain(execution)
         except (KestraError, TimeoutError) as error:
-            log.warning("no reason to be had for a bad end", execution=execution.id, error=str(error))
+            log.warning(
+                "no reason to be had for a bad end", execution=execution.id, error=str(error)
+            )
             return f"execution {execution.id} ended {execution.state}"
 
 
 def _idle(execution: Execution) -> float:
-    """Seconds from an execution's creation to when it began to run, or to run again after a restart."""
+    """Seconds from an execution's creation to when it began to run, or to run again after a
+    restart.
+    """
     if execution.running_since is None or execution.started is None:
         return 0.0
     return (execution.running_since - execution.started).total_seconds()
 
 
-def _ended(execution: Execution, news: News) -> Execution:
+def _ended(execution: Execution, news: Completion) -> Execution:
     if news.state is None:
         raise Vanished(execution.id)
     return replace(execution, state=news.state, ended=news.ended)

@@ -1,4 +1,6 @@
-"""Kestra's executions as the bridge sees them: states, which one is a job's own, and how it ended."""
+"""Kestra's executions as the bridge sees them: states, which one is a job's own, and how it
+ended.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """An execution's state, by Kestra's own names; `UNKNOWN` stands for one that a newer Kestra invented."""
+    """An execution's state, by Kestra's own names; `UNKNOWN` stands for one that a newer Kestra
+    invented.
+    """
 
     CREATED = "CREATED"
     SUBMITTED = "SUBMITTED"
@@ -35,7 +39,9 @@ class State(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing more happens to the execution by itself (RETRIED is terminal, but has a successor)."""
+        """Whether nothing more happens to the execution by itself (RETRIED is terminal, but has a
+        successor).
+        """
         return self in TERMINAL
 
     @property
@@ -45,7 +51,15 @@ class State(StrEnum):
 
 
 TERMINAL = frozenset(
-    {State.SUCCESS, State.WARNING, State.FAILED, State.KILLED, State.CANCELLED, State.RETRIED, State.SKIPPED}
+    {
+        State.SUCCESS,
+        State.WARNING,
+        State.FAILED,
+        State.KILLED,
+        State.CANCELLED,
+        State.RETRIED,
+        State.SKIPPED,
+    }
 )
 
 
@@ -61,20 +75,26 @@ class Execution:
     started: datetime | None = None
     ended: datetime | None = None
     running_since: datetime | None = None
-    """When it began to run, or to run again after a restart; None where it hasn't, or where that isn't told."""
+    """When it began to run, or to run again after a restart; None where it hasn't, or where that
+    isn't told."""
     original_id: str | None = None
     triggered: bool = False
-    """Started by a trigger or by another execution, which may have handed its labels down; never by the bridge."""
+    """Started by a trigger or by another execution, which may have handed its labels down; never by
+    the bridge."""
 
     @property
     def chain(self) -> str:
-        """What an execution shares with those that Kestra made of it (flow retry, replay): the first one's id."""
+        """What an execution shares with those that Kestra made of it (flow retry, replay): the
+        first one's id.
+        """
         return self.original_id or self.id
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a look-up for one (job, attempt) says: the job's own execution, and those that should not be."""
+    """What a look-up for one (job, attempt) says: the job's own execution, and those that should
+    not be.
+    """
 
     current: Execution | None
     duplicates: tuple[Execution, ...] = ()
@@ -83,9 +103,9 @@ class Found:
 def choose(executions: Iterable[Execution]) -> Found:
     """Tell the job's own execution from duplicates of it.
 
-    The chain that began first is the job's, and its newest member is the one to wait for: Kestra's flow retry and an
-    operator's replay make a new execution with the same labels. Every other chain is a second execution for the same
-    attempt, which is not to run.
+    The chain that began first is the job's, and its newest member is the one to wait for: Kestra's
+    flow retry and an operator's replay make a new execution with the same labels. Every other chain
+    is a second execution for the same attempt, which is not to run.
     """
     by_age = sorted(executions, key=_age)
     if not by_age:
@@ -102,7 +122,9 @@ def _age(execution: Execution) -> tuple[datetime, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. `timed_out`: the bridge killed it at its deadline. `error`: one line for a person."""
+    """How an attempt ended. `timed_out`: the bridge killed it at its deadline. `error`: one line
+    for a person.
+    """
 
     execution: Execution
     timed_out: bool = False

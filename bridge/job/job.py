@@ -28,12 +28,14 @@ MAX_JOB_ID = 200
 MAX_LABELS_LENGTH = 2000
 _MAX_ATTEMPT = 1_000_000
 
-# Kestra's own rules for names (its `Label`, `Flow` and `Input` classes): what it would refuse never leaves here.
+# Kestra's own rules for names (its `Label`, `Flow` and `Input` classes): what it would refuse never
+# leaves here.
 _FLOW = r"^[a-z0-9][a-z0-9._-]{0,149}/[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}$"
 _INPUT = r"^[a-zA-Z0-9][.a-zA-Z0-9_-]{0,127}$"
 _LABEL = re.compile(r"[a-z][\w.-]{0,127}")
 _NULS = ("\0", "\\u0000")
-"""What Kestra's PostgreSQL can't store, or changes: the character itself, and the text that JSON has for it."""
+"""What Kestra's PostgreSQL can't store, or changes: the character itself, and the text that JSON
+has for it."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """What spreadsheets and Windows put before a text in UTF-8; it says nothing."""
@@ -42,7 +44,12 @@ _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _COMPRESSIONS = frozenset(
     {"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "bzip2", "lzma", "xz", "lz4", "snappy"}
 )
-_MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"))
+_MAGIC = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ", "xz"),
+)
 _AMQP_1_0 = (b"\x00Sw", b"\x00Sv", b"\x00Su")
 """How a section of an AMQP 1.0 message begins: value, sequence, data."""
 
@@ -55,16 +62,21 @@ class JobBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, title="A job for kestra-bridge")
 
     flow: Annotated[str, Field(pattern=_FLOW)] | None = Field(
-        default=None, description="The flow to run, as namespace/id. Without it: the flow of the queue's lane."
+        default=None,
+        description="The flow to run, as namespace/id. Without it: the flow of the queue's lane.",
     )
     inputs: dict[Annotated[str, Field(pattern=_INPUT)], Any] | None = Field(
-        default=None, description="The flow's inputs. A null is left out, so that the flow's default holds."
+        default=None,
+        description="The flow's inputs. A null is left out, so that the flow's default holds.",
     )
     labels: dict[str, str | None] | None = Field(
-        default=None, description="Labels for the execution; none may begin with 'system.' or 'bridge'."
+        default=None,
+        description="Labels for the execution; none may begin with 'system.' or 'bridge'.",
     )
     timeout: Annotated[float, Field(gt=0, le=31_536_000)] | None = Field(
-        default=None, description="Seconds after which the execution is killed. Without it: the bridge's job time-out."
+        default=None,
+        description="Seconds after which the execution is killed. Without it: the "
+        "bridge's job time-out.",
     )
 
 
@@ -89,7 +101,8 @@ class FlowName:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One job at one attempt. `timeout` is in seconds; an empty `id` says that the message has none yet.
+    """One job at one attempt. `timeout` is in seconds; an empty `id` says that the message has none
+    yet.
 
     An id means something within its queue: publishers of different queues need not agree on theirs.
     """
@@ -130,18 +143,23 @@ class Job:
         return labels[QUEUE_LABEL] == self.queue if labels.get(QUEUE_LABEL) else flow == self.flow
 
 
-def decode(message: Message, *, default_flow: FlowName | None, max_priority: int, queue: str = "") -> Job:
+def decode(
+    message: Message, *, default_flow: FlowName | None, max_priority: int, queue: str = ""
+) -> Job:
     """The job that a message of that queue asks for.
 
     Raises:
-        InvalidMessage: the message can never become a job; the text says which part is wrong and why.
+        InvalidMessage: the message can never become a job; the text says which part is wrong and
+        why.
     """
     body = _parse(message)
     flow = FlowName.parse(body.flow) if body.flow else default_flow
     if flow is None:
         raise InvalidMessage("no flow: the body names none and its queue has no default flow")
     if (message.priority or 0) > max_priority:
-        raise InvalidMessage(f"priority {message.priority} is above the queue's maximum of {max_priority}")
+        raise InvalidMessage(
+            f"priority {message.priority} is above the queue's maximum of {max_priority}"
+        )
     job = Job(
         id=_job_id(message.message_id),
         flow=flow,
@@ -149,12 +167,16 @@ def decode(message: Message, *, default_flow: FlowName | None, max_priority: int
         attempt=_attempt(message.headers, ATTEMPT),
         first_attempt=_attempt(message.headers, FIRST_ATTEMPT),
         inputs=_inputs(body.inputs or {}),
-        labels=_labels({key: value for key, value in (body.labels or {}).items() if value is not None}),
+        labels=_labels(
+            {key: value for key, value in (body.labels or {}).items() if value is not None}
+        ),
         timeout=body.timeout,
         correlation_id=_correlation_id(message.correlation_id),
     )
     if job.first_attempt > job.attempt:
-        raise InvalidMessage(f"header {FIRST_ATTEMPT} {job.first_attempt} is above {ATTEMPT} {job.attempt}")
+        raise InvalidMessage(
+            f"header {FIRST_ATTEMPT} {job.first_attempt} is above {ATTEMPT} {job.attempt}"
+        )
     return job
 
 
@@ -176,7 +198,9 @@ def _parse(message: Message) -> JobBody:
     try:
         data = exact_json.loads(body.removeprefix(BYTE_ORDER_MARK))
     except ValueError as error:
-        raise InvalidMessage(_unreadable(message) or f"the body is not JSON: {_one_line(error)}") from error
+        raise InvalidMessage(
+            _unreadable(message) or f"the body is not JSON: {_one_line(error)}"
+        ) from error
     if not isinstance(data, dict):
         raise InvalidMessage(f"the body is a JSON {_json_type(data)}, not an object")
     if any(map(_holds_nul, exact_json.texts(data))):
@@ -195,7 +219,10 @@ def _unreadable(message: Message) -> str | None:
     if name := _compression(message):
         return f"the body is compressed ({name}): publish it as plain JSON"
     if message.message_type == "amqp-1.0" or body.startswith(_AMQP_1_0):
-        return "the body is an AMQP 1.0 value and not binary data: publish the JSON text as a data section"
+        return (
+            "the body is an AMQP 1.0 value and not binary data: publish the JSON text "
+            "as a data section"
+        )
     if body.startswith(_UTF_16_MARKS) or (len(body) > 1 and 0 in body[:2]):
         return "the body is in UTF-16 or UTF-32: publish it in UTF-8"
     return None
@@ -211,7 +238,10 @@ def _compression(message: Message) -> str | None:
 
 def _describe(error: ValidationError) -> str:
     faults = error.errors(include_url=False, include_input=False)
-    shown = [f"{_where(fault['loc'])}: {_what(fault['loc'], fault['type'], fault['msg'])}" for fault in faults[:3]]
+    shown = [
+        f"{_where(fault['loc'])}: {_what(fault['loc'], fault['type'], fault['msg'])}"
+        for fault in faults[:3]
+    ]
     return "; ".join(shown) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
 
 
@@ -233,7 +263,14 @@ def _show(part: object) -> str:
 
 
 def _json_type(value: object) -> str:
-    names = {list: "array", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
+    names = {
+        list: "array",
+        str: "string",
+        bool: "boolean",
+        int: "number",
+        float: "number",
+        type(None): "null",
+    }
     return next((name for kind, name in names.items() if isinstance(value, kind)), "value")
 
 
@@ -264,7 +301,9 @@ def _attempt(headers: Mapping[str, Any], name: str) -> int:
 
 
 def _correlation_id(value: str | None) -> str | None:
-    """The publisher's correlation id where it can be a label; a reply carries it unchanged in any case."""
+    """The publisher's correlation id where it can be a label; a reply carries it unchanged in any
+    case.
+    """
     return value if value and _can_be_label(value) else None
 
 
@@ -284,7 +323,9 @@ def _inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> bool:
-    """Whether a JSON value has no number like 1e999, which is read as infinity and can't be written again."""
+    """Whether a JSON value has no number like 1e999, which is read as infinity and can't be written
+    again.
+    """
     match value:
         case float():
             return math.isfinite(value)
@@ -300,16 +341,23 @@ def _labels(labels: Mapping[str, str]) -> dict[str, str]:
     for key, value in labels.items():
         if not _LABEL.fullmatch(key):
             raise InvalidMessage(
-                f"label {_show(key)!r} is not a lower-case letter and then letters, digits, '.', '_', '-'"
+                f"label {_show(key)!r} is not a lower-case letter and then letters, "
+                "digits, '.', '_', '-'"
             )
         if key.startswith(_RESERVED_LABELS):
             raise InvalidMessage(
-                f"label {_show(key)!r} is reserved: 'system.' and 'bridge' belong to Kestra and the bridge"
+                f"label {_show(key)!r} is reserved: 'system.' and 'bridge' belong to "
+                "Kestra and the bridge"
             )
         if not value or not _can_be_label(value):
-            raise InvalidMessage(f"label {_show(key)!r} has a value that is empty, padded or not printable")
-    # Labels travel in the create call's request line, which Kestra's web server cuts off at 4,096 bytes.
+            raise InvalidMessage(
+                f"label {_show(key)!r} has a value that is empty, padded or not printable"
+            )
+    # Labels travel in the create call's request line, which Kestra's web server cuts off at 4,096
+    # bytes.
     length = sum(len(quote(f"labels={key}:{value}&", safe="")) for key, value in labels.items())
     if length > MAX_LABELS_LENGTH:
-        raise InvalidMessage(f"the labels have {length} characters in a URL, more than {MAX_LABELS_LENGTH}")
+        raise InvalidMessage(
+            f"the labels have {length} characters in a URL, more than {MAX_LABELS_LENGTH}"
+        )
     return dict(labels)

@@ -11,7 +11,8 @@ from typing import Any
 ATTEMPT = "x-bridge-attempt"
 FIRST_ATTEMPT = "x-bridge-first-attempt"
 LEFT_OUT = "x-bridge-left-out"
-"""Names the headers that a message had to leave behind, since all of them did not fit into a frame."""
+"""Names the headers that a message had to leave behind, since all of them did not fit into a
+frame."""
 
 PLAUSIBLE_WAIT = timedelta(days=30)
 """The longest time that a message is believed to have waited."""
@@ -21,7 +22,8 @@ Headers = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """An AMQP message: its body and the basic properties, as AMQP 0-9-1 names them (`type` is `message_type`).
+    """An AMQP message: its body and the basic properties, as AMQP 0-9-1 names them (`type` is
+    `message_type`).
 
     `exchange` and `routing_key` say where it had been published to, if it was delivered.
     """
@@ -44,18 +46,24 @@ class Message:
     routing_key: str | None = None
 
     def to_republish(self, headers: Headers, *, message_id: str | None = None) -> Message:
-        """The same message, fit to be published again by the bridge, with `headers` in place of what it had set before.
+        """The same message, fit to be published again by the bridge, with `headers` in place of
+        what it had set before.
 
-        This is the one list of what may pass from a publisher into a queue of ours. What RabbitMQ notes in headers
-        itself stays behind: on 3.10 a retry with an `x-death` of earlier is dropped as one that goes round in circles,
-        and one of another shape ends the broker's own work on dead letters. Other properties would do harm on the way
-        and are kept as headers instead: RabbitMQ refuses a `user_id` other than the connection's own and a `reply_to`
-        that means a consumer of the same channel, an `expiration` would let the message vanish from the queue that
-        keeps it, and `CC` and `BCC` would route copies anew (RabbitMQ's "Validated User-ID", "Direct Reply-to",
-        "Time-to-Live" and "Sender-selected Distribution" documents).
+        This is the one list of what may pass from a publisher into a queue of ours. What RabbitMQ
+        notes in headers itself stays behind: on 3.10 a retry with an `x-death` of earlier is
+        dropped as one that goes round in circles, and one of another shape ends the broker's own
+        work on dead letters. Other properties would do harm on the way and are kept as headers
+        instead: RabbitMQ refuses a `user_id` other than the connection's own and a `reply_to` that
+        means a consumer of the same channel, an `expiration` would let the message vanish from the
+        queue that keeps it, and `CC` and `BCC` would route copies anew (RabbitMQ's "Validated
+        User-ID", "Direct Reply-to", "Time-to-Live" and "Sender-selected Distribution" documents).
         """
         kept = {key: value for key, value in self.headers.items() if _may_pass(key)}
-        kept |= {f"x-bridge-{key.lower()}": self.headers[key] for key in _ROUTING_HEADERS if key in self.headers}
+        kept |= {
+            f"x-bridge-{key.lower()}": self.headers[key]
+            for key in _ROUTING_HEADERS
+            if key in self.headers
+        }
         put_aside = {"user_id": self.user_id, "expiration": self.expiration}
         if self.reply_to == OWN_REPLIES:
             put_aside["reply_to"] = self.reply_to
@@ -74,12 +82,16 @@ class Message:
 
     @property
     def may_be_rejected(self) -> bool:
-        """Whether RabbitMQ can make it a dead letter itself: an `x-death` of another shape than its own ends a 3.10."""
+        """Whether RabbitMQ can make it a dead letter itself: an `x-death` of another shape than its
+        own ends a 3.10.
+        """
         deaths = self.headers.get("x-death", [])
         return isinstance(deaths, list) and all(map(_is_a_death, deaths))
 
     def bare(self) -> Message:
-        """The message without whatever else its publisher gave it than a body, an id and what can do no harm."""
+        """The message without whatever else its publisher gave it than a body, an id and what can
+        do no harm.
+        """
         return Message(
             body=self.body,
             content_type=self.content_type,
@@ -90,12 +102,21 @@ class Message:
 
 
 OWN_REPLIES = "amq.rabbitmq.reply-to"
-"""RabbitMQ's direct reply-to, as its consumer names it; what its messages carry goes on with a dot and an address."""
+"""RabbitMQ's direct reply-to, as its consumer names it; what its messages carry goes on with a dot
+and an address."""
 
 _ROUTING_HEADERS = ("CC", "BCC")
-DEAD_LETTER_HEADERS = ("x-bridge-reason", "x-bridge-error", "x-bridge-execution", "x-bridge-queue", "x-bridge-at")
+DEAD_LETTER_HEADERS = (
+    "x-bridge-reason",
+    "x-bridge-error",
+    "x-bridge-execution",
+    "x-bridge-queue",
+    "x-bridge-at",
+)
 _DROPPED = frozenset({*_ROUTING_HEADERS, *DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT})
-_BROKERS_HEADERS = re.compile(r"x-(?:death|(?:first|last)-death-.*|delivery-count|acquired-count)", re.DOTALL)
+_BROKERS_HEADERS = re.compile(
+    r"x-(?:death|(?:first|last)-death-.*|delivery-count|acquired-count)", re.DOTALL
+)
 
 
 def _is_a_death(entry: Any) -> bool:
@@ -105,7 +126,9 @@ def _is_a_death(entry: Any) -> bool:
     texts = (entry.get(name) for name in ("queue", "reason", "exchange"))
     keys = entry.get("routing-keys")
     return (
-        all(isinstance(text, str) for text in texts) and isinstance(entry.get("count"), int) and isinstance(keys, list)
+        all(isinstance(text, str) for text in texts)
+        and isinstance(entry.get("count"), int)
+        and isinstance(keys, list)
     )
 
 
@@ -115,10 +138,11 @@ def _may_pass(header: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Delivery:
-    """One hand-over of a message. It can be settled on the channel that brought it and nowhere else.
+    """One hand-over of a message. It can be settled on the channel that brought it and nowhere
+    else.
 
-    `reject` has the broker itself move it to the dead letters. Both raise `BrokerUnavailable` when that channel is
-    gone; the broker then delivers the message again.
+    `reject` has the broker itself move it to the dead letters. Both raise `BrokerUnavailable` when
+    that channel is gone; the broker then delivers the message again.
     """
 
     message: Message
@@ -128,11 +152,13 @@ class Delivery:
     reject: Callable[[], Awaitable[None]]
 
     def waited(self, now: datetime) -> float | None:
-        """Seconds that the message waited in the queue, by its time stamp; None where that can't be told.
+        """Seconds that the message waited in the queue, by its time stamp; None where that can't be
+        told.
 
-        Only the first delivery of a job can tell: a redelivery and a further attempt come later for other reasons, and
-        a message without an id comes again once it has one. A time stamp in the future, or more than 30 days old, is
-        that of a publisher which counts in other units or whose clock is wrong.
+        Only the first delivery of a job can tell: a redelivery and a further attempt come later for
+        other reasons, and a message without an id comes again once it has one. A time stamp in the
+        future, or more than 30 days old, is that of a publisher which counts in other units or
+        whose clock is wrong.
         """
         message = self.message
         if message.timestamp is None or not message.message_id:

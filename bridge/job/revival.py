@@ -13,10 +13,12 @@ from bridge.job.job import ATTEMPT_LABEL, Job
 def revived(
     job: Job, executions: Iterable[Execution], *, accepts: Callable[[State], bool]
 ) -> tuple[Job, Execution] | None:
-    """The earlier attempt that runs again or that succeeded, and its execution; None where all stand as they failed.
+    """The earlier attempt that runs again or that succeeded, and its execution; None where all
+    stand as they failed.
 
-    `executions` are those of all attempts. An attempt before a replay doesn't count: the replay judged it. Nor does any
-    where the job's own attempt has begun. `accepts` says which states are a success.
+    `executions` are those of all attempts. An attempt before a replay doesn't count: the replay
+    judged it. Nor does any where the job's own attempt has begun. `accepts` says which states are a
+    success.
     """
     by_attempt: defaultdict[str, list[Execution]] = defaultdict(list)
     for execution in executions:

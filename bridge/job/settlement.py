@@ -40,7 +40,7 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
+class ToDeadLetter:
     """The job ends here, unfinished, and a person may want to know why."""
 
     name = "dead_letter"
@@ -49,8 +49,10 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
-    """The message goes back to its queue with a fresh job id, so that its attempts can be told apart."""
+class AssignId:
+    """The message goes back to its queue with a fresh job id, so that its attempts can be told
+    apart.
+    """
 
     name = "stamp"
     job_id: str
@@ -58,7 +60,9 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Park:
-    """The same attempt again, `delay` seconds from now: what keeps it from starting is no fault of the job's."""
+    """The same attempt again, `delay` seconds from now: what keeps it from starting is no fault of
+    the job's.
+    """
 
     name = "park"
     attempt: int
@@ -66,12 +70,14 @@ class Park:
     error: str
 
 
-Settlement = Ack | Retry | DeadLetter | Stamp | Park
+Settlement = Ack | Retry | ToDeadLetter | AssignId | Park
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The operator's choices that settlements depend on; delays in seconds, the last one repeats."""
+    """The operator's choices that settlements depend on; delays in seconds, the last one
+    repeats.
+    """
 
     max_attempts: int = 3
     retry_delays: Sequence[int] = (30, 300)
@@ -92,9 +98,9 @@ _RETRIED_REASONS = frozenset({Reason.FAILED, Reason.CANCELLED, Reason.TIMED_OUT}
 def decide(outcome: Outcome, *, attempt: int, first_attempt: int, policy: Policy) -> Settlement:
     """What becomes of the delivery whose attempt ended so.
 
-    A failure, a cancellation (Kestra's concurrency limit or SLA) and a time-out are tried again while the budget
-    lasts, which counts from `first_attempt` (1, or later for a message that was replayed). A kill is somebody's
-    decision and is final.
+    A failure, a cancellation (Kestra's concurrency limit or SLA) and a time-out are tried again
+    while the budget lasts, which counts from `first_attempt` (1, or later for a message that was
+    replayed). A kill is somebody's decision and is final.
     """
     reason = _reason(outcome, policy)
     if reason is None:
@@ -103,7 +109,7 @@ def decide(outcome: Outcome, *, attempt: int, first_attempt: int, policy: Policy
     tries = attempt - first_attempt + 1
     if reason in _RETRIED_REASONS and tries < policy.max_attempts:
         return Retry(attempt=attempt + 1, delay=_delay(tries, policy.retry_delays), error=error)
-    return DeadLetter(reason=reason, error=error)
+    return ToDeadLetter(reason=reason, error=error)
 
 
 def _reason(outcome: Outcome, policy: Policy) -> Reason | None:

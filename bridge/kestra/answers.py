@@ -1,7 +1,9 @@
-"""What Kestra's answers mean, for each operation: the one place that judges a status and its words. No I/O.
+"""What Kestra's answers mean, for each operation: the one place that judges a status and its words.
+No I/O.
 
-Statuses and words were recorded from real servers of 1.3 and 2.0. Kestra's web server is Micronaut's, so a refusal is a
-JSON object with a `message` and `_links`, whether Kestra or the framework refuses. A gateway's words never look so.
+Statuses and words were recorded from real servers of 1.3 and 2.0. Kestra's web server is
+Micronaut's, so a refusal is a JSON object with a `message` and `_links`, whether Kestra or the
+framework refuses. A gateway's words never look so.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class Meaning(StrEnum):
     DONE = "done"
     """The answer is what was asked for."""
     ABSENT = "absent"
-    """Kestra has no such execution or flow, or what was to be ended has ended: nothing is left to do."""
+    """Kestra has no such execution or flow, or what was to be ended has ended: nothing is left to
+    do."""
     REJECTED = "rejected"
     """Kestra refuses the request for its content; the same content is refused again."""
     DENIED = "denied"
@@ -39,7 +42,9 @@ class Meaning(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What the body of an answer says. `by_kestra`: Kestra wrote it, and nothing that stands before Kestra did."""
+    """What the body of an answer says. `by_kestra`: Kestra wrote it, and nothing that stands before
+    Kestra did.
+    """
 
     message: str = ""
     by_kestra: bool = False
@@ -63,12 +68,16 @@ class Words:
 
     @property
     def call_it_too_big(self) -> bool:
-        """Whether Kestra 2.0 refuses a create because it exceeds the limit of its own queue, which it does with 500."""
+        """Whether Kestra 2.0 refuses a create because it exceeds the limit of its own queue, which
+        it does with 500.
+        """
         return "exceeded the configured limit" in self.message
 
     @property
     def execution_out_of_sight(self) -> str | None:
-        """The id of an execution that was created and that Kestra 2.0 then lost sight of (kestra#17863)."""
+        """The id of an execution that was created and that Kestra 2.0 then lost sight of
+        (kestra#17863).
+        """
         found = re.search(r"Execution disappeared after create: (\w+)", self.message)
         return found.group(1) if found else None
 
@@ -89,7 +98,8 @@ _DENIED = frozenset({401, 403})
 _PASSING = frozenset({404, 408, 409, 425, 429})
 _FOR_CONTENT = frozenset({400, 404, 409, 413, 414, 415, 422})
 _TOO_LONG_OR_ODD = frozenset({413, 414, 415})
-"""A gateway may say these of a request just as well as Kestra: the content is the cause whoever says so."""
+"""A gateway may say these of a request just as well as Kestra: the content is the cause whoever
+says so."""
 
 
 def judge(operation: str, status: int, words: Words) -> Meaning:

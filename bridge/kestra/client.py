@@ -27,7 +27,15 @@ from bridge.errors import (
     SettingsError,
 )
 from bridge.job.execution import TERMINAL, Execution, State
-from bridge.job.job import ATTEMPT_LABEL, CORRELATION_LABEL, JOB_LABEL, MARK, MARK_LABEL, FlowName, Job
+from bridge.job.job import (
+    ATTEMPT_LABEL,
+    CORRELATION_LABEL,
+    JOB_LABEL,
+    MARK,
+    MARK_LABEL,
+    FlowName,
+    Job,
+)
 from bridge.kestra import clock
 from bridge.kestra.answers import Meaning, Words, judge
 from bridge.kestra.clock import ServerClock
@@ -38,17 +46,19 @@ from bridge.telemetry.tracing import outgoing
 
 READ_TIMEOUT = 30.0
 CREATE_TIMEOUT = 8.0
-"""Shorter than the adopt grace, so that a create is over before another replica gives up looking for it."""
+"""Shorter than the adopt grace, so that a create is over before another replica gives up looking
+for it."""
 
 CONCURRENT_CREATES = 8
 CONCURRENT_QUESTIONS = 6
-"""Apart, so that creates that hang keep nobody from asking or killing. More at once only make httpx's connection pool
-search longer: at 64 a request costs twice the CPU time."""
+"""Apart, so that creates that hang keep nobody from asking or killing. More at once only make
+httpx's connection pool search longer: at 64 a request costs twice the CPU time."""
 
 PAGE_SIZE = 500
 TIMEOUT = httpx.Timeout(READ_TIMEOUT, connect=5.0, pool=None)
 ACCEPT = "application/json, text/json"
-"""A kill is answered as `text/json`, and refused with 406 to whoever accepts `application/json` only (1.3, 2.0)."""
+"""A kill is answered as `text/json`, and refused with 406 to whoever accepts `application/json`
+only (1.3, 2.0)."""
 
 HEADERS = {
     "User-Agent": f"kestra-bridge/{__version__}",
@@ -57,26 +67,39 @@ HEADERS = {
     "Connection": "keep-alive",
 }
 REWORKED_LABELS = ("system.restarted", "system.replay")
-"""What an execution carries that an operator restarted, or that came of one by a replay (1.3 and 2.0, tried)."""
+"""What an execution carries that an operator restarted, or that came of one by a replay (1.3 and
+2.0, tried)."""
 
 log = structlog.get_logger(__name__)
 
 Params = Mapping[str, str] | list[tuple[str, str]]
 
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL)
-_VERSIONS = "does the bridge support this version of Kestra, and does nothing between them change requests?"
+_NEVER_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.UnsupportedProtocol,
+    httpx.InvalidURL,
+)
+_VERSIONS = (
+    "does the bridge support this version of Kestra, and does nothing between them change requests?"
+)
 _HTTPX_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict)
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a server's version wants to be spoken to (2.0 moved an execution's actions and its outputs)."""
+    """How a server's version wants to be spoken to (2.0 moved an execution's actions and its
+    outputs).
+    """
 
     version: str
 
     @property
     def major(self) -> int:
-        """The version's first number; 2 where it has none, which is how development builds behave."""
+        """The version's first number; 2 where it has none, which is how development builds
+        behave.
+        """
         return self.series[0]
 
     @property
@@ -87,7 +110,11 @@ class Dialect:
 
     def action(self, execution_id: str, name: str) -> str:
         """The path of an action on one execution."""
-        return f"/executions/{execution_id}/actions/{name}" if self.major >= 2 else f"/executions/{execution_id}/{name}"
+        return (
+            f"/executions/{execution_id}/actions/{name}"
+            if self.major >= 2
+            else f"/executions/{execution_id}/{name}"
+        )
 
     def error_logs(self) -> dict[str, str]:
         """The query that asks for error messages alone."""
@@ -96,8 +123,10 @@ class Dialect:
         return {"minLevel": "ERROR"}
 
 
-class Login(httpx.Auth):
-    """Shows each request's credentials, as the settings, or the files that they name, have them at that moment."""
+class KestraAuth(httpx.Auth):
+    """Shows each request's credentials, as the settings, or the files that they name, have them at
+    that moment.
+    """
 
     def __init__(self, settings: KestraSettings) -> None:
         self._settings = settings
@@ -106,7 +135,9 @@ class Login(httpx.Auth):
         """Raises SettingsError where a file can't be used."""
         settings = self._settings = self._settings.refreshed(KestraSettings)
         if settings.kestra_username and settings.kestra_password:
-            basic = httpx.BasicAuth(settings.kestra_username, settings.kestra_password.get_secret_value())
+            basic = httpx.BasicAuth(
+                settings.kestra_username, settings.kestra_password.get_secret_value()
+            )
             yield from basic.auth_flow(request)
             return
         if settings.kestra_token:
@@ -118,8 +149,8 @@ class Login(httpx.Auth):
 class StoredFlow:
     """A flow as the server has it.
 
-    `limit` is how many of its executions may run at once, None for any number; `beyond` is what becomes of one more:
-    QUEUE, CANCEL or FAIL.
+    `limit` is how many of its executions may run at once, None for any number; `beyond` is what
+    becomes of one more: QUEUE, CANCEL or FAIL.
     """
 
     source: str
@@ -129,8 +160,10 @@ class StoredFlow:
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
-    """What became of an execution: the task that did not end well, and the last lines that it logged."""
+class FailureReport:
+    """What became of an execution: the task that did not end well, and the last lines that it
+    logged.
+    """
 
     execution: Execution
     task: str | None
@@ -140,8 +173,8 @@ class Story:
 class Kestra:
     """A client for one tenant of one Kestra server, 1.x or 2.x. Use it as an async context manager.
 
-    Every method raises `KestraDenied` when Kestra refuses the credentials and `KestraUnavailable` when it can't answer;
-    what else one raises is said there. No httpx error leaves this class.
+    Every method raises `KestraDenied` when Kestra refuses the credentials and `KestraUnavailable`
+    when it can't answer; what else one raises is said there. No httpx error leaves this class.
     """
 
     def __init__(
@@ -171,7 +204,7 @@ class Kestra:
         except ValueError as error:
             raise KestraDenied(str(error)) from error
         self._http = httpx.AsyncClient(
-            auth=Login(settings),
+            auth=KestraAuth(settings),
             verify=self._context or True,
             limits=httpx.Limits(max_connections=CONCURRENT_CREATES + CONCURRENT_QUESTIONS),
             transport=transport,
@@ -194,10 +227,13 @@ class Kestra:
 
     def link(self, execution: Execution) -> str:
         """Where a person sees the execution."""
-        return execution_url(self._settings, FlowName(execution.namespace, execution.flow), execution.id)
+        return execution_url(
+            self._settings, FlowName(execution.namespace, execution.flow), execution.id
+        )
 
     async def probe(self) -> str:
-        """Ask for the server's version, which decides the dialect from now on, and check that the tenant lets us in.
+        """Ask for the server's version, which decides the dialect from now on, and check that the
+        tenant lets us in.
 
         From here on connections go by the certificates that the files hold now.
         """
@@ -209,9 +245,12 @@ class Kestra:
         configs = _object(await self._read("probe", "GET", "/configs"), "configs")
         version = configs.get("version")
         if not isinstance(version, str):
-            raise KestraUnavailable(f"{self._url} does not answer as Kestra does: no version in /api/v1/configs")
+            raise KestraUnavailable(
+                f"{self._url} does not answer as Kestra does: no version in /api/v1/configs"
+            )
         self._dialect = Dialect(version)
-        # Any search does; one by state is answered from an index, where one by label reads every execution there is.
+        # Any search does; one by state is answered from an index, where one by label reads every
+        # execution there is.
         params = {"size": "1", "filters[state][IN]": State.RUNNING.value}
         await self._read("probe", "GET", self._path("/executions/search"), params=params)
         return version
@@ -229,8 +268,10 @@ class Kestra:
             "POST",
             self._path(f"/executions/{job.flow.namespace}/{job.flow.id}"),
             params=[("labels", f"{key}:{value}") for key, value in job.execution_labels.items()],
-            files=[(name, (None, _form_value(value))) for name, value in job.inputs.items()] or None,
-            # Kestra's own spans of the execution become part of the trace, where its OpenTelemetry is on.
+            files=[(name, (None, _form_value(value))) for name, value in job.inputs.items()]
+            or None,
+            # Kestra's own spans of the execution become part of the trace, where its OpenTelemetry
+            # is on.
             headers=outgoing(),
             timeout=httpx.Timeout(self._create_timeout, pool=None),
             lost=KestraAmbiguous,
@@ -243,18 +284,22 @@ class Kestra:
         return execution
 
     async def find(self, job: Job, *, since: datetime | None = None) -> list[Execution]:
-        """All executions of this (job, attempt), whoever created them. Never trusts the server's filter alone.
+        """All executions of this (job, attempt), whoever created them. Never trusts the server's
+        filter alone.
 
         `since` bounds what the server has to read, by when executions started.
         """
         labels = {JOB_LABEL: job.id, ATTEMPT_LABEL: str(job.attempt)}
         params = {**_labelled(labels), "filters[childFilter][EQUALS]": "MAIN"}
         if since is not None:
-            params["filters[startDate][GREATER_THAN_OR_EQUAL_TO]"] = since.isoformat(timespec="seconds")
+            params["filters[startDate][GREATER_THAN_OR_EQUAL_TO]"] = since.isoformat(
+                timespec="seconds"
+            )
         return [
             execution
             async for execution in self._search("find", params)
-            if job.owns(execution.labels, FlowName(execution.namespace, execution.flow)) and not execution.triggered
+            if job.owns(execution.labels, FlowName(execution.namespace, execution.flow))
+            and not execution.triggered
         ]
 
     async def find_attempts(self, job: Job) -> list[Execution]:
@@ -263,37 +308,54 @@ class Kestra:
         return [
             execution
             async for execution in self._search("attempts", params)
-            if job.names(execution.labels, FlowName(execution.namespace, execution.flow)) and not execution.triggered
+            if job.names(execution.labels, FlowName(execution.namespace, execution.flow))
+            and not execution.triggered
         ]
 
     async def unfinished(self) -> list[Execution]:
         """All executions that carry the bridge's mark and have not ended, of every replica."""
         ended = ",".join(sorted(TERMINAL))
         params = {**_labelled({MARK_LABEL: MARK}), "filters[state][NOT_IN]": ended}
-        return [execution async for execution in self._search("sweep", params) if not execution.state.terminal]
+        return [
+            execution
+            async for execution in self._search("sweep", params)
+            if not execution.state.terminal
+        ]
 
     async def started_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], int]:
-        """A page of the executions that started since then, anybody's, oldest first; and how many all pages have.
+        """A page of the executions that started since then, anybody's, oldest first; and how many
+        all pages have.
 
-        Those that a trigger or another execution started are not among them. Without a label's filter this costs a
-        database no more than what it tells, as each of Kestra's has an index by date.
+        Those that a trigger or another execution started are not among them. Without a label's
+        filter this costs a database no more than what it tells, as each of Kestra's has an index by
+        date.
         """
         params = {
             "filters[childFilter][EQUALS]": "MAIN",
-            "filters[startDate][GREATER_THAN_OR_EQUAL_TO]": since.isoformat(timespec="milliseconds"),
+            "filters[startDate][GREATER_THAN_OR_EQUAL_TO]": since.isoformat(
+                timespec="milliseconds"
+            ),
         }
         return await self._page("recent", params, page)
 
     async def reworked(self, *, since: datetime | None = None) -> list[Execution]:
-        """All executions with the bridge's mark that an operator restarted, and those that replays made.
+        """All executions with the bridge's mark that an operator restarted, and those that replays
+        made.
 
-        `since` bounds by when they started, which for those that go on with an earlier one is when that did.
+        `since` bounds by when they started, which for those that go on with an earlier one is when
+        that did.
         """
-        bound = {"filters[startDate][GREATER_THAN_OR_EQUAL_TO]": since.isoformat(timespec="seconds")} if since else {}
+        bound = (
+            {"filters[startDate][GREATER_THAN_OR_EQUAL_TO]": since.isoformat(timespec="seconds")}
+            if since
+            else {}
+        )
         return [
             execution
             for label in REWORKED_LABELS
-            async for execution in self._search("reworked", _labelled({MARK_LABEL: MARK, label: "true"}) | bound)
+            async for execution in self._search(
+                "reworked", _labelled({MARK_LABEL: MARK, label: "true"}) | bound
+            )
             if label in execution.labels
         ]
 
@@ -303,45 +365,61 @@ class Kestra:
         return _readable(response, "get") if response else None
 
     async def kill(self, execution_id: str) -> None:
-        """Ask Kestra to kill an execution and what it started. That one has ended or is unknown is no error."""
+        """Ask Kestra to kill an execution and what it started. That one has ended or is unknown is
+        no error.
+        """
         path = self._path((await self._speak()).action(execution_id, "kill"))
         await self._send("kill", "DELETE", path, params={"isOnKillCascade": "true"})
 
     async def outputs(self, execution: Execution) -> dict[str, Any]:
         """The flow's outputs; empty when it has none, or when Kestra has none to give."""
         if (await self._speak()).major >= 2:
-            response = await self._send("outputs", "GET", self._path(f"/outputs/executions/{execution.id}"))
+            response = await self._send(
+                "outputs", "GET", self._path(f"/outputs/executions/{execution.id}")
+            )
             if response:
                 # The engine itself has null, and no empty object, for an execution without outputs.
                 return {} if _json(response) is None else _object(response, "outputs")
-        # Kestra 1.x shows them with the execution, and so do builds of 2.0 that lack the path above.
+        # Kestra 1.x shows them with the execution, and so do builds of 2.0 that lack the path
+        # above.
         response = await self._send("outputs", "GET", self._path(f"/executions/{execution.id}"))
         outputs = _object(response, "outputs").get("outputs") if response else None
         return outputs if isinstance(outputs, dict) else {}
 
     async def explain(self, execution: Execution) -> str:
-        """Why an execution did not end well, on one line: the task that failed and the last error it logged."""
-        details = _object(await self._read("explain", "GET", self._path(f"/executions/{execution.id}")), "explain")
+        """Why an execution did not end well, on one line: the task that failed and the last error
+        it logged.
+        """
+        details = _object(
+            await self._read("explain", "GET", self._path(f"/executions/{execution.id}")), "explain"
+        )
         task = failed_task(details)
         params = (await self._speak()).error_logs()
-        logs = _json(await self._read("explain", "GET", self._path(f"/logs/{execution.id}"), params=params))
+        logs = _json(
+            await self._read("explain", "GET", self._path(f"/logs/{execution.id}"), params=params)
+        )
         error = last_errors(logs, task)
         where = f"task {task}" if task else f"execution {execution.id}"
         return f"{where} ended {execution.state}" + (f": {error}" if error else "")
 
-    async def story(self, execution_id: str, *, lines: int = 10) -> Story | None:
-        """What became of an execution, and its last log lines; None where Kestra doesn't know it (any more)."""
+    async def failure_report(self, execution_id: str, *, lines: int = 10) -> FailureReport | None:
+        """What became of an execution, and its last log lines; None where Kestra doesn't know it
+        (any more).
+        """
         response = await self._send("story", "GET", self._path(f"/executions/{execution_id}"))
         if response is None:
             return None
         task = failed_task(_object(response, "story"))
         logs = _json(await self._read("story", "GET", self._path(f"/logs/{execution_id}")))
-        return Story(_readable(response, "story"), task, last_lines(logs, task)[-lines:])
+        return FailureReport(_readable(response, "story"), task, last_lines(logs, task)[-lines:])
 
     async def flow(self, flow: FlowName) -> StoredFlow | None:
         """A flow as the server has it, or None where there's no such flow."""
         response = await self._send(
-            "flow", "GET", self._path(f"/flows/{flow.namespace}/{flow.id}"), params={"source": "true"}
+            "flow",
+            "GET",
+            self._path(f"/flows/{flow.namespace}/{flow.id}"),
+            params={"source": "true"},
         )
         return _stored_flow(_object(response, "flow")) if response else None
 
@@ -359,7 +437,9 @@ class Kestra:
         Raises:
             KestraRejected: the server does not take the source.
         """
-        method, path = ("PUT", f"/flows/{flow.namespace}/{flow.id}") if exists else ("POST", "/flows")
+        method, path = (
+            ("PUT", f"/flows/{flow.namespace}/{flow.id}") if exists else ("POST", "/flows")
+        )
         try:
             await self._send_yaml("deploy", method, path, source)
         except KestraRejected as error:
@@ -370,10 +450,16 @@ class Kestra:
         await self._send("delete", "DELETE", self._path(f"/flows/{flow.namespace}/{flow.id}"))
 
     async def correlated(self, correlation_id: str) -> list[Execution]:
-        """All executions with that `system.correlationId`: those created with it, and what those made Kestra start."""
+        """All executions with that `system.correlationId`: those created with it, and what those
+        made Kestra start.
+        """
         labels = {CORRELATION_LABEL: correlation_id}
         found = [execution async for execution in self._search("correlated", _labelled(labels))]
-        return [execution for execution in found if execution.labels.get(CORRELATION_LABEL) == correlation_id]
+        return [
+            execution
+            for execution in found
+            if execution.labels.get(CORRELATION_LABEL) == correlation_id
+        ]
 
     async def delete_execution(self, execution_id: str) -> None:
         """Delete an execution with its logs. That Kestra doesn't know it is no error."""
@@ -403,10 +489,20 @@ class Kestra:
             if not executions or seen >= total:
                 return
 
-    async def _page(self, operation: str, filters: Mapping[str, str], page: int) -> tuple[list[Execution], int]:
+    async def _page(
+        self, operation: str, filters: Mapping[str, str], page: int
+    ) -> tuple[list[Execution], int]:
         """One page of a search, by the executions' start, and how many there are on all of them."""
-        params = {**filters, "page": str(page), "size": str(PAGE_SIZE), "sort": "state.startDate:asc"}
-        found = _object(await self._read(operation, "GET", self._path("/executions/search"), params=params), operation)
+        params = {
+            **filters,
+            "page": str(page),
+            "size": str(PAGE_SIZE),
+            "sort": "state.startDate:asc",
+        }
+        found = _object(
+            await self._read(operation, "GET", self._path("/executions/search"), params=params),
+            operation,
+        )
         rows, total = found.get("results"), found.get("total")
         if not isinstance(rows, list) or not isinstance(total, int):
             raise KestraUnavailable(f"{operation}: the answer has no list of results")
@@ -421,14 +517,25 @@ class Kestra:
         assert response is not None, f"{operation} has no absence"
         return response
 
-    async def _send_yaml(self, operation: str, method: str, path: str, source: str) -> httpx.Response:
+    async def _send_yaml(
+        self, operation: str, method: str, path: str, source: str
+    ) -> httpx.Response:
         headers = {"Content-Type": "application/x-yaml"}
-        return await self._read(operation, method, self._path(path), content=source.encode(), headers=headers)
+        return await self._read(
+            operation, method, self._path(path), content=source.encode(), headers=headers
+        )
 
     async def _send(
-        self, operation: str, method: str, path: str, *, lost: type[KestraError] = KestraUnavailable, **kwargs: Any
+        self,
+        operation: str,
+        method: str,
+        path: str,
+        *,
+        lost: type[KestraError] = KestraUnavailable,
+        **kwargs: Any,
     ) -> httpx.Response | None:
-        """The answer to one request; None where Kestra says that what it is about is not there (any more).
+        """The answer to one request; None where Kestra says that what it is about is not there (any
+        more).
 
         Any other answer is raised as the error that `kestra_answers.judge` takes it for.
         """
@@ -452,8 +559,12 @@ class Kestra:
             self._metrics.kestra_refused.labels(operation).inc()
         raise self._error(operation, response, words, meaning)
 
-    def _error(self, operation: str, response: httpx.Response, words: Words, meaning: Meaning) -> KestraError:
-        """What a refusal is raised as, with a line that says what to do where an operator can do something."""
+    def _error(
+        self, operation: str, response: httpx.Response, words: Words, meaning: Meaning
+    ) -> KestraError:
+        """What a refusal is raised as, with a line that says what to do where an operator can do
+        something.
+        """
         status = response.status_code
         said = f"HTTP {status}: {words.message or 'no reason given'}"
         wait = clock.seconds_until(response.headers.get("Retry-After"))
@@ -465,11 +576,16 @@ class Kestra:
             case Meaning.INCOMPATIBLE if operation == "probe" and _wants_tls(response):
                 error = KestraDenied(f"Kestra at {self._url} accepts only https://")
             case Meaning.INCOMPATIBLE:
-                error = KestraIncompatible(f"Kestra refuses the form of the request {operation}: {said}; {_VERSIONS}")
+                error = KestraIncompatible(
+                    f"Kestra refuses the form of the request {operation}: {said}; {_VERSIONS}"
+                )
             case Meaning.AMBIGUOUS:
                 blamed = status == 500 and words.by_kestra
                 error = KestraAmbiguous(
-                    f"{operation}: {said}", words.execution_out_of_sight, blames_request=blamed, retry_after=wait
+                    f"{operation}: {said}",
+                    words.execution_out_of_sight,
+                    blames_request=blamed,
+                    retry_after=wait,
                 )
             case _:
                 error = KestraUnavailable(_unavailable(operation, status, said), retry_after=wait)
@@ -492,7 +608,9 @@ class Kestra:
         timeout: httpx.Timeout = TIMEOUT,
         **body: Any,
     ) -> httpx.Request:
-        """As httpx's client would build it, which takes an address apart and puts it together three times over."""
+        """As httpx's client would build it, which takes an address apart and puts it together three
+        times over.
+        """
         query = f"?{urlencode(params)}" if params else ""
         return httpx.Request(
             method,
@@ -502,7 +620,9 @@ class Kestra:
             **body,
         )
 
-    async def _without_answer(self, operation: str, error: Exception, lost: type[KestraError]) -> KestraError:
+    async def _without_answer(
+        self, operation: str, error: Exception, lost: type[KestraError]
+    ) -> KestraError:
         """What it means that a request got no answer."""
         never_sent = isinstance(error, _NEVER_SENT)
         # A create that was sent may have been done, whatever became of the connection after that.
@@ -515,8 +635,12 @@ class Kestra:
         return lost(f"{operation}: no answer from Kestra at {self._url}: {_why(error)}")
 
     async def _cut_off(self, operation: str, error: Exception) -> str | None:
-        """What about TLS made a server end a connection without a word, if only an operator can mend it."""
-        if operation != "probe" or not isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError)):
+        """What about TLS made a server end a connection without a word, if only an operator can
+        mend it.
+        """
+        if operation != "probe" or not isinstance(
+            error, (httpx.ReadError, httpx.RemoteProtocolError)
+        ):
             return None
         return await self._tls.why_cut_off_at(self._url, self._context)
 
@@ -538,7 +662,8 @@ class Kestra:
         self._clock.note_header(response.headers.get("Date"))
         if self._clock.doubtful and not self._doubted:
             log.warning(
-                "the Date of Kestra's answers is far from this machine's clock; deadlines don't go by it",
+                "the Date of Kestra's answers is far from this machine's clock; "
+                "deadlines don't go by it",
                 date=response.headers.get("Date"),
                 url=self._url,
             )
@@ -547,7 +672,8 @@ class Kestra:
 
 def execution_url(settings: KestraSettings, flow: FlowName, execution_id: str) -> str:
     """Where a person sees an execution."""
-    return f"{settings.kestra_url}/ui/{settings.kestra_tenant}/executions/{flow.namespace}/{flow.id}/{execution_id}"
+    tenant = f"{settings.kestra_url}/ui/{settings.kestra_tenant}"
+    return f"{tenant}/executions/{flow.namespace}/{flow.id}/{execution_id}"
 
 
 def parse_execution(data: Any) -> Execution:
@@ -597,12 +723,15 @@ def _text(data: Mapping[str, Any], key: str) -> str:
 def _labels(labels: Any) -> dict[str, str]:
     """An execution's labels; raises `ValueError` where they can't be read.
 
-    An execution that merely looks unlabelled would pass for none of ours, and be created a second time.
+    An execution that merely looks unlabelled would pass for none of ours, and be created a second
+    time.
     """
     if isinstance(labels, dict):
         return {str(key): str(value) for key, value in labels.items()}
     rows = [] if labels is None else labels
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and isinstance(row.get("key"), str) for row in rows):
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("key"), str) for row in rows
+    ):
         raise ValueError("labels of an unknown shape")
     return {row["key"]: str(row.get("value", "")) for row in rows}
 
@@ -618,7 +747,9 @@ def _time(value: Any) -> datetime | None:
 
 
 def _running_since(histories: Any) -> datetime | None:
-    """Since when an execution runs, by its states' history: since it was no longer CREATED or QUEUED, or RESTARTED."""
+    """Since when an execution runs, by its states' history: since it was no longer CREATED or
+    QUEUED, or RESTARTED.
+    """
     since, over = None, False
     for entry in histories if isinstance(histories, list) else []:
         state = State(str(entry.get("state"))) if isinstance(entry, dict) else State.UNKNOWN
@@ -643,7 +774,9 @@ def _unavailable(operation: str, status: int, said: str) -> str:
     if 300 <= status < 400:
         return f"{operation}: redirected (HTTP {status}); is BRIDGE_KESTRA_URL right?"
     if operation == "create" and status < 500 and status != 429:
-        return f"create: HTTP {status}, and not in Kestra's words; is something between us and Kestra?"
+        return (
+            f"create: HTTP {status}, and not in Kestra's words; is something between us and Kestra?"
+        )
     return f"{operation}: {said}"
 
 
@@ -669,7 +802,9 @@ def _object(response: httpx.Response, operation: str) -> dict[str, Any]:
 
 
 def _wants_tls(response: httpx.Response) -> bool:
-    """Whether a gateway answers a plain request on its port for TLS: nginx, and servers written in Go."""
+    """Whether a gateway answers a plain request on its port for TLS: nginx, and servers written in
+    Go.
+    """
     return any(words in response.text for words in ("sent to HTTPS port", "to an HTTPS server"))
 
 

@@ -6,15 +6,18 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 PLAUSIBLE = timedelta(seconds=60)
-"""A server whose clock seems further off than that is more likely behind a gateway whose clock is."""
+"""A server whose clock seems further off than that is more likely behind a gateway whose clock
+is."""
 
 LONGEST_WAIT = 300.0
 
 
 def skew(date: str | None) -> timedelta | None:
-    """How far the clock that wrote an answer's `Date` header is ahead of ours; None where that can't be told.
+    """How far the clock that wrote an answer's `Date` header is ahead of ours; None where that
+    can't be told.
 
-    The header counts whole seconds: what is within two of them may be no difference at all, and counts as none.
+    The header counts whole seconds: what is within two of them may be no difference at all, and
+    counts as none.
     """
     try:
         ahead = parsedate_to_datetime(date or "") - datetime.now(UTC)
@@ -24,7 +27,8 @@ def skew(date: str | None) -> timedelta | None:
 
 
 def seconds_until(retry_after: str | None) -> float:
-    """How long a `Retry-After` header asks to wait, in seconds, at most five minutes; 0 where it can't be read.
+    """How long a `Retry-After` header asks to wait, in seconds, at most five minutes; 0 where it
+    can't be read.
 
     It holds seconds or a date (RFC 9110, 10.2.3).
     """
@@ -39,10 +43,11 @@ def seconds_until(retry_after: str | None) -> float:
 
 
 class ServerClock:
-    """A server's clock, by what the server itself dates and, until it has dated something, by its answers' headers.
+    """A server's clock, by what the server itself dates and, until it has dated something, by its
+    answers' headers.
 
-    A `Date` header may be a gateway's. Where it is implausibly far from our clock, it moves a deadline back and never
-    forward: to kill a job too late is the smaller harm.
+    A `Date` header may be a gateway's. Where it is implausibly far from our clock, it moves a
+    deadline back and never forward: to kill a job too late is the smaller harm.
     """
 
     def __init__(self) -> None:
@@ -56,7 +61,9 @@ class ServerClock:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the headers tell a time that is far from ours and that the server itself has not confirmed."""
+        """Whether the headers tell a time that is far from ours and that the server itself has not
+        confirmed.
+        """
         known = timedelta() if self._own is None else self._own
         return abs(self._by_header - known) > PLAUSIBLE
 
@@ -73,7 +80,9 @@ class ServerClock:
             self._by_header = ahead
 
     def note_dated(self, moment: datetime | None, *, between: tuple[datetime, datetime]) -> None:
-        """Take note of a moment that the server dated itself, and that lay between those two of ours."""
+        """Take note of a moment that the server dated itself, and that lay between those two of
+        ours.
+        """
         if moment is None:
             return
         earliest, latest = between

@@ -1,4 +1,6 @@
-"""What an execution's tasks and log say about a bad end. No I/O; the shapes are those of Kestra's API."""
+"""What an execution's tasks and log say about a bad end. No I/O; the shapes are those of Kestra's
+API.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from typing import Any
 _LENGTH = 400
 _ERRORS_SHOWN = 3
 _CLASS = re.compile(r"^(?:[a-z_][\w$]*\.)+[A-Z][\w$]*:\s*")
-"""The name of a Java class in front of an exception's message, such as `io.kestra.….RunnableTaskException: `."""
+"""The name of a Java class in front of an exception's message, such as
+`io.kestra.….RunnableTaskException: `."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,9 @@ class LogLine:
 
 
 def failed_task(details: Mapping[str, Any]) -> str | None:
-    """The id of the first task that did not end well, from an execution's JSON; None where there is none."""
+    """The id of the first task that did not end well, from an execution's JSON; None where there is
+    none.
+    """
     runs = details.get("taskRunList")
     for run in runs if isinstance(runs, list) else []:
         state = run.get("state") if isinstance(run, dict) else None
@@ -33,14 +38,18 @@ def failed_task(details: Mapping[str, Any]) -> str | None:
 
 
 def last_errors(logs: Any, task: str | None) -> str:
-    """The last things that went wrong, oldest first: a task often says what is wrong, and then only that it failed."""
+    """The last things that went wrong, oldest first: a task often says what is wrong, and then only
+    that it failed.
+    """
     lines = [_without_classes(row["message"]) for row in _logged(logs, task)]
     # An exception is often logged twice, once with its classes' names in front.
     return "; ".join(list(dict.fromkeys(line for line in lines if line))[-_ERRORS_SHOWN:])
 
 
 def last_lines(logs: Any, task: str | None) -> tuple[LogLine, ...]:
-    """What was logged for people to read; stack traces and the like are logged at the lower levels."""
+    """What was logged for people to read; stack traces and the like are logged at the lower
+    levels.
+    """
     return tuple(
         LogLine(str(row.get("timestamp", "")), str(row.get("level", "")), row["message"])
         for row in _logged(logs, task)
@@ -49,7 +58,9 @@ def last_lines(logs: Any, task: str | None) -> tuple[LogLine, ...]:
 
 
 def _without_classes(message: str) -> str:
-    """A message on one line, without the exceptions' class names that Kestra repeats in front of it."""
+    """A message on one line, without the exceptions' class names that Kestra repeats in front of
+    it.
+    """
     line = " ".join(message.split())
     while found := _CLASS.match(line):
         line = line[found.end() :]

@@ -1,1 +1,3 @@
-"""Virtual machines for jobs: create, run a script by SSH, destroy. The consume path never imports this."""
+"""Virtual machines for jobs: create, run a script by SSH, destroy. The consume path never imports
+this.
+"""

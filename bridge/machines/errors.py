@@ -1,4 +1,6 @@
-"""libcloud's errors as ours: one line, without a credential in it, and a kind that says who can mend it."""
+"""libcloud's errors as ours: one line, without a credential in it, and a kind that says who can
+mend it.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,12 @@ _REFUSED = re.compile(r"invalid|failed to create", re.IGNORECASE)
 _FULL = re.compile(r"quota|limit|capacity|insufficient|exceed|try again|unavailable", re.IGNORECASE)
 
 
-def translated(error: Exception, *, provider: str, what: str, secrets: Iterable[str]) -> MachineError:
-    """The error of a call to a provider, as ours. libcloud's own have no common base, and many are bare exceptions."""
+def translated(
+    error: Exception, *, provider: str, what: str, secrets: Iterable[str]
+) -> MachineError:
+    """The error of a call to a provider, as ours. libcloud's own have no common base, and many are
+    bare exceptions.
+    """
     kind, text = _kind(error), _text(error)
     for secret in secrets:
         if len(secret) >= _SHORTEST_SECRET:
@@ -45,7 +51,11 @@ def _kind(error: Exception) -> type[MachineError]:
         return MachineDenied if error.code in (401, 403) else MachineRejected
     if isinstance(error, ResourceNotFoundError):
         return MachineRejected
-    if isinstance(error, ValueError) and not isinstance(error, OSError) and _REFUSED.search(_text(error)):
+    if (
+        isinstance(error, ValueError)
+        and not isinstance(error, OSError)
+        and _REFUSED.search(_text(error))
+    ):
         return MachineRejected
     return MachineUnavailable
 
@@ -59,5 +69,9 @@ def _text(error: Exception) -> str:
         # What requests says around it is about its own insides.
         return reason[1].strip()
     if isinstance(error, BaseHTTPError):
-        return text if text and text != type(error).__name__ else f"HTTP {error.code}, without a reason"
+        return (
+            text
+            if text and text != type(error).__name__
+            else f"HTTP {error.code}, without a reason"
+        )
     return text or type(error).__name__

@@ -1,8 +1,9 @@
 """The keys of a machine, derived from one secret and the machine's name.
 
-Whoever holds the secret can compute both the key that opens a machine and the host key that the machine must show,
-before it exists and at any time after, also in another process on another worker. So nothing has to be handed from task
-to task, no key lies in a file, and a task that is run twice comes to the same keys.
+Whoever holds the secret can compute both the key that opens a machine and the host key that the
+machine must show, before it exists and at any time after, also in another process on another
+worker. So nothing has to be handed from task to task, no key lies in a file, and a task that is run
+twice comes to the same keys.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,9 @@ class Identity:
     @classmethod
     def derive(cls, secret: str, machine: str) -> Identity:
         """The identity of the machine of that name."""
-        return cls(client=_key_pair(secret, machine, "client"), host=_key_pair(secret, machine, "host"))
+        return cls(
+            client=_key_pair(secret, machine, "client"), host=_key_pair(secret, machine, "host")
+        )
 
 
 def _key_pair(secret: str, machine: str, purpose: str) -> KeyPair:

@@ -1,7 +1,8 @@
 """A machine's life: created once for an execution, found again by its tags, destroyed for certain.
 
-libcloud blocks, so each call runs in a thread; it knows no errors in common, so they are translated here, once. Nothing
-is kept in memory: who is ours, for which execution, and until when, stands on the machines themselves.
+libcloud blocks, so each call runs in a thread; it knows no errors in common, so they are translated
+here, once. Nothing is kept in memory: who is ours, for which execution, and until when, stands on
+the machines themselves.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 
 UNKNOWN_AFTER = 600.0
-"""Seconds after which a machine is destroyed whose execution Kestra doesn't know; a sooner answer may be wrong."""
+"""Seconds after which a machine is destroyed whose execution Kestra doesn't know; a sooner answer
+may be wrong."""
 GONE_TIMEOUT = 120.0
 LISTED_TIMEOUT = 60.0
 LOOK_AGAIN = 3.0
@@ -57,7 +59,9 @@ _EXECUTION = re.compile(r"[A-Za-z0-9_-]{1,33}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A machine of ours. `host` is None until it has an address; `host_key` is the line that it must show."""
+    """A machine of ours. `host` is None until it has an address; `host_key` is the line that it
+    must show.
+    """
 
     id: str
     name: str
@@ -114,14 +118,18 @@ Ended = Callable[[str], Awaitable[bool | None]]
 
 
 def name_of(execution: str) -> str:
-    """The name of an execution's machine: lower-case, as some providers want it, and yet no two share one."""
+    """The name of an execution's machine: lower-case, as some providers want it, and yet no two
+    share one.
+    """
     readable = re.sub(r"[^a-z0-9]+", "-", execution.lower()).strip("-")[:24].strip("-")
     digest = hashlib.sha256(execution.encode()).hexdigest()[:8]
     return "-".join(part for part in ("kestra", readable, digest) if part)
 
 
 def why_reap(tags: Tags, *, ended: bool | None, now: float) -> str | None:
-    """Why a machine has to go; None where it may stay. `ended` is None where Kestra doesn't know the execution."""
+    """Why a machine has to go; None where it may stay. `ended` is None where Kestra doesn't know
+    the execution.
+    """
     if tags.deadline <= now:
         return f"its deadline is past since {now - tags.deadline:.0f} s"
     if ended:
@@ -138,7 +146,9 @@ class Machines:
         self._settings = settings
         self._provider: Provider = choose(settings)
         self._secret = settings.machine_secret.get_secret_value()
-        self._owner = hashlib.sha256(f"kestra-bridge machine owner: {self._secret}".encode()).hexdigest()[:16]
+        self._owner = hashlib.sha256(
+            f"kestra-bridge machine owner: {self._secret}".encode()
+        ).hexdigest()[:16]
         self._driver: NodeDriver | None = None
 
     def identity(self, name: str) -> Identity:
@@ -155,20 +165,28 @@ class Machines:
         image: str | None = None,
         wait: bool = False,
     ) -> Machine:
-        """The execution's machine: the one that it has, else a new one, to live `deadline` seconds at most.
+        """The execution's machine: the one that it has, else a new one, to live `deadline` seconds
+        at most.
 
-        With `wait`, once it answers by SSH. When this fails or is cancelled, no machine of this call is left.
+        With `wait`, once it answers by SSH. When this fails or is cancelled, no machine of this
+        call is left.
 
         Raises:
             SettingsError: what creating needs is not set, or the execution's id can't be an id.
             MachineError: there is none, and why.
         """
         settings = self._settings.model_copy(
-            update={key: value for key, value in (("machine_size", size), ("machine_image", image)) if value}
+            update={
+                key: value
+                for key, value in (("machine_size", size), ("machine_image", image))
+                if value
+            }
         )
         choose(settings, to_create=True)
         if not _EXECUTION.fullmatch(execution):
-            raise SettingsError(f"{execution!a} is no execution's id: 1 to 33 letters, digits, - and _")
+            raise SettingsError(
+                f"{execution!a} is no execution's id: 1 to 33 letters, digits, - and _"
+            )
         if found := await self.find(execution):
             return await self._adopted(found, wait=wait)
         await self._destroy(await self._of(execution))
@@ -185,7 +203,9 @@ class Machines:
             raise
 
     async def find(self, execution: str) -> Machine | None:
-        """The execution's machine, if one runs or is about to: of several, whichever all others find as well."""
+        """The execution's machine, if one runs or is about to: of several, whichever all others
+        find as well.
+        """
         return next((machine for machine in await self._of(execution) if not machine.dead), None)
 
     async def all(self) -> list[Machine]:
@@ -197,14 +217,19 @@ class Machines:
         ]
         return sorted(machines, key=lambda machine: (machine.tags.created, machine.id))
 
-    async def destroy(self, *, execution: str | None = None, name: str | None = None) -> list[Machine]:
-        """Destroy the machines of that execution or name, and return them once they are gone; none is fine.
+    async def destroy(
+        self, *, execution: str | None = None, name: str | None = None
+    ) -> list[Machine]:
+        """Destroy the machines of that execution or name, and return them once they are gone; none
+        is fine.
 
         Raises:
             MachineError: one may be left.
         """
         machines = [
-            machine for machine in await self.all() if machine.tags.execution == execution or machine.name == name
+            machine
+            for machine in await self.all()
+            if machine.tags.execution == execution or machine.name == name
         ]
         await self._destroy(machines)
         return machines
@@ -236,7 +261,9 @@ class Machines:
         return machine
 
     async def reap(self, ended: Ended, *, dry_run: bool = False) -> Sweep:
-        """Destroy every machine of ours whose execution has ended or whose deadline is past, and say what was done."""
+        """Destroy every machine of ours whose execution has ended or whose deadline is past, and
+        say what was done.
+        """
         reaped: list[Reaped] = []
         troubles: list[str] = []
         machines = await self.all()
@@ -268,7 +295,9 @@ class Machines:
             created=now,
             deadline=now + deadline,
         )
-        return Order(name=name, tags=tags, user=self._settings.machine_user, identity=self.identity(name))
+        return Order(
+            name=name, tags=tags, user=self._settings.machine_user, identity=self.identity(name)
+        )
 
     async def _adopted(self, machine: Machine, *, wait: bool) -> Machine:
         """A machine that another call made; one that never answers is good for nobody."""
@@ -285,7 +314,9 @@ class Machines:
         return driver.create_node(**options)
 
     async def _settled(self, order: Order) -> Machine:
-        """The machine that stays when two tasks made one each at the same moment: the one that both see first."""
+        """The machine that stays when two tasks made one each at the same moment: the one that both
+        see first.
+        """
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_NotYetError),
             stop=stop_after_delay(LISTED_TIMEOUT),
@@ -302,7 +333,9 @@ class Machines:
                 f"machine {order.name} is not listed {LISTED_TIMEOUT:g} s after it was made"
             ) from None
         await self._destroy([machine for machine in others if machine.tags.call == order.tags.call])
-        log.info("machine created", machine=kept.name, execution=order.tags.execution, job=order.tags.job)
+        log.info(
+            "machine created", machine=kept.name, execution=order.tags.execution, job=order.tags.job
+        )
         return kept
 
     async def _alive(self, order: Order) -> list[Machine]:
@@ -316,15 +349,23 @@ class Machines:
     def _check_alive(self, machine: Machine) -> None:
         if machine.dead:
             said = self._said(machine)
-            raise MachineUnavailable(f"machine {machine.name} has ended by itself ({machine.state}){said}")
+            raise MachineUnavailable(
+                f"machine {machine.name} has ended by itself ({machine.state}){said}"
+            )
 
     async def _undo(self, order: Order) -> None:
         """Leave nothing of a call that failed."""
         try:
             machines = await self._of(order.tags.execution)
-            await self._destroy([machine for machine in machines if machine.tags.call == order.tags.call])
+            await self._destroy(
+                [machine for machine in machines if machine.tags.call == order.tags.call]
+            )
         except MachineError as error:
-            log.error("a half-made machine may be left, until the next reap", machine=order.name, error=str(error))
+            log.error(
+                "a half-made machine may be left, until the next reap",
+                machine=order.name,
+                error=str(error),
+            )
 
     async def _find_calmly(self, execution: str) -> Machine | None:
         try:
@@ -358,7 +399,9 @@ class Machines:
                 with attempt:
                     await self._ask_to_destroy(machine)
         except _NotYetError:
-            raise MachineUnavailable(f"machine {machine.name} is still there {GONE_TIMEOUT:g} s later") from None
+            raise MachineUnavailable(
+                f"machine {machine.name} is still there {GONE_TIMEOUT:g} s later"
+            ) from None
         log.info("machine destroyed", machine=machine.name, execution=machine.tags.execution)
 
     async def _ask_to_destroy(self, machine: Machine) -> None:
@@ -420,7 +463,9 @@ class Machines:
 
     def _said(self, machine: Machine) -> str:
         """The last word on its console, as the end of an error message."""
-        said = self._driver.console(machine.name) if isinstance(self._driver, qemu.QemuDriver) else ""
+        said = (
+            self._driver.console(machine.name) if isinstance(self._driver, qemu.QemuDriver) else ""
+        )
         return f"; it last said: {said}" if said else ""
 
     async def _call(self, what: str, function: Callable[[], Result]) -> Result:
@@ -440,7 +485,9 @@ class Machines:
         except BridgeError:
             raise
         except Exception as error:
-            account = [self._settings.machine_access_key] if self._settings.machine_access_key else []
+            account = (
+                [self._settings.machine_access_key] if self._settings.machine_access_key else []
+            )
             secrets_of_ours = (*self._settings.secrets, *account)
             raise translated(
                 error, provider=self._settings.machine_provider, what=what, secrets=secrets_of_ours
@@ -466,7 +513,8 @@ async def _answers(machine: Machine, banner: BannerWait) -> None:
     """Return once the machine speaks SSH.
 
     Raises:
-        _NotYetError: it doesn't, and it is time for another look at the provider, or the wait is over.
+        _NotYetError: it doesn't, and it is time for another look at the provider, or the wait is
+        over.
     """
     if machine.host is None:
         await asyncio.sleep(min(LOOK_AGAIN, banner.left))

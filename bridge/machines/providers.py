@@ -1,8 +1,9 @@
 """Where machines come from: one table of what each provider names differently.
 
-A machine is ordered in our words (`Order`). A provider's entry says how to log in, how its `create_node` calls the
-same things, and how the tags come back from its `list_nodes`. In a cloud, cloud-init brings the keys and the user: the
-same text for all, so that no key has to be kept at a provider.
+A machine is ordered in our words (`Order`). A provider's entry says how to log in, how its
+`create_node` calls the same things, and how the tags come back from its `list_nodes`. In a cloud,
+cloud-init brings the keys and the user: the same text for all, so that no key has to be kept at a
+provider.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ NETWORK_TIMEOUT = 60.0
 class Tags:
     """What stands on each machine of ours. Times are seconds since 1970.
 
-    `owner` tells bridges apart that share an account: it follows from the secret, and only machines with our own are
-    ours. `call` tells who made it, where two tasks make the same machine at once.
+    `owner` tells bridges apart that share an account: it follows from the secret, and only machines
+    with our own are ours. `call` tells who made it, where two tasks make the same machine at once.
     """
 
     owner: str
@@ -75,7 +76,9 @@ class Order:
 
     @property
     def user_data(self) -> str:
-        """What cloud-init does at the first boot: our host key, one ordinary user with our key, and no other way in."""
+        """What cloud-init does at the first boot: our host key, one ordinary user with our key, and
+        no other way in.
+        """
         # JSON is YAML, and needs no thought about quotes.
         return "#cloud-config\n" + json.dumps(
             {
@@ -111,7 +114,9 @@ class Provider:
     needs: tuple[str, ...] = ("machine_access_secret", "machine_image", "machine_size")
     image: Callable[[NodeDriver, str], Any] = lambda driver, text: NodeImage(text, text, driver)
     """The image of that id or name. What is only handed on is for the provider to judge."""
-    size: Callable[[NodeDriver, str], Any] = lambda driver, text: NodeSize(text, text, 0, 0, 0, 0.0, driver)
+    size: Callable[[NodeDriver, str], Any] = lambda driver, text: NodeSize(
+        text, text, 0, 0, 0, 0.0, driver
+    )
     nodes: Callable[[NodeDriver, str], list[Node]] = lambda driver, owner: driver.list_nodes()  # noqa: ARG005
     """All nodes that may be an owner's."""
     dead: frozenset[str] = frozenset({NodeState.TERMINATED, NodeState.ERROR})
@@ -124,12 +129,14 @@ def choose(settings: MachineSettings, *, to_create: bool = False) -> Provider:
     """The provider that the settings name.
 
     Raises:
-        SettingsError: it is unknown, or settings that it needs are missing (those for creating only if that's wanted).
+        SettingsError: it is unknown, or settings that it needs are missing (those for creating only
+        if that's wanted).
     """
     provider = PROVIDERS.get(settings.machine_provider)
     if provider is None:
         raise SettingsError(
-            f"BRIDGE_MACHINE_PROVIDER {settings.machine_provider!a} is none of {', '.join(sorted(PROVIDERS))}"
+            f"BRIDGE_MACHINE_PROVIDER {settings.machine_provider!a} is none of "
+            f"{', '.join(sorted(PROVIDERS))}"
         )
     creating = ("machine_image", "machine_size")
     missing = [
@@ -142,7 +149,9 @@ def choose(settings: MachineSettings, *, to_create: bool = False) -> Provider:
     return provider
 
 
-def order_of(driver: NodeDriver, provider: Provider, order: Order, settings: MachineSettings) -> dict[str, Any]:
+def order_of(
+    driver: NodeDriver, provider: Provider, order: Order, settings: MachineSettings
+) -> dict[str, Any]:
     """All that the provider's `create_node` is given.
 
     Raises:
@@ -157,7 +166,9 @@ def order_of(driver: NodeDriver, provider: Provider, order: Order, settings: Mac
 
 
 def _secret(settings: MachineSettings) -> str:
-    return settings.machine_access_secret.get_secret_value() if settings.machine_access_secret else ""
+    return (
+        settings.machine_access_secret.get_secret_value() if settings.machine_access_secret else ""
+    )
 
 
 def _endpoint(settings: MachineSettings) -> dict[str, Any]:
@@ -180,7 +191,9 @@ class _DigitalOcean(DigitalOcean_v2_NodeDriver):
         return object.__new__(cls)
 
 
-def _choice(listing: Callable[[NodeDriver], list[Any]], noun: str) -> Callable[[NodeDriver, str], Any]:
+def _choice(
+    listing: Callable[[NodeDriver], list[Any]], noun: str
+) -> Callable[[NodeDriver, str], Any]:
     """Look up an image or a size by its id or name."""
 
     def find(driver: NodeDriver, text: str) -> Any:
@@ -195,13 +208,17 @@ def _choice(listing: Callable[[NodeDriver], list[Any]], noun: str) -> Callable[[
 
 
 def _pairs(tags: Tags, separator: str = ":") -> list[str]:
-    """The tags as a list of texts, for those who have no values; only a job's id may have to be cut."""
+    """The tags as a list of texts, for those who have no values; only a job's id may have to be
+    cut.
+    """
     texts = {key: re.sub(r"[^A-Za-z0-9_-]", "_", value) for key, value in tags.texts.items()}
     return [f"{key}{separator}{value}"[:SHORTEST_TAG] for key, value in texts.items()]
 
 
 def _from_pairs(pairs: Any, separator: str = ":") -> dict[str, str]:
-    return {key: value for pair in pairs or () for key, _, value in [str(pair).partition(separator)]}
+    return {
+        key: value for pair in pairs or () for key, _, value in [str(pair).partition(separator)]
+    }
 
 
 def _ec2(settings: MachineSettings) -> NodeDriver:
@@ -301,7 +318,9 @@ def _linode_options(order: Order, settings: MachineSettings) -> dict[str, Any]:
 
 
 def _vultr_options(order: Order, settings: MachineSettings) -> dict[str, Any]:
-    firewall = {"ex_firewall_group_id": settings.machine_firewall} if settings.machine_firewall else {}
+    firewall = (
+        {"ex_firewall_group_id": settings.machine_firewall} if settings.machine_firewall else {}
+    )
     return {
         "location": _location(settings),
         "ex_userdata": order.user_data,
@@ -315,7 +334,9 @@ def _vultr_options(order: Order, settings: MachineSettings) -> dict[str, Any]:
 def _qemu(settings: MachineSettings) -> NodeDriver:
     qemu.register()
     if settings.machine_network not in (None, "isolated", "open"):
-        raise SettingsError("BRIDGE_MACHINE_NETWORK must be isolated or open for machines on this host")
+        raise SettingsError(
+            "BRIDGE_MACHINE_NETWORK must be isolated or open for machines on this host"
+        )
     driver = cast("type[qemu.QemuDriver]", get_driver(cast("Any", qemu.NAME)))
     return driver(
         settings.machine_directory,
@@ -345,7 +366,9 @@ PROVIDERS: Mapping[str, Provider] = {
         options=_ec2_options,
         tags=lambda node: node.extra.get("tags") or {},
         needs=_ACCOUNT,
-        nodes=lambda driver, owner: cast("Any", driver).list_nodes(ex_filters={f"tag:{PREFIX}owner": owner}),
+        nodes=lambda driver, owner: cast("Any", driver).list_nodes(
+            ex_filters={f"tag:{PREFIX}owner": owner}
+        ),
     ),
     "openstack": Provider(
         connect=_openstack,
@@ -359,7 +382,8 @@ PROVIDERS: Mapping[str, Provider] = {
         connect=_gce,
         options=_gce_options,
         tags=lambda node: {
-            item["key"]: item["value"] for item in (node.extra.get("metadata") or {}).get("items") or ()
+            item["key"]: item["value"]
+            for item in (node.extra.get("metadata") or {}).get("items") or ()
         },
         needs=(*_ACCOUNT, "machine_project", "machine_region"),
         # Its driver looks both up by name.
@@ -367,7 +391,9 @@ PROVIDERS: Mapping[str, Provider] = {
         size=lambda driver, text: text,  # noqa: ARG005
     ),
     "digitalocean": Provider(
-        connect=lambda settings: _DigitalOcean(_secret(settings), timeout=NETWORK_TIMEOUT, **_endpoint(settings)),
+        connect=lambda settings: _DigitalOcean(
+            _secret(settings), timeout=NETWORK_TIMEOUT, **_endpoint(settings)
+        ),
         options=_digitalocean_options,
         tags=lambda node: _from_pairs(node.extra.get("tags")),
         needs=_TOKEN,

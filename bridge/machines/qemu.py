@@ -1,12 +1,14 @@
-"""Machines on this host, by QEMU: a libcloud driver, whose truth is the processes and one folder for each machine.
+"""Machines on this host, by QEMU: a libcloud driver, whose truth is the processes and one folder
+for each machine.
 
-A machine is a folder with its state, keys and disk, and the QEMU process that names the folder in its command line.
-Both are looked up afresh each time, so that any process may find and destroy what another one created or left half
-made. Whatever changes a folder holds the directory's lock.
+A machine is a folder with its state, keys and disk, and the QEMU process that names the folder in
+its command line. Both are looked up afresh each time, so that any process may find and destroy what
+another one created or left half made. Whatever changes a folder holds the directory's lock.
 
-A machine reaches nothing but what is named (`reach`): QEMU's own network would let it reach every service that listens
-on this host's loopback, the broker and Kestra among them. What is named, it finds at `host.internal`, under the same
-port. `network="open"` lifts that, for jobs that need the internet on a host with nothing to protect.
+A machine reaches nothing but what is named (`reach`): QEMU's own network would let it reach every
+service that listens on this host's loopback, the broker and Kestra among them. What is named, it
+finds at `host.internal`, under the same port. `network="open"` lifts that, for jobs that need the
+internet on a host with nothing to protect.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ ROUTED = "10.0.2.100"
 GATEWAY = "10.0.2.2"
 DEFAULT_IMAGE, DEFAULT_SIZE = "debian", "small"
 PROBE_TIMEOUT, LONGEST_PROBE = 5.0, 60.0
-"""A kernel says its first word after a second where KVM is real and the host idle; elsewhere it may never."""
+"""A kernel says its first word after a second where KVM is real and the host idle; elsewhere it may
+never."""
 START_TIMEOUT = 60.0
 KILL_TIMEOUT = 20.0
 PORTS_TRIED = 5
@@ -57,7 +60,8 @@ _STATE = "machine.json"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,61}[a-z0-9]")
 _SIZES = {"small": (1, 512), "medium": (2, 2048), "large": (4, 8192)}
 _KERNEL = "root=/dev/vda quiet mitigations=off panic=-1 console=ttyS0"
-# What a kernel does at its start that takes long in emulation and is of no use to a machine that lives for one job.
+# What a kernel does at its start that takes long in emulation and is of no use to a machine that
+# lives for one job.
 _QUICK = "lsm= cryptomgr.notests tsc=reliable no_timer_check"
 _GIVEN = ("user", "name", "authorized_keys", "host_key", "hosts")
 _COMMON = (
@@ -95,7 +99,9 @@ class State:
 
 
 class QemuDriver(NodeDriver):
-    """Machines on this host. There is never a second one of the same name, but one may follow another."""
+    """Machines on this host. There is never a second one of the same name, but one may follow
+    another.
+    """
 
     name = "QEMU on this host"
     website = "https://www.qemu.org"
@@ -121,7 +127,8 @@ class QemuDriver(NodeDriver):
         """The sizes: processors and megabytes of memory."""
         del location
         return [
-            NodeSize(name, name, memory, 10, 0, 0.0, self, {"cpus": cpus}) for name, (cpus, memory) in _SIZES.items()
+            NodeSize(name, name, memory, 10, 0, 0.0, self, {"cpus": cpus})
+            for name, (cpus, memory) in _SIZES.items()
         ]
 
     def list_images(self, location: NodeLocation | None = None) -> list[NodeImage]:
@@ -149,7 +156,8 @@ class QemuDriver(NodeDriver):
                 if state:
                     states.append(state)
                 elif folder.is_dir():
-                    # Whoever began it, or its end, was killed: one that is in use has a name and a state.
+                    # Whoever began it, or its end, was killed: one that is in use has a name and a
+                    # state.
                     self._remove(folder.name.removeprefix("."))
             running = _processes(self._directory)
         return [self._node(state, running=state.name in running) for state in states]
@@ -165,14 +173,17 @@ class QemuDriver(NodeDriver):
         ex_host_key: str,
         ex_tags: Mapping[str, str],
     ) -> Node:
-        """The running machine of that name: the one that is there, else a new one in place of what is left of one.
+        """The running machine of that name: the one that is there, else a new one in place of what
+        is left of one.
 
         Raises:
             MachineRejected: image, size or name are none.
             MachineUnavailable: QEMU is missing or did not start.
         """
         if not _NAME.fullmatch(name):
-            raise MachineRejected(f"{name!r} is no name for a machine: lower-case letters, digits and hyphens only")
+            raise MachineRejected(
+                f"{name!r} is no name for a machine: lower-case letters, digits and hyphens only"
+            )
         self._make_directory()
         accelerator = self._choose_accelerator(Path(image.extra["path"]))
         with _locked(self._directory):
@@ -184,7 +195,12 @@ class QemuDriver(NodeDriver):
             texts = (f"{ex_user}\n", f"{name}\n", f"{ex_authorized_key}\n", ex_host_key, hosts)
             files = dict(zip(_GIVEN, texts, strict=True))
             state = State(
-                id=secrets.token_hex(8), name=name, port=0, size=size.id, created=time.time(), tags=dict(ex_tags)
+                id=secrets.token_hex(8),
+                name=name,
+                port=0,
+                size=size.id,
+                created=time.time(),
+                tags=dict(ex_tags),
             )
             try:
                 return self._node(self._start(state, size, image, files, accelerator), running=True)
@@ -193,7 +209,8 @@ class QemuDriver(NodeDriver):
                 raise
 
     def destroy_node(self, node: Node) -> bool:
-        """End the machine's process and remove its folder, whoever created it. True also if there is none.
+        """End the machine's process and remove its folder, whoever created it. True also if there
+        is none.
 
         One of the same name that has followed it is left alone.
         """
@@ -226,12 +243,19 @@ class QemuDriver(NodeDriver):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             ours = self._directory.stat().st_uid == os.geteuid()
         except OSError as error:
-            raise MachineUnavailable(f"can't use the folder {self._directory}: {error.strerror}") from error
+            raise MachineUnavailable(
+                f"can't use the folder {self._directory}: {error.strerror}"
+            ) from error
         if not ours:
             raise MachineUnavailable(f"the folder {self._directory} belongs to another user")
 
     def _start(
-        self, state: State, size: NodeSize, image: NodeImage, files: Mapping[str, str], accelerator: str
+        self,
+        state: State,
+        size: NodeSize,
+        image: NodeImage,
+        files: Mapping[str, str],
+        accelerator: str,
     ) -> State:
         folder, path = self._directory / state.name, Path(image.extra["path"]).resolve()
         # The folder appears with its state in it: who lists the machines sees at once whose it is.
@@ -242,7 +266,15 @@ class QemuDriver(NodeDriver):
         for name, text in files.items():
             _write_privately(draft / name, text)
         draft.rename(folder)
-        overlay = ("-f", "qcow2", "-F", "qcow2", "-b", str(path / "disk.qcow2"), str(folder / "disk.qcow2"))
+        overlay = (
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            str(path / "disk.qcow2"),
+            str(folder / "disk.qcow2"),
+        )
         _run(["qemu-img", "create", "-q", *overlay])
         for tries in range(PORTS_TRIED):
             chosen = State(**{**_fields(state), "port": _free_port()})
@@ -257,24 +289,49 @@ class QemuDriver(NodeDriver):
                 break
         return chosen
 
-    def _command(self, folder: Path, image: Path, size: NodeSize, accelerator: str, port: int) -> list[str]:
-        given = [("-fw_cfg", f"name=opt/machine/{name},file={_quoted(folder / name)}") for name in _GIVEN]
+    def _command(
+        self, folder: Path, image: Path, size: NodeSize, accelerator: str, port: int
+    ) -> list[str]:
+        given = [
+            ("-fw_cfg", f"name=opt/machine/{name},file={_quoted(folder / name)}") for name in _GIVEN
+        ]
         isolated = "off" if self._network == "open" else "on"
         network = [f"user,id=network,ipv6=off,restrict={isolated},hostfwd=tcp:{HOST}:{port}-:22"]
         network += [
-            f"guestfwd=tcp:{ROUTED}:{number}-cmd:{_quoted(_forwarder(host, number))}" for host, number in self._reach
+            f"guestfwd=tcp:{ROUTED}:{number}-cmd:{_quoted(_forwarder(host, number))}"
+            for host, number in self._reach
         ]
         return [
             _PROGRAM,
             *_COMMON,
             *("-name", f"guest={folder.name}", "-pidfile", str(folder / "pid"), "-daemonize"),
-            *("-machine", f"q35,accel={accelerator},smm=off,hpet=off,vmport=off", "-rtc", "base=utc"),
+            *(
+                "-machine",
+                f"q35,accel={accelerator},smm=off,hpet=off,vmport=off",
+                "-rtc",
+                "base=utc",
+            ),
             *("-smp", str(size.extra["cpus"]), "-m", str(size.ram)),
-            *("-kernel", str(image / "kernel"), "-initrd", str(image / "initrd"), "-append", f"{_KERNEL} {_QUICK}"),
-            *("-drive", f"if=none,id=disk,file={_quoted(folder / 'disk.qcow2')},format=qcow2,cache=unsafe"),
+            *(
+                "-kernel",
+                str(image / "kernel"),
+                "-initrd",
+                str(image / "initrd"),
+                "-append",
+                f"{_KERNEL} {_QUICK}",
+            ),
+            *(
+                "-drive",
+                f"if=none,id=disk,file={_quoted(folder / 'disk.qcow2')},format=qcow2,cache=unsafe",
+            ),
             *("-device", "virtio-blk-pci,drive=disk"),
             *("-netdev", ",".join(network), "-device", "virtio-net-pci,netdev=network,romfile="),
-            *("-chardev", f"file,id=console,path={_quoted(folder / 'console')}", "-serial", "chardev:console"),
+            *(
+                "-chardev",
+                f"file,id=console,path={_quoted(folder / 'console')}",
+                "-serial",
+                "chardev:console",
+            ),
             *(word for pair in given for word in pair),
         ]
 
@@ -282,7 +339,8 @@ class QemuDriver(NodeDriver):
         """End the process and remove the folder, whatever there is of both. Under the lock."""
         folder, gone = self._directory / name, self._directory / f".{name}"
         shutil.rmtree(gone, ignore_errors=True)
-        # Moved away before anything else: what a killed creator still starts finds none of its files.
+        # Moved away before anything else: what a killed creator still starts finds none of its
+        # files.
         with suppress(FileNotFoundError):
             folder.rename(gone)
         # One that is only just starting is two for a moment.
@@ -310,12 +368,16 @@ class QemuDriver(NodeDriver):
 
 
 def probe_limit(load: float, processors: int) -> float:
-    """How many seconds a kernel gets to boot under KVM: its answer is kept, so a busy host must not decide it."""
+    """How many seconds a kernel gets to boot under KVM: its answer is kept, so a busy host must not
+    decide it.
+    """
     return min(PROBE_TIMEOUT * max(1.0, load / processors), LONGEST_PROBE)
 
 
 def _kvm_works(image: Path) -> bool:
-    """Whether a kernel boots under KVM: that the device is there and opens says little in a container."""
+    """Whether a kernel boots under KVM: that the device is there and opens says little in a
+    container.
+    """
     command = [
         *(_PROGRAM, *_COMMON, "-machine", "q35,accel=kvm", "-m", "256", "-serial", "stdio"),
         *("-kernel", str(image / "kernel"), "-initrd", str(image / "initrd")),
@@ -323,7 +385,9 @@ def _kvm_works(image: Path) -> bool:
     ]
     limit = probe_limit(os.getloadavg()[0], os.cpu_count() or 1)
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False
+        )
     except (subprocess.TimeoutExpired, OSError):
         return False
     return b"machine: the kernel runs" in done.stdout
@@ -377,7 +441,9 @@ def _processes(directory: Path) -> dict[str, int]:
             continue
         file = words[words.index(b"-pidfile") + 1]
         if file.startswith(prefix) and file.endswith(b"/pid"):
-            found[file.removeprefix(prefix).removesuffix(b"/pid").decode(errors="replace")] = int(entry.name)
+            found[file.removeprefix(prefix).removesuffix(b"/pid").decode(errors="replace")] = int(
+                entry.name
+            )
     return found
 
 
@@ -397,7 +463,9 @@ def _kill(pid: int) -> None:
     except ProcessLookupError:
         return
     except OSError as error:
-        raise MachineUnavailable(f"can't end the machine's process {pid}: {error.strerror}") from error
+        raise MachineUnavailable(
+            f"can't end the machine's process {pid}: {error.strerror}"
+        ) from error
     finally:
         os.close(descriptor)
     if not ended:
@@ -417,9 +485,13 @@ def _run(command: Sequence[str]) -> None:
             check=False,
         )
     except FileNotFoundError as error:
-        raise MachineUnavailable(f"{command[0]} is not installed (Debian: qemu-system-x86, qemu-utils)") from error
+        raise MachineUnavailable(
+            f"{command[0]} is not installed (Debian: qemu-system-x86, qemu-utils)"
+        ) from error
     except subprocess.TimeoutExpired as error:
-        raise MachineUnavailable(f"{command[0]} did not start within {START_TIMEOUT:g} s") from error
+        raise MachineUnavailable(
+            f"{command[0]} did not start within {START_TIMEOUT:g} s"
+        ) from error
     except OSError as error:
         raise MachineUnavailable(f"can't start {command[0]}: {error.strerror}") from error
     if done.returncode != 0:

@@ -1,4 +1,6 @@
-"""What is to run on a machine, checked, and how a run ended, with its exit code. Pure: nothing is sent from here."""
+"""What is to run on a machine, checked, and how a run ended, with its exit code. Pure: nothing is
+sent from here.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,11 @@ _TEXTS = TypeAdapter(dict[str, str])
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _VARIABLE = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
 _RUNS_CODE = re.compile(rb"BASH_ENV|BASHOPTS|SHELLOPTS|PS4|LD_.*")
-"""Variables by which a value would be run: by bash before or beside the script, or by the loader."""
-_URL = re.compile(r"(https?|git|ssh)://[^/\s].*|[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*:[^:].*")
+"""Variables by which a value would be run: by bash before or beside the script, or by the
+loader."""
+_URL = re.compile(
+    r"(https?|git|ssh)://[^/\s].*|[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*:[^:].*"
+)
 _BAD_IN_BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)")
 
 
@@ -56,7 +61,8 @@ EXIT_CODES: Mapping[Outcome, int] = {
     Outcome.DENIED: 77,
     Outcome.TIMED_OUT: 124,
 }
-"""Where the script has no exit code of its own: the numbers of sysexits.h that come nearest, and timeout's 124."""
+"""Where the script has no exit code of its own: the numbers of sysexits.h that come nearest, and
+timeout's 124."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +95,8 @@ class Work:
     def __post_init__(self) -> None:
         if not _RUN_ID.fullmatch(self.run_id):
             raise SettingsError(
-                f"a run's id is 1 to 100 letters, digits and ._- after a letter or digit: {self.run_id!a}"
+                "a run's id is 1 to 100 letters, digits and ._- after a letter or digit: "
+                f"{self.run_id!a}"
             )
         if (self.script is None) == (self.repository_script is None):
             raise SettingsError("either --script or --repository-script is needed")
@@ -104,7 +111,9 @@ class Work:
         if self.git_repository is not None and not (
             _URL.fullmatch(self.git_repository) and self.git_repository.isprintable()
         ):
-            raise SettingsError("--git-repository must be https://…, http://…, git://…, ssh://… or user@host:path")
+            raise SettingsError(
+                "--git-repository must be https://…, http://…, git://…, ssh://… or user@host:path"
+            )
         if self.git_branch is not None and not is_branch(self.git_branch):
             raise SettingsError(f"--git-branch {self.git_branch!a} can't be a branch's name")
 
@@ -116,15 +125,22 @@ class Work:
                 raise SettingsError(f"--file: {str(file.local)!a} is no file that can be read")
         for pattern in self.results:
             if not is_inside(pattern):
-                raise SettingsError(f"--result: {pattern!a} must be a relative pattern without '..'")
+                raise SettingsError(
+                    f"--result: {pattern!a} must be a relative pattern without '..'"
+                )
         if self.repository_script is not None and not is_inside(self.repository_script):
-            raise SettingsError(f"--repository-script: {self.repository_script!a} must be a relative path without '..'")
+            raise SettingsError(
+                f"--repository-script: {self.repository_script!a} must be a relative "
+                "path without '..'"
+            )
 
     @property
     def request(self) -> bytes:
         """What the helper on the machine reads."""
         names = ("git_repository", "git_branch", "results", "time_limit", "grace")
-        return json.dumps({"script": self.repository_script} | {name: getattr(self, name) for name in names}).encode()
+        return json.dumps(
+            {"script": self.repository_script} | {name: getattr(self, name) for name in names}
+        ).encode()
 
     @property
     def environment_file(self) -> bytes:
@@ -132,7 +148,9 @@ class Work:
         return b"".join(name + b"=" + value + b"\0" for name, value in self.environment.items())
 
     def digest(self) -> str:
-        """What tells this work from other work under the same id. Reads the files, so it takes its time."""
+        """What tells this work from other work under the same id. Reads the files, so it takes its
+        time.
+        """
         total = hashlib.sha256()
         parts = [
             self.request,
@@ -189,7 +207,9 @@ def report_of(status: Mapping[str, Any], work: Work, *, attached: bool) -> Repor
     """The report of a run that has ended, by what its supervisor wrote down."""
     seconds = float(status["seconds"])
 
-    def report(outcome: Outcome, what: str, exit_code: int | None = None, signal: int | None = None) -> Report:
+    def report(
+        outcome: Outcome, what: str, exit_code: int | None = None, signal: int | None = None
+    ) -> Report:
         message = f"{what} after {seconds:.1f} s"
         return Report(
             outcome=outcome,
@@ -202,22 +222,42 @@ def report_of(status: Mapping[str, Any], work: Work, *, attached: bool) -> Repor
 
     error, preparing = status.get("error"), status["phase"] == "prepare"
     if error is not None:
-        what = f"prepare failed: {redacted(error)}" if preparing else f"the machine could not run the script: {error}"
+        what = (
+            f"prepare failed: {redacted(error)}"
+            if preparing
+            else f"the machine could not run the script: {error}"
+        )
         return report(Outcome.PREPARE_FAILED if preparing else Outcome.FAILED, what)
     if status.get("stopped") == "time":
         where = "the preparation" if preparing else "the script"
-        return report(Outcome.TIMED_OUT, f"{where} was stopped at its time limit of {work.time_limit or seconds:g} s")
+        return report(
+            Outcome.TIMED_OUT,
+            f"{where} was stopped at its time limit of {work.time_limit or seconds:g} s",
+        )
     if "stopped" in status:
         return report(Outcome.STOPPED, "the script was stopped on request")
     if "signal" in status:
-        return report(Outcome.SIGNALLED, f"the script was killed by signal {status['signal']}", signal=status["signal"])
-    return report(Outcome.EXITED, f"the script exited with {status['exit_code']}", exit_code=status["exit_code"])
+        return report(
+            Outcome.SIGNALLED,
+            f"the script was killed by signal {status['signal']}",
+            signal=status["signal"],
+        )
+    return report(
+        Outcome.EXITED,
+        f"the script exited with {status['exit_code']}",
+        exit_code=status["exit_code"],
+    )
 
 
 def is_branch(name: str) -> bool:
-    """Whether git could have a branch of that name (`git help check-ref-format`), which is never an option's."""
+    """Whether git could have a branch of that name (`git help check-ref-format`), which is never an
+    option's.
+    """
     return bool(name) and not (
-        name.startswith(("-", "/", ".")) or name.endswith(("/", ".")) or name == "@" or _BAD_IN_BRANCH.search(name)
+        name.startswith(("-", "/", "."))
+        or name.endswith(("/", "."))
+        or name == "@"
+        or _BAD_IN_BRANCH.search(name)
     )
 
 
@@ -233,7 +273,8 @@ def redacted(text: str) -> str:
 
 
 def environment_of(pairs: Iterable[str], inherited: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """The variables of `--env` options: NAME=VALUE, or NAME alone for the value that we have ourselves.
+    """The variables of `--env` options: NAME=VALUE, or NAME alone for the value that we have
+    ourselves.
 
     Raises:
         SettingsError: a name that we don't have.
@@ -242,7 +283,9 @@ def environment_of(pairs: Iterable[str], inherited: Mapping[bytes, bytes]) -> di
     for pair in pairs:
         name, equals, value = os.fsencode(pair).partition(b"=")
         if not equals and name not in inherited:
-            raise SettingsError(f"--env {pair!a}: no such variable in the environment; give NAME=VALUE otherwise")
+            raise SettingsError(
+                f"--env {pair!a}: no such variable in the environment; give NAME=VALUE otherwise"
+            )
         found[name] = value if equals else inherited[name]
     return found
 
@@ -270,12 +313,17 @@ def file_of(text: str) -> InputFile:
 def _check_variable(name: bytes, value: bytes) -> None:
     shown = os.fsdecode(name)
     if not _VARIABLE.fullmatch(name):
-        raise SettingsError(f"{shown!a} can't be an environment variable: letters, digits and _ can")
+        raise SettingsError(
+            f"{shown!a} can't be an environment variable: letters, digits and _ can"
+        )
     if _RUNS_CODE.fullmatch(name):
         raise SettingsError(f"{shown} is not passed on: its value would be run as code")
     if b"\0" in value:
-        raise SettingsError(f"the value of {shown} holds a NUL, which no environment variable can: use --file")
+        raise SettingsError(
+            f"the value of {shown} holds a NUL, which no environment variable can: use --file"
+        )
     if len(name) + len(value) + 1 > LARGEST_VARIABLE:
         raise SettingsError(
-            f"the value of {shown} is longer than the {LARGEST_VARIABLE} bytes that Linux takes: use --file"
+            f"the value of {shown} is longer than the {LARGEST_VARIABLE} bytes that "
+            "Linux takes: use --file"
         )

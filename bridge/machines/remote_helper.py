@@ -1,18 +1,24 @@
-"""What runs on the machine: starts a job once, keeps it whatever becomes of the connection, and tells how it ended.
+"""What runs on the machine: starts a job once, keeps it whatever becomes of the connection, and
+tells how it ended.
 
-Standard library alone, Python 3.8 or later: it is uploaded and run there, where nothing of the bridge is at hand.
+Standard library alone, Python 3.8 or later: it is uploaded and run there, where nothing of the
+bridge is at hand.
 
-    python3 helper.py start STAGED RUN            start what is in the folder STAGED as RUN, and follow it
-    python3 helper.py follow RUN STDOUT STDERR    follow RUN, from those bytes of its outputs on
+    python3 helper.py start STAGED RUN            start what is in the folder STAGED as RUN, and
+    follow it python3 helper.py follow RUN STDOUT STDERR    follow RUN, from those bytes of its
+    outputs on
 
-A run is a folder. Making it is renaming a staged one, so that of two who start the same run one starts it and the other
-follows. In it, the client puts `request.json`, `environment`, `files/`, `script`, `digest` and, to stop it, `stop`;
-the supervisor makes `work/` (where the script runs), `stdout`, `stderr`, `results`, and last `status.json`. The
-supervisor holds a lock on `lock` as long as it lives, which is how a follower knows that one has vanished.
+A run is a folder. Making it is renaming a staged one, so that of two who start the same run one
+starts it and the other follows. In it, the client puts `request.json`, `environment`, `files/`,
+`script`, `digest` and, to stop it, `stop`; the supervisor makes `work/` (where the script runs),
+`stdout`, `stderr`, `results`, and last `status.json`. The supervisor holds a lock on `lock` as long
+as it lives, which is how a follower knows that one has vanished.
 """
 
-# Bytes and descriptors, and little to import on a slow machine: the functions of `os`, not pathlib nor contextlib.
-# ruff: noqa: PTH100, PTH101, PTH102, PTH103, PTH104, PTH105, PTH108, PTH110, PTH113, PTH116, PTH118, PTH123, SIM105
+# Bytes and descriptors, and little to import on a slow machine: the functions of `os`, not pathlib
+# nor contextlib.
+# ruff: noqa: PTH100, PTH101, PTH102, PTH103, PTH104, PTH105, PTH108, PTH110, PTH113, PTH116, PTH118
+# ruff: noqa: PTH123, SIM105
 
 from __future__ import annotations
 
@@ -32,7 +38,8 @@ import traceback
 from typing import Any
 
 DONE, GONE, REFUSED = 0, 3, 4
-"""The exit statuses of a follower: the run has ended and says how; it has vanished; it was made for another job."""
+"""The exit statuses of a follower: the run has ended and says how; it has vanished; it was made for
+another job."""
 TICK = 0.05
 BLOCK = 65_536
 _PR_SET_CHILD_SUBREAPER = 36
@@ -179,12 +186,24 @@ class Run:
         repository, branch = self.request["git_repository"], self.request["git_branch"]
         if not repository:
             return
-        command = ["git", "-c", "protocol.ext.allow=never", "clone", "--quiet", "--depth=1", "--single-branch"]
-        command += ["--no-recurse-submodules", "--no-tags"] + (["--branch=" + branch] if branch else [])
+        command = [
+            "git",
+            "-c",
+            "protocol.ext.allow=never",
+            "clone",
+            "--quiet",
+            "--depth=1",
+            "--single-branch",
+        ]
+        command += ["--no-recurse-submodules", "--no-tags"] + (
+            ["--branch=" + branch] if branch else []
+        )
         environment = dict(os.environ, LC_ALL="C", GIT_TERMINAL_PROMPT="0", GIT_ASKPASS="true")
         environment["GIT_ALLOW_PROTOCOL"] = "git:http:https:ssh"
         try:
-            code = self._wait(self._spawn([*command, "--", repository, "work"], ".", environment, log="checkout"))
+            code = self._wait(
+                self._spawn([*command, "--", repository, "work"], ".", environment, log="checkout")
+            )
         except OSError as error:
             raise PrepareFailed(f"git can't be started on the machine: {error.strerror}") from error
         said = _read("checkout").decode("utf-8", "replace")
@@ -193,7 +212,9 @@ class Run:
         if code:
             raise PrepareFailed(_reason(said) or f"git ended with {code}")
         # A tag is checked out by its name just as well, but isn't what was asked for.
-        if branch and _read(os.path.join("work", ".git", "HEAD")).strip() != b"ref: refs/heads/" + os.fsencode(branch):
+        if branch and _read(
+            os.path.join("work", ".git", "HEAD")
+        ).strip() != b"ref: refs/heads/" + os.fsencode(branch):
             raise PrepareFailed("the repository has no branch of that name, only a tag")
 
     def _place_files(self) -> None:
@@ -206,10 +227,14 @@ class Run:
                     os.replace(os.path.join(folder, name), os.path.join("work", inside, name))
             except OSError as error:
                 name = os.path.join(inside, *names[:1])
-                raise PrepareFailed(f"can't place the input file {name!r}: {error.strerror}") from error
+                raise PrepareFailed(
+                    f"can't place the input file {name!r}: {error.strerror}"
+                ) from error
 
     def _execute(self) -> dict[str, Any]:
-        path = os.path.abspath(os.path.join("work", self.request["script"]) if self.request["script"] else "script")
+        path = os.path.abspath(
+            os.path.join("work", self.request["script"]) if self.request["script"] else "script"
+        )
         try:
             os.chmod(path, os.stat(path).st_mode | stat.S_IRUSR | stat.S_IXUSR)
             with open(path, "rb") as script:
@@ -263,8 +288,13 @@ class Run:
         return None
 
     def _results(self) -> list[bytes]:
-        """The files that are asked for. Not by `glob`, which follows links to folders, in rounds without an end."""
-        patterns = [[part for part in text.split("/") if part not in ("", ".")] for text in self.request["results"]]
+        """The files that are asked for. Not by `glob`, which follows links to folders, in rounds
+        without an end.
+        """
+        patterns = [
+            [part for part in text.split("/") if part not in ("", ".")]
+            for text in self.request["results"]
+        ]
         found = []
         for folder, _, names in os.walk("work") if patterns else ():
             for name in names:
@@ -277,7 +307,8 @@ class Run:
 
 
 def matches(path: list[str], pattern: list[str]) -> bool:
-    """Whether a file, or a folder above it, matches: `*`, `?` and `[...]` within a name, `**` over any folders.
+    """Whether a file, or a folder above it, matches: `*`, `?` and `[...]` within a name, `**` over
+    any folders.
 
     As in a shell, a name that begins with a dot has to be named with it.
     """
@@ -288,7 +319,9 @@ def matches(path: list[str], pattern: list[str]) -> bool:
     if not path:
         return False
     if pattern[0] == "**":
-        return matches(path, pattern[1:]) or (not path[0].startswith(".") and matches(path[1:], pattern))
+        return matches(path, pattern[1:]) or (
+            not path[0].startswith(".") and matches(path[1:], pattern)
+        )
     hidden = path[0].startswith(".") and not pattern[0].startswith(".")
     alike = path[0] == pattern[0] or (not hidden and fnmatch.fnmatchcase(path[0], pattern[0]))
     return alike and matches(path[1:], pattern[1:])
@@ -315,7 +348,9 @@ def _signal_group(leader: int, number: int) -> None:
 
 
 def _kill_descendants() -> None:
-    """End whatever the script has left running. Killing a parent brings its children to us, so it takes rounds."""
+    """End whatever the script has left running. Killing a parent brings its children to us, so it
+    takes rounds.
+    """
     until = time.monotonic() + 10
     while time.monotonic() < until:
         for child in _children():

@@ -1,8 +1,9 @@
-"""One run on a machine, seen through: sent, followed, taken up again where the connection broke, its results fetched.
+"""One run on a machine, seen through: sent, followed, taken up again where the connection broke,
+its results fetched.
 
-The run belongs to the machine (see `remote_helper`), not to the connection and not to this process. So whoever starts
-it a second time under the same id, because a worker died or a connection was cut, follows the first: the script runs
-once, and its output is read from the beginning.
+The run belongs to the machine (see `remote_helper`), not to the connection and not to this process.
+So whoever starts it a second time under the same id, because a worker died or a connection was cut,
+follows the first: the script runs once, and its output is read from the beginning.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class RemoteRun:
         self._under_way = False
         self._gives_up_at: float | None = None
         self.stopped: bool | None = None
-        """After a cancellation: whether the run is known to have been stopped; None where there was none."""
+        """After a cancellation: whether the run is known to have been stopped; None where there was
+        none."""
 
     async def see_through(self) -> Report:
         """Run it to its end. Cancelling this stops the run on the machine.
@@ -119,25 +121,32 @@ class RemoteRun:
         while True:
             seen = sum(self._seen)
             try:
-                async with connected(self._address, wait=wait, keepalive=self._keepalive) as connection:
+                async with connected(
+                    self._address, wait=wait, keepalive=self._keepalive
+                ) as connection:
                     self._reached = True
                     return await self._follow_to_end(connection)
             except (ConnectionLost, MachineUnreachable) as error:
                 if not self._reached:
                     raise
-                # Only what gets on gets a new while: a machine that lets us in and drops us is lost as well.
+                # Only what gets on gets a new while: a machine that lets us in and drops us is lost
+                # as well.
                 if sum(self._seen) > seen or not give_up:
                     give_up = loop.time() + self._reconnect
                 wait = give_up - loop.time()
                 if wait <= 0:
                     raise self._lost(error) from error
-                log.warning("connection lost, trying again", machine=self._address.name, reason=str(error))
+                log.warning(
+                    "connection lost, trying again", machine=self._address.name, reason=str(error)
+                )
                 await asyncio.sleep(min(POLL, wait))
 
     def _lost(self, error: SshError) -> ConnectionLost:
         if isinstance(error, ConnectionLost) and self._reconnect <= 0:
             return error
-        return ConnectionLost(f"the connection to {self._address} was lost and not regained in {self._reconnect:g} s")
+        return ConnectionLost(
+            f"the connection to {self._address} was lost and not regained in {self._reconnect:g} s"
+        )
 
     # ------------------------------------------------------------ one connection
 
@@ -154,7 +163,9 @@ class RemoteRun:
                 raise
 
     async def _command(self, sftp: asyncssh.SFTPClient) -> bytes:
-        """The command that starts the run, once all it needs is there, or that follows it if it exists."""
+        """The command that starts the run, once all it needs is there, or that follows it if it
+        exists.
+        """
         helper = self._folder + b"/helper.py"
         if not await sftp.exists(helper):
             self._ours = True
@@ -164,12 +175,21 @@ class RemoteRun:
         if await self._read(sftp, b"digest") != self._digest.encode():
             raise self._refused()
         self._under_way = True
-        return b"exec python3 -I %s follow %s %d %d" % (helper, self._folder, self._seen[0], self._seen[1])
+        return b"exec python3 -I %s follow %s %d %d" % (
+            helper,
+            self._folder,
+            self._seen[0],
+            self._seen[1],
+        )
 
     async def _stage(self, sftp: asyncssh.SFTPClient) -> bytes:
-        """Put all that the run needs into a folder of its own, which becomes the run's by being renamed."""
+        """Put all that the run needs into a folder of its own, which becomes the run's by being
+        renamed.
+        """
         work, staged = self._work, HOME + b"/.staged-" + uuid.uuid4().hex.encode()
-        await sftp.makedirs(staged + b"/files", asyncssh.SFTPAttrs(permissions=0o700), exist_ok=True)
+        await sftp.makedirs(
+            staged + b"/files", asyncssh.SFTPAttrs(permissions=0o700), exist_ok=True
+        )
         texts = {
             b"helper.py": _HELPER,
             b"request.json": work.request,
@@ -179,7 +199,9 @@ class RemoteRun:
         if work.script is not None:
             texts[b"script"] = work.script
         for name, content in texts.items():
-            async with sftp.open(staged + b"/" + name, "wb", asyncssh.SFTPAttrs(permissions=0o600)) as file:
+            async with sftp.open(
+                staged + b"/" + name, "wb", asyncssh.SFTPAttrs(permissions=0o600)
+            ) as file:
                 await file.write(content)
         for given in work.files:
             remote = staged + b"/files/" + os.fsencode(given.remote)
@@ -189,7 +211,9 @@ class RemoteRun:
 
     async def _follow(self, connection: asyncssh.SSHClientConnection, command: bytes) -> None:
         """Pass the output on until the run has ended."""
-        process = await connection.create_process(command.decode(), encoding=None, stdin=asyncssh.DEVNULL)
+        process = await connection.create_process(
+            command.decode(), encoding=None, stdin=asyncssh.DEVNULL
+        )
         pumps = [asyncio.create_task(self._pump(process, which)) for which in (0, 1)]
         try:
             await _all_done(pumps)
@@ -211,10 +235,13 @@ class RemoteRun:
             raise self._refused()
         if status == remote_helper.GONE:
             raise RunVanished(
-                f"run {self._work.run_id} has vanished from {self._address} without a word on how it ended"
+                f"run {self._work.run_id} has vanished from {self._address} without a word "
+                "on how it ended"
             )
         if status != remote_helper.DONE:
-            raise MachineFailed(f"{self._address} could not run our helper (exit {status}): does it have python3?")
+            raise MachineFailed(
+                f"{self._address} could not run our helper (exit {status}): does it have python3?"
+            )
 
     async def _pump(self, process: asyncssh.SSHClientProcess[bytes], which: int) -> None:
         reader, sink = (process.stdout, process.stderr)[which], self._sinks[which]
@@ -229,7 +256,9 @@ class RemoteRun:
         try:
             status = json.loads(await self._read(sftp, b"status.json"))
         except ValueError as error:
-            raise MachineFailed(f"{self._address} says in no way we know how the run ended") from error
+            raise MachineFailed(
+                f"{self._address} says in no way we know how the run ended"
+            ) from error
         if not isinstance(status, dict):
             raise MachineFailed(f"{self._address} says in no way we know how the run ended")
         return status
@@ -245,7 +274,9 @@ class RemoteRun:
         """Stop the run although there is no connection right now."""
         wait = self._stop_by() - asyncio.get_running_loop().time()
         with contextlib.suppress(SshError):
-            async with connected(self._address, wait=max(wait, 0), keepalive=self._keepalive) as connection:
+            async with connected(
+                self._address, wait=max(wait, 0), keepalive=self._keepalive
+            ) as connection:
                 with translated(self._address):
                     await self._stop(await connection.start_sftp_client(path_encoding=None))
 
@@ -280,7 +311,10 @@ class RemoteRun:
         outcome, message = report.outcome, report.message
         if not names and report.outcome is Outcome.EXITED and report.code == 0:
             outcome = Outcome.RESULTS_MISSING
-            message = f"{message}, but left nothing that matches {', '.join(map(ascii, self._work.results))}"
+            message = (
+                f"{message}, but left nothing that matches "
+                f"{', '.join(map(ascii, self._work.results))}"
+            )
         return report.replaced(outcome=outcome, message=message, results=shown)
 
     async def _fetch(self, sftp: asyncssh.SFTPClient, name: bytes, directory: Path) -> None:
@@ -289,7 +323,9 @@ class RemoteRun:
             target = _make_way(directory, name)
             partial = directory / f".partial-{uuid.uuid4().hex}"
             try:
-                await sftp.get(self._folder + b"/work/" + name, os.fsencode(partial), follow_symlinks=True)
+                await sftp.get(
+                    self._folder + b"/work/" + name, os.fsencode(partial), follow_symlinks=True
+                )
                 partial.replace(target)
             finally:
                 partial.unlink(missing_ok=True)
@@ -300,7 +336,9 @@ class RemoteRun:
 
 
 async def _all_done(pumps: Collection[asyncio.Task[None]]) -> None:
-    """Wait for all of them. One that hears of a lost connection mustn't cut another short in the middle of a write."""
+    """Wait for all of them. One that hears of a lost connection mustn't cut another short in the
+    middle of a write.
+    """
     await asyncio.wait(pumps, return_when=asyncio.FIRST_EXCEPTION)
     errors = [error for pump in pumps if pump.done() and (error := pump.exception())]
     if errors and isinstance(errors[0], (asyncssh.Error, ConnectionError)):
@@ -310,7 +348,8 @@ async def _all_done(pumps: Collection[asyncio.Task[None]]) -> None:
 
 
 def _make_way(directory: Path, name: bytes) -> Path:
-    """The path for a result file, its folders made. Its name is what a machine says: never out of `directory`.
+    """The path for a result file, its folders made. Its name is what a machine says: never out of
+    `directory`.
 
     Raises:
         ResultsFailed: it would.
@@ -318,7 +357,9 @@ def _make_way(directory: Path, name: bytes) -> Path:
     """
     *folders, last = os.fsdecode(name).split("/")
     if {"", ".", ".."} & {*folders, last} or "\0" in last:
-        raise ResultsFailed(f"the result file {os.fsdecode(name)!a} has a name that leads out of its folder")
+        raise ResultsFailed(
+            f"the result file {os.fsdecode(name)!a} has a name that leads out of its folder"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     path = directory
     for folder in folders:
@@ -327,5 +368,7 @@ def _make_way(directory: Path, name: bytes) -> Path:
             path.mkdir()
         # Not `is_dir`, which follows a link.
         if not stat.S_ISDIR(path.lstat().st_mode):
-            raise ResultsFailed(f"the result file {os.fsdecode(name)!a} needs a folder where there is none")
+            raise ResultsFailed(
+                f"the result file {os.fsdecode(name)!a} needs a folder where there is none"
+            )
     return path / last

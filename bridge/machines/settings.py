@@ -17,14 +17,21 @@ Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
 
 def _target(text: str) -> str:
     host, _, port = text.rpartition(":")
-    if not host or not host.isascii() or not host.isprintable() or not (port.isdigit() and 0 < int(port) < 65_536):
+    if (
+        not host
+        or not host.isascii()
+        or not host.isprintable()
+        or not (port.isdigit() and 0 < int(port) < 65_536)
+    ):
         raise ValueError("must be host:port")
     return text
 
 
 def _ordinary_user(text: str) -> str:
     if text == "root" or not re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}", text):
-        raise ValueError("must be the name of an ordinary user: lower-case letters, digits, - and _")
+        raise ValueError(
+            "must be the name of an ordinary user: lower-case letters, digits, - and _"
+        )
     return text
 
 
@@ -37,49 +44,70 @@ def _image_directory() -> Path:
 class MachineSettings(CommandSettings):
     """Where machines come from and how they are reached."""
 
-    machine_provider: str = Field(default="qemu", description="`qemu` for machines on this host, or a cloud's name.")
+    machine_provider: str = Field(
+        default="qemu", description="`qemu` for machines on this host, or a cloud's name."
+    )
     machine_secret: Annotated[SecretStr, Field(min_length=16)] = Field(
-        description="What the keys of all machines are derived from: at least 16 characters, the same for all workers."
+        description="What the keys of all machines are derived from: at least 16 characters, the "
+        "same for all workers."
     )
     machine_secret_file: Path | None = in_a_file("it")
     machine_user: Annotated[str, AfterValidator(_ordinary_user)] = Field(
-        default="job", description="The ordinary user that scripts run as; it is made on each machine."
+        default="job",
+        description="The ordinary user that scripts run as; it is made on each machine.",
     )
     machine_image: str | None = Field(
-        default=None, description="The image: its id or name at the provider. With `qemu`: `debian`."
+        default=None,
+        description="The image: its id or name at the provider. With `qemu`: `debian`.",
     )
     machine_size: str | None = Field(
-        default=None, description="The size: its id or name at the provider. With `qemu`: `small`, `medium` or `large`."
+        default=None,
+        description="The size: its id or name at the provider. With `qemu`: `small`, "
+        "`medium` or `large`.",
     )
     machine_region: str | None = Field(default=None, description="The region; with `gce` the zone.")
     machine_access_key: str | None = Field(
-        default=None, description="The account: access key id, user name or service account; none where a token is all."
+        default=None,
+        description="The account: access key id, user name or service account; none where "
+        "a token is all.",
     )
     machine_access_secret: SecretStr | None = Field(
-        default=None, description="Its secret key or password, the file of its key, or the API token."
+        default=None,
+        description="Its secret key or password, the file of its key, or the API token.",
     )
     machine_access_secret_file: Path | None = in_a_file("it")
     machine_endpoint: str | None = Field(
         default=None, description="The API's address, where it is not the provider's own."
     )
-    machine_project: str | None = Field(default=None, description="OpenStack's tenant or Google's project.")
+    machine_project: str | None = Field(
+        default=None, description="OpenStack's tenant or Google's project."
+    )
     machine_network: str | None = Field(
         default=None,
-        description="The network or subnet, where one must be named. With `qemu`: `isolated`, or `open` for machines "
+        description="The network or subnet, where one must be named. With `qemu`: `isolated`, or "
+        "`open` for machines "
         "that may reach the internet and also all that listens on this host's loopback.",
     )
     machine_firewall: str | None = Field(
-        default=None, description="The security group, firewall group or network tag that lets SSH in."
+        default=None,
+        description="The security group, firewall group or network tag that lets SSH in.",
     )
     machine_address: Literal["public", "private"] = Field(
-        default="public", description="Which of its addresses a machine is reached by; the other, where it has but one."
+        default="public",
+        description="Which of its addresses a machine is reached by; the other, where it "
+        "has but one.",
     )
-    machine_reach: Annotated[tuple[Annotated[str, AfterValidator(_target)], ...], *FROM_JSON] = Field(
-        default=(),
-        description="With `qemu`: a JSON list of `host:port` that machines may reach, as `host.internal:port`.",
+    machine_reach: Annotated[tuple[Annotated[str, AfterValidator(_target)], ...], *FROM_JSON] = (
+        Field(
+            default=(),
+            description="With `qemu`: a JSON list of `host:port` that machines may reach, as "
+            "`host.internal:port`.",
+        )
     )
     machine_accelerator: Literal["auto", "kvm", "tcg"] = Field(
-        default="auto", description="With `qemu`: `auto` is KVM where a kernel really boots under it, else emulation."
+        default="auto",
+        description="With `qemu`: `auto` is KVM where a kernel really boots under "
+        "it, else emulation.",
     )
     machine_directory: Path = Field(
         default=Path(tempfile.gettempdir()) / "kestra-bridge-machines",

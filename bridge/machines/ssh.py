@@ -1,4 +1,6 @@
-"""A connection to a machine by SSH: its keys pinned, its loss noticed, every trouble one of our own errors."""
+"""A connection to a machine by SSH: its keys pinned, its loss noticed, every trouble one of our own
+errors.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,12 @@ log = structlog.get_logger(__name__)
 asyncssh.set_log_level(logging.CRITICAL)
 
 KEEPALIVE = 5.0
-"""Seconds between the questions to a silent machine; the third without an answer means that it is lost."""
+"""Seconds between the questions to a silent machine; the third without an answer means that it is
+lost."""
 KEEPALIVES_MISSED = 3
 DENIED_GRACE = 30.0
-"""A machine that still boots refuses its ordinary users for a while: before the account exists, and by /run/nologin.
-The longer, the slower it is: this is the least that it gets."""
+"""A machine that still boots refuses its ordinary users for a while: before the account exists, and
+by /run/nologin. The longer, the slower it is: this is the least that it gets."""
 LOGIN_TIMEOUT = 120.0
 """As long as sshd itself allows (sshd_config's LoginGraceTime)."""
 CLOSE_TIMEOUT = 2.0
@@ -106,10 +109,16 @@ def translated(address: Address) -> Iterator[None]:
     """
     try:
         yield
-    except (asyncssh.SFTPNoConnection, asyncssh.SFTPConnectionLost, asyncssh.ChannelOpenError) as error:
+    except (
+        asyncssh.SFTPNoConnection,
+        asyncssh.SFTPConnectionLost,
+        asyncssh.ChannelOpenError,
+    ) as error:
         raise ConnectionLost(f"the connection to {address} was lost: {_reason(error)}") from error
     except asyncssh.SFTPError as error:
-        raise MachineFailed(f"{address} refused an operation on a file: {_reason(error)}") from error
+        raise MachineFailed(
+            f"{address} refused an operation on a file: {_reason(error)}"
+        ) from error
     except (asyncssh.Error, ConnectionError) as error:
         raise ConnectionLost(f"the connection to {address} was lost: {_reason(error)}") from error
 
@@ -127,7 +136,9 @@ class _Knock:
 
     async def until_let_in(self) -> asyncssh.SSHClientConnection:
         attempts = AsyncRetrying(
-            retry=retry_if_exception_type(_NotYetError), wait=wait_exponential(0.1, max=2), reraise=True
+            retry=retry_if_exception_type(_NotYetError),
+            wait=wait_exponential(0.1, max=2),
+            reraise=True,
         )
         try:
             async with asyncio.timeout(self._wait):
@@ -136,7 +147,9 @@ class _Knock:
             reason = f": {self._last}" if self._last else ""
             if self._last and self._last.denied:
                 raise self._denied() from error
-            raise MachineUnreachable(f"{self._address} can't be reached within {self._wait:g} s{reason}") from error
+            raise MachineUnreachable(
+                f"{self._address} can't be reached within {self._wait:g} s{reason}"
+            ) from error
 
     async def _attempt(self) -> asyncssh.SSHClientConnection:
         try:
@@ -171,7 +184,9 @@ class _Knock:
                 keepalive_count_max=KEEPALIVES_MISSED,
             )
         except asyncssh.HostKeyNotVerifiable as error:
-            raise WrongHostKey(f"{self._address} shows another host key than the machine's own") from error
+            raise WrongHostKey(
+                f"{self._address} shows another host key than the machine's own"
+            ) from error
         except asyncssh.PermissionDenied as error:
             raise self._refused(error) from error
         except (asyncssh.Error, OSError) as error:
@@ -186,11 +201,15 @@ class _Knock:
         return _NotYetError(_reason(error), denied=True)
 
     def _denied(self) -> LoginDenied:
-        return LoginDenied(f"{self._address} refuses user {self._address.user} or the key derived for it")
+        return LoginDenied(
+            f"{self._address} refuses user {self._address.user} or the key derived for it"
+        )
 
 
 async def _close(connection: asyncssh.SSHClientConnection) -> None:
-    """Close politely if that goes fast: a machine that is frozen would hold us for as long as it is."""
+    """Close politely if that goes fast: a machine that is frozen would hold us for as long as it
+    is.
+    """
     connection.close()
     with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
         async with asyncio.timeout(CLOSE_TIMEOUT):

@@ -1,11 +1,14 @@
-"""Whether a machine speaks SSH yet. That something accepts connections says little: QEMU does so before the machine."""
+"""Whether a machine speaks SSH yet. That something accepts connections says little: QEMU does so
+before the machine.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
 FIRST_WAIT = 1.0
-"""Seconds. Short, as a machine that was not on its network yet when it was asked may never answer that connection."""
+"""Seconds. Short, as a machine that was not on its network yet when it was asked may never answer
+that connection."""
 
 
 class NoBannerError(Exception):
@@ -15,14 +18,16 @@ class NoBannerError(Exception):
 def patience(first: float, waited: float, left: float) -> float:
     """How many seconds to wait for one answer, having waited so many in all, with so many left.
 
-    It grows with what was waited already: where a host is so busy that every answer takes longer than the first wait,
-    no number of such waits would ever see one.
+    It grows with what was waited already: where a host is so busy that every answer takes longer
+    than the first wait, no number of such waits would ever see one.
     """
     return min(max(first, waited / 4), left)
 
 
 class BannerWait:
-    """The wait for a machine's SSH banner, of so many seconds in all, over as many connections as it takes."""
+    """The wait for a machine's SSH banner, of so many seconds in all, over as many connections as
+    it takes.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._clock = asyncio.get_running_loop().time

@@ -1,4 +1,5 @@
-"""A pipe between standard input and output and one TCP address: QEMU starts it for each connection from a machine.
+"""A pipe between standard input and output and one TCP address: QEMU starts it for each connection
+from a machine.
 
 It runs as a file of its own, and imports nothing of ours, so that it starts at once.
 """
@@ -15,7 +16,10 @@ SIZE = 65_536
 
 def forward(host: str, port: int) -> None:
     """Pass on bytes both ways until the far end closes."""
-    with socket.create_connection((host, port), timeout=10) as far, selectors.DefaultSelector() as ready:
+    with (
+        socket.create_connection((host, port), timeout=10) as far,
+        selectors.DefaultSelector() as ready,
+    ):
         far.settimeout(None)
         ready.register(sys.stdin, selectors.EVENT_READ)
         ready.register(far, selectors.EVENT_READ)

@@ -1,4 +1,6 @@
-"""Kestra flows as files: those that ship with the bridge, a user's own, and what a deployment does with them."""
+"""Kestra flows as files: those that ship with the bridge, a user's own, and what a deployment does
+with them.
+"""
 
 from __future__ import annotations
 
@@ -58,18 +60,23 @@ def home() -> Path:
         if folder.is_dir():
             return folder
     raise BridgeError(
-        f"this installation of kestra-bridge has no flows: neither {_PACKAGE / '_flows'} nor a checkout's flows/"
+        f"this installation of kestra-bridge has no flows: neither {_PACKAGE / '_flows'} nor a "
+        "checkout's flows/"
     )
 
 
 def layers(version: str, *, tls: bool) -> tuple[str, ...]:
-    """The folders below `home()` for a server of that version. A later one's flow replaces an earlier one's."""
+    """The folders below `home()` for a server of that version. A later one's flow replaces an
+    earlier one's.
+    """
     series = "kestra-2" if Dialect(version).major >= 2 else "kestra-1"
     return ("common", series, *((f"tls/{series}",) if tls else ()))
 
 
 def shipped(version: str, *, tls: bool = False) -> list[FlowFile]:
-    """The flows that ship, for a server of that version, with the notifier for brokers that demand TLS if so wished."""
+    """The flows that ship, for a server of that version, with the notifier for brokers that demand
+    TLS if so wished.
+    """
     folder = home()
     found: dict[FlowName, FlowFile] = {}
     for layer in layers(version, tls=tls):
@@ -88,9 +95,14 @@ def from_paths(paths: Sequence[Path]) -> list[FlowFile]:
         for flow in _in_folder(path) if path.is_dir() else [read(path)]:
             other = found.setdefault(flow.name, flow)
             if other.path.resolve() != flow.path.resolve():
-                raise SettingsError(f"{flow.name} is in two files, {other.path} and {flow.path}: deploy one of them")
+                raise SettingsError(
+                    f"{flow.name} is in two files, {other.path} and {flow.path}: deploy one of them"
+                )
     if not found:
-        raise SettingsError(f"no flow in {', '.join(map(str, paths))}: no file there ends in {' or '.join(_SUFFIXES)}")
+        raise SettingsError(
+            f"no flow in {', '.join(map(str, paths))}: no file there ends in "
+            f"{' or '.join(_SUFFIXES)}"
+        )
     return [found[name] for name in sorted(found)]
 
 
@@ -111,7 +123,8 @@ def read(path: Path) -> FlowFile:
 
 
 def name_in(source: str) -> FlowName:
-    """The name that a flow's source gives itself. Reads no more of the YAML than that; the rest is for Kestra to judge.
+    """The name that a flow's source gives itself. Reads no more of the YAML than that; the rest is
+    for Kestra to judge.
 
     Raises:
         ValueError: the source has not exactly one namespace and id, or they can't be a flow's.
@@ -134,7 +147,9 @@ def select(flows: Iterable[FlowFile], only: Sequence[str]) -> list[FlowFile]:
 
 
 def fate(flow: FlowFile, present: str | None) -> Fate:
-    """What a deployment does with a flow, given the source that the server has (None: no such flow)."""
+    """What a deployment does with a flow, given the source that the server has (None: no such
+    flow).
+    """
     if present is None:
         return Fate.CREATED
     return Fate.UNCHANGED if _comparable(flow.source) == _comparable(present) else Fate.UPDATED
@@ -145,17 +160,24 @@ async def validate(kestra: Kestra, flows: Iterable[FlowFile]) -> list[Verdict]:
     return [_judge(flow, await kestra.validate_flow(flow.source)) for flow in flows]
 
 
-async def deploy(kestra: Kestra, flows: Sequence[FlowFile], *, dry_run: bool = False) -> list[Verdict]:
-    """Create the flows that the server lacks and update those that differ. Never deletes one, nor touches any other.
+async def deploy(
+    kestra: Kestra, flows: Sequence[FlowFile], *, dry_run: bool = False
+) -> list[Verdict]:
+    """Create the flows that the server lacks and update those that differ. Never deletes one, nor
+    touches any other.
 
     All are validated first, and nothing is deployed when one is refused.
     """
     verdicts = await validate(kestra, flows)
     if any(verdict.fate is Fate.REFUSED for verdict in verdicts):
         return [_held(verdict) for verdict in verdicts]
-    # All are looked up before the first is written, so that trouble with the server shows while nothing has been done.
+    # All are looked up before the first is written, so that trouble with the server shows while
+    # nothing has been done.
     plan = [(flow, fate(flow, _source(await kestra.flow(flow.name)))) for flow in flows]
-    return [Verdict(flow=flow.name, fate=due) if dry_run else await _carry_out(kestra, flow, due) for flow, due in plan]
+    return [
+        Verdict(flow=flow.name, fate=due) if dry_run else await _carry_out(kestra, flow, due)
+        for flow, due in plan
+    ]
 
 
 async def _carry_out(kestra: Kestra, flow: FlowFile, due: Fate) -> Verdict:
@@ -163,7 +185,8 @@ async def _carry_out(kestra: Kestra, flow: FlowFile, due: Fate) -> Verdict:
         if due is not Fate.UNCHANGED:
             await kestra.save_flow(flow.name, flow.source, exists=due is Fate.UPDATED)
     except KestraRejected as error:
-        # It passed the validation, so this is rare: two deployments at once, or a policy that only a save is put to.
+        # It passed the validation, so this is rare: two deployments at once, or a policy that only
+        # a save is put to.
         return _judge(flow, [str(error).removeprefix(f"{flow.name}: ")])
     return Verdict(flow=flow.name, fate=due)
 
@@ -182,7 +205,11 @@ def _held(verdict: Verdict) -> Verdict:
 
 
 def _in_folder(folder: Path) -> list[FlowFile]:
-    return [read(path) for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES and path.is_file()]
+    return [
+        read(path)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in _SUFFIXES and path.is_file()
+    ]
 
 
 def _top_level(source: str, key: str) -> str:
@@ -190,7 +217,8 @@ def _top_level(source: str, key: str) -> str:
     values = re.findall(rf"^{key}:[ \t]*(.*?)[ \t\r]*$", source, re.MULTILINE)
     if len(values) != 1:
         raise ValueError(
-            f"it has {f'{len(values)} lines' if values else 'no line'} '{key}: …' at the top level, in place of one"
+            f"it has {f'{len(values)} lines' if values else 'no line'} '{key}: …' at the top "
+            "level, in place of one"
         )
     if quoted := _QUOTED.fullmatch(values[0]):
         return quoted["text"]

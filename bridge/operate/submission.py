@@ -1,6 +1,8 @@
-"""Jobs to be submitted: read from options, JSON lines or CSV, and judged by the bridge's own rules. Asks nobody else.
+"""Jobs to be submitted: read from options, JSON lines or CSV, and judged by the bridge's own rules.
+Asks nobody else.
 
-Everything is read and judged before anything is published, so that a fault in the last line of a file changes nothing.
+Everything is read and judged before anything is published, so that a fault in the last line of a
+file changes nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ _ANY_FLOW = FlowName("the", "lane")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A job as somebody wrote it, not judged yet. `where` is its file and line, and empty for options."""
+    """A job as somebody wrote it, not judged yet. `where` is its file and line, and empty for
+    options.
+    """
 
     where: str = ""
     id: Any = None
@@ -48,7 +52,9 @@ class Draft:
         """The same with these values where it has none of its own."""
         given = {"flow": flow, "timeout": timeout}
         body = {key: value for key, value in given.items() if value is not None} | dict(self.body)
-        return replace(self, priority=priority if self.priority is None else self.priority, body=body)
+        return replace(
+            self, priority=priority if self.priority is None else self.priority, body=body
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +65,11 @@ class Submission:
     message: Message
 
     def sent(self, at: datetime, *, reply_to: str | None = None) -> Message:
-        """The message with the time of its publishing, by which the bridge tells how long it waited in the queue.
+        """The message with the time of its publishing, by which the bridge tells how long it waited
+        in the queue.
 
-        With `reply_to` it asks for the job's final result, which will carry the job's id as its correlation id.
+        With `reply_to` it asks for the job's final result, which will carry the job's id as its
+        correlation id.
         """
         message = replace(self.message, timestamp=at)
         return replace(message, reply_to=reply_to, correlation_id=self.id) if reply_to else message
@@ -94,16 +102,20 @@ def json_object(text: str, *, option: str) -> dict[str, Any]:
 
 
 def read(data: bytes, *, name: str, style: Format = "auto") -> list[Draft]:
-    """The jobs of a file, whose name is for error messages and, for `auto`, for guessing the format.
+    """The jobs of a file, whose name is for error messages and, for `auto`, for guessing the
+    format.
 
     Raises:
-        InvalidMessage: the file isn't of that format; the text names the line, and the column where there is one.
+        InvalidMessage: the file isn't of that format; the text names the line, and the column where
+        there is one.
     """
     content = data.removeprefix(BYTE_ORDER_MARK)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InvalidMessage(f"{name}: it is in UTF-16: save it in UTF-8")
     if content.startswith(b"\x1f\x8b"):
-        raise InvalidMessage(f"{name}: it is compressed (gzip): unpack it first, as by zcat FILE | … --file -")
+        raise InvalidMessage(
+            f"{name}: it is compressed (gzip): unpack it first, as by zcat FILE | … --file -"
+        )
     chosen = _guess(content, name) if style == "auto" else style
     drafts = list(_read_csv(content, name) if chosen == "csv" else _read_json_lines(content, name))
     if not drafts:
@@ -117,7 +129,8 @@ def random_id(_: Message) -> str:
 
 
 class IdsByContent:
-    """Ids for jobs that have none: the same jobs in the same file get the same ids, however often it is read.
+    """Ids for jobs that have none: the same jobs in the same file get the same ids, however often
+    it is read.
 
     Jobs that are alike are told apart by their order, so they stay as many as they are.
     """
@@ -132,11 +145,14 @@ class IdsByContent:
         return hashlib.sha256(content + str(self._seen[content]).encode()).hexdigest()[:MADE_ID]
 
 
-def judge(drafts: Sequence[Draft], *, max_priority: int, ids: Callable[[Message], str]) -> list[Submission]:
+def judge(
+    drafts: Sequence[Draft], *, max_priority: int, ids: Callable[[Message], str]
+) -> list[Submission]:
     """The jobs as messages, in the same order; `ids` gives one to each job that has none.
 
     Raises:
-        InvalidMessage: the bridge would refuse one of them, or two have the same id; the text says where it stands.
+        InvalidMessage: the bridge would refuse one of them, or two have the same id; the text says
+        where it stands.
     """
     seen: dict[str, str] = {}
     submissions = []
@@ -147,7 +163,9 @@ def judge(drafts: Sequence[Draft], *, max_priority: int, ids: Callable[[Message]
         except InvalidMessage as error:
             raise InvalidMessage(f"{prefix}{error}") from error
         if submission.id in seen:
-            raise InvalidMessage(f"{prefix}id {_shown(submission.id)} is there already, at {seen[submission.id]}")
+            raise InvalidMessage(
+                f"{prefix}id {_shown(submission.id)} is there already, at {seen[submission.id]}"
+            )
         seen[submission.id] = draft.where
         submissions.append(submission)
     return submissions
@@ -161,7 +179,8 @@ def _judge(draft: Draft, max_priority: int, ids: Callable[[Message], str]) -> Su
         priority=_priority(draft.priority, max_priority),
     )
     message = replace(unnamed, message_id=ids(unnamed) if draft.id is None else _id(draft.id))
-    # Which flow the lane has is for the bridge to know: it need not stand in the settings of who submits.
+    # Which flow the lane has is for the bridge to know: it need not stand in the settings of who
+    # submits.
     job = decode(message, default_flow=_ANY_FLOW, max_priority=max_priority)
     return Submission(id=job.id, message=message)
 
@@ -197,7 +216,8 @@ def _guess(content: bytes, name: str) -> Format:
 
 
 def _read_json_lines(content: bytes, name: str) -> Iterator[Draft]:
-    # Only a line feed ends a line: a JSON text may hold the other characters that Python takes for line ends.
+    # Only a line feed ends a line: a JSON text may hold the other characters that Python takes for
+    # line ends.
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
             yield _draft_of_object(_json_object(line, where=f"{name}:{number}"), f"{name}:{number}")
@@ -207,7 +227,11 @@ def _draft_of_object(data: dict[str, Any], where: str) -> Draft:
     for key in data:
         if key not in _FIELDS:
             raise InvalidMessage(f"{where}: field {_shown(key)} is none of {', '.join(_FIELDS)}")
-    body = {key: value for key, value in data.items() if key not in ("id", "priority") and value is not None}
+    body = {
+        key: value
+        for key, value in data.items()
+        if key not in ("id", "priority") and value is not None
+    }
     return Draft(where=where, id=data.get("id"), priority=data.get("priority"), body=body)
 
 
@@ -217,7 +241,9 @@ def _json_object(line: bytes, *, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidMessage(f"{where}: not JSON: {str(error).replace('line 1 ', '')}") from error
     if not isinstance(data, dict):
-        raise InvalidMessage(f'{where}: not a JSON object; each line is one, such as {{"flow": "namespace/id"}}')
+        raise InvalidMessage(
+            f'{where}: not a JSON object; each line is one, such as {{"flow": "namespace/id"}}'
+        )
     return data
 
 
@@ -254,7 +280,9 @@ def _text(content: bytes, name: str) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise InvalidMessage(f"{name}:{line}: not UTF-8: byte 0x{content[error.start]:02x}") from error
+        raise InvalidMessage(
+            f"{name}:{line}: not UTF-8: byte 0x{content[error.start]:02x}"
+        ) from error
 
 
 def _columns(header: Sequence[str], where: str) -> list[str]:
@@ -264,7 +292,9 @@ def _columns(header: Sequence[str], where: str) -> list[str]:
         kind, dot, rest = column.partition(".")
         if column not in _COLUMNS and not (kind in _MAPS and dot and rest):
             allowed = ", ".join((*_COLUMNS, "input.NAME", "label.NAME"))
-            raise InvalidMessage(f"{where}: column {number}, {_shown(column)}, is none of {allowed}")
+            raise InvalidMessage(
+                f"{where}: column {number}, {_shown(column)}, is none of {allowed}"
+            )
         if column in columns:
             raise InvalidMessage(f"{where}: column {number}, {_shown(column)}, is there twice")
         columns.append(column)
@@ -295,7 +325,9 @@ def _cell(column: str, cell: str, where: str) -> str | int | float:
         return int(cell)
     if column == "timeout":
         if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", cell.strip()) or not float(cell):
-            raise InvalidMessage(f"{where}: column timeout: {_shown(cell)} is not a number of seconds above 0")
+            raise InvalidMessage(
+                f"{where}: column timeout: {_shown(cell)} is not a number of seconds above 0"
+            )
         return float(cell)
     return cell
 

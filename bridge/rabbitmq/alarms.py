@@ -1,4 +1,6 @@
-"""What a broker says when it takes no messages: a connection that publishes waits until the alarm is over."""
+"""What a broker says when it takes no messages: a connection that publishes waits until the alarm
+is over.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""RabbitMQ: sessions, deliveries and confirmed publishes. With `topology` the only user of aio-pika.
+"""RabbitMQ: sessions, deliveries and confirmed publishes. With `topology` the only user of
+aio-pika.
 
-A session is connect, declare, consume. Whatever ends a part of it (a channel, a connection, a consumer that the broker
-cancels) ends the whole, and a new session starts from nothing: no delivery outlives the channel that brought it, and
-the broker delivers again what was not settled.
+A session is connect, declare, consume. Whatever ends a part of it (a channel, a connection, a
+consumer that the broker cancels) ends the whole, and a new session starts from nothing: no delivery
+outlives the channel that brought it, and the broker delivers again what was not settled.
 
-Deliveries are read below aio-pika's own message class, which raises on properties that RabbitMQ lets pass (a delivery
-mode of 7, an expiration that is no number) and would leave such a message undecided for ever.
+Deliveries are read below aio-pika's own message class, which raises on properties that RabbitMQ
+lets pass (a delivery mode of 7, an expiration that is no number) and would leave such a message
+undecided for ever.
 """
 
 from __future__ import annotations
@@ -58,14 +60,19 @@ from bridge.errors import (
 from bridge.job.message import OWN_REPLIES, Delivery, Message
 from bridge.rabbitmq import codec, topology
 from bridge.rabbitmq.content_header import properties_of
-from bridge.rabbitmq.isolation import Alone, Reopening, Results
+from bridge.rabbitmq.isolation import IsolatedPublisher, ReopeningPublisher, ResultPublisher
 from bridge.settings.settings import BrokerSettings, Lane, authority
 from bridge.text import short
 
 CONNECT_TIMEOUT = 15.0
 CONFIRM_TIMEOUT = 30.0
 
-_CUT_OFF = (asyncio.IncompleteReadError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+_CUT_OFF = (
+    asyncio.IncompleteReadError,
+    ConnectionResetError,
+    ConnectionAbortedError,
+    BrokenPipeError,
+)
 """How it looks when a broker is there and ends the connection without a word."""
 
 _FAULTS = (
@@ -80,7 +87,8 @@ _FAULTS = (
 """How it looks when a broker ends a channel or a connection over what was sent on it."""
 
 DIRECT_REPLIES_HAVE_A_QUEUE = (4, 2)
-"""Before, RabbitMQ returns what is published by direct reply-to as unroutable, and delivers it nevertheless."""
+"""Before, RabbitMQ returns what is published by direct reply-to as unroutable, and delivers it
+nevertheless."""
 
 Connection = AbstractConnection
 Cause = Literal["connection_closed", "channel_closed", "consumer_cancelled"]
@@ -89,12 +97,15 @@ OnReply = Callable[[bytes], None]
 
 
 class Publisher:
-    """Publishes by confirm: what `publish` returned for is in a queue, and on disk where the queue is durable.
+    """Publishes by confirm: what `publish` returned for is in a queue, and on disk where the queue
+    is durable.
 
     `lost` is told when the channel, or what it publishes to, can't be relied on any more.
     """
 
-    def __init__(self, connection: AbstractConnection, *, lost: Callable[[BrokerError], None]) -> None:
+    def __init__(
+        self, connection: AbstractConnection, *, lost: Callable[[BrokerError], None]
+    ) -> None:
         self._connection = connection
         self._lost = lost
         self._ids = KeyedLock()
@@ -107,13 +118,16 @@ class Publisher:
         return self
 
     async def publish(self, message: Message, *, exchange: str = "", routing_key: str = "") -> None:
-        """Publish and wait for the broker's confirm. Headers that don't fit into a frame are left out and named.
+        """Publish and wait for the broker's confirm. Headers that don't fit into a frame are left
+        out and named.
 
         Raises:
-            PublishFailed: it went to no queue, or the queue refused it (`QueueFull`). Nothing was kept.
-            BrokerUnavailable: the channel is gone or the confirm never came; the message may or may not be in a queue.
+            PublishFailed: it went to no queue, or the queue refused it (`QueueFull`). Nothing was
+            kept. BrokerUnavailable: the channel is gone or the confirm never came; the message may
+            or may not be in a queue.
         """
-        # aiormq tells which publish was returned by its message id, so two with one id must not be under way at once.
+        # aiormq tells which publish was returned by its message id, so two with one id must not be
+        # under way at once.
         async with self._ids.hold(message.message_id or object()):
             try:
                 raw = await self._channel()
@@ -132,11 +146,13 @@ class Publisher:
                 raise failed from error
             except DeliveryError as error:
                 raise QueueFull(
-                    f"the broker refused a message for {exchange or routing_key!r}; is a queue full?"
+                    f"the broker refused a message for {exchange or routing_key!r}; is "
+                    "a queue full?"
                 ) from error
             except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
                 lost = BrokerUnavailable(
-                    f"a publish was not confirmed: {_why(error)}", blames_message=isinstance(error, _FAULTS)
+                    f"a publish was not confirmed: {_why(error)}",
+                    blames_message=isinstance(error, _FAULTS),
                 )
                 self._lost(lost)
                 raise lost from error
@@ -148,7 +164,11 @@ class Publisher:
     def _returned_in_any_case(self, exchange: str, routing_key: str) -> bool:
         """Whether the broker returns a mandatory message although it arrives."""
         version = parse_version(announced_version(self._connection))
-        return not exchange and routing_key.startswith(f"{OWN_REPLIES}.") and version < DIRECT_REPLIES_HAVE_A_QUEUE
+        return (
+            not exchange
+            and routing_key.startswith(f"{OWN_REPLIES}.")
+            and version < DIRECT_REPLIES_HAVE_A_QUEUE
+        )
 
     async def _channel(self) -> RawChannel:
         async with self._opening:
@@ -167,14 +187,14 @@ class Session:
         kinds: Mapping[str, topology.Kind],
         publishing: AbstractConnection,
         *,
-        results: Results,
-        alone: Alone,
+        results: ResultPublisher,
+        isolated: IsolatedPublisher,
     ) -> None:
         self.version = version
         self.kinds = kinds
         self.publisher = Publisher(publishing, lost=self._publisher_lost)
         self.results = results
-        self.alone = alone
+        self.isolated = isolated
         self.over_a_publish = False
         """Whether RabbitMQ ended the session over something that was published."""
         self._ended: asyncio.Future[tuple[Cause, str]] = asyncio.get_running_loop().create_future()
@@ -202,7 +222,9 @@ class Session:
         self.end("connection_closed", _why(error))
 
     def _publisher_lost(self, error: BrokerError) -> None:
-        self.over_a_publish = self.over_a_publish or (isinstance(error, BrokerUnavailable) and error.blames_message)
+        self.over_a_publish = self.over_a_publish or (
+            isinstance(error, BrokerUnavailable) and error.blames_message
+        )
         self.end("channel_closed", str(error))
 
     def end(self, cause: Cause, why: str) -> None:
@@ -211,7 +233,7 @@ class Session:
             self._ended.set_result((cause, why))
 
 
-class Mailbox:
+class ReplyQueue:
     """An exclusive queue for the results of our own jobs; it lives as long as its connection."""
 
     def __init__(self, name: str) -> None:
@@ -250,29 +272,44 @@ class Broker:
         self._name = name
 
     @asynccontextmanager
-    async def session(self, on_delivery: OnDelivery, on_reply: OnReply, *, hold: float) -> AsyncIterator[Session]:
-        """Connect, declare and consume all lanes; what is unsettled when the context ends is left to the broker.
+    async def session(
+        self, on_delivery: OnDelivery, on_reply: OnReply, *, hold: float
+    ) -> AsyncIterator[Session]:
+        """Connect, declare and consume all lanes; what is unsettled when the context ends is left
+        to the broker.
 
-        The callbacks must only take note. `hold` is how many seconds a delivery may stay unsettled, which brokers that
-        let a consumer say so are told.
+        The callbacks must only take note. `hold` is how many seconds a delivery may stay unsettled,
+        which brokers that let a consumer say so are told.
 
         Raises:
             BrokerUnavailable, BrokerDenied, TopologyMismatch: the session could not be had.
         """
         async with AsyncExitStack() as stack:
             with _translated(self._settings):
-                # A broker in need of memory reads no more from connections that publish: acks must not wait there.
+                # A broker in need of memory reads no more from connections that publish: acks must
+                # not wait there.
                 consuming = await stack.enter_async_context(self._connection("consumer"))
                 publishing = await stack.enter_async_context(self._connection("publisher"))
                 version = announced_version(consuming)
                 kinds = await self.declare(consuming)
-                results, apart = Reopening(partial(self._line, "results")), Reopening(partial(self._line, "apart"))
+                results, apart = (
+                    ReopeningPublisher(partial(self._line, "results")),
+                    ReopeningPublisher(partial(self._line, "apart")),
+                )
                 for line in (results, apart):
                     stack.push_async_callback(line.close)
-                alone = Alone(apart)
-                session = Session(version, kinds, publishing, results=Results(results, alone), alone=alone)
+                isolated = IsolatedPublisher(apart)
+                session = Session(
+                    version,
+                    kinds,
+                    publishing,
+                    results=ResultPublisher(results, isolated),
+                    isolated=isolated,
+                )
                 await session.publisher.open()
-                consuming.close_callbacks.add(lambda _, error: session.end("connection_closed", _why(error)))
+                consuming.close_callbacks.add(
+                    lambda _, error: session.end("connection_closed", _why(error))
+                )
                 publishing.close_callbacks.add(lambda _, error: session.publishing_ended(error))
                 await self._consume_replies(consuming, session, on_reply)
                 for lane in self._settings.all_lanes:
@@ -281,7 +318,9 @@ class Broker:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AbstractConnection]:
-        """A connection to look by, for commands. What goes wrong on it is raised as `session` does."""
+        """A connection to look by, for commands. What goes wrong on it is raised as `session`
+        does.
+        """
         with _translated(self._settings):
             async with self._connection("command") as connection:
                 yield connection
@@ -296,27 +335,31 @@ class Broker:
             yield connection, publisher
 
     @asynccontextmanager
-    async def mailbox(self, connection: AbstractConnection) -> AsyncIterator[Mailbox]:
+    async def reply_queue(self, connection: AbstractConnection) -> AsyncIterator[ReplyQueue]:
         """A queue of one's own on a connection that `publisher` gave; raises as `session` does."""
         with _translated(self._settings):
             channel = await connection.channel(publisher_confirms=False)
             queue = await channel.declare_queue(exclusive=True, auto_delete=True)
-            mailbox = Mailbox(queue.name)
-            channel.close_callbacks.add(lambda _, error: mailbox.lose(_why(error)))
-            connection.close_callbacks.add(lambda _, error: mailbox.lose(_why(error)))
+            reply_queue = ReplyQueue(queue.name)
+            channel.close_callbacks.add(lambda _, error: reply_queue.lose(_why(error)))
+            connection.close_callbacks.add(lambda _, error: reply_queue.lose(_why(error)))
             raw = await channel.get_underlay_channel()
-            raw.on_consumer_cancel_callbacks.add(lambda _: mailbox.lose("the broker cancelled the consumer"))
+            raw.on_consumer_cancel_callbacks.add(
+                lambda _: reply_queue.lose("the broker cancelled the consumer")
+            )
 
             async def take(message: DeliveredMessage) -> None:
-                mailbox.put(to_message(message))
+                reply_queue.put(to_message(message))
 
             await raw.basic_consume(queue.name, take, no_ack=True)
-        yield mailbox
+        yield reply_queue
 
     async def ensure(self, connection: AbstractConnection) -> None:
-        """Declare the lanes that aren't there yet. One that is there is left alone, whatever its arguments.
+        """Declare the lanes that aren't there yet. One that is there is left alone, whatever its
+        arguments.
 
-        So who may only write can publish, and settings that differ from the bridge's own do no harm.
+        So who may only write can publish, and settings that differ from the bridge's own do no
+        harm.
 
         Raises:
             BrokerUnavailable, BrokerDenied, TopologyMismatch: as `session` does.
@@ -328,7 +371,9 @@ class Broker:
                     await self._declare_lane(connection, lane, version)
 
     async def declare_replay(self, connection: AbstractConnection, queue: str) -> None:
-        """Declare the queue by which a lane's dead letters go back into it; raises as `session` does."""
+        """Declare the queue by which a lane's dead letters go back into it; raises as `session`
+        does.
+        """
         with _translated(self._settings):
             version = parse_version(announced_version(connection))
             await topology.declare_one(connection, topology.plan_replay(queue, version=version))
@@ -336,7 +381,10 @@ class Broker:
     async def declare(self, connection: AbstractConnection) -> dict[str, topology.Kind]:
         """Declare every lane; says of each queue which type it has."""
         version = parse_version(announced_version(connection))
-        return {lane.queue: await self._declare_lane(connection, lane, version) for lane in self._settings.all_lanes}
+        return {
+            lane.queue: await self._declare_lane(connection, lane, version)
+            for lane in self._settings.all_lanes
+        }
 
     async def _declare_lane(
         self, connection: AbstractConnection, lane: Lane, version: topology.Version
@@ -368,7 +416,9 @@ class Broker:
             await _close(connection)
 
     async def _line(self, purpose: str) -> Publisher:
-        """A publisher with a connection of its own, which ends nothing else; raises as `session` does."""
+        """A publisher with a connection of its own, which ends nothing else; raises as `session`
+        does.
+        """
         with _translated(self._settings):
             return Publisher(await self._connect(f"{self._name} {purpose}"), lost=lambda _: None)
 
@@ -397,7 +447,12 @@ class Broker:
             raise
 
     async def _consume(
-        self, connection: AbstractConnection, session: Session, lane: Lane, on_delivery: OnDelivery, hold: float
+        self,
+        connection: AbstractConnection,
+        session: Session,
+        lane: Lane,
+        on_delivery: OnDelivery,
+        hold: float,
     ) -> None:
         channel = await _watched_channel(connection, session)
         await channel.set_qos(prefetch_count=lane.prefetch)
@@ -407,11 +462,15 @@ class Broker:
         async def take(message: DeliveredMessage) -> None:
             on_delivery(lane, _to_delivery(message, lane.queue, raw, session))
 
-        arguments = _consumer_arguments(parse_version(session.version), session.kinds[lane.queue], hold)
+        arguments = _consumer_arguments(
+            parse_version(session.version), session.kinds[lane.queue], hold
+        )
         session.add_consumer(raw, tag)
         await raw.basic_consume(lane.queue, take, consumer_tag=tag, arguments=arguments)
 
-    async def _consume_replies(self, connection: AbstractConnection, session: Session, on_reply: OnReply) -> None:
+    async def _consume_replies(
+        self, connection: AbstractConnection, session: Session, on_reply: OnReply
+    ) -> None:
         channel = await _watched_channel(connection, session)
         queue = await topology.declare_replies(channel, "")
         raw = await channel.get_underlay_channel()
@@ -419,7 +478,8 @@ class Broker:
         async def take(message: DeliveredMessage) -> None:
             on_reply(message.body)
 
-        # Unacknowledged on purpose: no single reply matters, and the sweep finds what a lost one would have told.
+        # Unacknowledged on purpose: no single reply matters, and the sweep finds what a lost one
+        # would have told.
         await raw.basic_consume(queue, take, no_ack=True)
 
 
@@ -444,13 +504,17 @@ async def _lane_exists(connection: AbstractConnection, lane: Lane) -> bool:
 def announced_version(connection: AbstractConnection) -> str:
     """The broker's version as it introduced itself."""
     transport = connection.transport
-    properties: Mapping[str, Any] = getattr(getattr(transport, "connection", None), "server_properties", None) or {}
+    properties: Mapping[str, Any] = (
+        getattr(getattr(transport, "connection", None), "server_properties", None) or {}
+    )
     version = properties.get("version", "")
     return version.decode() if isinstance(version, bytes) else str(version)
 
 
 def frame_max(connection: AbstractConnection) -> int:
-    """How many bytes a frame may have on that connection, as was agreed with the broker; 0 for any number."""
+    """How many bytes a frame may have on that connection, as was agreed with the broker; 0 for any
+    number.
+    """
     tuned = getattr(getattr(connection.transport, "connection", None), "connection_tune", None)
     return int(getattr(tuned, "frame_max", 0) or 0)
 
@@ -464,8 +528,12 @@ def parse_version(text: str) -> topology.Version:
         return 3, 10
 
 
-def _consumer_arguments(version: topology.Version, kind: topology.Kind, hold: float) -> dict[str, Any] | None:
-    """4.3 lets a consumer of a quorum queue say how long it may hold a delivery; elsewhere only the operator can."""
+def _consumer_arguments(
+    version: topology.Version, kind: topology.Kind, hold: float
+) -> dict[str, Any] | None:
+    """4.3 lets a consumer of a quorum queue say how long it may hold a delivery; elsewhere only the
+    operator can.
+    """
     if version >= (4, 3) and kind == "quorum":
         return {"x-consumer-timeout": int(hold * 1000)}
     return None
@@ -477,12 +545,16 @@ async def _watched_channel(connection: AbstractConnection, session: Session) -> 
     raw = await channel.get_underlay_channel()
     # Without this a consumer that the broker cancels stays silent for ever, and nothing else tells.
     raw.on_consumer_cancel_callbacks.add(
-        lambda frame: session.end("consumer_cancelled", f"the broker cancelled consumer {frame.consumer_tag}")
+        lambda frame: session.end(
+            "consumer_cancelled", f"the broker cancelled consumer {frame.consumer_tag}"
+        )
     )
     return channel
 
 
-def _to_delivery(message: DeliveredMessage, lane: str, raw: RawChannel, session: Session) -> Delivery:
+def _to_delivery(
+    message: DeliveredMessage, lane: str, raw: RawChannel, session: Session
+) -> Delivery:
     tag = message.delivery_tag
     assert tag is not None, "a delivery has a tag"
 
@@ -526,7 +598,9 @@ def to_message(message: DeliveredMessage) -> Message:
 
 
 def _refreshed(settings: BrokerSettings) -> BrokerSettings:
-    """The settings with the secrets that their files hold now. That one can't be read is like a refused one."""
+    """The settings with the secrets that their files hold now. That one can't be read is like a
+    refused one.
+    """
     try:
         return settings.refreshed(BrokerSettings)
     except SettingsError as error:
@@ -541,16 +615,25 @@ def _translated(settings: BrokerSettings) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         offered = ", ".join(str(error.args[0]).split()) if error.args else "nothing"
-        raise BrokerDenied(f"RabbitMQ at {where} does not let us log in as its address says, by {offered}") from error
+        raise BrokerDenied(
+            f"RabbitMQ at {where} does not let us log in as its address says, by {offered}"
+        ) from error
     except ProbableAuthenticationError as error:
         raise BrokerDenied(f"RabbitMQ at {where} refuses {_login(settings, error)}") from error
     except (ConnectionNotAllowed, InvalidFrameError) as error:
-        # aiormq tells a refused virtual host as an unexpected frame, and keeps the broker's reason to itself.
+        # aiormq tells a refused virtual host as an unexpected frame, and keeps the broker's reason
+        # to itself.
         if isinstance(error, InvalidFrameError) and "Connection.OpenOk" not in str(error):
-            raise BrokerUnavailable(f"RabbitMQ at {where} does not speak AMQP 0-9-1: {_why(error)}") from error
-        raise BrokerDenied(f"RabbitMQ at {where} refuses the virtual host of BRIDGE_AMQP_URL to its user") from error
+            raise BrokerUnavailable(
+                f"RabbitMQ at {where} does not speak AMQP 0-9-1: {_why(error)}"
+            ) from error
+        raise BrokerDenied(
+            f"RabbitMQ at {where} refuses the virtual host of BRIDGE_AMQP_URL to its user"
+        ) from error
     except ChannelAccessRefused as error:
-        raise BrokerDenied(f"RabbitMQ at {where} refuses the user's rights: {_why(error)}") from error
+        raise BrokerDenied(
+            f"RabbitMQ at {where} refuses the user's rights: {_why(error)}"
+        ) from error
     except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
         raise BrokerUnavailable(f"can't reach RabbitMQ at {where}: {_why(error)}") from error
 

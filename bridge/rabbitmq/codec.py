@@ -1,10 +1,12 @@
-"""Make AMQP decoding total: whatever bytes a publisher put into properties and headers, a delivery arrives.
+"""Make AMQP decoding total: whatever bytes a publisher put into properties and headers, a delivery
+arrives.
 
-pamqp raises on a short string that isn't UTF-8, on a time stamp past year 9999 and on tables nested too deeply.
-RabbitMQ takes such messages, and the error ends aiormq's reader and with it the connection, so that one message would
-keep every consumer of its queue from working for ever. Here those values are decoded to something that can be judged
-(and refused) one message at a time. What was decoded can be published again, which pamqp refuses of some values that
-it has read, and a double stays one, where pamqp would make it a float of half the size.
+pamqp raises on a short string that isn't UTF-8, on a time stamp past year 9999 and on tables nested
+too deeply. RabbitMQ takes such messages, and the error ends aiormq's reader and with it the
+connection, so that one message would keep every consumer of its queue from working for ever. Here
+those values are decoded to something that can be judged (and refused) one message at a time. What
+was decoded can be published again, which pamqp refuses of some values that it has read, and a
+double stays one, where pamqp would make it a float of half the size.
 
 A virtual host is reached by any name: of a `%2F` in it aiormq would make a slash.
 """
@@ -21,18 +23,23 @@ from aiormq.connection import Connection  # noqa: TID251 (to mend it)
 from pamqp import decode, encode
 
 MAX_DEPTH = 32
-"""Tables and arrays nested deeper than this are dropped; a hundred thousand levels fit into one frame."""
+"""Tables and arrays nested deeper than this are dropped; a hundred thousand levels fit into one
+frame."""
 
 Decoder = Callable[[bytes], tuple[int, Any]]
 _depth: ContextVar[int] = ContextVar("amqp_table_depth", default=0)
 
 
 def install() -> None:
-    """Replace some of pamqp's decoders and encoders for this process; doing it twice changes nothing."""
+    """Replace some of pamqp's decoders and encoders for this process; doing it twice changes
+    nothing.
+    """
     if decode.METHODS["shortstr"] is _short_string:
         return
     decode.METHODS["shortstr"] = _short_string
-    decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = _never_failing(decode.timestamp, length=lambda _: 8)
+    decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = _never_failing(
+        decode.timestamp, length=lambda _: 8
+    )
     decode.METHODS["table"] = decode.TABLE_MAPPING[b"F"] = _nested(_table, instead={})
     decode.METHODS["array"] = decode.TABLE_MAPPING[b"A"] = _nested(decode.field_array, instead=[])
     encode.encode_table_value = _table_value

@@ -1,9 +1,9 @@
 """A message's properties as they go over the wire, kept within one frame.
 
-AMQP sends all properties and headers of a message in one frame, which must not exceed what was negotiated for the
-connection (131,072 bytes by default). RabbitMQ closes the connection over one that does, and with it every delivery
-goes back. A message that arrived within the limit can exceed it once our own headers are added, so the largest headers
-of others are left out then, and named.
+AMQP sends all properties and headers of a message in one frame, which must not exceed what was
+negotiated for the connection (131,072 bytes by default). RabbitMQ closes the connection over one
+that does, and with it every delivery goes back. A message that arrived within the limit can exceed
+it once our own headers are added, so the largest headers of others are left out then, and named.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, FIRST_ATTEMPT, LEFT
 from bridge.text import encodable, short
 
 RESERVED = 6 * 1024
-"""Bytes of a frame that are kept free of headers: for the other properties, which take 3 KiB at most, and for what
-RabbitMQ notes in the headers as it moves a message from queue to queue."""
+"""Bytes of a frame that are kept free of headers: for the other properties, which take 3 KiB at
+most, and for what RabbitMQ notes in the headers as it moves a message from queue to queue."""
 
 NAMED_AT_MOST = 16
 LONGEST_NAME = 100
@@ -41,7 +41,9 @@ _TEXT_PROPERTIES = (
 def properties_of(message: Message, frame_max: int) -> Basic.Properties:
     """The message's properties, within a frame of so many bytes (0: of any size)."""
     texts = {name: getattr(message, name) for name in _TEXT_PROPERTIES}
-    shortened: dict[str, Any] = {name: short(text) for name, text in texts.items() if text is not None}
+    shortened: dict[str, Any] = {
+        name: short(text) for name, text in texts.items() if text is not None
+    }
     headers = encodable(dict(message.headers))
     return Basic.Properties(
         headers=fitting(headers, room_for_headers(frame_max)) or None,
@@ -63,7 +65,9 @@ def fitting(headers: Mapping[str, Any], room: int | None) -> dict[str, Any]:
     if room is None or _size(kept) <= room:
         return kept
     before = kept.pop(LEFT_OUT, [])
-    left_out = [name for name in before if isinstance(name, str)] if isinstance(before, list) else []
+    left_out = (
+        [name for name in before if isinstance(name, str)] if isinstance(before, list) else []
+    )
     # Each is measured once: tens of thousands of small ones fit into a frame, too.
     sizes = {name: _size({name: value}) - _size({}) for name, value in kept.items()}
     total = _size({}) + sum(sizes.values())
@@ -84,7 +88,9 @@ def _named(names: Sequence[str]) -> list[str]:
 
 
 def _with_short_error(headers: dict[str, Any], room: int) -> dict[str, Any]:
-    """The headers with as much of our own error's text as there is room for; nothing else of ours can be long."""
+    """The headers with as much of our own error's text as there is room for; nothing else of ours
+    can be long.
+    """
     excess, error = _size(headers) - room, headers.get(_ERROR)
     if excess <= 0 or not isinstance(error, str):
         return headers

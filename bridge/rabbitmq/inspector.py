@@ -32,13 +32,16 @@ class Depth:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """Whether a queue or an exchange is there, and what is other than it should be, in the broker's words."""
+class DeclareResult:
+    """Whether a queue or an exchange is there, and what is other than it should be, in the broker's
+    words.
+    """
 
     exists: bool
     differs: str | None = None
     of_before: bool = False
-    """It is as RabbitMQ 3 or an earlier bridge made it (`topology`), which doesn't count as a difference."""
+    """It is as RabbitMQ 3 or an earlier bridge made it (`topology`), which doesn't count as a
+    difference."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,8 +52,10 @@ class Refusal:
     on: str
 
 
-class Inspection:
-    """Looks, on a connection of `Broker.connection`. What the user may not do is noted in `refused`."""
+class Inspector:
+    """Looks, on a connection of `Broker.connection`. What the user may not do is noted in
+    `refused`.
+    """
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
@@ -70,8 +75,9 @@ class Inspection:
             return None
         return Depth(declared.message_count or 0, declared.consumer_count or 0)
 
-    async def standing(self, thing: topology.Queue | topology.Exchange) -> Standing:
-        """Whether something is there, and as it should be: what is there is declared once more, which changes nothing.
+    async def check(self, thing: topology.Queue | topology.Exchange) -> DeclareResult:
+        """Whether something is there, and as it should be: what is there is declared once more,
+        which changes nothing.
 
         Who may not configure it isn't told what differs.
         """
@@ -79,14 +85,14 @@ class Inspection:
             await self._declare(thing, passive=True)
             await self._declare(thing, passive=False)
         except ChannelNotFoundEntity:
-            return Standing(exists=False)
+            return DeclareResult(exists=False)
         except ChannelPreconditionFailed as error:
             if thing.of_before != thing and await self._is_as(thing.of_before):
-                return Standing(exists=True, of_before=True)
-            return Standing(exists=True, differs=" ".join(str(error).split()))
+                return DeclareResult(exists=True, of_before=True)
+            return DeclareResult(exists=True, differs=" ".join(str(error).split()))
         except ChannelAccessRefused:
             self.refused.add(Refusal("configure", thing.name))
-        return Standing(exists=True)
+        return DeclareResult(exists=True)
 
     async def _is_as(self, thing: topology.Queue | topology.Exchange) -> bool:
         try:
@@ -96,15 +102,18 @@ class Inspection:
         return True
 
     async def try_rights(self, name: str) -> None:
-        """Note whether the user may write to and read from a queue and the exchange of the same name.
+        """Note whether the user may write to and read from a queue and the exchange of the same
+        name.
 
-        A binding is taken away that isn't there, which takes both rights and is no error. Where one of the two isn't
-        there, nothing is noted.
+        A binding is taken away that isn't there, which takes both rights and is no error. Where one
+        of the two isn't there, nothing is noted.
         """
         try:
             async with self._connection.channel() as channel:
                 raw = await channel.get_underlay_channel()
-                await raw.queue_unbind(queue=name, exchange=name, routing_key=f"none-{uuid.uuid4().hex}")
+                await raw.queue_unbind(
+                    queue=name, exchange=name, routing_key=f"none-{uuid.uuid4().hex}"
+                )
         except ChannelAccessRefused as error:
             self.refused.add(Refusal("read" if _of_exchange(error) else "write", name))
         except ChannelNotFoundEntity:
@@ -113,12 +122,14 @@ class Inspection:
     async def try_publishing(self) -> None:
         """Note whether the user may publish to queues by their names.
 
-        A queue of our own takes that right too, if its dead letters are to go the same way. Nothing is published: while
-        RabbitMQ has an alarm, it reads no more from a connection that did.
+        A queue of our own takes that right too, if its dead letters are to go the same way. Nothing
+        is published: while RabbitMQ has an alarm, it reads no more from a connection that did.
         """
         try:
             async with self._connection.channel() as channel:
-                await channel.declare_queue(exclusive=True, auto_delete=True, arguments={"x-dead-letter-exchange": ""})
+                await channel.declare_queue(
+                    exclusive=True, auto_delete=True, arguments={"x-dead-letter-exchange": ""}
+                )
         except ChannelAccessRefused as error:
             if _of_exchange(error):
                 self.refused.add(Refusal("write", "amq.default"))
@@ -144,7 +155,9 @@ class Inspection:
                 missing = "read", OWN_QUEUES
                 await raw.basic_consume(queue.name, take, no_ack=True)
             except ChannelAccessRefused as error:
-                self.refused.add(Refusal("read", topology.REPLIES) if _of_exchange(error) else Refusal(*missing))
+                self.refused.add(
+                    Refusal("read", topology.REPLIES) if _of_exchange(error) else Refusal(*missing)
+                )
             except ChannelNotFoundEntity:
                 pass
             yield None if raw.is_closed else arrived
@@ -157,9 +170,13 @@ class Inspection:
                     thing.name, thing.type, durable=True, passive=passive, arguments=arguments
                 )
             else:
-                await channel.declare_queue(thing.name, durable=True, passive=passive, arguments=arguments)
+                await channel.declare_queue(
+                    thing.name, durable=True, passive=passive, arguments=arguments
+                )
 
 
 def _of_exchange(error: ChannelAccessRefused) -> bool:
-    """Whether it was an exchange's rights that were missing, where an operation takes those of two things."""
+    """Whether it was an exchange's rights that were missing, where an operation takes those of two
+    things.
+    """
     return " to exchange " in str(error)

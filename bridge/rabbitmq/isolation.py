@@ -1,8 +1,9 @@
 """Publishing beside the session: over connections whose end costs no delivery.
 
-RabbitMQ can close a connection over one message that is published on it, and with it goes everything else that is under
-way there. So what others have a say in (results to a `reply_to`, and messages that are suspected) goes over connections
-of its own; and what failed there beside others is sent again alone, where its failure is its own doing.
+RabbitMQ can close a connection over one message that is published on it, and with it goes
+everything else that is under way there. So what others have a say in (results to a `reply_to`, and
+messages that are suspected) goes over connections of its own; and what failed there beside others
+is sent again alone, where its failure is its own doing.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from bridge.errors import BrokerDenied, BrokerUnavailable, MessageRefused, Publi
 from bridge.job.message import Message
 
 TRIES = 3
-"""So often in a row a message has to fail alone: a broker in trouble closes connections over harmless ones, too."""
+"""So often in a row a message has to fail alone: a broker in trouble closes connections over
+harmless ones, too."""
 
 PAUSE = 0.2
 
 RESULT_SECONDS = 45.0
-"""How long a result may take: longer than one publish waits for its confirm, so that one which fails beside another is
-sent again."""
+"""How long a result may take: longer than one publish waits for its confirm, so that one which
+fails beside another is sent again."""
 
 
 class Line(Protocol):
@@ -36,7 +38,7 @@ class Line(Protocol):
         """End the connection."""
 
 
-class Reopening:
+class ReopeningPublisher:
     """Publishes over a line that is opened when it is needed first, and anew once it failed."""
 
     def __init__(self, connect: Callable[[], Awaitable[Line]]) -> None:
@@ -65,16 +67,20 @@ class Reopening:
             return self._line
 
     async def _drop(self, line: Line) -> None:
-        """Use a line no more; of several whose publishes failed on it, the first one sees to that."""
+        """Use a line no more; of several whose publishes failed on it, the first one sees to
+        that.
+        """
         if self._line is line:
             self._line = None
             await line.close()
 
 
-class Alone:
-    """Publishes one message at a time, so that what RabbitMQ closes the connection over is known."""
+class IsolatedPublisher:
+    """Publishes one message at a time, so that what RabbitMQ closes the connection over is
+    known.
+    """
 
-    def __init__(self, line: Reopening, *, pause: float = PAUSE) -> None:
+    def __init__(self, line: ReopeningPublisher, *, pause: float = PAUSE) -> None:
         self._line = line
         self._pause = pause
         self._turn = asyncio.Lock()
@@ -83,15 +89,18 @@ class Alone:
         """Publish by confirm.
 
         Raises:
-            MessageRefused: RabbitMQ closes the connection or the channel over this message, each time.
-            PublishFailed: it was not confirmed; a connection that is lost costs nothing else here.
+            MessageRefused: RabbitMQ closes the connection or the channel over this message, each
+            time. PublishFailed: it was not confirmed; a connection that is lost costs nothing else
+            here.
         """
         async with self._turn:
             try:
                 await self._try(message, exchange, routing_key)
             except BrokerUnavailable as error:
                 if error.blames_message:
-                    raise MessageRefused(f"RabbitMQ closes the connection over it: {error}") from error
+                    raise MessageRefused(
+                        f"RabbitMQ closes the connection over it: {error}"
+                    ) from error
                 raise PublishFailed(str(error)) from error
             except BrokerDenied as error:
                 # One connection more can be one too many, where the session's own were let in.
@@ -108,18 +117,28 @@ class Alone:
                 await self._line.publish(message, exchange=exchange, routing_key=routing_key)
 
 
-class Results:
-    """Publishes results, many at once. What fails by a neighbour's fault is sent again alone, with the same id."""
+class ResultPublisher:
+    """Publishes results, many at once. What fails by a neighbour's fault is sent again alone, with
+    the same id.
+    """
 
-    def __init__(self, line: Reopening, alone: Alone, *, patience: float = RESULT_SECONDS) -> None:
+    def __init__(
+        self,
+        line: ReopeningPublisher,
+        isolated: IsolatedPublisher,
+        *,
+        patience: float = RESULT_SECONDS,
+    ) -> None:
         self._line = line
-        self._alone = alone
+        self._isolated = isolated
         self._patience = patience
 
     async def publish(self, message: Message, *, routing_key: str) -> None:
-        """Publish by confirm; raises as `Alone.publish` does, and `PublishFailed` where it takes too long.
+        """Publish by confirm; raises as `IsolatedPublisher.publish` does, and `PublishFailed` where
+        it takes too long.
 
-        A queue of the recipient's that never confirms must hold neither the delivery nor what is to be sent alone next.
+        A queue of the recipient's that never confirms must hold neither the delivery nor what is to
+        be sent alone next.
         """
         try:
             async with asyncio.timeout(self._patience):
@@ -131,4 +150,4 @@ class Results:
         try:
             await self._line.publish(message, routing_key=routing_key)
         except BrokerUnavailable:
-            await self._alone.publish(message, routing_key=routing_key)
+            await self._isolated.publish(message, routing_key=routing_key)

@@ -1,7 +1,9 @@
-"""Queues whose messages are read and held, not consumed: what isn't settled goes back in the order in which it came.
+"""Queues whose messages are read and held, not consumed: what isn't settled goes back in the order
+in which it came.
 
-Messages are delivered to consumers of a small prefetch. Once its prefetch is used up by messages that are only held,
-another one takes over, so that any number can be held while few bodies are in memory.
+Messages are delivered to consumers of a small prefetch. Once its prefetch is used up by messages
+that are only held, another one takes over, so that any number can be held while few bodies are in
+memory.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ WINDOW = 256
 ANSWER_TIMEOUT = 60.0
 IDLE = 0.1
 SETTLED_AT_ONCE = 16
-"""RabbitMQ's channel keeps back acks for a quorum queue when 32 are under way, and drops them when it ends
-(`rabbit_fifo_client`, its soft limit)."""
+"""RabbitMQ's channel keeps back acks for a quorum queue when 32 are under way, and drops them when
+it ends (`rabbit_fifo_client`, its soft limit)."""
 
 LOCK_EVERY = 0.2
 RETURN_TIMEOUT = 3.0
@@ -46,7 +48,9 @@ LOOK_EVERY = 0.02
 
 @dataclass(slots=True)
 class Consumer:
-    """One that messages were delivered to: by what name, and the tags of those that we still hold, in order."""
+    """One that messages were delivered to: by what name, and the tags of those that we still hold,
+    in order.
+    """
 
     name: str
     active: bool = False
@@ -70,7 +74,9 @@ class Held:
 
 
 class Desk:
-    """One channel on which several queues are read; what is sent on it reaches the broker in that order."""
+    """One channel on which several queues are read; what is sent on it reaches the broker in that
+    order.
+    """
 
     def __init__(self, raw: RawChannel) -> None:
         self._raw = raw
@@ -79,7 +85,9 @@ class Desk:
     @classmethod
     @asynccontextmanager
     async def open(cls, connection: AbstractConnection) -> AsyncIterator[Desk]:
-        """A desk on that connection. At the end, whichever it is, everything that isn't settled goes back."""
+        """A desk on that connection. At the end, whichever it is, everything that isn't settled
+        goes back.
+        """
         with _translated("a channel"):
             channel = await connection.channel(publisher_confirms=False)
             raw = await channel.get_underlay_channel()
@@ -88,7 +96,8 @@ class Desk:
         try:
             yield desk
         except (Exception, asyncio.CancelledError):
-            # What is taken from a connection that closes goes back in another order, and as failed deliveries.
+            # What is taken from a connection that closes goes back in another order, and as failed
+            # deliveries.
             with suppress(BridgeError, TimeoutError):
                 async with asyncio.timeout(RETURN_ANYWAY):
                     await desk.take_the_rest()
@@ -107,7 +116,8 @@ class Desk:
     async def take_the_rest(self) -> None:
         """Take hold of what is not read yet of queues of which something is held.
 
-        What is given back comes after what was given back before: a part of a queue would change places with the rest.
+        What is given back comes after what was given back before: a part of a queue would change
+        places with the rest.
         """
         for browser in self._browsers:
             # What was asked for when that was cut off has come once another question is answered.
@@ -118,9 +128,10 @@ class Desk:
     async def give_back(self) -> None:
         """Give back all that is held, in the order in which it came.
 
-        By nack: RabbitMQ would give back in another order, and count a failed delivery, what it takes from a channel
-        that closes. One consumer's after the other's, since it keeps the order only within each; a few at once, since
-        it mixes up those of more (see `SETTLED_AT_ONCE`), and done is what is there again.
+        By nack: RabbitMQ would give back in another order, and count a failed delivery, what it
+        takes from a channel that closes. One consumer's after the other's, since it keeps the order
+        only within each; a few at once, since it mixes up those of more (see `SETTLED_AT_ONCE`),
+        and done is what is there again.
         """
         for browser in self._browsers:
             await browser.stop()
@@ -154,8 +165,8 @@ class Browser:
     async def others(self, patience: float = 0) -> int:
         """How many others consume or hold messages, after that time.
 
-        A connection that has just ended counts for a moment longer. How many messages others hold, RabbitMQ tells in
-        its management API alone.
+        A connection that has just ended counts for a moment longer. How many messages others hold,
+        RabbitMQ tells in its management API alone.
         """
         deadline = asyncio.get_running_loop().time() + patience
         while True:
@@ -171,8 +182,8 @@ class Browser:
     async def read(self) -> AsyncIterator[Held]:
         """Every message that is ready now, once; later ones may stay unread.
 
-        The first is asked for by itself: the answer comes when RabbitMQ has done what it had still to do in this
-        queue. After a large give-back, 3.10 says for seconds that there's nothing.
+        The first is asked for by itself: the answer comes when RabbitMQ has done what it had still
+        to do in this queue. After a large give-back, 3.10 says for seconds that there's nothing.
         """
         self.begun = True
         if not await self._get():
@@ -185,7 +196,8 @@ class Browser:
                 left -= 1
                 yield held
             elif await self.ready() == 0 and self._arrived.empty():
-                # What was under way when that count was made has come once another question is answered.
+                # What was under way when that count was made has come once another question is
+                # answered.
                 await self.ready()
                 if self._arrived.empty():
                     return
@@ -195,7 +207,9 @@ class Browser:
         await self._keep_reading(1)
         held = await self._next(ANSWER_TIMEOUT)
         if held is None:
-            raise BrokerUnavailable(f"RabbitMQ delivers nothing of {self.queue}, though there is something")
+            raise BrokerUnavailable(
+                f"RabbitMQ delivers nothing of {self.queue}, though there is something"
+            )
         return held
 
     def arrived(self) -> list[Held]:
@@ -203,11 +217,15 @@ class Browser:
         return [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]
 
     async def ack(self, receipts: Sequence[Receipt]) -> None:
-        """Take messages away for good; returns when RabbitMQ has done so, on disk where the queue is a quorum queue."""
+        """Take messages away for good; returns when RabbitMQ has done so, on disk where the queue
+        is a quorum queue.
+        """
         await self._settle(receipts, self._raw.basic_ack)
 
     async def reject(self, receipts: Sequence[Receipt]) -> None:
-        """Have RabbitMQ hand messages to the queue's dead-letter exchange; returns when that is certain to happen."""
+        """Have RabbitMQ hand messages to the queue's dead-letter exchange; returns when that is
+        certain to happen.
+        """
         await self._settle(receipts, lambda tag: self._raw.basic_reject(tag, requeue=False))
 
     async def stop(self) -> None:
@@ -270,7 +288,10 @@ class Browser:
         self._room += WINDOW
         with _translated(self.queue):
             await self._raw.basic_consume(
-                self.queue, partial(self._take, consumer), consumer_tag=consumer.name, timeout=ANSWER_TIMEOUT
+                self.queue,
+                partial(self._take, consumer),
+                consumer_tag=consumer.name,
+                timeout=ANSWER_TIMEOUT,
             )
 
     async def _take(self, consumer: Consumer, message: DeliveredMessage) -> None:
@@ -288,7 +309,9 @@ class Browser:
         except TimeoutError:
             return None
 
-    async def _settle(self, receipts: Sequence[Receipt], send: Callable[[int], Awaitable[None]]) -> None:
+    async def _settle(
+        self, receipts: Sequence[Receipt], send: Callable[[int], Awaitable[None]]
+    ) -> None:
         with _translated(self.queue):
             for group in _grouped(receipts):
                 for receipt in group:
@@ -300,7 +323,9 @@ class Browser:
 
     @shield
     async def _get(self) -> bool:
-        """Ask for one message, and wait until what was sent before is done: RabbitMQ works through it in order."""
+        """Ask for one message, and wait until what was sent before is done: RabbitMQ works through
+        it in order.
+        """
         with _translated(self.queue):
             message = await self._raw.basic_get(self.queue, timeout=ANSWER_TIMEOUT)
         if isinstance(message.delivery, Basic.GetEmpty):
@@ -312,19 +337,26 @@ class Browser:
 
 
 async def peek(connection: AbstractConnection, queue: str) -> int | None:
-    """How many messages are ready in a queue, or None where there's no such queue; raises as a browser does."""
+    """How many messages are ready in a queue, or None where there's no such queue; raises as a
+    browser does.
+    """
     try:
         with _translated(queue):
             async with connection.channel(publisher_confirms=False) as channel:
                 raw = await channel.get_underlay_channel()
-                return (await raw.queue_declare(queue, passive=True, timeout=ANSWER_TIMEOUT)).message_count or 0
+                return (
+                    await raw.queue_declare(queue, passive=True, timeout=ANSWER_TIMEOUT)
+                ).message_count or 0
     except QueueMissing:
         return None
 
 
 @asynccontextmanager
-async def alone(connection: AbstractConnection, name: str, *, patience: float, needed: bool) -> AsyncIterator[None]:
-    """Keep out everybody else who asks for the same name, by an exclusive queue, which ends with its connection.
+async def alone(
+    connection: AbstractConnection, name: str, *, patience: float, needed: bool
+) -> AsyncIterator[None]:
+    """Keep out everybody else who asks for the same name, by an exclusive queue, which ends with
+    its connection.
 
     A user who may not declare one does without, unless that is `needed`.
 
@@ -336,7 +368,9 @@ async def alone(connection: AbstractConnection, name: str, *, patience: float, n
     try:
         while not await _locked(connection, name):
             if asyncio.get_running_loop().time() > deadline:
-                raise QueueInUse(f"another command is at work there ({name}); try again when it has ended")
+                raise QueueInUse(
+                    f"another command is at work there ({name}); try again when it has ended"
+                )
             await asyncio.sleep(LOCK_EVERY)
     except BrokerDenied:
         if needed:
@@ -354,7 +388,9 @@ async def _locked(connection: AbstractConnection, name: str) -> bool:
         with _translated(name):
             async with connection.channel(publisher_confirms=False) as channel:
                 raw = await channel.get_underlay_channel()
-                await raw.queue_declare(name, exclusive=True, auto_delete=True, timeout=ANSWER_TIMEOUT)
+                await raw.queue_declare(
+                    name, exclusive=True, auto_delete=True, timeout=ANSWER_TIMEOUT
+                )
     except QueueInUse:
         return False
     return True
@@ -369,7 +405,9 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except ChannelNotFoundEntity as error:
-        raise QueueMissing(f"RabbitMQ has no queue {what}: is BRIDGE_QUEUE right, and has a bridge run?") from error
+        raise QueueMissing(
+            f"RabbitMQ has no queue {what}: is BRIDGE_QUEUE right, and has a bridge run?"
+        ) from error
     except ChannelAccessRefused as error:
         raise _denied(error) from error
     except ChannelLockedResource as error:
@@ -379,12 +417,16 @@ def _translated(what: str) -> Iterator[None]:
 
 
 def refused_rights(error: BaseException) -> BrokerDenied | None:
-    """What an error is where a right that is missing led to it, as a publish on a channel tells it."""
+    """What an error is where a right that is missing led to it, as a publish on a channel tells
+    it.
+    """
     return _denied(error.__cause__) if isinstance(error.__cause__, ChannelAccessRefused) else None
 
 
 def _denied(error: ChannelAccessRefused) -> BrokerDenied:
-    return BrokerDenied(f"RabbitMQ refuses the user's rights: {_why(error)}; rabbitmqctl set_permissions gives them")
+    return BrokerDenied(
+        f"RabbitMQ refuses the user's rights: {_why(error)}; rabbitmqctl set_permissions gives them"
+    )
 
 
 def _why(error: Exception) -> str:

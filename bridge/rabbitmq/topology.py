@@ -31,8 +31,13 @@ class Exchange:
 
     @property
     def of_before(self) -> Exchange:
-        """As an earlier bridge made it: what it did not route to any queue was gone, or returned to who wanted that."""
-        return replace(self, arguments={key: value for key, value in self.arguments.items() if key != ALTERNATE})
+        """As an earlier bridge made it: what it did not route to any queue was gone, or returned to
+        who wanted that.
+        """
+        return replace(
+            self,
+            arguments={key: value for key, value in self.arguments.items() if key != ALTERNATE},
+        )
 
 
 REPLY_EXCHANGE = Exchange(REPLIES, ExchangeType.TOPIC)
@@ -49,8 +54,12 @@ class Queue:
 
     @property
     def of_before(self) -> Queue:
-        """As it is where RabbitMQ 3 made it, which knows no unlimited `x-delivery-limit`; an upgrade leaves it so."""
-        return replace(self, arguments={key: value for key, value in self.arguments.items() if key != _LIMIT})
+        """As it is where RabbitMQ 3 made it, which knows no unlimited `x-delivery-limit`; an
+        upgrade leaves it so.
+        """
+        return replace(
+            self, arguments={key: value for key, value in self.arguments.items() if key != _LIMIT}
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +93,9 @@ def retry_queue(queue: str, delay: int) -> str:
 
 
 def lead_misrouted(queue: str) -> str:
-    """The command by which an exchange that is there leads to the dead letters what it routes to no queue."""
+    """The command by which an exchange that is there leads to the dead letters what it routes to no
+    queue.
+    """
     pattern = queue.replace(".", r"\.")
     return (
         f"rabbitmqctl set_policy -p VHOST {queue}.misrouted '^{pattern}$' "
@@ -98,7 +109,9 @@ def replay_queue(queue: str) -> str:
 
 
 def choose_kind(wanted: Literal["auto", "classic", "quorum"], version: Version) -> Kind:
-    """The queue type: quorum queues have strict priorities from RabbitMQ 4.3 on, before that only classic ones do."""
+    """The queue type: quorum queues have strict priorities from RabbitMQ 4.3 on, before that only
+    classic ones do.
+    """
     if wanted == "auto":
         return "quorum" if version >= (4, 3) else "classic"
     return wanted
@@ -113,16 +126,25 @@ def candidates(wanted: Literal["auto", "classic", "quorum"], version: Version) -
     return (first, "classic") if wanted == "auto" and first == "quorum" else (first,)
 
 
-def plan(queue: str, *, kind: Kind, version: Version, max_priority: int, retry_delays: Sequence[int]) -> Topology:
+def plan(
+    queue: str, *, kind: Kind, version: Version, max_priority: int, retry_delays: Sequence[int]
+) -> Topology:
     """What a lane's queues and exchanges are to be."""
     return Topology(
         exchanges=(
-            # What is published there with a routing key that leads nowhere goes to the dead letters.
+            # What is published there with a routing key that leads nowhere goes to the dead
+            # letters.
             Exchange(queue, ExchangeType.DIRECT, {ALTERNATE: dead_exchange(queue)}),
             Exchange(dead_exchange(queue), ExchangeType.FANOUT),
         ),
-        jobs=Queue(queue, _jobs_arguments(queue, kind, version, max_priority), exchange=queue, routing_key=queue),
-        # Side queues need no priorities and hold what must not be lost: replicated wherever that is possible.
+        jobs=Queue(
+            queue,
+            _jobs_arguments(queue, kind, version, max_priority),
+            exchange=queue,
+            routing_key=queue,
+        ),
+        # Side queues need no priorities and hold what must not be lost: replicated wherever that is
+        # possible.
         dead=plan_dead(queue, version=version),
         retries=tuple(_retry(queue, delay) for delay in sorted(set(retry_delays))),
     )
@@ -130,17 +152,27 @@ def plan(queue: str, *, kind: Kind, version: Version, max_priority: int, retry_d
 
 def plan_dead(queue: str, *, version: Version) -> Queue:
     """What a lane's dead-letter queue is to be."""
-    return Queue(dead_queue(queue), {"x-queue-type": "quorum", **_unlimited(version)}, exchange=dead_exchange(queue))
+    return Queue(
+        dead_queue(queue),
+        {"x-queue-type": "quorum", **_unlimited(version)},
+        exchange=dead_exchange(queue),
+    )
 
 
 def plan_replay(queue: str, *, version: Version) -> Queue:
-    """What a lane's replay queue is to be: what is rejected there, RabbitMQ itself hands on to the lane."""
+    """What a lane's replay queue is to be: what is rejected there, RabbitMQ itself hands on to the
+    lane.
+    """
     back = {"x-dead-letter-exchange": queue, "x-dead-letter-routing-key": queue}
-    return Queue(replay_queue(queue), {"x-queue-type": "quorum", **back, **_AT_LEAST_ONCE, **_unlimited(version)})
+    return Queue(
+        replay_queue(queue),
+        {"x-queue-type": "quorum", **back, **_AT_LEAST_ONCE, **_unlimited(version)},
+    )
 
 
 async def declare(connection: AbstractConnection, topology: Topology) -> None:
-    """Declare a lane's exchanges and queues. What exists already with the same arguments stays as it is.
+    """Declare a lane's exchanges and queues. What exists already with the same arguments stays as
+    it is.
 
     Raises:
         TopologyMismatch: one exists with other arguments.
@@ -152,9 +184,11 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
 
 
 async def declare_one(connection: AbstractConnection, thing: Queue | Exchange) -> None:
-    """Declare a queue and its binding, or an exchange, or leave it as it was made before; raises as `declare` does.
+    """Declare a queue and its binding, or an exchange, or leave it as it was made before; raises as
+    `declare` does.
 
-    An upgrade of the broker or of the bridge must not keep the bridge from starting; the doctor finds what is older.
+    An upgrade of the broker or of the bridge must not keep the bridge from starting; the doctor
+    finds what is older.
     """
     try:
         await _declare(connection, thing)
@@ -176,17 +210,25 @@ async def _declare(connection: AbstractConnection, thing: Queue | Exchange) -> N
     what = "exchange" if isinstance(thing, Exchange) else "queue"
     async with _probing(connection, f"{what} {thing.name}") as channel:
         if isinstance(thing, Exchange):
-            await channel.declare_exchange(thing.name, thing.type, durable=True, arguments=dict(thing.arguments))
+            await channel.declare_exchange(
+                thing.name, thing.type, durable=True, arguments=dict(thing.arguments)
+            )
             return
-        declared = await channel.declare_queue(thing.name, durable=True, arguments=dict(thing.arguments))
+        declared = await channel.declare_queue(
+            thing.name, durable=True, arguments=dict(thing.arguments)
+        )
         if thing.exchange:
             await declared.bind(thing.exchange, routing_key=thing.routing_key)
 
 
 async def declare_replies(channel: AbstractChannel, name: str) -> str:
     """Declare the reply exchange and this replica's own queue on it; returns the queue's name."""
-    exchange = await channel.declare_exchange(REPLY_EXCHANGE.name, REPLY_EXCHANGE.type, durable=True)
-    queue = await channel.declare_queue(name, exclusive=True, auto_delete=True, arguments={"x-queue-type": "classic"})
+    exchange = await channel.declare_exchange(
+        REPLY_EXCHANGE.name, REPLY_EXCHANGE.type, durable=True
+    )
+    queue = await channel.declare_queue(
+        name, exclusive=True, auto_delete=True, arguments={"x-queue-type": "classic"}
+    )
     await queue.bind(exchange, routing_key="#")
     return queue.name
 
@@ -201,16 +243,20 @@ def _jobs_arguments(queue: str, kind: Kind, version: Version, max_priority: int)
 def _retry(queue: str, delay: int) -> Queue:
     back = {"x-dead-letter-exchange": queue, "x-dead-letter-routing-key": queue}
     return Queue(
-        retry_queue(queue, delay), {"x-queue-type": "quorum", "x-message-ttl": delay * 1000, **back, **_AT_LEAST_ONCE}
+        retry_queue(queue, delay),
+        {"x-queue-type": "quorum", "x-message-ttl": delay * 1000, **back, **_AT_LEAST_ONCE},
     )
 
 
-# A quorum queue hands a dead letter over by confirm only so (RabbitMQ's "Quorum Queues", since 3.10).
+# A quorum queue hands a dead letter over by confirm only so (RabbitMQ's "Quorum Queues", since
+# 3.10).
 _AT_LEAST_ONCE = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
 
 
 def _unlimited(version: Version) -> dict[str, int]:
-    """From 4.0 on a quorum queue gives a message up after 20 returns by default: replicas that die aren't its fault."""
+    """From 4.0 on a quorum queue gives a message up after 20 returns by default: replicas that die
+    aren't its fault.
+    """
     return {_LIMIT: -1} if version >= (4, 0) else {}
 
 
@@ -222,6 +268,7 @@ async def _probing(connection: AbstractConnection, what: str) -> AsyncIterator[A
             yield channel
     except ChannelPreconditionFailed as error:
         raise TopologyMismatch(
-            f"{what} exists with other arguments: {error}. Delete it once it is empty, or set BRIDGE_QUEUE_TYPE and "
+            f"{what} exists with other arguments: {error}. Delete it once it is empty, or set "
+            "BRIDGE_QUEUE_TYPE and "
             "BRIDGE_MAX_PRIORITY to what it was made with"
         ) from error

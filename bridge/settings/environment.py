@@ -1,4 +1,6 @@
-"""Variables of the environment that libraries obey: one that can't be used is named before a library fails over it."""
+"""Variables of the environment that libraries obey: one that can't be used is named before a
+library fails over it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def check(environment: Mapping[str, str]) -> None:
 
 def _proxy_faults(environment: Mapping[str, str]) -> Iterator[str]:
     exceptions = {name: value for name, value in environment.items() if name.lower() == _EXCEPTIONS}
-    hosts = [(name, host.strip()) for name, value in exceptions.items() for host in value.split(",")]
+    hosts = [
+        (name, host.strip()) for name, value in exceptions.items() for host in value.split(",")
+    ]
     if any(host == _FOR_ALL for _, host in hosts):
         return  # there is no proxy then, whatever the others say
     for name, value in environment.items():
@@ -38,14 +42,20 @@ def _proxy_faults(environment: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} {fault}"
     for name, host in hosts:
         if host and not _can_be_excepted(host):
-            yield f"{name}: {host!a} can't be used: write host names and addresses, IPv6 without brackets or range"
+            yield (
+                f"{name}: {host!a} can't be used: write host names and addresses, IPv6 without "
+                "brackets or range"
+            )
 
 
 def _proxy_fault(value: str) -> str | None:
     """What is wrong with a proxy's address."""
     address = value if "://" in value else f"http://{value}"
     if address.lower().startswith("socks") and not importlib.util.find_spec("socksio"):
-        return "names a SOCKS proxy, which can't be used here: give an http:// or https:// one, or unset it"
+        return (
+            "names a SOCKS proxy, which can't be used here: give an http:// or "
+            "https:// one, or unset it"
+        )
     try:
         found = httpx.Proxy(address)
     except (ValueError, httpx.InvalidURL):

@@ -42,7 +42,8 @@ ENV_FILE = ".env"
 """Where settings stand that the environment hasn't, in the folder in which a command is started."""
 
 FILE = "_file"
-"""How the settings end that name a file in place of the value: `BRIDGE_AMQP_PASSWORD_FILE`, by the setting before."""
+"""How the settings end that name a file in place of the value: `BRIDGE_AMQP_PASSWORD_FILE`, by the
+setting before."""
 
 LONGEST_SECRET = 65_536
 """Bytes. What is longer is some other file."""
@@ -68,11 +69,18 @@ def _flow_name(text: str) -> str:
 def _amqp_url(secret: SecretStr) -> SecretStr:
     text = secret.get_secret_value()
     parts = _url_parts(text)
-    # An @ after the host, or a fragment, is part of a password that begins with digits, which look like a port.
+    # An @ after the host, or a fragment, is part of a password that begins with digits, which look
+    # like a port.
     misread = parts is None or "@" in parts.path + parts.query or "#" in text
-    if parts is None or misread or parts.scheme not in ("amqp", "amqps") or not _is_host(parts.hostname):
+    if (
+        parts is None
+        or misread
+        or parts.scheme not in ("amqp", "amqps")
+        or not _is_host(parts.hostname)
+    ):
         raise ValueError(
-            "must be amqp://user:password@host:port/vhost or amqps://…; in user, password and virtual host write %2F "
+            "must be amqp://user:password@host:port/vhost or amqps://…; in user, password and "
+            "virtual host write %2F "
             "for /, %3F for ?, %23 for #, %40 for @"
         )
     return secret
@@ -129,7 +137,9 @@ def _http_url(text: str, info: ValidationInfo) -> str:
     # Wherever the @ stands: behind `user:12345/` the rest of a password would pass for a path.
     if "@" in text:
         service = f"{PREFIX}{(info.field_name or '').upper().removesuffix('_URL')}"
-        raise ValueError(f"must not hold credentials: use {service}_USERNAME and {service}_PASSWORD")
+        raise ValueError(
+            f"must not hold credentials: use {service}_USERNAME and {service}_PASSWORD"
+        )
     if not _is_host(parts.hostname) or "?" in text or "#" in text:
         raise ValueError("must be http://host:port or https://…, without ? and #")
     return parts.geturl().rstrip("/")
@@ -145,7 +155,9 @@ def _is_host(name: str | None) -> bool:
 
 
 def _url_parts(text: str) -> SplitResult | None:
-    """A URL's parts, or None where it is none. The library's errors aren't shown: they quote what may be a password."""
+    """A URL's parts, or None where it is none. The library's errors aren't shown: they quote what
+    may be a password.
+    """
     try:
         parts = urlsplit(text)
         _ = parts.port  # raises ValueError for a port that is none
@@ -155,7 +167,9 @@ def _url_parts(text: str) -> SplitResult | None:
 
 
 def _header_text(secret: SecretStr) -> SecretStr:
-    """A line break at a token's end is common, and the error that it would end in quotes the token."""
+    """A line break at a token's end is common, and the error that it would end in quotes the
+    token.
+    """
     text = secret.get_secret_value()
     if not text.isascii() or not text.isprintable() or text != text.strip():
         raise ValueError("must be printable ASCII without a space or a line break around it")
@@ -181,7 +195,8 @@ def _file_text(path: Path) -> str:
     """What stands in a file, without the line break at its end.
 
     Raises:
-        ValueError: that can be no setting's value. The path isn't shown: somebody may have put the value there instead.
+        ValueError: that can be no setting's value. The path isn't shown: somebody may have put the
+        value there instead.
     """
     try:
         if not path.is_file():  # a pipe could be read but once
@@ -225,7 +240,9 @@ def _check_tls(identity: tls.Identity, *, by_tls: bool, url: str, scheme: str) -
     """
     for name in ("ca", "certificate", "key"):
         if getattr(identity, name) and not by_tls:
-            raise ValueError(f"{identity.prefix}_{name.upper()} is for TLS: {url} must begin with {scheme}://")
+            raise ValueError(
+                f"{identity.prefix}_{name.upper()} is for TLS: {url} must begin with {scheme}://"
+            )
     if identity.key and not identity.certificate:
         raise ValueError(f"{identity.prefix}_KEY needs {identity.prefix}_CERTIFICATE")
 
@@ -310,17 +327,22 @@ class CommandSettings(BaseSettings):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must never be shown, in every spelling in which a library might show it, the longest first."""
+        """What must never be shown, in every spelling in which a library might show it, the longest
+        first.
+        """
         texts: set[str] = set()
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, SecretStr):
                 text = value.get_secret_value()
-                texts |= _password(value) if name == "amqp_url" else {text, quote(text, safe="")} - {""}
+                texts |= (
+                    _password(value) if name == "amqp_url" else {text, quote(text, safe="")} - {""}
+                )
         return tuple(sorted(texts, key=len, reverse=True))
 
     def refreshed(self, section: type[Section]) -> Section:
-        """That section of these settings with what stands in files read anew; the same object if nothing has changed.
+        """That section of these settings with what stands in files read anew; the same object if
+        nothing has changed.
 
         What is new is masked in the log from here on.
 
@@ -350,7 +372,9 @@ class CommandSettings(BaseSettings):
 
 @cache
 def _may_be_in_files(section: type[CommandSettings]) -> tuple[str, ...]:
-    """The settings that can be given as files; known once, since every request to Kestra looks for changed ones."""
+    """The settings that can be given as files; known once, since every request to Kestra looks for
+    changed ones.
+    """
     fields = section.model_fields
     return tuple(name for name in fields if f"{name}{FILE}" in fields)
 
@@ -359,11 +383,14 @@ class BrokerSettings(CommandSettings):
     """What it takes to talk to RabbitMQ: where it is, and its queues."""
 
     amqp_url: Annotated[SecretStr, AfterValidator(_amqp_url)] = Field(
-        description="RabbitMQ's address, `amqp://user:password@host:port/vhost` or `amqps://…`; or with user and "
+        description="RabbitMQ's address, `amqp://user:password@host:port/vhost` or `amqps://…`; "
+        "or with user and "
         "password apart from it. With `?auth=external` the user is that of our certificate."
     )
     amqp_url_file: Path | None = in_a_file("the address")
-    amqp_username: str | None = Field(default=None, description="RabbitMQ's user, where it isn't in the address.")
+    amqp_username: str | None = Field(
+        default=None, description="RabbitMQ's user, where it isn't in the address."
+    )
     amqp_username_file: Path | None = in_a_file("the user")
     amqp_password: SecretStr | None = Field(default=None, description="Its password.")
     amqp_password_file: Path | None = in_a_file("the password")
@@ -371,36 +398,49 @@ class BrokerSettings(CommandSettings):
         default=None, description="A file of CA certificates to check RabbitMQ's by, for `amqps`."
     )
     amqp_certificate: Readable | None = Field(
-        default=None, description="A file with our own certificate (and its chain), for a RabbitMQ that demands one."
+        default=None,
+        description="A file with our own certificate (and its chain), for a RabbitMQ "
+        "that demands one.",
     )
     amqp_key: Readable | None = Field(
-        default=None, description="A file with its key, where that is not in the same file. It has no pass phrase."
+        default=None,
+        description="A file with its key, where that is not in the same file. It has "
+        "no pass phrase.",
     )
     management_url: HttpUrl | None = Field(
         default=None,
-        description="RabbitMQ's management API, which `status` and `doctor` ask. Default: the host of BRIDGE_AMQP_URL, "
+        description="RabbitMQ's management API, which `status` and `doctor` ask. Default: the "
+        "host of BRIDGE_AMQP_URL, "
         "`http` and port 15672, or for `amqps` `https` and port 15671.",
     )
     management_username: str | None = Field(
-        default=None, description="A user for it who has the tag `management`. Default: the one of BRIDGE_AMQP_URL."
+        default=None,
+        description="A user for it who has the tag `management`. Default: the one of "
+        "BRIDGE_AMQP_URL.",
     )
     management_username_file: Path | None = in_a_file("the user")
     management_password: SecretStr | None = Field(default=None, description="Its password.")
     management_password_file: Path | None = in_a_file("the password")
     queue: QueueName = Field(default="kestra.jobs", description="The queue of job messages.")
-    prefetch: Prefetch = Field(default=8, description="How many jobs at once. Equals what Kestra should run at once.")
-    flow: FlowText | None = Field(default=None, description="The flow of messages that name none, `namespace/id`.")
+    prefetch: Prefetch = Field(
+        default=8, description="How many jobs at once. Equals what Kestra should run at once."
+    )
+    flow: FlowText | None = Field(
+        default=None, description="The flow of messages that name none, `namespace/id`."
+    )
     lanes: Annotated[tuple[Lane, ...], *FROM_JSON] = Field(
         default=(), description="Several queues instead: a JSON list of `{queue, prefetch, flow}`."
     )
     queue_type: QueueType = Field(
-        default="auto", description="`quorum` or `classic`; `auto` is quorum from RabbitMQ 4.3 on, else classic."
+        default="auto",
+        description="`quorum` or `classic`; `auto` is quorum from RabbitMQ 4.3 on, else classic.",
     )
     max_priority: Annotated[int, Field(ge=1, le=255)] = Field(
         default=10, description="The highest priority of a message."
     )
     retry_delays: Annotated[tuple[Delay, ...], Field(min_length=1), *FROM_JSON] = Field(
-        default=(30, 300), description="A JSON list of delays before each further attempt; the last repeats."
+        default=(30, 300),
+        description="A JSON list of delays before each further attempt; the last repeats.",
     )
 
     @field_validator("lanes")
@@ -412,13 +452,18 @@ class BrokerSettings(CommandSettings):
         for queue in queues:
             lane = lane_of_side_queue(queue)
             if lane in queues:
-                raise ValueError(f"names {queue}, which is the name of a side queue of lane {lane}: rename one of them")
+                raise ValueError(
+                    f"names {queue}, which is the name of a side queue of lane {lane}: "
+                    "rename one of them"
+                )
         return lanes
 
     @model_validator(mode="after")
     def _whole_management_login(self) -> Self:
         if bool(self.management_username) != bool(self.management_password):
-            raise ValueError("BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD go together")
+            raise ValueError(
+                "BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD go together"
+            )
         return self
 
     @property
@@ -431,11 +476,15 @@ class BrokerSettings(CommandSettings):
         url = urlsplit(self.amqp_url.get_secret_value())
         for part, name in ((url.username, "amqp_username"), (url.password, "amqp_password")):
             if part and getattr(self, name):
-                raise ValueError(f"{self.origin('amqp_url')} holds what {self.origin(name)} says: give it once")
+                raise ValueError(
+                    f"{self.origin('amqp_url')} holds what {self.origin(name)} says: give it once"
+                )
         if bool(url.username or self.amqp_username) != bool(url.password or self.amqp_password):
             raise ValueError(
-                "RabbitMQ's user and password go together: both in BRIDGE_AMQP_URL, or BRIDGE_AMQP_USERNAME and "
-                "BRIDGE_AMQP_PASSWORD, or in files that BRIDGE_AMQP_USERNAME_FILE and BRIDGE_AMQP_PASSWORD_FILE name"
+                "RabbitMQ's user and password go together: both in BRIDGE_AMQP_URL, or "
+                "BRIDGE_AMQP_USERNAME and "
+                "BRIDGE_AMQP_PASSWORD, or in files that BRIDGE_AMQP_USERNAME_FILE and "
+                "BRIDGE_AMQP_PASSWORD_FILE name"
             )
         by_tls = url.scheme == "amqps" or self.management_address.startswith("https://")
         _check_tls(self.amqp_tls, by_tls=by_tls, url=self.origin("amqp_url"), scheme="amqps")
@@ -449,14 +498,19 @@ class BrokerSettings(CommandSettings):
             return given
         url = urlsplit(given)
         user = quote(self.amqp_username, safe="") if self.amqp_username else url.username
-        password = quote(_plain(self.amqp_password), safe="") if self.amqp_password else url.password
+        password = (
+            quote(_plain(self.amqp_password), safe="") if self.amqp_password else url.password
+        )
         return url._replace(netloc=f"{user}:{password}@{url.netloc.rpartition('@')[2]}").geturl()
 
     @property
     def amqp_tls(self) -> tls.Identity:
         """What TLS with RabbitMQ takes, if it is spoken."""
         return tls.Identity(
-            prefix=f"{PREFIX}AMQP", ca=self.amqp_ca, certificate=self.amqp_certificate, key=self.amqp_key
+            prefix=f"{PREFIX}AMQP",
+            ca=self.amqp_ca,
+            certificate=self.amqp_certificate,
+            key=self.amqp_key,
         )
 
     @property
@@ -478,11 +532,17 @@ class BrokerSettings(CommandSettings):
             return self.management_url
         url = urlsplit(self.amqp_url.get_secret_value())
         host = url.hostname or ""
-        return f"https://{authority(host, 15671)}" if url.scheme == "amqps" else f"http://{authority(host, 15672)}"
+        return (
+            f"https://{authority(host, 15671)}"
+            if url.scheme == "amqps"
+            else f"http://{authority(host, 15672)}"
+        )
 
     @property
     def management_login(self) -> tuple[str, SecretStr]:
-        """User and password for the management API: its own, or RabbitMQ's, which are `guest` by AMQP's custom."""
+        """User and password for the management API: its own, or RabbitMQ's, which are `guest` by
+        AMQP's custom.
+        """
         if self.management_username and self.management_password:
             return self.management_username, self.management_password
         url = urlsplit(self.amqp_login)
@@ -498,7 +558,9 @@ class KestraSettings(CommandSettings):
     kestra_tenant: Tenant = Field(
         default="main", description="Kestra's tenant; the open-source edition has `main` alone."
     )
-    kestra_username: str | None = Field(default=None, description="User for Kestra's Basic authentication.")
+    kestra_username: str | None = Field(
+        default=None, description="User for Kestra's Basic authentication."
+    )
     kestra_username_file: Path | None = in_a_file("the user")
     kestra_password: SecretStr | None = Field(default=None, description="Its password.")
     kestra_password_file: Path | None = in_a_file("the password")
@@ -510,17 +572,25 @@ class KestraSettings(CommandSettings):
         default=None, description="A file of CA certificates to check Kestra's by, for `https`."
     )
     kestra_certificate: Readable | None = Field(
-        default=None, description="A file with our own certificate (and its chain), for a Kestra that demands one."
+        default=None,
+        description="A file with our own certificate (and its chain), for a Kestra "
+        "that demands one.",
     )
     kestra_key: Readable | None = Field(
-        default=None, description="A file with its key, where that is not in the same file. It has no pass phrase."
+        default=None,
+        description="A file with its key, where that is not in the same file. It has "
+        "no pass phrase.",
     )
-    ack_warning: bool = Field(default=True, description="Whether an execution that ended in WARNING is a success.")
+    ack_warning: bool = Field(
+        default=True, description="Whether an execution that ended in WARNING is a success."
+    )
 
     @model_validator(mode="after")
     def _one_way_to_log_in(self) -> Self:
         if self.kestra_token and (self.kestra_username or self.kestra_password):
-            raise ValueError("BRIDGE_KESTRA_TOKEN and BRIDGE_KESTRA_USERNAME/PASSWORD exclude each other")
+            raise ValueError(
+                "BRIDGE_KESTRA_TOKEN and BRIDGE_KESTRA_USERNAME/PASSWORD exclude each other"
+            )
         if bool(self.kestra_username) != bool(self.kestra_password):
             raise ValueError("BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD go together")
         by_tls = urlsplit(self.kestra_url).scheme == "https"
@@ -531,7 +601,10 @@ class KestraSettings(CommandSettings):
     def kestra_tls(self) -> tls.Identity:
         """What TLS with Kestra takes, if it is spoken."""
         return tls.Identity(
-            prefix=f"{PREFIX}KESTRA", ca=self.kestra_ca, certificate=self.kestra_certificate, key=self.kestra_key
+            prefix=f"{PREFIX}KESTRA",
+            ca=self.kestra_ca,
+            certificate=self.kestra_certificate,
+            key=self.kestra_key,
         )
 
 
@@ -540,7 +613,8 @@ class FlowSettings(BrokerSettings):
 
     allowed_flows: Annotated[tuple[FlowPattern, ...], *FROM_JSON] = Field(
         default=(),
-        description="A JSON list of patterns of flows that messages may start; [] is none. Default: the lanes' own.",
+        description="A JSON list of patterns of flows that messages may start; [] is none. "
+        "Default: the lanes' own.",
     )
 
     @property
@@ -552,48 +626,63 @@ class FlowSettings(BrokerSettings):
 
     @property
     def known_patterns(self) -> tuple[str, ...] | None:
-        """The allow-list; None where these settings say nothing of it, as those of another host may do."""
+        """The allow-list; None where these settings say nothing of it, as those of another host may
+        do.
+        """
         given = "allowed_flows" in self.model_fields_set
         return self.flow_patterns if given or self.flow_patterns else None
 
 
 class Settings(FlowSettings, KestraSettings):
-    """Every setting: an environment variable that begins with `BRIDGE_`, or a line of `.env`. Times are in seconds."""
+    """Every setting: an environment variable that begins with `BRIDGE_`, or a line of `.env`. Times
+    are in seconds.
+    """
 
-    max_attempts: Annotated[int, Field(ge=1, le=1000)] = Field(default=3, description="How many attempts a job gets.")
+    max_attempts: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3, description="How many attempts a job gets."
+    )
     job_timeout: Annotated[float, Field(gt=0, le=31_536_000)] = Field(
-        default=21_600, description="How long an execution may take; then it is killed and counts as failed."
+        default=21_600,
+        description="How long an execution may take; then it is killed and counts as failed.",
     )
     reconcile_interval: Annotated[float, Field(ge=0.1, le=3600)] = Field(
         default=30, description="How often executions are looked up whose reply may have been lost."
     )
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = Field(
         default=30,
-        description="How long a stopping bridge waits for executions to end, before it leaves them to the next.",
+        description="How long a stopping bridge waits for executions to end, before it leaves "
+        "them to the next.",
     )
     deduplicate: Literal["always", "redelivered"] = Field(
         default="always",
-        description="Which messages' executions are looked for before one is created: `always` or only `redelivered`.",
+        description="Which messages' executions are looked for before one is created: `always` or "
+        "only `redelivered`.",
     )
     deduplicate_window: Annotated[float, Field(ge=60, le=315_360_000)] = Field(
         default=604_800,
-        description="How far back the execution of a fresh message is looked for, which is a duplicate's then. "
+        description="How far back the execution of a fresh message is looked for, which is a "
+        "duplicate's then. "
         "Kestra on H2 or MySQL reads every execution of that time for a search.",
     )
     adopt_grace: Annotated[float, Field(ge=0, le=600)] = Field(
-        default=10, description="How long a redelivered message's execution is looked for before another is created."
+        default=10,
+        description="How long a redelivered message's execution is looked for before "
+        "another is created.",
     )
     ambiguous_wait: Annotated[float, Field(ge=0, le=600)] = Field(
         default=35,
-        description="How long to look for the execution of a create whose answer never came (Kestra holds one 30 s).",
+        description="How long to look for the execution of a create whose answer never came "
+        "(Kestra holds one 30 s).",
     )
     consumer_timeout: Annotated[float, Field(ge=1, le=100_000_000)] | None = Field(
         default=None,
-        description="How long a delivery may stay unsettled, which RabbitMQ 4.3 lets a consumer of a quorum queue say. "
+        description="How long a delivery may stay unsettled, which RabbitMQ 4.3 lets a consumer "
+        "of a quorum queue say. "
         "Default: twice the job time-out and an hour.",
     )
     http_host: str = Field(
-        default="127.0.0.1", description="Where metrics and health are served; `0.0.0.0` in a container."
+        default="127.0.0.1",
+        description="Where metrics and health are served; `0.0.0.0` in a container.",
     )
     http_port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         default=9464, description="The port for it; 0 takes a free one and logs it."
@@ -601,13 +690,19 @@ class Settings(FlowSettings, KestraSettings):
 
     @property
     def hold(self) -> float:
-        """How long a delivery may stay unsettled: queueing, an execution to its deadline, and trouble on the way."""
+        """How long a delivery may stay unsettled: queueing, an execution to its deadline, and
+        trouble on the way.
+        """
         return self.consumer_timeout or 2 * self.job_timeout + 3600
 
     @property
     def policy(self) -> Policy:
         """The choices that settlements depend on."""
-        return Policy(max_attempts=self.max_attempts, retry_delays=self.retry_delays, ack_warning=self.ack_warning)
+        return Policy(
+            max_attempts=self.max_attempts,
+            retry_delays=self.retry_delays,
+            ack_warning=self.ack_warning,
+        )
 
 
 def load(section: type[Section]) -> Section:
@@ -642,9 +737,13 @@ def lane_named(settings: BrokerSettings, queue: str, *, option: str) -> Lane:
         SettingsError: no queue of a bridge can have such a name.
     """
     try:
-        return next((lane for lane in settings.all_lanes if lane.queue == queue), None) or Lane(queue=queue)
+        return next((lane for lane in settings.all_lanes if lane.queue == queue), None) or Lane(
+            queue=queue
+        )
     except ValueError as error:
-        raise SettingsError(f"{option} {queue!a} can't be a queue's name here: letters, digits and ._:- can") from error
+        raise SettingsError(
+            f"{option} {queue!a} can't be a queue's name here: letters, digits and ._:- can"
+        ) from error
 
 
 def check_for_run(settings: Settings) -> None:
@@ -656,7 +755,10 @@ def check_for_run(settings: Settings) -> None:
     if "allowed_flows" in settings.model_fields_set and not settings.allowed_flows:
         raise SettingsError("BRIDGE_ALLOWED_FLOWS is [], by which no flow may be started")
     if not settings.flow_patterns:
-        raise SettingsError("no flow may be started: set BRIDGE_FLOW, a flow in BRIDGE_LANES, or BRIDGE_ALLOWED_FLOWS")
+        raise SettingsError(
+            "no flow may be started: set BRIDGE_FLOW, a flow in BRIDGE_LANES, or "
+            "BRIDGE_ALLOWED_FLOWS"
+        )
 
 
 def unknown(environment: Iterable[str], section: type[CommandSettings] | None = None) -> list[str]:
@@ -669,10 +771,14 @@ def unknown(environment: Iterable[str], section: type[CommandSettings] | None = 
     all_are_known = any(name.startswith(OTHERS_PREFIX) for name in known)
     warnings = []
     for name in sorted(environment):
-        ours = name.upper().startswith(PREFIX) and (all_are_known or not name.upper().startswith(OTHERS_PREFIX))
+        ours = name.upper().startswith(PREFIX) and (
+            all_are_known or not name.upper().startswith(OTHERS_PREFIX)
+        )
         if ours and name.upper() not in known:
             near = difflib.get_close_matches(name.upper(), known, n=1)
-            warnings.append(f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+            warnings.append(
+                f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else "")
+            )
     return warnings
 
 
@@ -687,6 +793,10 @@ def _faults(error: ValidationError) -> list[str]:
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "missing":
             text = "is not set"
-        name = f"{PREFIX}{where[0].upper()}" + "".join(f"[{part}]" for part in where[1:]) if where else ""
+        name = (
+            f"{PREFIX}{where[0].upper()}" + "".join(f"[{part}]" for part in where[1:])
+            if where
+            else ""
+        )
         faults.append(f"{name} {text[0].lower()}{text[1:]}" if name else text)
     return faults

@@ -1,7 +1,7 @@
 """The HTTP endpoints: `/metrics`, `/health/live` and `/health/ready`.
 
-They are served from a thread of their own, so that they answer also when the event loop does not, which is what
-`/health/live` is there to tell.
+They are served from a thread of their own, so that they answer also when the event loop does not,
+which is what `/health/live` is there to tell.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def serve(registry: CollectorRegistry, *, live: Check, ready: Check, host: str, port: int) -> Iterator[int]:
+def serve(
+    registry: CollectorRegistry, *, live: Check, ready: Check, host: str, port: int
+) -> Iterator[int]:
     """Serve the endpoints for as long as the context lasts; gives the port.
 
     Raises:
@@ -58,9 +60,13 @@ def serve(registry: CollectorRegistry, *, live: Check, ready: Check, host: str, 
         return _send(start_response, "404 Not Found", {"paths": ["/metrics", *checks]})
 
     try:
-        server = make_server(host, port, app, server_class=_Server6 if ":" in host else _Server, handler_class=_Quiet)
+        server = make_server(
+            host, port, app, server_class=_Server6 if ":" in host else _Server, handler_class=_Quiet
+        )
     except (OSError, OverflowError) as error:
-        raise SettingsError(f"can't listen on {host}:{port} (BRIDGE_HTTP_HOST, BRIDGE_HTTP_PORT): {error}") from error
+        raise SettingsError(
+            f"can't listen on {host}:{port} (BRIDGE_HTTP_HOST, BRIDGE_HTTP_PORT): {error}"
+        ) from error
     thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
     thread.start()
     try:
@@ -72,10 +78,16 @@ def serve(registry: CollectorRegistry, *, live: Check, ready: Check, host: str, 
 
 
 def _answer(start_response: Callable[..., Any], conditions: Mapping[str, bool]) -> Iterable[bytes]:
-    return _send(start_response, "200 OK" if all(conditions.values()) else "503 Service Unavailable", dict(conditions))
+    return _send(
+        start_response,
+        "200 OK" if all(conditions.values()) else "503 Service Unavailable",
+        dict(conditions),
+    )
 
 
 def _send(start_response: Callable[..., Any], status: str, body: dict[str, Any]) -> Iterable[bytes]:
     payload = json.dumps(body).encode() + b"\n"
-    start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(payload)))])
+    start_response(
+        status, [("Content-Type", "application/json"), ("Content-Length", str(len(payload)))]
+    )
     return [payload]

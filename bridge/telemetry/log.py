@@ -1,4 +1,6 @@
-"""Logging: structured lines, one for each thing that a person would want to know, and never a secret."""
+"""Logging: structured lines, one for each thing that a person would want to know, and never a
+secret.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 _CHATTY = ("aio_pika", "aiormq", "httpx", "httpcore", "asyncio")
-"""Libraries that log what the bridge says itself, in its own words; they are heard at level debug alone."""
+"""Libraries that log what the bridge says itself, in its own words; they are heard at level debug
+alone."""
 
 _WORRIED = ("opentelemetry",)
 """Libraries that warn of each try that fails; that they gave up is said as an error."""
@@ -22,19 +25,25 @@ _SECRETS: list[str] = []
 """What is masked wherever it stands, the longest first: one secret may be a part of another."""
 
 _SEARCHED_FROM = 8
-"""Characters of a secret that is searched for. A shorter one is also a part of words, which would be masked for it."""
+"""Characters of a secret that is searched for. A shorter one is also a part of words, which would
+be masked for it."""
 
 _POSITIONS = (
     re.compile(r"([a-z][a-z0-9+.-]*://[^\s/?#@:]*:)\S*(?=@)", re.IGNORECASE),
     re.compile(r"(authorization\W+(?:b\W+)?(?:bearer|basic)\s+)[^\s'\"]+", re.IGNORECASE),
 )
-"""Where a text holds a secret, whatever that is: the password of a URL, and what a header shows to a server."""
+"""Where a text holds a secret, whatever that is: the password of a URL, and what a header shows to
+a server."""
 
 _SECRET_FIELDS = re.compile(r"(?:^|[_-])(?:password|token|authorization)$", re.IGNORECASE)
 
 
-def configure(*, style: Literal["auto", "json", "console"], level: str, secrets: Iterable[str] = ()) -> None:
-    """Set up structlog, and the standard library's logging through it, for this process. Lines go to standard error."""
+def configure(
+    *, style: Literal["auto", "json", "console"], level: str, secrets: Iterable[str] = ()
+) -> None:
+    """Set up structlog, and the standard library's logging through it, for this process. Lines go
+    to standard error.
+    """
     _SECRETS.clear()
     hide(secrets)
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
@@ -46,9 +55,15 @@ def configure(*, style: Literal["auto", "json", "console"], level: str, secrets:
         _traceback_for_debug_only(debug=debug),
         _mask,
     ]
-    renderer: Processor = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else _json
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else _json
+    )
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
@@ -92,7 +107,9 @@ def _traceback_for_debug_only(*, debug: bool) -> Processor:
         error = sys.exc_info()[1] if info is True else info[1] if isinstance(info, tuple) else info
         if isinstance(error, BaseException):
             frames = traceback.extract_tb(error.__traceback__)
-            where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
+            where = (
+                f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
+            )
             event["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
             if debug:
                 event["exception"] = "".join(traceback.format_exception(error))
@@ -102,7 +119,10 @@ def _traceback_for_debug_only(*, debug: bool) -> Processor:
 
 
 def _mask(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    return {key: value if key.startswith("_") else _clean_field(key, value) for key, value in event.items()}
+    return {
+        key: value if key.startswith("_") else _clean_field(key, value)
+        for key, value in event.items()
+    }
 
 
 def _clean(value: Any) -> Any:

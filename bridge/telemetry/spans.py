@@ -1,7 +1,9 @@
-"""Spans of deliveries, by OpenTelemetry's SDK; imported only where its environment variables ask for it.
+"""Spans of deliveries, by OpenTelemetry's SDK; imported only where its environment variables ask
+for it.
 
-Attributes follow OpenTelemetry's semantic conventions for messaging (for RabbitMQ, as of version 1.45), which are still
-under development; what they have no name for begins with `bridge.` or `kestra.`.
+Attributes follow OpenTelemetry's semantic conventions for messaging (for RabbitMQ, as of version
+1.45), which are still under development; what they have no name for begins with `bridge.` or
+`kestra.`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,11 @@ _NAMES: Mapping[str, str] = {
     "state": "kestra.execution.state",
 }
 """The facts of a delivery that spans carry, by their names in the log."""
-_STEP_KINDS: Mapping[Step, SpanKind] = {"create": SpanKind.CLIENT, "wait": SpanKind.INTERNAL, "settle": SpanKind.CLIENT}
+_STEP_KINDS: Mapping[Step, SpanKind] = {
+    "create": SpanKind.CLIENT,
+    "wait": SpanKind.INTERNAL,
+    "settle": SpanKind.CLIENT,
+}
 
 
 class RecordingTracer(Tracer):
@@ -67,14 +73,19 @@ class RecordingTracer(Tracer):
 
     def close(self) -> None:
         """Hand over what is recorded, unless the collector takes too long."""
-        # By a thread that nothing waits for at the end of the process, as the SDK's own would go on for half a minute.
-        closing = threading.Thread(target=self._provider.shutdown, name="closing traces", daemon=True)
+        # By a thread that nothing waits for at the end of the process, as the SDK's own would go on
+        # for half a minute.
+        closing = threading.Thread(
+            target=self._provider.shutdown, name="closing traces", daemon=True
+        )
         closing.start()
         closing.join(CLOSE_SECONDS)
 
 
 class _DeliverySpan(Span):
-    def __init__(self, tracer: trace.Tracer, span: trace.Span, lane: str, broker: Attributes) -> None:
+    def __init__(
+        self, tracer: trace.Tracer, span: trace.Span, lane: str, broker: Attributes
+    ) -> None:
         self._tracer = tracer
         self._span = span
         self._lane = lane
@@ -93,8 +104,12 @@ class _DeliverySpan(Span):
         ):
             yield
 
-    def conclude(self, settlement: str, facts: Mapping[str, object], *, error: str = "", error_type: str = "") -> None:
-        known: dict[str, Any] = {_NAMES[name]: value for name, value in facts.items() if name in _NAMES}
+    def conclude(
+        self, settlement: str, facts: Mapping[str, object], *, error: str = "", error_type: str = ""
+    ) -> None:
+        known: dict[str, Any] = {
+            _NAMES[name]: value for name, value in facts.items() if name in _NAMES
+        }
         self._span.set_attributes({"bridge.settlement": settlement, **known})
         if error_type:
             self._span.set_attribute("error.type", error_type)
@@ -102,7 +117,8 @@ class _DeliverySpan(Span):
 
 
 def exporting(broker: str) -> RecordingTracer:
-    """A tracer whose spans go to an OTLP collector; the SDK reads OpenTelemetry's environment variables.
+    """A tracer whose spans go to an OTLP collector; the SDK reads OpenTelemetry's environment
+    variables.
 
     Raises:
         ValueError: one of them has a value that can't be used.
@@ -129,7 +145,8 @@ def _attributes(delivery: Delivery) -> Attributes:
     return {
         **_operation("process", delivery.lane),
         "messaging.message.body.size": len(message.body),
-        # What UTF-8 can't carry can't be exported, and in a status it takes all that is exported with it.
+        # What UTF-8 can't carry can't be exported, and in a status it takes all that is exported
+        # with it.
         **{name: printable(value) for name, value in optional.items() if value},
     }
 

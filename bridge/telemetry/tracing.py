@@ -1,8 +1,9 @@
-"""Trace context: a message's place in its publisher's trace, handed on to Kestra and shown in the log.
+"""Trace context: a message's place in its publisher's trace, handed on to Kestra and shown in the
+log.
 
-A message says it in the headers `traceparent` and `tracestate` (W3C's "Trace Context" recommendation). With
-OpenTelemetry installed and told where to, `bridge.telemetry.spans` records what becomes of each delivery as
-well; otherwise nothing of it is imported.
+A message says it in the headers `traceparent` and `tracestate` (W3C's "Trace Context"
+recommendation). With OpenTelemetry installed and told where to, `bridge.telemetry.spans` records
+what becomes of each delivery as well; otherwise nothing of it is imported.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
 MAX_STATE = 512
-"""So many characters of `tracestate` are passed on, as every implementation has to; a longer one is left out."""
+"""So many characters of `tracestate` are passed on, as every implementation has to; a longer one is
+left out."""
 
 _MAX_STATE_MEMBERS = 32
-_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_TRACEPARENT = re.compile(
+    r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
+)
 _STATE_MEMBER = re.compile(r"[a-z0-9][a-z0-9_\-*/@]{0,255}=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
 
 _LIBRARIES = ("opentelemetry", "google", "requests")
@@ -61,7 +65,8 @@ class TraceContext:
 def parse(headers: Headers) -> TraceContext | None:
     """The trace context that headers carry, or None where they have none or a malformed one.
 
-    A version above 00 is read as far as 00 goes, and a `tracestate` counts only beside a `traceparent`.
+    A version above 00 is read as far as 00 goes, and a `tracestate` counts only beside a
+    `traceparent`.
     """
     value = headers.get(TRACEPARENT)
     found = _TRACEPARENT.fullmatch(value) if isinstance(value, str) else None
@@ -72,21 +77,31 @@ def parse(headers: Headers) -> TraceContext | None:
         return None
     # Of a version to come only the flag is known that says whether the trace is sampled.
     known = flags if version == "00" else f"{int(flags, 16) & 1:02x}"
-    return TraceContext(trace_id=trace_id, span_id=span_id, flags=known, state=_state(headers.get(TRACESTATE)))
+    return TraceContext(
+        trace_id=trace_id, span_id=span_id, flags=known, state=_state(headers.get(TRACESTATE))
+    )
 
 
 def _state(value: object) -> str:
-    """A `tracestate` as it came, or nothing where it isn't one: then the trace goes on without it."""
+    """A `tracestate` as it came, or nothing where it isn't one: then the trace goes on without
+    it.
+    """
     if not isinstance(value, str) or len(value) > MAX_STATE:
         return ""
     members = [member.strip(" \t") for member in value.split(",")]
     keys = [member.partition("=")[0] for member in members if member]
     valid = len(keys) <= _MAX_STATE_MEMBERS and len(set(keys)) == len(keys)
-    return value if valid and all(_STATE_MEMBER.fullmatch(member) for member in members if member) else ""
+    return (
+        value
+        if valid and all(_STATE_MEMBER.fullmatch(member) for member in members if member)
+        else ""
+    )
 
 
 def outgoing() -> Headers:
-    """The headers that put a request into the trace of what is being done; empty where there's no trace."""
+    """The headers that put a request into the trace of what is being done; empty where there's no
+    trace.
+    """
     return _outgoing.get()
 
 
@@ -102,7 +117,9 @@ def handing_on(context: TraceContext) -> Iterator[None]:
 
 def logged(context: TraceContext) -> AbstractContextManager[None]:
     """Let lines that are logged within the block say to which trace they belong."""
-    return structlog.contextvars.bound_contextvars(trace_id=context.trace_id, span_id=context.span_id)
+    return structlog.contextvars.bound_contextvars(
+        trace_id=context.trace_id, span_id=context.span_id
+    )
 
 
 class Span:
@@ -112,8 +129,12 @@ class Span:
         """Do a part of the work within the block."""
         return _NOTHING
 
-    def conclude(self, settlement: str, facts: Mapping[str, object], *, error: str = "", error_type: str = "") -> None:
-        """Tell what became of the delivery; an error is one line for a person, and its type one word."""
+    def conclude(
+        self, settlement: str, facts: Mapping[str, object], *, error: str = "", error_type: str = ""
+    ) -> None:
+        """Tell what became of the delivery; an error is one line for a person, and its type one
+        word.
+        """
 
 
 _NOTHING = nullcontext()
@@ -138,10 +159,11 @@ class Tracer:
 
 
 def tracer(environment: Mapping[str, str], *, broker: str) -> Tracer:
-    """The tracer that OpenTelemetry's environment variables ask for. `broker` is RabbitMQ's `host:port/vhost`.
+    """The tracer that OpenTelemetry's environment variables ask for. `broker` is RabbitMQ's
+    `host:port/vhost`.
 
-    Spans are recorded when an OTLP endpoint is named, or `otlp` as the exporter of traces. What can't be done is warned
-    of: such variables are often set for everything that runs on a machine.
+    Spans are recorded when an OTLP endpoint is named, or `otlp` as the exporter of traces. What
+    can't be done is warned of: such variables are often set for everything that runs on a machine.
 
     Raises:
         SettingsError: OpenTelemetry can't make sense of one of them.
@@ -174,7 +196,9 @@ def _wanted(environment: Mapping[str, str]) -> bool:
 
 
 def _exporters(environment: Mapping[str, str]) -> set[str]:
-    return {name.strip().lower() for name in environment.get("OTEL_TRACES_EXPORTER", "").split(",")} - {""}
+    return {
+        name.strip().lower() for name in environment.get("OTEL_TRACES_EXPORTER", "").split(",")
+    } - {""}
 
 
 def _obstacle(environment: Mapping[str, str]) -> str:
@@ -183,5 +207,9 @@ def _obstacle(environment: Mapping[str, str]) -> str:
         return f"OTEL_TRACES_EXPORTER is {', '.join(others)}, and only otlp is there"
     for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if protocol := environment.get(name, "").strip():
-            return "" if protocol == _PROTOCOL else f"{name} is {protocol}, and only {_PROTOCOL} is there"
+            return (
+                ""
+                if protocol == _PROTOCOL
+                else f"{name} is {protocol}, and only {_PROTOCOL} is there"
+            )
     return ""

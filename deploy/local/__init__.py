@@ -1,1 +1,3 @@
-"""A whole installation on one machine without a container engine: RabbitMQ, Kestra's engine, the bridge."""
+"""A whole installation on one machine without a container engine: RabbitMQ, Kestra's engine, the
+bridge.
+"""

@@ -15,7 +15,9 @@ from deploy.local.processes import AS_ROOT, run_tool
 _APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
-def tree(kind: str, suite: str, options: Sequence[str], say: Callable[[str], None] = lambda _: None) -> Path:
+def tree(
+    kind: str, suite: str, options: Sequence[str], say: Callable[[str], None] = lambda _: None
+) -> Path:
     """The folder with a release laid out by these options, made on first use and kept in the cache.
 
     Raises:
@@ -30,7 +32,9 @@ def tree(kind: str, suite: str, options: Sequence[str], say: Callable[[str], Non
     return place
 
 
-def _make_tree(kind: str, suite: str, options: Sequence[str], place: Path, say: Callable[[str], None]) -> None:
+def _make_tree(
+    kind: str, suite: str, options: Sequence[str], place: Path, say: Callable[[str], None]
+) -> None:
     began = time.monotonic()
     say(f"laying out Debian {suite} for {kind} in the cache, once")
     partial = place.with_name(f"{place.name}.partial")
@@ -57,7 +61,8 @@ def lay_out(
     Raises:
         ProcessError: it failed; the message ends with its log.
     """
-    # What mmdebstrap keeps for itself meanwhile goes where we remove it, as it can't when it is killed.
+    # What mmdebstrap keeps for itself meanwhile goes where we remove it, as it can't when it is
+    # killed.
     temporary = to.with_name(f"{to.name}.tmp")
     variables = {"TMPDIR": str(temporary), **(environment or {})}
     remove(to, temporary, log=log)
@@ -71,7 +76,12 @@ def lay_out(
             suite,
             str(to),
             log=log,
-            within=(*AS_ROOT, *_APART, "env", *(f"{name}={value}" for name, value in variables.items())),
+            within=(
+                *AS_ROOT,
+                *_APART,
+                "env",
+                *(f"{name}={value}" for name, value in variables.items()),
+            ),
         )
     except BaseException:
         remove(to, log=log)

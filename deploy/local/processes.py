@@ -24,14 +24,16 @@ SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
 class ProcessError(RuntimeError):
-    """A child process did not do what it was started for; the message ends with what it last said."""
+    """A child process did not do what it was started for; the message ends with what it last
+    said.
+    """
 
 
 class Child:
     """One child process in a process group of its own, its output in a log file.
 
-    The kernel kills it when the thread that started it dies, and `stop` ends the whole group: nothing is left behind,
-    also when a test run is killed.
+    The kernel kills it when the thread that started it dies, and `stop` ends the whole group:
+    nothing is left behind, also when a test run is killed.
     """
 
     def __init__(
@@ -113,7 +115,9 @@ class Child:
         deadline = time.monotonic() + timeout
         while not ready():
             if not self.alive:
-                raise ProcessError(f"{self.name} ended with status {self.returncode} before {what}{self.tail()}")
+                raise ProcessError(
+                    f"{self.name} ended with status {self.returncode} before {what}{self.tail()}"
+                )
             if time.monotonic() > deadline:
                 raise ProcessError(f"{self.name}: not {what} within {timeout:g} s{self.tail()}")
             time.sleep(0.05)
@@ -130,21 +134,30 @@ class Child:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
 
-def run_tool(tool: str, *arguments: str, log: Path, within: Sequence[str] = (), timeout: float = 900.0) -> None:
-    """Run one of the system's tools to its end, its output in the log. What is `within` goes before it, as `AS_ROOT`.
+def run_tool(
+    tool: str, *arguments: str, log: Path, within: Sequence[str] = (), timeout: float = 900.0
+) -> None:
+    """Run one of the system's tools to its end, its output in the log. What is `within` goes before
+    it, as `AS_ROOT`.
 
     Raises:
-        ProcessError: it's missing, it failed or it took longer than `timeout` seconds; the message ends with its log.
+        ProcessError: it's missing, it failed or it took longer than `timeout` seconds; the message
+        ends with its log.
     """
     for program in {tool, *within[:1]}:
         if shutil.which(program, path=SYSTEM_PATH) is None:
             raise ProcessError(f"{program} is missing; deploy/local/bootstrap installs it")
-    child = Child(tool, [*within, tool, *arguments], log=log, env={**os.environ, "PATH": SYSTEM_PATH})
+    child = Child(
+        tool, [*within, tool, *arguments], log=log, env={**os.environ, "PATH": SYSTEM_PATH}
+    )
     try:
         status = child.wait(timeout)
     finally:

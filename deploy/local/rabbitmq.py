@@ -1,7 +1,9 @@
-"""A private RabbitMQ node of any of several versions, without a container engine or an installed service.
+"""A private RabbitMQ node of any of several versions, without a container engine or an installed
+service.
 
-A Debian release with its RabbitMQ is laid out once, as a folder in the cache. A node runs from it by chroot, in mount
-and process namespaces of its own: the machine sees no mounts, and when the node's first process ends, all of it ends.
+A Debian release with its RabbitMQ is laid out once, as a folder in the cache. A node runs from it
+by chroot, in mount and process namespaces of its own: the machine sees no mounts, and when the
+node's first process ends, all of it ends.
 """
 
 from __future__ import annotations
@@ -97,9 +99,11 @@ class Ports:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tls:
-    """What a node needs to listen with TLS too, as PEM files: it demands a certificate of its clients by the same CA.
+    """What a node needs to listen with TLS too, as PEM files: it demands a certificate of its
+    clients by the same CA.
 
-    A client may log in by its certificate alone (SASL EXTERNAL), as the user of the certificate's common name.
+    A client may log in by its certificate alone (SASL EXTERNAL), as the user of the certificate's
+    common name.
     """
 
     ca: Path
@@ -110,10 +114,11 @@ class Tls:
 class RabbitMQ:
     """One RabbitMQ node with its state in `directory`; a context manager that starts and stops it.
 
-    Durable state, ports, user and password outlast `stop`, `kill` and `start`. `settings` are lines of rabbitmq.conf
-    that add to or replace this node's own, `advanced` is the text of an advanced.config. Several nodes find each other
-    by different `node` names and the same `epmd` port. Start it from a thread that lives as long as the node should:
-    the kernel ends the node with that thread.
+    Durable state, ports, user and password outlast `stop`, `kill` and `start`. `settings` are lines
+    of rabbitmq.conf that add to or replace this node's own, `advanced` is the text of an
+    advanced.config. Several nodes find each other by different `node` names and the same `epmd`
+    port. Start it from a thread that lives as long as the node should: the kernel ends the node
+    with that thread.
     """
 
     host = _HOST
@@ -147,7 +152,9 @@ class RabbitMQ:
 
     @property
     def version(self) -> str:
-        """The full version that the series stands for at present, such as 3.10.8; makes the tree if need be."""
+        """The full version that the series stands for at present, such as 3.10.8; makes the tree if
+        need be.
+        """
         (server,) = tree(self.series, self._say).glob("usr/lib/rabbitmq/lib/rabbitmq_server-*")
         return server.name.removeprefix("rabbitmq_server-")
 
@@ -158,7 +165,9 @@ class RabbitMQ:
 
     @property
     def tls_port(self) -> int:
-        """The port that AMQP clients with TLS connect to, where the node was given what that takes."""
+        """The port that AMQP clients with TLS connect to, where the node was given what that
+        takes.
+        """
         return self._ports.amqps
 
     @property
@@ -185,7 +194,8 @@ class RabbitMQ:
         """Start the node and return once it answers AMQP clients; nothing happens if it runs.
 
         Raises:
-            ProcessError: it ended first or took longer than `timeout` seconds; the message has its first errors and
+            ProcessError: it ended first or took longer than `timeout` seconds; the message has its
+            first errors and
                 the log's last lines.
         """
         if self.alive:
@@ -209,7 +219,9 @@ class RabbitMQ:
             raise
 
     def stop(self, grace: float = 30.0) -> None:
-        """Stop the node in order, by force after `grace` seconds; it returns when no process is left."""
+        """Stop the node in order, by force after `grace` seconds; it returns when no process is
+        left.
+        """
         if not self.alive:
             return
         self._signal_broker(signal.SIGCONT)
@@ -221,15 +233,18 @@ class RabbitMQ:
         self.kill()
 
     def kill(self) -> None:
-        """End every process of the node at once, as a crash would (SIGKILL); it returns when no process is left.
+        """End every process of the node at once, as a crash would (SIGKILL); it returns when no
+        process is left.
 
-        RabbitMQ notes a new quorum queue on disk only about a second after it confirmed the declaration.
-        A single node that is killed sooner comes back with the queue empty (4.3) or dead (3.10), whatever it confirmed.
+        RabbitMQ notes a new quorum queue on disk only about a second after it confirmed the
+        declaration. A single node that is killed sooner comes back with the queue empty (4.3) or
+        dead (3.10), whatever it confirmed.
         """
         child, self._child = self._child, None
         if child is None:
             return
-        # Once the first process of the namespace has been reaped, the kernel has ended all the others.
+        # Once the first process of the namespace has been reaped, the kernel has ended all the
+        # others.
         for pid in _children(child.pid):
             _send(pid, signal.SIGKILL)
         with contextlib.suppress(ProcessError):
@@ -267,17 +282,27 @@ class RabbitMQ:
         command = inside(tree(self.series, self._say), self.directory, program)
         try:
             done = subprocess.run(
-                command, env=self._environment(), capture_output=True, text=True, timeout=timeout, check=False
+                command,
+                env=self._environment(),
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
             )
         except subprocess.TimeoutExpired:
-            raise ProcessError(f"rabbitmqctl {arguments[0]} took longer than {timeout:g} s") from None
+            raise ProcessError(
+                f"rabbitmqctl {arguments[0]} took longer than {timeout:g} s"
+            ) from None
         if done.returncode != 0:
             output = f"{done.stdout}{done.stderr}".strip()
-            raise ProcessError(f"rabbitmqctl {arguments[0]} ended with status {done.returncode}: {output}")
+            raise ProcessError(
+                f"rabbitmqctl {arguments[0]} ended with status {done.returncode}: {output}"
+            )
         return done.stdout
 
     def api(self, path: str, *, method: str = "GET", body: object = None) -> Any:
-        """What the management API answers on `path` (such as `queues` or `definitions`), decoded; None if it is empty.
+        """What the management API answers on `path` (such as `queues` or `definitions`), decoded;
+        None if it is empty.
 
         Raises:
             ProcessError: it answered with an error; the message has status and body.
@@ -285,13 +310,17 @@ class RabbitMQ:
         data = None if body is None else json.dumps(body).encode()
         credentials = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
         headers = {"Authorization": f"Basic {credentials}", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.management_url}/api/{path}", data, headers, method=method)
+        request = urllib.request.Request(
+            f"{self.management_url}/api/{path}", data, headers, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
                 text = response.read()
         except urllib.error.HTTPError as error:
             with error:
-                raise ProcessError(f"{method} {path}: {error.code} {error.read().decode(errors='replace')}") from None
+                raise ProcessError(
+                    f"{method} {path}: {error.code} {error.read().decode(errors='replace')}"
+                ) from None
         return json.loads(text) if text else None
 
     @property
@@ -300,7 +329,8 @@ class RabbitMQ:
         return cast("dict[str, Any]", self.api("definitions"))
 
     def load_definitions(self, file: Path) -> None:
-        """Add the definitions in a JSON file, such as deploy/rabbitmq/definitions.json, to the broker's own.
+        """Add the definitions in a JSON file, such as deploy/rabbitmq/definitions.json, to the
+        broker's own.
 
         Raises:
             ProcessError: the broker refused them.
@@ -312,7 +342,10 @@ class RabbitMQ:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -332,7 +365,9 @@ class RabbitMQ:
     def _write_configuration(self) -> None:
         state = self.directory
         lines = {**self._own_settings(), **self._tls_settings(), **self._settings}
-        _write_privately(state / "rabbitmq.conf", "".join(f"{key} = {value}\n" for key, value in lines.items()))
+        _write_privately(
+            state / "rabbitmq.conf", "".join(f"{key} = {value}\n" for key, value in lines.items())
+        )
         _write_privately(state / "advanced.config", self._advanced)
         plugins = ["rabbitmq_management", "rabbitmq_prometheus"]
         if self._tls:
@@ -397,7 +432,8 @@ class RabbitMQ:
 
 
 def tree(series: Series, say: Say = _quietly) -> Path:
-    """The folder with a Debian release that has this series of RabbitMQ, made on first use (about 20 s).
+    """The folder with a Debian release that has this series of RabbitMQ, made on first use (about
+    20 s).
 
     Raises:
         ProcessError: mmdebstrap is missing or failed; the message has the last of what it said.
@@ -406,7 +442,9 @@ def tree(series: Series, say: Say = _quietly) -> Path:
 
 
 def inside(root: Path, state: Path, command: Sequence[str]) -> list[str]:
-    """The command that runs `command` in the tree, with the state folder as /state and nothing to clean up after."""
+    """The command that runs `command` in the tree, with the state folder as /state and nothing to
+    clean up after.
+    """
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     namespaces = ["unshare", *user, "--mount", "--uts", "--pid", "--fork", "--kill-child"]
     return [*namespaces, "sh", "-c", _ENTER, "enter", str(root), str(state), *command]
@@ -415,7 +453,8 @@ def inside(root: Path, state: Path, command: Sequence[str]) -> list[str]:
 def lasting_ports() -> Iterator[int]:
     """Free ports that no outgoing connection will be given while the node is down.
 
-    A client that keeps trying a dead port from the kernel's own range ends up connected to itself, and holds the port.
+    A client that keeps trying a dead port from the kernel's own range ends up connected to itself,
+    and holds the port.
     """
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     low, high = (10_000, first) if first > 12_000 else (1_100, 10_000)
@@ -440,7 +479,9 @@ def _accepts(port: int) -> bool:
 
 
 def _speaks_amqp(port: int) -> bool:
-    """Whether the port answers the protocol header with a method frame on channel 0 (connection.start)."""
+    """Whether the port answers the protocol header with a method frame on channel 0
+    (connection.start).
+    """
     try:
         with socket.create_connection((_HOST, port), timeout=2) as client:
             client.sendall(b"AMQP\x00\x00\x09\x01")
@@ -450,7 +491,9 @@ def _speaks_amqp(port: int) -> bool:
 
 
 def _first_errors(log: Path, start: int, lines: int = 8) -> str:
-    """The first errors since that place in the log: they name the cause, the last lines only the consequences."""
+    """The first errors since that place in the log: they name the cause, the last lines only the
+    consequences.
+    """
     with log.open("rb") as file:
         file.seek(start)
         text = file.read().decode(errors="replace")
@@ -501,10 +544,21 @@ def _descendants(ancestor: int) -> list[int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a node in the foreground until SIGTERM or Ctrl-C; 1 if it ended by itself."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.local.rabbitmq", description=main.__doc__)
-    parser.add_argument("--series", choices=get_args(Series), default="4.3", help="the RabbitMQ to run (default: 4.3)")
-    parser.add_argument("--directory", type=Path, help="where its state is kept (default: a temporary folder)")
-    parser.add_argument("--port", type=int, help="where AMQP clients connect (default: a free port)")
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.local.rabbitmq", description=main.__doc__
+    )
+    parser.add_argument(
+        "--series",
+        choices=get_args(Series),
+        default="4.3",
+        help="the RabbitMQ to run (default: 4.3)",
+    )
+    parser.add_argument(
+        "--directory", type=Path, help="where its state is kept (default: a temporary folder)"
+    )
+    parser.add_argument(
+        "--port", type=int, help="where AMQP clients connect (default: a free port)"
+    )
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="rabbitmq-") as temporary:
@@ -522,7 +576,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(broker: RabbitMQ) -> None:
     print(f"AMQP        {broker.amqp_url}")
-    print(f"management  {broker.management_url}  (user {broker.username}, password {broker.password})")
+    print(
+        f"management  {broker.management_url}  (user {broker.username}, password {broker.password})"
+    )
     print(f"metrics     {broker.metrics_url}", flush=True)
     while broker.alive:
         time.sleep(0.5)

@@ -17,10 +17,12 @@ SIZE = 3
 
 
 class RabbitMQCluster:
-    """Nodes with their state in `directory`, the same user on all of them, joined to one cluster as they start.
+    """Nodes with their state in `directory`, the same user on all of them, joined to one cluster as
+    they start.
 
-    A quorum queue that is declared while all of them run has a member on each. The nodes are `RabbitMQ` objects, to be
-    killed, paused and started one by one. Start it from a thread that lives as long as the cluster should.
+    A quorum queue that is declared while all of them run has a member on each. The nodes are
+    `RabbitMQ` objects, to be killed, paused and started one by one. Start it from a thread that
+    lives as long as the cluster should.
     """
 
     def __init__(
@@ -43,28 +45,39 @@ class RabbitMQCluster:
         self.nodes = [self._node(f"rabbit-{number}", shared) for number in range(1, SIZE + 1)]
 
     def start(self) -> None:
-        """Start what doesn't run, and return once all nodes are members; raises `ProcessError` as a node does."""
+        """Start what doesn't run, and return once all nodes are members; raises `ProcessError` as a
+        node does.
+        """
         self.start_epmd()
         for node in self.nodes:
             self.start_node(node)
 
     def start_node(self, node: RabbitMQ) -> None:
-        """Start a node, which is to be a member; the first one must run by then. Not by two threads for one node."""
+        """Start a node, which is to be a member; the first one must run by then. Not by two threads
+        for one node.
+        """
         node.start()
         first, joined = self.nodes[0], node.directory / "joined"
         if node is not first and not joined.exists():
-            # Peer discovery would do it too, but asks the peers by Erlang nodes of its own, which find no way here.
+            # Peer discovery would do it too, but asks the peers by Erlang nodes of its own, which
+            # find no way here.
             for command in (["stop_app"], ["join_cluster", first.node], ["start_app"]):
                 node.ctl(*command)
             joined.touch()
 
     def start_epmd(self) -> None:
-        """Start what tells the nodes where the others are. Of its own, as it would otherwise die with some node."""
+        """Start what tells the nodes where the others are. Of its own, as it would otherwise die
+        with some node.
+        """
         if self._epmd is None or not self._epmd.alive:
             command = ["/usr/bin/epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)]
             place = self._directory / "epmd"
             place.mkdir(parents=True, exist_ok=True)
-            self._epmd = Child("epmd", inside(tree(self._series, self._say), place, command), log=place / "epmd.log")
+            self._epmd = Child(
+                "epmd",
+                inside(tree(self._series, self._say), place, command),
+                log=place / "epmd.log",
+            )
 
     def kill(self) -> None:
         """End every process at once."""
@@ -74,7 +87,9 @@ class RabbitMQCluster:
             self._epmd.kill()
 
     def leader(self, queue: str) -> RabbitMQ | None:
-        """The node that leads a quorum queue, as a node that runs tells it; None while none is known."""
+        """The node that leads a quorum queue, as a node that runs tells it; None while none is
+        known.
+        """
         for node in self.nodes:
             with contextlib.suppress(ProcessError, OSError):
                 answer: dict[str, Any] = node.api(f"queues/%2F/{quote(queue, safe='')}")
@@ -103,6 +118,9 @@ class RabbitMQCluster:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.kill()

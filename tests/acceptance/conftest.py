@@ -1,4 +1,5 @@
-"""A real RabbitMQ and Kestra's real engine, started once or given, and a bridge of its own for each test."""
+"""A real RabbitMQ and Kestra's real engine, started once or given, and a bridge of its own for each
+test."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ tasks:
     type: io.kestra.plugin.core.flow.If
     condition: "{{{{ inputs.seconds > 0 }}}}"
     then:
-      - {{id: sleep, type: io.kestra.plugin.core.flow.Sleep, duration: "PT{{{{ inputs.seconds }}}}S"}}
+      - id: sleep
+        type: io.kestra.plugin.core.flow.Sleep
+        duration: "PT{{{{ inputs.seconds }}}}S"
   - id: fail
     type: io.kestra.plugin.core.execution.Fail
     condition: "{{{{ inputs.failures >= (labels.bridgeAttempt ?? '1') | number }}}}"
@@ -58,7 +61,9 @@ class Broker:
 
 
 @pytest.fixture(scope="session")
-def rabbit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ | Broker]:
+def rabbit(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RabbitMQ | Broker]:
     if given(request.config):
         url = str(request.config.getoption("--amqp-url"))
         if not url:
@@ -71,7 +76,9 @@ def rabbit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, rabbit: RabbitMQ | Broker
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    rabbit: RabbitMQ | Broker,
 ) -> Iterator[Engine | Server]:
     server = given(request.config)
     if server:
@@ -123,7 +130,8 @@ class Stage:
 
     @property
     def node(self) -> RabbitMQ:
-        """The broker, where it's one of our own; a test that needs more of a given one than its address is skipped."""
+        """The broker, where it's one of our own; a test that needs more of a given one than its
+        address is skipped."""
         if isinstance(self.rabbit, Broker):
             pytest.skip("needs the management API of a RabbitMQ of our own")
         return self.rabbit
@@ -132,7 +140,9 @@ class Stage:
     def queue(self) -> str:
         return f"{self.name}.jobs"
 
-    def bridge(self, *, amqp_url: str | None = None, kestra_url: str | None = None, **settings: object) -> Bridge:
+    def bridge(
+        self, *, amqp_url: str | None = None, kestra_url: str | None = None, **settings: object
+    ) -> Bridge:
         """A replica that isn't started yet; `settings` are names of settings in lower case."""
         environment = {
             "BRIDGE_AMQP_URL": amqp_url or self.rabbit.amqp_url,
@@ -147,7 +157,9 @@ class Stage:
         await self.client.submit(self.queue, body, job=job, **properties)
 
     async def deploy(self, source: str) -> None:
-        answer = await self.api.post("/flows", content=source.encode(), headers={"Content-Type": "application/x-yaml"})
+        answer = await self.api.post(
+            "/flows", content=source.encode(), headers={"Content-Type": "application/x-yaml"}
+        )
         assert answer.status_code == 200, answer.text
         self.deployed.append(f"/flows/{answer.json()['namespace']}/{answer.json()['id']}")
 
@@ -161,12 +173,15 @@ class Stage:
 
     def _action(self, execution_id: str, action: str) -> str:
         """Where an action on an execution is asked for, which 2.0 has moved."""
-        return f"/executions/{execution_id}/{action if self.engine.series == '1.3' else f'actions/{action}'}"
+        moved = "" if self.engine.series == "1.3" else "actions/"
+        return f"/executions/{execution_id}/{moved}{action}"
 
     async def replace(self, flow_id: str, source: str) -> None:
         """Give a flow another revision."""
         kind = {"Content-Type": "application/x-yaml"}
-        answer = await self.api.put(f"/flows/{self.name}/{flow_id}", content=source.encode(), headers=kind)
+        answer = await self.api.put(
+            f"/flows/{self.name}/{flow_id}", content=source.encode(), headers=kind
+        )
         assert answer.status_code == 200, answer.text
 
     async def restart(self, execution_id: str, **query: str) -> None:
@@ -181,16 +196,24 @@ class Stage:
 
     async def change_status(self, execution_id: str, state: str) -> None:
         """As an operator does it."""
-        answer = await self.api.post(self._action(execution_id, "change-status"), params={"status": state})
+        answer = await self.api.post(
+            self._action(execution_id, "change-status"), params={"status": state}
+        )
         assert answer.status_code == 200, answer.text
 
     async def executions(self, **labels: str) -> list[Execution]:
         """All executions in this test's namespace with those labels, oldest first."""
         found: list[Execution] = []
-        params = {"filters[namespace][EQUALS]": self.name, "size": "100", "sort": "state.startDate:asc"}
+        params = {
+            "filters[namespace][EQUALS]": self.name,
+            "size": "100",
+            "sort": "state.startDate:asc",
+        }
         params |= {f"filters[labels][EQUALS][{key}]": value for key, value in labels.items()}
         while True:
-            answer = await self.api.get("/executions/search", params=params | {"page": str(len(found) // 100 + 1)})
+            answer = await self.api.get(
+                "/executions/search", params=params | {"page": str(len(found) // 100 + 1)}
+            )
             assert answer.status_code == 200, answer.text
             rows = answer.json()["results"]
             found += [parse_execution(row) for row in rows]
@@ -201,7 +224,11 @@ class Stage:
         """The test's executions that run, once there are so many."""
 
         async def enough() -> list[Execution]:
-            found = [execution for execution in await self.executions(**labels) if execution.state == "RUNNING"]
+            found = [
+                execution
+                for execution in await self.executions(**labels)
+                if execution.state == "RUNNING"
+            ]
             return found if len(found) >= count else []
 
         return await eventually(enough, f"{count} running executions")
@@ -211,7 +238,8 @@ class Stage:
         assert answer.is_success, answer.text
 
     async def diagnosed(self, *, patience: float | None = None, **settings: Any) -> list[Finding]:
-        """What the doctor finds wrong, or can't see, with this test's queue; with `patience` it runs a probe."""
+        """What the doctor finds wrong, or can't see, with this test's queue; with `patience` it
+        runs a probe."""
         own: dict[str, Any] = {
             "amqp_url": SecretStr(self.node.amqp_url),
             "management_url": self.node.management_url,
@@ -242,8 +270,14 @@ class Stage:
 
 
 @pytest.fixture
-async def stage(tmp_path: Path, rabbit: RabbitMQ | Broker, engine: Engine | Server) -> AsyncIterator[Stage]:
-    auth = engine.auth if isinstance(engine, Server) else httpx.BasicAuth(engine.username, engine.password)
+async def stage(
+    tmp_path: Path, rabbit: RabbitMQ | Broker, engine: Engine | Server
+) -> AsyncIterator[Stage]:
+    auth = (
+        engine.auth
+        if isinstance(engine, Server)
+        else httpx.BasicAuth(engine.username, engine.password)
+    )
     async with (
         httpx.AsyncClient(base_url=f"{engine.url}/api/v1/main", auth=auth, timeout=30) as api,
         Client.connect(rabbit.amqp_url) as client,

@@ -1,4 +1,5 @@
-"""Replicas that die, stop and start: nothing is lost, nothing runs twice, nothing is acked early."""
+"""Replicas that die, stop and start: nothing is lost, nothing runs twice, nothing is acked
+early."""
 
 from __future__ import annotations
 
@@ -20,27 +21,34 @@ async def publish_jobs(stage: Stage, count: int = JOBS) -> list[str]:
     names = [f"job-{number:02d}" for number in range(count)]
     for number, name in enumerate(names):
         await stage.submit(
-            name, body={"inputs": {"seconds": number % 3, "failures": int(number % 10 == 0)}}, priority=number % 5
+            name,
+            body={"inputs": {"seconds": number % 3, "failures": int(number % 10 == 0)}},
+            priority=number % 5,
         )
     return names
 
 
 async def declared(stage: Stage) -> None:
-    """Have the queue declared by a bridge that stops again, so that jobs can be published before any runs."""
+    """Have the queue declared by a bridge that stops again, so that jobs can be published before
+    any runs."""
     bridge = await stage.bridge().start()
     await bridge.stop()
 
 
 async def all_settled(stage: Stage, *bridges: Bridge, timeout: float = 90) -> None:
     async def done() -> bool:
-        acked = {line["job"] for bridge in bridges for line in bridge.events("settled", settlement="ack")}
+        acked = {
+            line["job"] for bridge in bridges for line in bridge.events("settled", settlement="ack")
+        }
         return len(acked) >= JOBS and await stage.client.depth(stage.queue) == 0
 
     await eventually(done, "all jobs acked", timeout=timeout, every=0.3)
 
 
 async def executions_per_attempt(stage: Stage) -> Counter[tuple[str, str]]:
-    return Counter((one.labels["bridgeJob"], one.labels["bridgeAttempt"]) for one in await stage.executions())
+    return Counter(
+        (one.labels["bridgeJob"], one.labels["bridgeAttempt"]) for one in await stage.executions()
+    )
 
 
 def expected_attempts(names: list[str]) -> Counter[tuple[str, str]]:
@@ -67,7 +75,9 @@ async def test_at_a_crash_every_job_is_in_a_queue_or_has_succeeded(stage: Stage)
     bridge.kill()
     await eventually(lambda: _nobody_consumes(stage), "the broker noticed")
     waiting = set(await stage.peek()) | {str(one.message_id) for one in await _retrying(stage)}
-    succeeded = {one.labels["bridgeJob"] for one in await stage.executions() if one.state == "SUCCESS"}
+    succeeded = {
+        one.labels["bridgeJob"] for one in await stage.executions() if one.state == "SUCCESS"
+    }
     assert set(names) - waiting <= succeeded
 
 
@@ -87,7 +97,9 @@ async def test_with_two_replicas_one_may_die(stage: Stage) -> None:
     names = await publish_jobs(stage)
     first = await stage.bridge(prefetch=10, adopt_grace=GRACE).start()
     second = await stage.bridge(prefetch=10, adopt_grace=GRACE).start()
-    await eventually(lambda: first.count("settled") >= 3 and second.count("settled") >= 3, "both settle jobs")
+    await eventually(
+        lambda: first.count("settled") >= 3 and second.count("settled") >= 3, "both settle jobs"
+    )
     first.kill()
     await all_settled(stage, first, second)
     assert await executions_per_attempt(stage) == expected_attempts(names)
@@ -148,7 +160,10 @@ async def test_a_stopping_bridge_leaves_what_does_not_end_to_the_next(stage: Sta
         await stage.submit("one", body={"inputs": {"seconds": 60}})
         await stage.running()
         await bridge.stop()
-    assert (await stage.peek(), [one.state.value for one in await stage.executions()]) == (["one"], ["RUNNING"])
+    assert (await stage.peek(), [one.state.value for one in await stage.executions()]) == (
+        ["one"],
+        ["RUNNING"],
+    )
 
 
 async def test_a_second_signal_ends_the_bridge_at_once(stage: Stage) -> None:

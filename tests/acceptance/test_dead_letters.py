@@ -1,4 +1,5 @@
-"""Dead letters of jobs that Kestra's real engine ran: looked at, put back, and left where a restart has succeeded."""
+"""Dead letters of jobs that Kestra's real engine ran: looked at, put back, and left where a restart
+has succeeded."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ tasks:
   - {{id: prepare, type: io.kestra.plugin.core.log.Log, message: preparing}}
   - id: work
     type: io.kestra.plugin.core.execution.Fail
-    condition: "{{{{ labels.bridgeAttempt == '1' and (labels.system.restarted ?? 'false') == 'false' }}}}"
+    condition: >-
+      {{{{ labels.bridgeAttempt == '1' and (labels.system.restarted ?? 'false') == 'false' }}}}
     errorMessage: the disk is full
 """
 
@@ -50,7 +52,13 @@ async def test_a_job_that_failed_is_listed_shown_replayed_and_succeeds(stage: St
     shown = (await dead_letters(bridge, "show", "day-1")).out
     print(shown)
     link = f"{stage.engine.url}/ui/main/executions/{stage.name}/fails-at-first/{execution.id}"
-    wanted = ("Failed task work", "ERROR the disk is full", f"{execution.id} is FAILED now", link, "priority: 7")
+    wanted = (
+        "Failed task work",
+        "ERROR the disk is full",
+        f"{execution.id} is FAILED now",
+        link,
+        "priority: 7",
+    )
     assert [told for told in wanted if told not in shown] == []
 
     done = await dead_letters(bridge, "replay", "day-1")
@@ -60,7 +68,9 @@ async def test_a_job_that_failed_is_listed_shown_replayed_and_succeeds(stage: St
     assert (await dead_letters(bridge, "list", "--json")).out == ""
 
 
-async def test_jobs_that_an_operator_restarted_in_kestra_with_success_are_not_run_again(stage: Stage) -> None:
+async def test_jobs_that_an_operator_restarted_in_kestra_with_success_are_not_run_again(
+    stage: Stage,
+) -> None:
     bridge = await dead_jobs(stage, "restarted", "revised", "left")
     execution = {each.labels["bridgeJob"]: each.id for each in await stage.executions()}
     fixed = FLOW.format(namespace=stage.name).replace("labels.bridgeAttempt == '1'", "false")
@@ -70,7 +80,10 @@ async def test_jobs_that_an_operator_restarted_in_kestra_with_success_are_not_ru
 
     async def succeeded() -> bool:
         found = await stage.executions()
-        return {each.labels["bridgeJob"] for each in found if each.state == "SUCCESS"} == {"restarted", "revised"}
+        return {each.labels["bridgeJob"] for each in found if each.state == "SUCCESS"} == {
+            "restarted",
+            "revised",
+        }
 
     await eventually(succeeded, "what was restarted has succeeded")
     done = await dead_letters(bridge, "replay", "--all", "--json")
@@ -80,11 +93,22 @@ async def test_jobs_that_an_operator_restarted_in_kestra_with_success_are_not_ru
 
     await dead_letters(bridge, "replay", "--all", "--discard-succeeded")
     assert (await dead_letters(bridge, "list", "--json")).out == ""
-    attempts = sorted((each.labels["bridgeJob"], each.labels["bridgeAttempt"]) for each in await stage.executions())
-    assert attempts == [("left", "1"), ("left", "2"), ("restarted", "1"), ("revised", "1"), ("revised", "1")]
+    attempts = sorted(
+        (each.labels["bridgeJob"], each.labels["bridgeAttempt"])
+        for each in await stage.executions()
+    )
+    assert attempts == [
+        ("left", "1"),
+        ("left", "2"),
+        ("restarted", "1"),
+        ("revised", "1"),
+        ("revised", "1"),
+    ]
 
 
-async def test_a_job_that_an_operator_restarted_and_that_runs_is_left_alone_until_it_has_ended(stage: Stage) -> None:
+async def test_a_job_that_an_operator_restarted_and_that_runs_is_left_alone_until_it_has_ended(
+    stage: Stage,
+) -> None:
     bridge = await dead_jobs(stage, "again", flow=LINGERING)
     (execution,) = await stage.executions()
     await stage.restart(execution.id)
@@ -100,6 +124,8 @@ async def test_a_job_that_an_operator_restarted_and_that_runs_is_left_alone_unti
     await stage.kill(running)
 
     async def replayed() -> bool:
-        return [row["result"] for row in (await dead_letters(bridge, "replay", "--all", "--json")).rows] == ["replayed"]
+        return [
+            row["result"] for row in (await dead_letters(bridge, "replay", "--all", "--json")).rows
+        ] == ["replayed"]
 
     await eventually(replayed, "what was killed is put back", every=0.3)

@@ -1,4 +1,5 @@
-"""The doctor with Kestra's real engine: silent where all is well, and it names what is planted there."""
+"""The doctor with Kestra's real engine: silent where all is well, and it names what is planted
+there."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def replaced(source: str, texts: Mapping[str, str]) -> str:
 
 
 async def put(stage: Stage, path: str, source: str) -> None:
-    answer = await stage.api.put(path, content=source.encode(), headers={"Content-Type": "application/x-yaml"})
+    answer = await stage.api.put(
+        path, content=source.encode(), headers={"Content-Type": "application/x-yaml"}
+    )
     assert answer.status_code == 200, answer.text
 
 
@@ -63,7 +66,9 @@ async def test_a_sound_installation_is_all_ok_and_keeps_nothing_of_the_probes(st
         await eventually(silent, "nothing is wrong", timeout=20, every=0.5)
         found = await stage.diagnosed(patience=30)
     for probe in (ROUND_TRIP, KILL):
-        left = await stage.api.get("/executions/search", params={"filters[flowId][EQUALS]": probe.flow.id})
+        left = await stage.api.get(
+            "/executions/search", params={"filters[flowId][EQUALS]": probe.flow.id}
+        )
         flow = await stage.api.get(f"/flows/{probe.flow}")
         assert (found, left.json()["results"], flow.status_code) == ([], [], 404)
 
@@ -107,7 +112,12 @@ async def test_a_secret_that_the_notifier_lacks_is_named_by_the_round_trip(stage
     [
         ("", "flows", Level.FAULT, "there is no flow"),
         ("disabled: true", "flows", Level.FAULT, "is disabled"),
-        ("concurrency: {limit: 3, behavior: QUEUE}", "concurrency", Level.WARNING, "may run 3 times at once"),
+        (
+            "concurrency: {limit: 3, behavior: QUEUE}",
+            "concurrency",
+            Level.WARNING,
+            "may run 3 times at once",
+        ),
     ],
     ids=["missing", "disabled", "limited"],
 )
@@ -124,4 +134,8 @@ async def test_a_flow_that_does_not_fit_is_found(
 async def test_a_wrong_password_is_found_and_not_shown(stage: Stage) -> None:
     found = await stage.diagnosed(kestra_password=SecretStr("wrong-Passw0rd"))
     ((level, what),) = of(found, "kestra")
-    assert (level, "refuses the credentials" in what, "wrong-Passw0rd" in str(found)) == (Level.FAULT, True, False)
+    assert (level, "refuses the credentials" in what, "wrong-Passw0rd" in str(found)) == (
+        Level.FAULT,
+        True,
+        False,
+    )

@@ -1,4 +1,5 @@
-"""A Kestra whose web server answers while its executor is down: it accepts everything and runs nothing."""
+"""A Kestra whose web server answers while its executor is down: it accepts everything and runs
+nothing."""
 
 from __future__ import annotations
 
@@ -16,11 +17,15 @@ NEVER_STARTED = {"why": "never_started"}
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Kestra 1.3: 2.0 answers a create only once its executor has seen it."""
-    with Engine(tmp_path_factory.mktemp("kestra-1"), series="1.3", database="file", executor=False) as running:
+    with Engine(
+        tmp_path_factory.mktemp("kestra-1"), series="1.3", database="file", executor=False
+    ) as running:
         yield running
 
 
-async def test_a_job_beyond_its_time_waits_for_the_executor_and_then_runs_once(stage: Stage, engine: Engine) -> None:
+async def test_a_job_beyond_its_time_waits_for_the_executor_and_then_runs_once(
+    stage: Stage, engine: Engine
+) -> None:
     async with stage.bridge(job_timeout=2, max_attempts=2, reconcile_interval=1) as bridge:
         await stage.submit("one")
 

@@ -1,4 +1,5 @@
-"""`kestra-bridge flows` against Kestra's own engines 2.0 and 1.3, and their notifier flows to a real RabbitMQ."""
+"""`kestra-bridge flows` against Kestra's own engines 2.0 and 1.3, and their notifier flows to a
+real RabbitMQ."""
 
 from __future__ import annotations
 
@@ -104,9 +105,14 @@ class Authority:
 
     @classmethod
     def new(cls) -> Authority:
-        own, servers = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+        own, servers = (
+            ec.generate_private_key(ec.SECP256R1()),
+            ec.generate_private_key(ec.SECP256R1()),
+        )
         ca = _certificate("A private CA", own, "A private CA", own)
-        return cls(ca=ca, certificate=_certificate("rabbitmq", servers, "A private CA", own), key=servers)
+        return cls(
+            ca=ca, certificate=_certificate("rabbitmq", servers, "A private CA", own), key=servers
+        )
 
     def write(self, folder: Path) -> None:
         """Write what RabbitMQ needs, and the trust store that Java needs."""
@@ -114,10 +120,14 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "ca.pem").write_bytes(self.ca.public_bytes(pem))
         (folder / "certificate.pem").write_bytes(self.certificate.public_bytes(pem))
-        key = self.key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        key = self.key.private_bytes(
+            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
         (folder / "key.pem").write_bytes(key)
         protection = serialization.BestAvailableEncryption(b"changeit")
-        store = pkcs12.serialize_java_truststore([pkcs12.PKCS12Certificate(self.ca, b"ca")], protection)
+        store = pkcs12.serialize_java_truststore(
+            [pkcs12.PKCS12Certificate(self.ca, b"ca")], protection
+        )
         (folder / "trust.p12").write_bytes(store)
 
 
@@ -161,7 +171,9 @@ class Broker:
 
 
 @pytest.fixture(scope="module")
-def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+def broker(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
     if given(request.config):
         pytest.skip("deploys to engines of its own, which are empty at first")
     folder, port = tmp_path_factory.mktemp("rabbitmq"), free_port()
@@ -179,7 +191,9 @@ def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         node.api(f"vhosts/{vhost}", method="PUT", body={})
         rights = {"configure": ".*", "write": ".*", "read": ".*"}
         node.api(f"permissions/{vhost}/{node.username}", method="PUT", body=rights)
-        yield Broker(node=node, api_url=f"https://127.0.0.1:{port}", trust_store=folder / "trust.p12")
+        yield Broker(
+            node=node, api_url=f"https://127.0.0.1:{port}", trust_store=folder / "trust.p12"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +224,10 @@ def run_flows(engine: Engine, *arguments: str | Path) -> subprocess.CompletedPro
     return subprocess.run(
         [sys.executable, "-m", "bridge", "flows", *map(str, arguments)],
         cwd=REPOSITORY,
-        env={**{name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}, **own},
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")},
+            **own,
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -224,11 +241,15 @@ def results(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module", params=["2.0", "1.3"])
-def rig(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def rig(
+    request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rig]:
     """An engine with the plain notifier, which knows nothing of the broker's CA."""
     amqp = AmqpAddress.from_url(broker.amqp_url())
     secrets = {"BRIDGE_AMQP_API_URL": broker.api_url}
-    engine = Engine(tmp_path_factory.mktemp("engine"), series=request.param, amqp=amqp, secrets=secrets)
+    engine = Engine(
+        tmp_path_factory.mktemp("engine"), series=request.param, amqp=amqp, secrets=secrets
+    )
     engine.start()
     try:
         yield Rig(engine=engine, deployed=run_flows(engine, "deploy", "--json"))
@@ -238,10 +259,18 @@ def rig(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest
 
 
 @pytest.fixture(scope="module", params=["2.0", "1.3"])
-def tls_rig(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """An engine with the notifier for TLS, whose Java trusts the broker's CA. It has no other way to the broker."""
-    trust = f"-Djavax.net.ssl.trustStore={broker.trust_store} -Djavax.net.ssl.trustStorePassword=changeit"
-    engine = Engine(tmp_path_factory.mktemp("tls-engine"), series=request.param, secrets=broker.secrets(VHOST))
+def tls_rig(
+    request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rig]:
+    """An engine with the notifier for TLS, whose Java trusts the broker's CA. It has no other way
+    to the broker."""
+    trust = (
+        f"-Djavax.net.ssl.trustStore={broker.trust_store} "
+        "-Djavax.net.ssl.trustStorePassword=changeit"
+    )
+    engine = Engine(
+        tmp_path_factory.mktemp("tls-engine"), series=request.param, secrets=broker.secrets(VHOST)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAVA_TOOL_OPTIONS", trust)
         engine.start()
@@ -265,7 +294,8 @@ class Replies:
         self.arrived: list[AbstractIncomingMessage] = []
 
     async def of(self, execution_id: str, state: str | None = None) -> AbstractIncomingMessage:
-        """The first reply for an execution (that tells of that state); fails the test when none arrives in time."""
+        """The first reply for an execution (that tells of that state); fails the test when none
+        arrives in time."""
         deadline = time.monotonic() + REPLY_SECONDS
         seen = 0
         while True:
@@ -275,8 +305,14 @@ class Replies:
                     return message
             seen = len(self.arrived)
             if time.monotonic() > deadline:
-                told_of = [(body(message)["executionId"], body(message)["state"]) for message in self.arrived]
-                pytest.fail(f"no reply {state or ''} for {execution_id} within {REPLY_SECONDS:g} s, only {told_of}")
+                told_of = [
+                    (body(message)["executionId"], body(message)["state"])
+                    for message in self.arrived
+                ]
+                pytest.fail(
+                    f"no reply {state or ''} for {execution_id} within {REPLY_SECONDS:g} "
+                    f"s, only {told_of}"
+                )
             await self._take()
 
     async def _take(self) -> None:
@@ -290,7 +326,9 @@ class Replies:
 async def _replies(url: str) -> AsyncIterator[Replies]:
     connection = await aio_pika.connect(url)
     async with connection, connection.channel() as channel:
-        exchange = await channel.declare_exchange("kestra.replies", aio_pika.ExchangeType.TOPIC, durable=True)
+        exchange = await channel.declare_exchange(
+            "kestra.replies", aio_pika.ExchangeType.TOPIC, durable=True
+        )
         queue = await channel.declare_queue(exclusive=True)
         await queue.bind(exchange, "#")
         yield Replies(queue)
@@ -320,7 +358,9 @@ async def tls_kestra(tls_rig: Rig) -> AsyncIterator[Kestra]:
         yield client
 
 
-async def start(kestra: Kestra, flow: FlowName = EXAMPLE, inputs: Mapping[str, Any] | None = None) -> Execution:
+async def start(
+    kestra: Kestra, flow: FlowName = EXAMPLE, inputs: Mapping[str, Any] | None = None
+) -> Execution:
     return await kestra.create(Job(id=uuid.uuid4().hex, flow=flow, inputs=inputs or {}))
 
 
@@ -331,7 +371,10 @@ async def wait_for_state(kestra: Kestra, execution_id: str, *states: str) -> Exe
         if found is not None and found.state in states:
             return found
         if time.monotonic() > deadline:
-            pytest.fail(f"execution {execution_id} is {found and found.state} after {REPLY_SECONDS:g} s, not {states}")
+            pytest.fail(
+                f"execution {execution_id} is {found and found.state} after "
+                f"{REPLY_SECONDS:g} s, not {states}"
+            )
         await asyncio.sleep(0.05)
 
 
@@ -340,7 +383,9 @@ def body(message: AbstractIncomingMessage) -> dict[str, Any]:
     return data
 
 
-def write_flow(folder: Path, name: str, *, message: str = "hello", namespace: str = NAMESPACE) -> Path:
+def write_flow(
+    folder: Path, name: str, *, message: str = "hello", namespace: str = NAMESPACE
+) -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(HARMLESS.format(name=name, namespace=namespace, message=message))
     return path
@@ -372,11 +417,15 @@ def test_deploying_again_changes_nothing(rig: Rig) -> None:
 @ON_2
 def test_a_changed_source_is_updated(rig: Rig, tmp_path: Path) -> None:
     run_flows(rig.engine, "deploy", write_flow(tmp_path, "changing", message="one"))
-    done = run_flows(rig.engine, "deploy", "--json", write_flow(tmp_path, "changing", message="two"))
+    done = run_flows(
+        rig.engine, "deploy", "--json", write_flow(tmp_path, "changing", message="two")
+    )
     assert results(done) == {f"{NAMESPACE}/changing": "updated"}
 
 
-async def test_an_updated_source_is_what_the_server_has(rig: Rig, kestra: Kestra, tmp_path: Path) -> None:
+async def test_an_updated_source_is_what_the_server_has(
+    rig: Rig, kestra: Kestra, tmp_path: Path
+) -> None:
     run_flows(rig.engine, "deploy", write_flow(tmp_path, "kept", message="one"))
     path = write_flow(tmp_path, "kept", message="two")
     run_flows(rig.engine, "deploy", path)
@@ -406,7 +455,9 @@ def test_a_broken_flow_is_refused_with_exit_code_1(rig: Rig, tmp_path: Path) -> 
 def test_a_broken_flow_is_named_with_the_reason_on_one_line(rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text(BROKEN)
     (line,) = run_flows(rig.engine, "deploy", tmp_path).stderr.splitlines()
-    assert re.fullmatch(rf"kestra-bridge: {NAMESPACE}/broken is refused: .*io\.kestra\.plugin\.nowhere.*", line)
+    assert re.fullmatch(
+        rf"kestra-bridge: {NAMESPACE}/broken is refused: .*io\.kestra\.plugin\.nowhere.*", line
+    )
 
 
 @ON_2
@@ -482,7 +533,9 @@ async def test_the_notifier_tells_how_the_example_ended(
     assert body(await replies.of(execution.id))["state"] == state
 
 
-async def test_the_notifier_tells_that_an_execution_was_killed(kestra: Kestra, replies: Replies) -> None:
+async def test_the_notifier_tells_that_an_execution_was_killed(
+    kestra: Kestra, replies: Replies
+) -> None:
     execution = await start(kestra, inputs={"seconds": 300})
     await wait_for_state(kestra, execution.id, "RUNNING")
     await kestra.kill(execution.id)
@@ -513,18 +566,26 @@ async def test_the_notifier_tells_that_an_execution_was_retried_by_another(
 async def test_a_reply_names_the_execution_and_its_flow(kestra: Kestra, replies: Replies) -> None:
     execution = await start(kestra)
     told = body(await replies.of(execution.id))
-    assert (told["executionId"], told["namespace"], told["flowId"]) == (execution.id, "bridge.jobs", "example")
+    assert (told["executionId"], told["namespace"], told["flowId"]) == (
+        execution.id,
+        "bridge.jobs",
+        "example",
+    )
 
 
 @ON_2
-async def test_a_reply_has_the_instant_when_the_execution_ended(kestra: Kestra, replies: Replies) -> None:
+async def test_a_reply_has_the_instant_when_the_execution_ended(
+    kestra: Kestra, replies: Replies
+) -> None:
     execution = await start(kestra)
     told = datetime.fromisoformat(body(await replies.of(execution.id))["endedAt"])
     assert told == (await wait_for_state(kestra, execution.id, "SUCCESS")).ended
 
 
 @ON_1
-async def test_a_reply_of_1_3_has_an_instant_within_seconds_of_the_end(kestra: Kestra, replies: Replies) -> None:
+async def test_a_reply_of_1_3_has_an_instant_within_seconds_of_the_end(
+    kestra: Kestra, replies: Replies
+) -> None:
     execution = await start(kestra)
     told = datetime.fromisoformat(body(await replies.of(execution.id))["endedAt"])
     ended = (await wait_for_state(kestra, execution.id, "SUCCESS")).ended
@@ -532,7 +593,9 @@ async def test_a_reply_of_1_3_has_an_instant_within_seconds_of_the_end(kestra: K
     assert timedelta() <= told - ended < timedelta(seconds=10)
 
 
-async def test_a_reply_s_routing_key_is_state_namespace_and_flow(kestra: Kestra, replies: Replies) -> None:
+async def test_a_reply_s_routing_key_is_state_namespace_and_flow(
+    kestra: Kestra, replies: Replies
+) -> None:
     execution = await start(kestra)
     assert (await replies.of(execution.id)).routing_key == "SUCCESS.bridge.jobs.example"
 
@@ -552,7 +615,9 @@ async def test_an_execution_that_is_no_job_of_the_bridge_is_not_told_of(
     assert stranger not in {body(message)["executionId"] for message in replies.arrived}
 
 
-async def test_the_notifier_tells_of_itself_to_nobody(rig: Rig, kestra: Kestra, replies: Replies) -> None:
+async def test_the_notifier_tells_of_itself_to_nobody(
+    rig: Rig, kestra: Kestra, replies: Replies
+) -> None:
     notice = await notice_of(rig, (await start(kestra)).id)
     await wait_for_state(kestra, notice, "SUCCESS")
     # What would have followed from that has happened once a later job's reply is there.
@@ -574,10 +639,16 @@ async def test_the_notifier_for_tls_tells_how_the_example_ended(
     assert body(await tls_replies.of(execution.id))["state"] == state
 
 
-async def test_a_reply_over_tls_names_the_execution_and_its_flow(tls_kestra: Kestra, tls_replies: Replies) -> None:
+async def test_a_reply_over_tls_names_the_execution_and_its_flow(
+    tls_kestra: Kestra, tls_replies: Replies
+) -> None:
     execution = await start(tls_kestra)
     told = body(await tls_replies.of(execution.id))
-    assert (told["executionId"], told["namespace"], told["flowId"]) == (execution.id, "bridge.jobs", "example")
+    assert (told["executionId"], told["namespace"], told["flowId"]) == (
+        execution.id,
+        "bridge.jobs",
+        "example",
+    )
 
 
 @TLS_ON_2
@@ -589,12 +660,16 @@ async def test_a_reply_over_tls_has_the_instant_when_the_execution_ended(
     assert told == (await wait_for_state(tls_kestra, execution.id, "SUCCESS")).ended
 
 
-async def test_a_reply_over_tls_has_the_same_routing_key(tls_kestra: Kestra, tls_replies: Replies) -> None:
+async def test_a_reply_over_tls_has_the_same_routing_key(
+    tls_kestra: Kestra, tls_replies: Replies
+) -> None:
     execution = await start(tls_kestra)
     assert (await tls_replies.of(execution.id)).routing_key == "SUCCESS.bridge.jobs.example"
 
 
-async def test_a_reply_over_tls_says_that_it_is_json(tls_kestra: Kestra, tls_replies: Replies) -> None:
+async def test_a_reply_over_tls_says_that_it_is_json(
+    tls_kestra: Kestra, tls_replies: Replies
+) -> None:
     execution = await start(tls_kestra)
     assert (await tls_replies.of(execution.id)).content_type == "application/json"
 
@@ -606,13 +681,22 @@ async def test_a_reply_over_tls_that_nobody_listens_to_is_no_failure(
     broker.node.api(exchange, method="PUT", body={"type": "topic", "durable": True})
     execution = await start(tls_kestra)
     notice = await notice_of(tls_rig, execution.id)
-    assert (await wait_for_state(tls_kestra, notice, "SUCCESS", "WARNING", "FAILED")).state == "SUCCESS"
+    assert (
+        await wait_for_state(tls_kestra, notice, "SUCCESS", "WARNING", "FAILED")
+    ).state == "SUCCESS"
 
 
-async def test_a_broker_whose_ca_is_not_trusted_gets_no_password(rig: Rig, kestra: Kestra, tmp_path: Path) -> None:
-    # The notifier for TLS under another name, for executions with another mark, on the engine that doesn't know the CA.
-    shipped = (home() / f"tls/kestra-{rig.engine.series[0]}/bridge.system/notifier.yaml").read_text()
-    distrustful = re.sub(r"(bridge: |== ')amqp", r"\1distrusted", shipped).replace("id: notifier", "id: distrustful")
+async def test_a_broker_whose_ca_is_not_trusted_gets_no_password(
+    rig: Rig, kestra: Kestra, tmp_path: Path
+) -> None:
+    # The notifier for TLS under another name, for executions with another mark, on the engine that
+    # doesn't know the CA.
+    shipped = (
+        home() / f"tls/kestra-{rig.engine.series[0]}/bridge.system/notifier.yaml"
+    ).read_text()
+    distrustful = re.sub(r"(bridge: |== ')amqp", r"\1distrusted", shipped).replace(
+        "id: notifier", "id: distrustful"
+    )
     (tmp_path / "distrustful.yaml").write_text(distrustful)
     run_flows(rig.engine, "deploy", tmp_path)
     execution = create_by_hand(rig, EXAMPLE, label="bridge:distrusted")
@@ -625,7 +709,9 @@ async def test_a_broker_whose_ca_is_not_trusted_gets_no_password(rig: Rig, kestr
 
 def _api(rig: Rig, method: str, path: str, **kwargs: Any) -> Any:
     credentials = (rig.engine.username, rig.engine.password)
-    answer = httpx.request(method, f"{rig.engine.url}/api/v1/main/{path}", auth=credentials, timeout=30, **kwargs)
+    answer = httpx.request(
+        method, f"{rig.engine.url}/api/v1/main/{path}", auth=credentials, timeout=30, **kwargs
+    )
     answer.raise_for_status()
     return answer.json()
 
@@ -638,10 +724,17 @@ def create_by_hand(rig: Rig, flow: FlowName, label: str | None = None) -> str:
 
 def _notices(rig: Rig) -> dict[str, str]:
     """The latest executions of the notifiers: the execution that each tells of, and its own id."""
-    params = {"filters[namespace][EQUALS]": NOTIFIER.namespace, "size": 100, "sort": "state.startDate:desc"}
+    params = {
+        "filters[namespace][EQUALS]": NOTIFIER.namespace,
+        "size": 100,
+        "sort": "state.startDate:desc",
+    }
     rows = _api(rig, "GET", "executions/search", params=params)["results"]
     # Another flow of that namespace may run on a schedule, and tells of no execution then.
-    told = {str(row["id"]): ((row.get("trigger") or {}).get("variables") or {}).get("executionId") for row in rows}
+    told = {
+        str(row["id"]): ((row.get("trigger") or {}).get("variables") or {}).get("executionId")
+        for row in rows
+    }
     return {str(of): own for own, of in told.items() if of}
 
 

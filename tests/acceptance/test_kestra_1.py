@@ -19,7 +19,9 @@ NEVER = 3600
 
 @pytest.fixture(scope="module")
 def engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, rabbit: RabbitMQ | Broker
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    rabbit: RabbitMQ | Broker,
 ) -> Iterator[Engine | Server]:
     server = given(request.config)
     if server and server.series != "1.3":
@@ -74,7 +76,9 @@ async def test_a_dead_letter_quotes_what_the_failed_task_logged(stage: Stage) ->
         await stage.submit("one", body={"inputs": {"failures": 9}})
         await bridge.settled(job="one", settlement="dead_letter")
         letter = await stage.dead_letter()
-    assert str(letter.headers["x-bridge-error"]).startswith("task fail ended FAILED: failed on purpose")
+    assert str(letter.headers["x-bridge-error"]).startswith(
+        "task fail ended FAILED: failed on purpose"
+    )
 
 
 async def test_an_execution_that_an_operator_kills_is_a_dead_letter(stage: Stage) -> None:
@@ -97,7 +101,9 @@ async def test_a_second_execution_of_the_same_attempt_is_killed(stage: Stage) ->
     await stage.submit("one", body={"inputs": {"seconds": 15}})
     (original,) = await stage.running()
     labels = {"labels": ["bridge:amqp", "bridgeJob:one", "bridgeAttempt:1"]}
-    answer = await stage.api.post(f"/executions/{stage.name}/job", params=labels, files=[("seconds", (None, "60"))])
+    answer = await stage.api.post(
+        f"/executions/{stage.name}/job", params=labels, files=[("seconds", (None, "60"))]
+    )
     assert answer.status_code == 200, answer.text
     await stage.running(2)
     first.kill()
@@ -124,7 +130,10 @@ async def test_a_cancelled_execution_is_tried_again_and_then_a_dead_letter(stage
         await eventually(lambda: _holds(stage), "the first one holds the slot")
         await stage.submit("second")
         await bridge.settled(job="second", settlement="dead_letter")
-    assert [line.get("reason", "retry") for line in bridge.events("settled", job="second")] == ["retry", "cancelled"]
+    assert [line.get("reason", "retry") for line in bridge.events("settled", job="second")] == [
+        "retry",
+        "cancelled",
+    ]
 
 
 async def _holds(stage: Stage) -> bool:
@@ -133,8 +142,8 @@ async def _holds(stage: Stage) -> bool:
 
 async def test_the_flow_s_outputs_go_to_reply_to(stage: Stage) -> None:
     async with stage.bridge() as bridge:
-        mailbox, results = await stage.client.mailbox()
-        await stage.submit("one", body={"inputs": {"text": "hi"}}, reply_to=mailbox)
+        reply_queue, results = await stage.client.reply_queue()
+        await stage.submit("one", body={"inputs": {"text": "hi"}}, reply_to=reply_queue)
         await bridge.settled(job="one")
         result = await asyncio.wait_for(results.get(), 10)
     assert (result["state"], result["outputs"]) == ("SUCCESS", {"text": "hi"})
@@ -150,7 +159,11 @@ async def test_a_retry_by_the_flow_itself_is_followed_to_its_end(stage: Stage) -
     async with stage.bridge(flow=f"{stage.name}/again") as bridge:
         await stage.submit("one")
         (line,) = await bridge.settled(job="one", timeout=60)
-    assert (line["settlement"], line["attempt"], await states(stage)) == ("ack", 1, ["RETRIED", "SUCCESS"])
+    assert (line["settlement"], line["attempt"], await states(stage)) == (
+        "ack",
+        1,
+        ["RETRIED", "SUCCESS"],
+    )
 
 
 async def test_a_job_of_a_bridge_that_died_is_adopted_by_the_next(stage: Stage) -> None:
@@ -179,7 +192,9 @@ async def _succeeded(stage: Stage) -> bool:
 
 
 @pytest.mark.parametrize("job", ["a\"b'c\\d %41 {{ 1 + 1 }} :x,y&z=w", "é漢字🎉"])
-async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(stage: Stage, job: str) -> None:
+async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(
+    stage: Stage, job: str
+) -> None:
     async with stage.bridge() as bridge:
         await stage.submit(job)
         await stage.submit(job)
@@ -192,7 +207,9 @@ async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(stage: S
     [("job", {"seconds": "many"}), ("missing", {}), ("disabled", {})],
     ids=["input", "flow", "disabled"],
 )
-async def test_a_job_that_kestra_refuses_is_a_dead_letter_at_once(stage: Stage, flow: str, inputs: object) -> None:
+async def test_a_job_that_kestra_refuses_is_a_dead_letter_at_once(
+    stage: Stage, flow: str, inputs: object
+) -> None:
     await stage.deploy(
         f"{{id: disabled, namespace: {stage.name}, disabled: true,"
         " tasks: [{id: a, type: io.kestra.plugin.core.log.Log, message: a}]}"

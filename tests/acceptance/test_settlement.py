@@ -1,4 +1,5 @@
-"""What becomes of a message, from the queue to its settlement, with a real broker and Kestra's real engine."""
+"""What becomes of a message, from the queue to its settlement, with a real broker and Kestra's real
+engine."""
 
 from __future__ import annotations
 
@@ -15,7 +16,11 @@ async def test_a_job_that_succeeds_is_acked(stage: Stage) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one")
         (line,) = await bridge.settled(job="one")
-    assert (line["settlement"], line["state"], await stage.client.depth(stage.queue)) == ("ack", "SUCCESS", 0)
+    assert (line["settlement"], line["state"], await stage.client.depth(stage.queue)) == (
+        "ack",
+        "SUCCESS",
+        0,
+    )
 
 
 async def test_a_reply_settles_a_job_long_before_the_sweep_would(stage: Stage) -> None:
@@ -36,7 +41,9 @@ async def test_each_attempt_has_one_execution_of_its_own(stage: Stage) -> None:
     async with stage.bridge(max_attempts=3) as bridge:
         await stage.submit("one", body={"inputs": {"failures": 2}})
         await bridge.settled(job="one", settlement="ack")
-    attempts = [execution.labels["bridgeAttempt"] for execution in await stage.executions(bridgeJob="one")]
+    attempts = [
+        execution.labels["bridgeAttempt"] for execution in await stage.executions(bridgeJob="one")
+    ]
     assert attempts == ["1", "2", "3"]
 
 
@@ -52,10 +59,24 @@ async def test_a_job_that_fails_every_time_is_a_dead_letter_that_says_why(stage:
 async def test_a_dead_letter_keeps_body_and_properties(stage: Stage) -> None:
     async with stage.bridge(max_attempts=1) as bridge:
         body = b'{"inputs": {"failures": 9}}'
-        await stage.submit("one", body=body, priority=7, correlation_id="c", headers={"mine": "kept"}, type="report")
+        await stage.submit(
+            "one",
+            body=body,
+            priority=7,
+            correlation_id="c",
+            headers={"mine": "kept"},
+            type="report",
+        )
         await bridge.settled(job="one", settlement="dead_letter")
         letter = await stage.dead_letter()
-    kept = (letter.body, letter.message_id, letter.priority, letter.correlation_id, letter.headers["mine"], letter.type)
+    kept = (
+        letter.body,
+        letter.message_id,
+        letter.priority,
+        letter.correlation_id,
+        letter.headers["mine"],
+        letter.type,
+    )
     assert kept == (body, "one", 7, "c", "kept", "report")
 
 
@@ -65,7 +86,10 @@ async def test_a_dead_letter_names_its_last_execution_and_its_queue(stage: Stage
         await bridge.settled(job="one", settlement="dead_letter")
         letter = await stage.dead_letter()
     (execution,) = await stage.executions(bridgeJob="one")
-    assert (letter.headers["x-bridge-execution"], letter.headers["x-bridge-queue"]) == (execution.id, stage.queue)
+    assert (letter.headers["x-bridge-execution"], letter.headers["x-bridge-queue"]) == (
+        execution.id,
+        stage.queue,
+    )
 
 
 FAILS_UNLESS_RESTARTED = """
@@ -79,20 +103,31 @@ tasks:
 """
 
 
-async def test_an_attempt_that_an_operator_restarts_while_its_retry_waits_is_the_jobs(stage: Stage) -> None:
+async def test_an_attempt_that_an_operator_restarts_while_its_retry_waits_is_the_jobs(
+    stage: Stage,
+) -> None:
     await stage.deploy(FAILS_UNLESS_RESTARTED.format(namespace=stage.name))
-    async with stage.bridge(flow=f"{stage.name}/fails-at-first", max_attempts=3, retry_delays="[5]") as bridge:
+    async with stage.bridge(
+        flow=f"{stage.name}/fails-at-first", max_attempts=3, retry_delays="[5]"
+    ) as bridge:
         await stage.submit("one")
         (retry,) = await bridge.settled(job="one", settlement="retry")
         await stage.restart(retry["execution"])
         event = "an earlier attempt was brought back in Kestra"
-        await eventually(lambda: bridge.count(event), "the retry finds the first attempt running", timeout=30)
+        await eventually(
+            lambda: bridge.count(event), "the retry finds the first attempt running", timeout=30
+        )
         await stage.resume(retry["execution"])
         (line,) = await bridge.settled(job="one", settlement="ack")
-    assert (line["execution"], len(await stage.executions(bridgeJob="one"))) == (retry["execution"], 1)
+    assert (line["execution"], len(await stage.executions(bridgeJob="one"))) == (
+        retry["execution"],
+        1,
+    )
 
 
-async def test_an_attempt_that_an_operator_sets_to_success_while_its_retry_waits_is_the_jobs(stage: Stage) -> None:
+async def test_an_attempt_that_an_operator_sets_to_success_while_its_retry_waits_is_the_jobs(
+    stage: Stage,
+) -> None:
     async with stage.bridge(max_attempts=3, retry_delays="[2]") as bridge:
         await stage.submit("one", body={"inputs": {"failures": 1}})
         await bridge.settled(job="one", settlement="retry")
@@ -115,19 +150,25 @@ async def test_a_job_past_its_time_is_killed_and_counts_as_failed(stage: Stage) 
     async with stage.bridge(max_attempts=2, job_timeout=2) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}})
         await bridge.settled(job="one", settlement="dead_letter")
-    assert [line.get("reason", "retry") for line in bridge.events("settled")] == ["retry", "timed_out"]
+    assert [line.get("reason", "retry") for line in bridge.events("settled")] == [
+        "retry",
+        "timed_out",
+    ]
 
 
 async def test_nothing_of_a_job_runs_on_after_its_time_out(stage: Stage) -> None:
     async with stage.bridge(max_attempts=1) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}, "timeout": 2})
         await bridge.settled(job="one", settlement="dead_letter")
-    assert [execution.state.value for execution in await stage.executions(bridgeJob="one")] == ["KILLED"]
+    assert [execution.state.value for execution in await stage.executions(bridgeJob="one")] == [
+        "KILLED"
+    ]
 
 
 async def test_a_cancelled_execution_is_tried_again_and_then_a_dead_letter(stage: Stage) -> None:
     await stage.deploy(
-        f"{{id: one-at-a-time, namespace: {stage.name}, concurrency: {{limit: 1, behavior: CANCEL}},"
+        f"{{id: one-at-a-time, namespace: {stage.name}, "
+        "concurrency: {limit: 1, behavior: CANCEL},"
         " tasks: [{id: sleep, type: io.kestra.plugin.core.flow.Sleep, duration: PT30S}]}"
     )
     flow = f"{stage.name}/one-at-a-time"
@@ -148,7 +189,9 @@ async def test_a_warning_is_a_success_unless_the_operator_says_otherwise(
         f"{{id: warns, namespace: {stage.name},"
         " tasks: [{id: no, type: io.kestra.plugin.core.execution.Fail, allowFailure: true}]}"
     )
-    async with stage.bridge(flow=f"{stage.name}/warns", ack_warning=ack_warning, max_attempts=1) as bridge:
+    async with stage.bridge(
+        flow=f"{stage.name}/warns", ack_warning=ack_warning, max_attempts=1
+    ) as bridge:
         await stage.submit("one")
         (line,) = await bridge.settled(job="one")
     assert (line["state"], line["settlement"]) == ("WARNING", settlement)
@@ -166,7 +209,9 @@ async def test_a_warning_is_a_success_unless_the_operator_says_otherwise(
     ],
     ids=["not-json", "not-an-object", "wrong-shape", "not-allowed", "refused-input", "monstrous"],
 )
-async def test_bad_input_is_a_dead_letter_with_its_reason(stage: Stage, body: object, reason: str) -> None:
+async def test_bad_input_is_a_dead_letter_with_its_reason(
+    stage: Stage, body: object, reason: str
+) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one", body=body)
         await bridge.settled(job="one", settlement="dead_letter")
@@ -209,15 +254,19 @@ HOSTILE = "a\"b'c\\d %41 $(touch /tmp/pwned) `id` {{ 1 + 1 }} {% raw %} ; é漢 
 
 async def test_hostile_text_reaches_the_flow_as_it_is(stage: Stage) -> None:
     async with stage.bridge() as bridge:
-        mailbox, results = await stage.client.mailbox()
-        await stage.submit("one", body={"inputs": {"text": HOSTILE}}, reply_to=mailbox)
+        reply_queue, results = await stage.client.reply_queue()
+        await stage.submit("one", body={"inputs": {"text": HOSTILE}}, reply_to=reply_queue)
         await bridge.settled(job="one")
         result = await asyncio.wait_for(results.get(), 10)
     assert result["outputs"]["text"] == HOSTILE
 
 
-@pytest.mark.parametrize("job", [HOSTILE, "key:value", "100%", "a,b", 'quote"s', "back\\slash", "é漢字🎉", "{{x}}"])
-async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(stage: Stage, job: str) -> None:
+@pytest.mark.parametrize(
+    "job", [HOSTILE, "key:value", "100%", "a,b", 'quote"s', "back\\slash", "é漢字🎉", "{{x}}"]
+)
+async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(
+    stage: Stage, job: str
+) -> None:
     async with stage.bridge() as bridge:
         await stage.submit(job)
         await stage.submit(job)
@@ -235,8 +284,10 @@ async def test_hostile_labels_arrive_as_they_are(stage: Stage) -> None:
 
 async def test_the_final_result_goes_to_reply_to(stage: Stage) -> None:
     async with stage.bridge() as bridge:
-        mailbox, results = await stage.client.mailbox()
-        await stage.submit("one", body={"inputs": {"text": "hi"}}, reply_to=mailbox, correlation_id="c-1")
+        reply_queue, results = await stage.client.reply_queue()
+        await stage.submit(
+            "one", body={"inputs": {"text": "hi"}}, reply_to=reply_queue, correlation_id="c-1"
+        )
         await bridge.settled(job="one")
         result = await asyncio.wait_for(results.get(), 10)
     (execution,) = await stage.executions(bridgeJob="one")
@@ -253,15 +304,22 @@ async def test_the_final_result_goes_to_reply_to(stage: Stage) -> None:
 
 async def test_only_the_last_attempt_is_told_to_reply_to(stage: Stage) -> None:
     async with stage.bridge(max_attempts=2) as bridge:
-        mailbox, results = await stage.client.mailbox()
-        await stage.submit("one", body={"inputs": {"failures": 9}}, reply_to=mailbox)
+        reply_queue, results = await stage.client.reply_queue()
+        await stage.submit("one", body={"inputs": {"failures": 9}}, reply_to=reply_queue)
         await bridge.settled(job="one", settlement="dead_letter")
         result = await asyncio.wait_for(results.get(), 10)
-    assert (result["state"], result["reason"], result["attempts"], results.qsize()) == ("FAILED", "failed", 2, 0)
+    assert (result["state"], result["reason"], result["attempts"], results.qsize()) == (
+        "FAILED",
+        "failed",
+        2,
+        0,
+    )
 
 
 @pytest.mark.parametrize("reply_to", ["nobody", "amq.rabbitmq.reply-to.forged", "x" * 255])
-async def test_a_result_that_nobody_takes_does_not_keep_the_job(stage: Stage, reply_to: str) -> None:
+async def test_a_result_that_nobody_takes_does_not_keep_the_job(
+    stage: Stage, reply_to: str
+) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one", reply_to=reply_to)
         await bridge.settled(job="one", settlement="ack")
@@ -273,7 +331,9 @@ async def test_a_message_without_an_id_is_stamped_and_run(stage: Stage) -> None:
         await publish_without_id(stage)
         await bridge.settled(settlement="ack")
     (stamp,) = bridge.events("settled", settlement="stamp")
-    assert [execution.labels["bridgeJob"] for execution in await stage.executions()] == [stamp["stamped"]]
+    assert [execution.labels["bridgeJob"] for execution in await stage.executions()] == [
+        stamp["stamped"]
+    ]
 
 
 async def publish_without_id(stage: Stage) -> None:
@@ -284,7 +344,9 @@ async def publish_without_id(stage: Stage) -> None:
         "payload": "{}",
         "payload_encoding": "string",
     }
-    answer = await asyncio.to_thread(stage.node.api, "exchanges/%2F/amq.default/publish", method="POST", body=body)
+    answer = await asyncio.to_thread(
+        stage.node.api, "exchanges/%2F/amq.default/publish", method="POST", body=body
+    )
     assert answer == {"routed": True}
 
 
@@ -328,7 +390,9 @@ async def test_two_messages_with_one_id_at_the_same_instant_are_one_execution(st
 
 async def test_a_lane_takes_no_slot_of_another(stage: Stage) -> None:
     fast, slow = f"{stage.name}.fast", f"{stage.name}.slow"
-    lanes = json.dumps([{"queue": queue, "prefetch": 1, "flow": f"{stage.name}/job"} for queue in (fast, slow)])
+    lanes = json.dumps(
+        [{"queue": queue, "prefetch": 1, "flow": f"{stage.name}/job"} for queue in (fast, slow)]
+    )
     async with stage.bridge(lanes=lanes) as bridge:
         await stage.client.submit(slow, {"inputs": {"seconds": 60}}, job="slow-1")
         await stage.running(bridgeJob="slow-1")

@@ -23,10 +23,13 @@ NOTIFIER = "/flows/bridge.system/notifier"
 
 @asynccontextmanager
 async def no_notifier(stage: Stage) -> AsyncIterator[None]:
-    """Take the notifier away for a while, so that no reply comes: soon, as Kestra keeps flows in memory."""
+    """Take the notifier away for a while, so that no reply comes: soon, as Kestra keeps flows in
+    memory."""
     source = (await stage.api.get(NOTIFIER, params={"source": "true"})).json()["source"]
     headers = {"Content-Type": "application/x-yaml"}
-    changed = await stage.api.put(NOTIFIER, content=f"{source}\ndisabled: true\n".encode(), headers=headers)
+    changed = await stage.api.put(
+        NOTIFIER, content=f"{source}\ndisabled: true\n".encode(), headers=headers
+    )
     assert changed.status_code == 200, changed.text
     try:
         yield
@@ -40,7 +43,9 @@ async def reply(stage: Stage, execution_id: str, state: str, times: int = 1) -> 
     exchange = await stage.client.channel.get_exchange("kestra.replies", ensure=False)
     for _ in range(times):
         await exchange.publish(
-            aio_pika.Message(json.dumps(body).encode()), f"{state}.{stage.name}.job", mandatory=False
+            aio_pika.Message(json.dumps(body).encode()),
+            f"{state}.{stage.name}.job",
+            mandatory=False,
         )
 
 
@@ -49,7 +54,8 @@ async def test_without_any_reply_every_job_is_settled(stage: Stage) -> None:
         # What a notifier that is still there may publish goes nowhere, too.
         await stage.client.channel.exchange_delete("kestra.replies")
         for number in range(5):
-            # A quick one can have ended by the time that its create call is answered, and needs no sweep.
+            # A quick one can have ended by the time that its create call is answered, and needs no
+            # sweep.
             await stage.submit(f"job-{number}", body={"inputs": {"seconds": number % 2}})
         await bridge.settled(5, settlement="ack")
         assert await bridge.metric("bridge_replies_total") == 0
@@ -70,7 +76,9 @@ async def test_doubled_replies_settle_a_job_once(stage: Stage) -> None:
         await reply(stage, execution.id, "SUCCESS", times=5)
         await bridge.settled(job="one")
         await stage.submit("two")
-        await eventually(lambda: bridge.metric("bridge_replies_total", match="unknown"), "a late reply counted")
+        await eventually(
+            lambda: bridge.metric("bridge_replies_total", match="unknown"), "a late reply counted"
+        )
     assert bridge.count("settled", job="one") == 1
 
 
@@ -87,12 +95,16 @@ async def test_a_reply_of_failure_that_is_not_true_settles_nothing(stage: Stage)
     assert line["settlement"] == "ack"
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"executionId": 5}', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'{"executionId": 5}', b"\xff\xfe", b"[" * 100_000]
+)
 async def test_a_malformed_reply_is_counted_and_harms_nothing(stage: Stage, body: bytes) -> None:
     async with stage.bridge() as bridge:
         exchange = await stage.client.channel.get_exchange("kestra.replies", ensure=False)
         await exchange.publish(aio_pika.Message(body), "SUCCESS.a.b", mandatory=False)
-        await eventually(lambda: bridge.metric("bridge_replies_total", match="malformed"), "the reply counted")
+        await eventually(
+            lambda: bridge.metric("bridge_replies_total", match="malformed"), "the reply counted"
+        )
         await stage.submit("one")
         await bridge.settled(job="one", settlement="ack")
 
@@ -116,8 +128,13 @@ async def test_a_create_that_answers_504_but_did_create_is_not_repeated(stage: S
     assert len(await stage.executions(bridgeJob="one")) == 1
 
 
-async def test_a_create_that_answers_504_and_did_nothing_is_repeated_after_the_wait(stage: Stage) -> None:
-    async with HttpProxy(stage.engine.url) as proxy, stage.bridge(kestra_url=proxy.url, ambiguous_wait=2) as bridge:
+async def test_a_create_that_answers_504_and_did_nothing_is_repeated_after_the_wait(
+    stage: Stage,
+) -> None:
+    async with (
+        HttpProxy(stage.engine.url) as proxy,
+        stage.bridge(kestra_url=proxy.url, ambiguous_wait=2) as bridge,
+    ):
         proxy.once("POST", f"/executions/{stage.name}", gateway_timeout_without_the_work)
         await stage.submit("one")
         await bridge.settled(job="one", settlement="ack")
@@ -125,7 +142,10 @@ async def test_a_create_that_answers_504_and_did_nothing_is_repeated_after_the_w
 
 
 async def test_a_create_whose_answer_never_comes_is_found_by_its_labels(stage: Stage) -> None:
-    async with HttpProxy(stage.engine.url) as proxy, stage.bridge(kestra_url=proxy.url, adopt_grace=2) as bridge:
+    async with (
+        HttpProxy(stage.engine.url) as proxy,
+        stage.bridge(kestra_url=proxy.url, adopt_grace=2) as bridge,
+    ):
         proxy.once("POST", f"/executions/{stage.name}", late(10))
         await stage.submit("one")
         (line,) = await bridge.settled(job="one", settlement="ack")
@@ -134,22 +154,32 @@ async def test_a_create_whose_answer_never_comes_is_found_by_its_labels(stage: S
 
 async def test_kestra_away_for_a_while_costs_no_job_an_attempt(stage: Stage) -> None:
     host, port = stage.engine.url.removeprefix("http://").split(":")
-    async with Proxy(host, int(port)) as proxy, stage.bridge(kestra_url=f"http://127.0.0.1:{proxy.port}") as bridge:
+    async with (
+        Proxy(host, int(port)) as proxy,
+        stage.bridge(kestra_url=f"http://127.0.0.1:{proxy.port}") as bridge,
+    ):
         proxy.refusing = True
         proxy.cut()
         await stage.submit("one")
-        await eventually(lambda: bridge.count("kestra does not answer, asking again") >= 3, "the bridge asks again")
+        await eventually(
+            lambda: bridge.count("kestra does not answer, asking again") >= 3,
+            "the bridge asks again",
+        )
         proxy.refusing = False
         (line,) = await bridge.settled(job="one", settlement="ack")
     assert line["attempt"] == 1
 
 
-async def test_a_second_execution_of_one_attempt_is_killed_and_the_first_one_counts(stage: Stage) -> None:
+async def test_a_second_execution_of_one_attempt_is_killed_and_the_first_one_counts(
+    stage: Stage,
+) -> None:
     first = await stage.bridge().start()
     await stage.submit("one", body={"inputs": {"seconds": 6}})
     (original,) = await stage.running()
     labels = {"labels": ["bridge:amqp", "bridgeJob:one", "bridgeAttempt:1"]}
-    answer = await stage.api.post(f"/executions/{stage.name}/job", params=labels, files=[("seconds", (None, "60"))])
+    answer = await stage.api.post(
+        f"/executions/{stage.name}/job", params=labels, files=[("seconds", (None, "60"))]
+    )
     assert answer.status_code == 200, answer.text
     first.kill()
     async with stage.bridge() as second:
@@ -158,7 +188,9 @@ async def test_a_second_execution_of_one_attempt_is_killed_and_the_first_one_cou
     assert (line["execution"], states[answer.json()["id"]]) == (original.id, "KILLED")
 
 
-async def test_a_job_whose_execution_somebody_deletes_is_a_dead_letter_and_not_run_beside_it(stage: Stage) -> None:
+async def test_a_job_whose_execution_somebody_deletes_is_a_dead_letter_and_not_run_beside_it(
+    stage: Stage,
+) -> None:
     async with stage.bridge(adopt_grace=1) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}})
         (execution,) = await stage.running()

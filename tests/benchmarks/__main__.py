@@ -34,24 +34,37 @@ PEERS_JOBS = 400
 ALL = ("own", "engine", "flight", "replies", "reply path", "peers")
 INTERRUPTED = 130
 DESCRIPTION = """
-Measure what the bridge costs, all in one run on this machine, so that its ratios count and not its rates.
+Measure what the bridge costs, all in one run on this machine, so that its ratios count and not its
+rates.
 
-own: jobs per second with a stand-in for Kestra that answers at once, against a bare loop that does the same input and
-output for each job. engine: jobs per second on Kestra's own engine, against the same jobs created by its API.
-What is compared is taken in turn, round by round.
-flight: what 1,000 and 10,000 jobs in flight cost one process, and how soon another adopts them after a kill -9.
+own: jobs per second with a stand-in for Kestra that answers at once, against a bare loop that does
+the same input and output for each job. engine: jobs per second on Kestra's own engine, against the
+same jobs created by its API. What is compared is taken in turn, round by round.
+flight: what 1,000 and 10,000 jobs in flight cost one process, and how soon another adopts them
+after a kill -9.
 replies: how soon a job is settled after its execution's end.
-reply path: the engine's rate with the notifier, with afterExecution, with a sweep alone and with none of them.
-peers: the same jobs by Celery and by a plain aio-pika consumer, and what each loses or runs twice in a crash.
+reply path: the engine's rate with the notifier, with afterExecution, with a sweep alone and with
+none of them.
+peers: the same jobs by Celery and by a plain aio-pika consumer, and what each loses or runs twice
+in a crash.
 
-The engine's H2 database has no index on labels, so a look-up before each create costs the more the more executions
-there are.
+The engine's H2 database has no index on labels, so a look-up before each create costs the more the
+more executions there are.
 """
 EPILOG = """
-Exit status: 0 measured, 1 something failed (or with --check an aim was missed), 2 wrong usage, 130 interrupted.
+Exit status: 0 measured, 1 something failed (or with --check an aim was missed), 2 wrong usage, 130
+interrupted.
 """
 
-_FAILURES = (BenchmarkError, BridgeError, BuildError, ProcessError, AMQPError, httpx.HTTPError, OSError)
+_FAILURES = (
+    BenchmarkError,
+    BridgeError,
+    BuildError,
+    ProcessError,
+    AMQPError,
+    httpx.HTTPError,
+    OSError,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,18 +87,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress.print(f"error: {error}", style="red", markup=False)
         return 1
     # Not narrower where nobody watches, so that nothing is cut off in a file.
-    report.show(Console(width=None if sys.stdout.isatty() else 160, highlight=False), result, comparisons, figures)
+    report.show(
+        Console(width=None if sys.stdout.isatty() else 160, highlight=False),
+        result,
+        comparisons,
+        figures,
+    )
     say(f"written to {options.output}")
-    return 1 if options.check and not all([one.met for one in comparisons] + [one.met for one in figures]) else 0
+    return (
+        1
+        if options.check
+        and not all([one.met for one in comparisons] + [one.met for one in figures])
+        else 0
+    )
 
 
-def _measure(stage: Stage, options: argparse.Namespace) -> tuple[dict[str, Any], list[Comparison], list[Figure]]:
+def _measure(
+    stage: Stage, options: argparse.Namespace
+) -> tuple[dict[str, Any], list[Comparison], list[Figure]]:
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    machine = report.machine({"rabbitmq": stage.rabbit.version, "kestra": Engine(stage.directory).series})
+    machine = report.machine(
+        {"rabbitmq": stage.rabbit.version, "kestra": Engine(stage.directory).series}
+    )
     comparisons: list[Comparison] = []
     figures: list[Figure] = []
     if options.only in (None, "own"):
-        comparisons += own.compare(stage, jobs=options.jobs or OWN_JOBS, rounds=options.rounds or OWN_ROUNDS)
+        comparisons += own.compare(
+            stage, jobs=options.jobs or OWN_JOBS, rounds=options.rounds or OWN_ROUNDS
+        )
     if options.only in (None, "engine"):
         jobs, rounds = options.jobs or ENGINE_JOBS, options.rounds or ENGINE_ROUNDS
         comparisons += engine.compare(stage, jobs=jobs, rounds=rounds, clients=options.clients)
@@ -130,13 +159,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         f"flight both of {IN_FLIGHT}, replies {REPLIES_JOBS}, peers {PEERS_JOBS})",
     )
     parser.add_argument(
-        "--rounds", type=_positive, help=f"how often each is run (default: own {OWN_ROUNDS}, engine {ENGINE_ROUNDS})"
+        "--rounds",
+        type=_positive,
+        help=f"how often each is run (default: own {OWN_ROUNDS}, engine {ENGINE_ROUNDS})",
     )
     parser.add_argument(
-        "--sweeps", type=int, default=flight.SWEEPS, help="over how many sweeps jobs are held (default: %(default)s)"
+        "--sweeps",
+        type=int,
+        default=flight.SWEEPS,
+        help="over how many sweeps jobs are held (default: %(default)s)",
     )
     parser.add_argument(
-        "--clients", type=_positive, default=16, help="how many create by the API at once (default: 16)"
+        "--clients",
+        type=_positive,
+        default=16,
+        help="how many create by the API at once (default: 16)",
     )
     parser.add_argument(
         "--rabbitmq",
@@ -145,7 +182,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="4.3 with a quorum queue (default), or 3.10 with a classic one",
     )
     parser.add_argument(
-        "--output", type=Path, help="the JSON file to write (default: one under tests/benchmarks/results/)"
+        "--output",
+        type=Path,
+        help="the JSON file to write (default: one under tests/benchmarks/results/)",
     )
     parser.add_argument("--check", action="store_true", help="fail if an aim is missed")
     options = parser.parse_args(arguments)

@@ -1,9 +1,11 @@
-"""The least code that does the bridge's input and output for each job, to measure the bridge against.
+"""The least code that does the bridge's input and output for each job, to measure the bridge
+against.
 
-For each message it asks Kestra by label (unless BRIDGE_DEDUPLICATE is `redelivered`), creates the execution, waits for
-its reply and acks, by the same libraries and with as many messages at once. It checks nothing, tries nothing again,
-counts nothing and logs nothing, so it is no way to run jobs. It reads the bridge's settings from the environment; its
-arguments are how many jobs there are, and where to write when each was delivered and acked.
+For each message it asks Kestra by label (unless BRIDGE_DEDUPLICATE is `redelivered`), creates the
+execution, waits for its reply and acks, by the same libraries and with as many messages at once. It
+checks nothing, tries nothing again, counts nothing and logs nothing, so it is no way to run jobs.
+It reads the bridge's settings from the environment; its arguments are how many jobs there are, and
+where to write when each was delivered and acked.
 """
 
 from __future__ import annotations
@@ -85,7 +87,12 @@ class Loop:
         return found
 
     async def _create(self, job: str, inputs: dict[str, str]) -> str:
-        labels = {"bridge": "amqp", "bridgeJob": job, "bridgeAttempt": "1", "system.correlationId": job}
+        labels = {
+            "bridge": "amqp",
+            "bridgeJob": job,
+            "bridgeAttempt": "1",
+            "system.correlationId": job,
+        }
         async with self._requests:
             answer = await self._http.post(
                 f"/executions/{FLOW}",
@@ -111,7 +118,10 @@ async def main(jobs: int, output: Path) -> None:
     async with (
         await aio_pika.connect(os.environ["BRIDGE_AMQP_URL"]) as connection,
         httpx.AsyncClient(
-            base_url=f"{os.environ['BRIDGE_KESTRA_URL']}/api/v1/main", auth=auth, limits=limits, timeout=60
+            base_url=f"{os.environ['BRIDGE_KESTRA_URL']}/api/v1/main",
+            auth=auth,
+            limits=limits,
+            timeout=60,
         ) as http,
     ):
         loop = Loop(http, await _follow_replies(connection), jobs)

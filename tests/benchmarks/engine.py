@@ -1,10 +1,13 @@
-"""Jobs per second on Kestra's own engine: through RabbitMQ and the bridge, against the same jobs created by its API.
+"""Jobs per second on Kestra's own engine: through RabbitMQ and the bridge, against the same jobs
+created by its API.
 
-Both with the notifier deployed. The API's clients create as fast as they can, and what they created piles up in the
-engine; its rate counts until the last of the executions has ended, and a second one until the last reply has come.
+Both with the notifier deployed. The API's clients create as fast as they can, and what they created
+piles up in the engine; its rate counts until the last of the executions has ended, and a second one
+until the last reply has come.
 
-The engine keeps its data in H2, which has no index on labels: there a look-up by label reads through all executions, so
-that what it costs grows with each run. On PostgreSQL Kestra has such an index (kestra-io/kestra#1841).
+The engine keeps its data in H2, which has no index on labels: there a look-up by label reads
+through all executions, so that what it costs grows with each run. On PostgreSQL Kestra has such an
+index (kestra-io/kestra#1841).
 """
 
 from __future__ import annotations
@@ -28,7 +31,11 @@ from tests.benchmarks.measure import BenchmarkError, Case, Comparison, Run, Span
 from tests.benchmarks.stage import FLOW, SLOWEST_RATE, START_SECONDS, Kestra, Stage
 
 AIM = 0.95
-CASES = tuple(Case(prefetch, deduplicate) for deduplicate in ("always", "redelivered") for prefetch in (16, 64))
+CASES = tuple(
+    Case(prefetch, deduplicate)
+    for deduplicate in ("always", "redelivered")
+    for prefetch in (16, 64)
+)
 WARM_UP_JOBS = 300
 ENDED, TOLD = "api until ended", "api until told"
 NAMESPACE, FLOW_ID = FLOW.split("/")
@@ -58,20 +65,26 @@ def compare(stage: Stage, *, jobs: int, rounds: int, clients: int) -> list[Compa
                 ended.runs += [own_rate, bridge]
                 told.runs += [own_rate_told, bridge]
                 stage.say(
-                    f"engine, {ended.case}, round {number} of {rounds}: API {own_rate.jobs_per_second:.1f} "
-                    f"(until told {own_rate_told.jobs_per_second:.1f}), bridge {bridge.jobs_per_second:.1f} jobs/s"
+                    f"engine, {ended.case}, round {number} of {rounds}: API "
+                    f"{own_rate.jobs_per_second:.1f} "
+                    f"(until told {own_rate_told.jobs_per_second:.1f}), bridge "
+                    f"{bridge.jobs_per_second:.1f} jobs/s"
                 )
     return [one for both in zip(until_ended, until_told, strict=True) for one in both]
 
 
 @contextmanager
 def running_engine(stage: Stage) -> Iterator[tuple[Engine, Kestra]]:
-    engine = Engine(stage.directory / "engine", amqp=AmqpAddress.from_url(stage.rabbit.amqp_url), say=stage.say)
+    engine = Engine(
+        stage.directory / "engine", amqp=AmqpAddress.from_url(stage.rabbit.amqp_url), say=stage.say
+    )
     try:
         stage.say(f"starting Kestra's engine {engine.series}")
         engine.start()
         kestra = Kestra(engine.url, engine.username, engine.password)
-        with stage.child("flows deploy", ["bridge", "flows", "deploy"], kestra.settings) as deploying:
+        with stage.child(
+            "flows deploy", ["bridge", "flows", "deploy"], kestra.settings
+        ) as deploying:
             if deploying.wait(60) != 0:
                 raise BenchmarkError(f"the flows could not be deployed{deploying.tail()}")
         deploy(kestra, SOURCE)
@@ -99,7 +112,9 @@ class _Bench:
         before = self._executions()
         self.stage.fill(jobs)
         with (
-            self.stage.consumer("bridge", jobs, {**self.kestra.settings, **case.settings}) as consumer,
+            self.stage.consumer(
+                "bridge", jobs, {**self.kestra.settings, **case.settings}
+            ) as consumer,
             self.stage.sampler(consumer=consumer.child.pid, kestra=self.engine.pid) as sampler,
         ):
             timeline = consumer.timeline()
@@ -107,10 +122,13 @@ class _Bench:
         return figures(timeline.whole(), sampler, who="bridge", round_=number, before=before)
 
     def by_api(self, jobs: int, number: int) -> tuple[Run, Run]:
-        """From the first create call until the last execution ended, and until the last reply came."""
+        """From the first create call until the last execution ended, and until the last reply
+        came."""
         before = self._executions()
         with self.stage.sampler(clients=os.getpid(), kestra=self.engine.pid) as sampler:
-            spans = asyncio.run(_create(self.stage.rabbit.amqp_url, self.kestra, jobs, self.clients))
+            spans = asyncio.run(
+                _create(self.stage.rabbit.amqp_url, self.kestra, jobs, self.clients)
+            )
         self._check("api", before, jobs)
         ended, told = (
             figures(span, sampler, who=who, round_=number, before=before)
@@ -128,7 +146,10 @@ class _Bench:
 
 async def _create(amqp_url: str, kestra: Kestra, jobs: int, clients: int) -> tuple[Span, Span]:
     """Create so many: the spans until the last execution ended and until the last reply came."""
-    async with await aio_pika.connect(amqp_url) as connection, httpx.AsyncClient(**kestra.client) as http:
+    async with (
+        await aio_pika.connect(amqp_url) as connection,
+        httpx.AsyncClient(**kestra.client) as http,
+    ):
         told = await replies(connection, FLOW, jobs)
         began = time.time()
         await create(http, FLOW, jobs, clients, marked=True)
@@ -137,14 +158,19 @@ async def _create(amqp_url: str, kestra: Kestra, jobs: int, clients: int) -> tup
         return Span(jobs, began, await last_end(http)), Span(jobs, began, last)
 
 
-async def create(http: httpx.AsyncClient, flow: str, jobs: int, clients: int, *, marked: bool) -> None:
-    """Create so many executions as fast as so many clients can; those with the mark are told of by the notifier."""
+async def create(
+    http: httpx.AsyncClient, flow: str, jobs: int, clients: int, *, marked: bool
+) -> None:
+    """Create so many executions as fast as so many clients can; those with the mark are told of by
+    the notifier."""
     names = iter([f"api-{time.time_ns()}-{number}" for number in range(jobs)])
     mark = {"bridge": "amqp"} if marked else {}
     await asyncio.gather(*(_client(http, flow, names, mark) for _ in range(clients)))
 
 
-async def _client(http: httpx.AsyncClient, flow: str, names: Iterator[str], mark: Mapping[str, str]) -> None:
+async def _client(
+    http: httpx.AsyncClient, flow: str, names: Iterator[str], mark: Mapping[str, str]
+) -> None:
     for name in names:
         labels = {**mark, "bridgeJob": name, "bridgeAttempt": "1", "system.correlationId": name}
         answer = await http.post(

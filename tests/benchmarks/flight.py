@@ -1,6 +1,8 @@
-"""Very many jobs in flight in one process: what holding them costs, and how soon a new process has adopted them all.
+"""Very many jobs in flight in one process: what holding them costs, and how soon a new process has
+adopted them all.
 
-The executions, of a stand-in for Kestra, never end. So there's nothing to do but to hold the deliveries and to sweep.
+The executions, of a stand-in for Kestra, never end. So there's nothing to do but to hold the
+deliveries and to sweep.
 """
 
 from __future__ import annotations
@@ -49,9 +51,18 @@ def measure(stage: Stage, *, jobs: int, sweeps: int) -> list[Figure]:
         if (executions := kestra.count() - bench.before) != jobs:
             raise BenchmarkError(f"bridge: {executions} executions for {jobs} jobs")
         stage.drop()
-    start = Figure(benchmark="flight", what="from the start until it consumes, no jobs", value=starting, unit="s")
+    start = Figure(
+        benchmark="flight",
+        what="from the start until it consumes, no jobs",
+        value=starting,
+        unit="s",
+    )
     what = f"{jobs} in flight, from the start after a kill -9 until all are adopted"
-    return [start, *figures, Figure(benchmark="flight", what=what, value=adopting, unit="s", at_most=AIMS.get(jobs))]
+    return [
+        start,
+        *figures,
+        Figure(benchmark="flight", what=what, value=adopting, unit="s", at_most=AIMS.get(jobs)),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +95,17 @@ class _Bench:
         """Wait until every job has its execution."""
         seconds = START_SECONDS + self.jobs / SLOWEST_RATE
         self._until(
-            lambda: _metric(child, "bridge_executions_total", how=how) >= self.jobs, f"all {how}", child, seconds
+            lambda: _metric(child, "bridge_executions_total", how=how) >= self.jobs,
+            f"all {how}",
+            child,
+            seconds,
         )
 
     def until_consuming(self, child: Child) -> None:
         """Wait until it takes messages."""
-        self._until(lambda: '"consuming"' in child.log.read_text(), "consuming", child, START_SECONDS)
+        self._until(
+            lambda: '"consuming"' in child.log.read_text(), "consuming", child, START_SECONDS
+        )
 
     def _until(self, so: Callable[[], bool], what: str, child: Child, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -126,7 +142,12 @@ class _Bench:
                 unit="% of a core",
                 at_most=IDLE_AIM if many else None,
             ),
-            Figure(benchmark="flight", what=f"{held}, requests to Kestra", value=per_sweep, unit="per sweep"),
+            Figure(
+                benchmark="flight",
+                what=f"{held}, requests to Kestra",
+                value=per_sweep,
+                unit="per sweep",
+            ),
         ]
 
     def _requests(self, child: Child) -> float:

@@ -1,4 +1,5 @@
-"""What is measured: when each job was delivered and acked, and what the processes used meanwhile."""
+"""What is measured: when each job was delivered and acked, and what the processes used
+meanwhile."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """When the jobs of one run were delivered and when they were acked, in seconds since the epoch."""
+    """When the jobs of one run were delivered and when they were acked, in seconds since the
+    epoch."""
 
     delivered: Sequence[float]
     acked: Sequence[float]
@@ -58,9 +60,11 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run: its rate, the CPU milliseconds that each process used per job, and the consumer's peak memory.
+    """One run: its rate, the CPU milliseconds that each process used per job, and the consumer's
+    peak memory.
 
-    `executions_before` says how many Kestra had at its beginning, which a look-up by label may have to read through.
+    `executions_before` says how many Kestra had at its beginning, which a look-up by label may have
+    to read through.
     """
 
     who: str
@@ -192,7 +196,8 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def cpu_seconds(self, name: str, begin: float, end: float) -> float:
-        """The CPU time that it used between two moments, at least the kernel's tick, which is the least it tells."""
+        """The CPU time that it used between two moments, at least the kernel's tick, which is the
+        least it tells."""
         return max(self._at(name, end) - self._at(name, begin), TICK)
 
     def peak_mb(self, name: str) -> float:
@@ -203,7 +208,10 @@ class Sampler:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stopping.set()
         self._thread.join()
@@ -219,7 +227,10 @@ class Sampler:
         return low + (high - low) * (moment - before) / (after - before)
 
     def _run(self) -> None:
-        found = {name: [process for pid in pids for process in _process(pid)] for name, pids in self._pids.items()}
+        found = {
+            name: [process for pid in pids for process in _process(pid)]
+            for name, pids in self._pids.items()
+        }
         while True:
             for name, processes in found.items():
                 self._sample(name, processes)
@@ -239,7 +250,10 @@ class Sampler:
 
 def tree(pid: int) -> list[int]:
     """A process and all that it started."""
-    return [pid, *(child.pid for process in _process(pid) for child in process.children(recursive=True))]
+    return [
+        pid,
+        *(child.pid for process in _process(pid) for child in process.children(recursive=True)),
+    ]
 
 
 def _process(pid: int) -> list[psutil.Process]:
@@ -260,7 +274,8 @@ def figures(span: Span, sampler: Sampler, *, who: str, round_: int, before: int)
         seconds=seconds,
         jobs_per_second=span.jobs / seconds,
         cpu_ms_per_job={
-            name: 1000 * sampler.cpu_seconds(name, span.begin, span.end) / span.jobs for name in sampler.names
+            name: 1000 * sampler.cpu_seconds(name, span.begin, span.end) / span.jobs
+            for name in sampler.names
         },
         peak_mb=sampler.peak_mb(sampler.names[0]),
         load=os.getloadavg()[0],

@@ -1,4 +1,5 @@
-"""The bridge's own cost: jobs per second with a stand-in for Kestra that answers at once, against the bare loop."""
+"""The bridge's own cost: jobs per second with a stand-in for Kestra that answers at once, against
+the bare loop."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from tests.benchmarks.measure import Case, Comparison, Run, figures
 from tests.benchmarks.stage import Consumer, Kestra, Stage, standin
 
 AIM = 0.8
-CASES = tuple(Case(prefetch, deduplicate) for deduplicate in ("always", "redelivered") for prefetch in (8, 64))
+CASES = tuple(
+    Case(prefetch, deduplicate) for deduplicate in ("always", "redelivered") for prefetch in (8, 64)
+)
 
 
 def compare(stage: Stage, *, jobs: int, rounds: int) -> list[Comparison]:
@@ -39,7 +42,9 @@ class _Bench:
         before = self.kestra.count()
         self.stage.fill(self.jobs)
         with (
-            self.stage.consumer(who, self.jobs, {**self.kestra.settings, **case.settings}) as consumer,
+            self.stage.consumer(
+                who, self.jobs, {**self.kestra.settings, **case.settings}
+            ) as consumer,
             self.stage.sampler(consumer=consumer.child.pid, kestra=self.standin.pid) as sampler,
         ):
             timeline = consumer.timeline()

@@ -1,4 +1,5 @@
-"""What one would write with Celery: a task that creates the execution and asks every so often whether it has ended.
+"""What one would write with Celery: a task that creates the execution and asks every so often
+whether it has ended.
 
 `acks_late`, so that a worker's death costs no job, and one message at a time for each thread.
 """
@@ -34,7 +35,9 @@ app.conf.update(
 def job(name: str) -> None:
     """Run one job's execution to its end."""
     auth = (os.environ["BRIDGE_KESTRA_USERNAME"], os.environ["BRIDGE_KESTRA_PASSWORD"])
-    with httpx.Client(base_url=f"{os.environ['BRIDGE_KESTRA_URL']}/api/v1/main", auth=auth, timeout=60) as http:
+    with httpx.Client(
+        base_url=f"{os.environ['BRIDGE_KESTRA_URL']}/api/v1/main", auth=auth, timeout=60
+    ) as http:
         request: dict[str, Any] = creation(name)
         execution = http.post(f"/executions/{FLOW}", **request).raise_for_status().json()["id"]
         while not ended(http.get(f"/executions/{execution}").raise_for_status().json()):

@@ -1,4 +1,5 @@
-"""What one would write with aio-pika: `message.process()` around a create call, and questions until it has ended."""
+"""What one would write with aio-pika: `message.process()` around a create call, and questions until
+it has ended."""
 
 from __future__ import annotations
 
@@ -34,14 +35,17 @@ async def main() -> None:
     auth = (os.environ["BRIDGE_KESTRA_USERNAME"], os.environ["BRIDGE_KESTRA_PASSWORD"])
     async with (
         await aio_pika.connect_robust(os.environ["BRIDGE_AMQP_URL"]) as connection,
-        httpx.AsyncClient(base_url=f"{os.environ['BRIDGE_KESTRA_URL']}/api/v1/main", auth=auth, timeout=60) as http,
+        httpx.AsyncClient(
+            base_url=f"{os.environ['BRIDGE_KESTRA_URL']}/api/v1/main", auth=auth, timeout=60
+        ) as http,
     ):
 
         async def handle(message: AbstractIncomingMessage) -> None:
             async with message.process():
                 answer = await http.post(f"/executions/{FLOW}", **creation(str(message.message_id)))
                 execution = answer.raise_for_status().json()["id"]
-                while not ended((await http.get(f"/executions/{execution}")).raise_for_status().json()):  # noqa: ASYNC110 (as one would)
+                path = f"/executions/{execution}"
+                while not ended((await http.get(path)).raise_for_status().json()):  # noqa: ASYNC110
                     await asyncio.sleep(ASK_EVERY)
 
         channel = await connection.channel()

@@ -1,4 +1,5 @@
-"""Draws a result of the benchmarks as pictures: `python -m tests.benchmarks.plots RESULT.json DIRECTORY`.
+"""Draws a result of the benchmarks as pictures: `python -m tests.benchmarks.plots RESULT.json
+DIRECTORY`.
 
 It needs matplotlib, which nothing else here does: `.venv/bin/pip install matplotlib`.
 """
@@ -19,7 +20,9 @@ MET, MISSED, NO_AIM = "#2a7f62", "#b5442e", "#5b7083"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.plots", description="Draw a benchmark's result.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.plots", description="Draw a benchmark's result."
+    )
     parser.add_argument("result", type=Path, help="the JSON file that the benchmarks wrote")
     parser.add_argument("directory", type=Path, help="where the PNG files go; made if need be")
     options = parser.parse_args(arguments)
@@ -27,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = json.loads(options.result.read_text())
         charts, rates = bars(result), growth(result)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{options.result}: not a result of the benchmarks: {type(error).__name__}: {error}", file=sys.stderr)
+        print(
+            f"{options.result}: not a result of the benchmarks: {type(error).__name__}: {error}",
+            file=sys.stderr,
+        )
         return 2
     try:
         matplotlib = importlib.import_module("matplotlib")
@@ -37,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     matplotlib.use("Agg")
     options.directory.mkdir(parents=True, exist_ok=True)
     pyplot = importlib.import_module("matplotlib.pyplot")
-    drawn: tuple[tuple[Callable[..., None], Mapping[str, Any]], ...] = ((_draw_bars, charts), (_draw_lines, rates))
+    drawn: tuple[tuple[Callable[..., None], Mapping[str, Any]], ...] = (
+        (_draw_bars, charts),
+        (_draw_lines, rates),
+    )
     for draw, pictures in drawn:
         for title, content in pictures.items():
             path = options.directory / f"{title.replace(' ', '-')}.png"
@@ -59,31 +68,51 @@ def bars(result: dict[str, Any]) -> dict[str, list[Bar]]:
     charts: defaultdict[str, list[Bar]] = defaultdict(list)
     for one in result["comparisons"]:
         case = one["case"]
-        what = f"prefetch {case['prefetch']}, look-up {case['deduplicate']}, against {one['against']}"
-        charts[f"{one['benchmark']} ratio"].append((what, one["ratio"]["median"], one["aim"], one["met"]))
+        what = (
+            f"prefetch {case['prefetch']}, look-up {case['deduplicate']}, against {one['against']}"
+        )
+        charts[f"{one['benchmark']} ratio"].append(
+            (what, one["ratio"]["median"], one["aim"], one["met"])
+        )
     for one in result["figures"]:
         unit = one["unit"].replace("/", " per ").replace("%", "percent")
-        charts[f"{one['benchmark']} in {unit}"].append((one["what"], one["value"], one["at_most"], one["met"]))
+        charts[f"{one['benchmark']} in {unit}"].append(
+            (one["what"], one["value"], one["at_most"], one["met"])
+        )
     return dict(charts)
 
 
 def growth(result: dict[str, Any]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """A chart for each benchmark that compares: the rates of each that ran, by how many executions Kestra had before.
+    """A chart for each benchmark that compares: the rates of each that ran, by how many executions
+    Kestra had before.
 
     Raises:
         KeyError, TypeError: it is no result of the benchmarks.
     """
-    charts: defaultdict[str, defaultdict[str, set[tuple[int, float]]]] = defaultdict(lambda: defaultdict(set))
+    charts: defaultdict[str, defaultdict[str, set[tuple[int, float]]]] = defaultdict(
+        lambda: defaultdict(set)
+    )
     for one in result["comparisons"]:
         case = one["case"]
         for run in one["runs"]:
             ours = run["who"] == one["measured"]
-            who = f"{run['who']}, prefetch {case['prefetch']}, look-up {case['deduplicate']}" if ours else run["who"]
-            charts[f"{one['benchmark']} rate"][who].add((run["executions_before"], run["jobs_per_second"]))
-    return {title: {who: sorted(points) for who, points in lines.items()} for title, lines in charts.items()}
+            who = (
+                f"{run['who']}, prefetch {case['prefetch']}, look-up {case['deduplicate']}"
+                if ours
+                else run["who"]
+            )
+            charts[f"{one['benchmark']} rate"][who].add(
+                (run["executions_before"], run["jobs_per_second"])
+            )
+    return {
+        title: {who: sorted(points) for who, points in lines.items()}
+        for title, lines in charts.items()
+    }
 
 
-def _draw_lines(pyplot: Any, title: str, lines: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+def _draw_lines(
+    pyplot: Any, title: str, lines: Mapping[str, Sequence[tuple[int, float]]], path: Path
+) -> None:
     figure, axes = pyplot.subplots(figsize=(WIDTH, 0.6 * WIDTH), layout="constrained")
     for who, points in lines.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=who)
@@ -97,7 +126,9 @@ def _draw_lines(pyplot: Any, title: str, lines: Mapping[str, Sequence[tuple[int,
 
 
 def _draw_bars(pyplot: Any, title: str, rows: Sequence[Bar], path: Path) -> None:
-    figure, axes = pyplot.subplots(figsize=(WIDTH, 1.2 + HEIGHT_EACH * len(rows)), layout="constrained")
+    figure, axes = pyplot.subplots(
+        figsize=(WIDTH, 1.2 + HEIGHT_EACH * len(rows)), layout="constrained"
+    )
     for number, (what, value, aim, met) in enumerate(reversed(rows)):
         color = NO_AIM if aim is None else MET if met else MISSED
         axes.barh(what, value, color=color)

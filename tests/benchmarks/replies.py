@@ -1,7 +1,8 @@
-"""How soon a job is settled once its execution has ended: by the stand-in's own reply, and by the engine's notifier.
+"""How soon a job is settled once its execution has ended: by the stand-in's own reply, and by the
+engine's notifier.
 
-Few jobs are in flight at once, so that nothing waits for its turn: a time that grows with the load says nothing of the
-way that a reply takes.
+Few jobs are in flight at once, so that nothing waits for its turn: a time that grows with the load
+says nothing of the way that a reply takes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ PAGE = 500
 
 
 def measure(stage: Stage, *, jobs: int) -> list[Figure]:
-    """Milliseconds from an execution's end, by Kestra's word, to the line that says that it was settled."""
+    """Milliseconds from an execution's end, by Kestra's word, to the line that says that it was
+    settled."""
     with standin(stage) as (_, kestra):
         by_reply = _settled_after(stage, kestra, jobs)
     with engine.running_engine(stage) as (_, kestra):
@@ -43,7 +45,9 @@ def _figures(
 ) -> Iterable[Figure]:
     cuts = statistics.quantiles(times, n=100, method="inclusive")
     for name, value, aim in (("p50", cuts[49], p50), ("p99", cuts[98], p99)):
-        yield Figure(benchmark="replies", what=f"{what}, {name}", value=value, unit="ms", at_most=aim)
+        yield Figure(
+            benchmark="replies", what=f"{what}, {name}", value=value, unit="ms", at_most=aim
+        )
 
 
 def _settled_after(stage: Stage, kestra: Kestra, jobs: int) -> list[float]:
@@ -74,5 +78,7 @@ def _ends(kestra: Kestra, wanted: set[str]) -> dict[str, datetime]:
                 if row["id"] in wanted:
                     ends[row["id"]] = datetime.fromisoformat(row["state"]["endDate"])
     if missing := wanted - set(ends):
-        raise BenchmarkError(f"Kestra shows no end of {len(missing)} executions, such as {min(missing)}")
+        raise BenchmarkError(
+            f"Kestra shows no end of {len(missing)} executions, such as {min(missing)}"
+        )
     return ends

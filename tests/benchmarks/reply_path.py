@@ -1,7 +1,9 @@
-"""What it costs Kestra's engine to tell of ends: by the notifier flow, by each flow itself, or not at all.
+"""What it costs Kestra's engine to tell of ends: by the notifier flow, by each flow itself, or not
+at all.
 
-The same jobs are created by the API in each way, in turn. "Told by nobody" is what an engine does that has nobody to
-tell; with a sweep, somebody asks once a second for all that has not ended, thirty times as often as the bridge does.
+The same jobs are created by the API in each way, in turn. "Told by nobody" is what an engine does
+that has nobody to tell; with a sweep, somebody asks once a second for all that has not ended,
+thirty times as often as the bridge does.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from tests.benchmarks.stage import SLOWEST_RATE, START_SECONDS, Kestra, Stage
 
 Way = Literal["nobody", "a sweep", "the notifier", "afterExecution"]
 TELLING: tuple[Way, ...] = ("the notifier", "afterExecution")
-"""What publishes a reply for each end. Without its exchange it would only measure how it tries again."""
+"""What publishes a reply for each end. Without its exchange it would only measure how it tries
+again."""
 
 SWEEP_EVERY = 1.0
 UNFINISHED = {"filters[state][NOT_IN]": ",".join(sorted(TERMINAL)), "size": "500"}
@@ -60,7 +63,8 @@ afterExecution:
 
 
 def measure(stage: Stage, *, jobs: int, rounds: int, clients: int) -> list[Figure]:
-    """Executions per second in each way, and as a share of those that nobody is told of; medians of the rounds."""
+    """Executions per second in each way, and as a share of those that nobody is told of; medians of
+    the rounds."""
     rates: dict[Way, list[float]] = {way: [] for way in get_args(Way)}
     with engine.running_engine(stage) as (_, kestra):
         engine.deploy(kestra, AFTER_SOURCE)
@@ -68,20 +72,34 @@ def measure(stage: Stage, *, jobs: int, rounds: int, clients: int) -> list[Figur
         for number in range(1, rounds + 1):
             for way, found in rates.items():
                 found.append(_rate(stage, kestra, way, jobs, clients))
-                stage.say(f"reply path, told by {way}, round {number} of {rounds}: {found[-1]:.1f} executions/s")
+                stage.say(
+                    f"reply path, told by {way}, round {number} of "
+                    f"{rounds}: {found[-1]:.1f} executions/s"
+                )
     return [figure for way in rates for figure in _figures(way, rates)]
 
 
 def _figures(way: Way, rates: dict[Way, list[float]]) -> list[Figure]:
     shares = [100 * one / alone for one, alone in zip(rates[way], rates["nobody"], strict=True)]
     return [
-        Figure(benchmark="reply path", what=f"told by {way}", value=statistics.median(rates[way]), unit="executions/s"),
-        Figure(benchmark="reply path", what=f"told by {way}, share", value=statistics.median(shares), unit="%"),
+        Figure(
+            benchmark="reply path",
+            what=f"told by {way}",
+            value=statistics.median(rates[way]),
+            unit="executions/s",
+        ),
+        Figure(
+            benchmark="reply path",
+            what=f"told by {way}, share",
+            value=statistics.median(shares),
+            unit="%",
+        ),
     ]
 
 
 def _rate(stage: Stage, kestra: Kestra, way: Way, jobs: int, clients: int) -> float:
-    """From the first create call until nothing runs any more, notifiers included, and every end was told."""
+    """From the first create call until nothing runs any more, notifiers included, and every end was
+    told."""
     began = time.monotonic()
     asyncio.run(_create(stage, kestra, way, jobs, clients))
     return jobs / (time.monotonic() - began)

@@ -15,7 +15,17 @@ from rich.table import Table
 
 from tests.benchmarks.measure import Comparison, Figure, Run, Spread
 
-PACKAGES = ("kestra-bridge", "aio-pika", "aiormq", "httpx", "httpcore", "aiohttp", "pydantic", "structlog", "tenacity")
+PACKAGES = (
+    "kestra-bridge",
+    "aio-pika",
+    "aiormq",
+    "httpx",
+    "httpcore",
+    "aiohttp",
+    "pydantic",
+    "structlog",
+    "tenacity",
+)
 TITLES = {
     "own": "The bridge's own cost, Kestra answering at once",
     "flight": "Very many jobs in flight in one process",
@@ -43,14 +53,22 @@ def machine(versions: Mapping[str, str]) -> dict[str, Any]:
 
 
 def show(
-    console: Console, report: Mapping[str, Any], comparisons: Sequence[Comparison], figures: Sequence[Figure]
+    console: Console,
+    report: Mapping[str, Any],
+    comparisons: Sequence[Comparison],
+    figures: Sequence[Figure],
 ) -> None:
     """Print the machine and one table for each benchmark."""
     about = report["machine"]
     versions = about["versions"]
     loads = f"load {about['load'][0]} before, {report['load_after'][0]} after"
-    console.print(f"{about['cores']} cores, {about['cpu']}, {about['memory_mb']} MB, {about['system']}, {loads}")
-    console.print(", ".join(f"{name} {version}" for name, version in versions.items()), soft_wrap=True)
+    console.print(
+        f"{about['cores']} cores, {about['cpu']}, {about['memory_mb']} "
+        f"MB, {about['system']}, {loads}"
+    )
+    console.print(
+        ", ".join(f"{name} {version}" for name, version in versions.items()), soft_wrap=True
+    )
     for benchmark in dict.fromkeys(comparison.benchmark for comparison in comparisons):
         console.print(_table(benchmark, [one for one in comparisons if one.benchmark == benchmark]))
     for title in dict.fromkeys(figure.benchmark for figure in figures):
@@ -62,7 +80,11 @@ def _figures(benchmark: str, figures: Sequence[Figure]) -> Table:
     for heading in ("measured", "aim"):
         table.add_column(heading, justify="right")
     for one in figures:
-        aim = "" if one.at_most is None else f"at most {one.at_most:g} {'met' if one.met else 'missed'}"
+        aim = (
+            ""
+            if one.at_most is None
+            else f"at most {one.at_most:g} {'met' if one.met else 'missed'}"
+        )
         table.add_row(one.what, f"{one.value:.1f} {one.unit}", aim)
     return table
 
@@ -71,7 +93,14 @@ def _table(benchmark: str, comparisons: Sequence[Comparison]) -> Table:
     table = Table(title=TITLES[benchmark], caption="medians of the rounds, with least and greatest")
     for heading in ("prefetch", "look-up", "against"):
         table.add_column(heading)
-    for heading in ("bridge jobs/s", "other jobs/s", "ratio", "aim", "CPU ms/job bridge, other", "peak MB"):
+    for heading in (
+        "bridge jobs/s",
+        "other jobs/s",
+        "ratio",
+        "aim",
+        "CPU ms/job bridge, other",
+        "peak MB",
+    ):
         table.add_column(heading, justify="right")
     for one in comparisons:
         bridge, other = one.of(one.who), one.of(one.against)
@@ -109,4 +138,7 @@ def _peak(runs: Sequence[Run]) -> float:
 
 def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        "unknown CPU",
+    )

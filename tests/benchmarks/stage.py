@@ -1,4 +1,5 @@
-"""What both benchmarks need: a RabbitMQ with a full queue, and a consumer of it as a child process."""
+"""What both benchmarks need: a RabbitMQ with a full queue, and a consumer of it as a child
+process."""
 
 from __future__ import annotations
 
@@ -58,7 +59,11 @@ class Kestra:
     @property
     def client(self) -> dict[str, Any]:
         """How an httpx client is made for it."""
-        return {"base_url": f"{self.url}/api/v1/main", "auth": (self.username, self.password), "timeout": 60}
+        return {
+            "base_url": f"{self.url}/api/v1/main",
+            "auth": (self.username, self.password),
+            "timeout": 60,
+        }
 
     def count(self, **filters: str) -> int:
         """How many executions it has, with those filters."""
@@ -86,14 +91,20 @@ class Stage:
         return Sampler({**{name: [pid] for name, pid in pids.items()}, "broker": tree(child.pid)})
 
     def child(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Child:
-        """A Python module as a child process that no setting of the caller's reaches, nor a `.env` file."""
+        """A Python module as a child process that no setting of the caller's reaches, nor a `.env`
+        file."""
         self._runs += 1
         others = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")}
         return Child(
             name,
             [sys.executable, "-m", *arguments],
             log=self.directory / f"{self._runs}-{name.replace(' ', '-')}.log",
-            env={**others, "PYTHONPATH": str(REPOSITORY), "BRIDGE_AMQP_URL": self.rabbit.amqp_url, **environment},
+            env={
+                **others,
+                "PYTHONPATH": str(REPOSITORY),
+                "BRIDGE_AMQP_URL": self.rabbit.amqp_url,
+                **environment,
+            },
             cwd=self.directory,
         )
 
@@ -126,15 +137,30 @@ class Stage:
             raise BenchmarkError(f"{who}: {left} jobs were not acked")
 
     @contextmanager
-    def consumer(self, who: Consumer, jobs: int, settings: Mapping[str, str]) -> Iterator[RunningConsumer]:
+    def consumer(
+        self, who: Consumer, jobs: int, settings: Mapping[str, str]
+    ) -> Iterator[RunningConsumer]:
         """The bridge or the bare loop, at work on the queue; it is gone at the end of the block."""
-        environment = {"BRIDGE_QUEUE": QUEUE, "BRIDGE_FLOW": FLOW, "BRIDGE_HTTP_PORT": "0", "BRIDGE_LOG_FORMAT": "json"}
+        environment = {
+            "BRIDGE_QUEUE": QUEUE,
+            "BRIDGE_FLOW": FLOW,
+            "BRIDGE_HTTP_PORT": "0",
+            "BRIDGE_LOG_FORMAT": "json",
+        }
         environment |= settings
         results = self.directory / f"{self._runs}-times.json"
-        command = ["bridge", "run"] if who == "bridge" else ["tests.benchmarks.bare_loop", str(jobs), str(results)]
+        command = (
+            ["bridge", "run"]
+            if who == "bridge"
+            else ["tests.benchmarks.bare_loop", str(jobs), str(results)]
+        )
         child = self.child(who, command, environment)
         try:
-            yield BridgeAtWork(child, jobs) if who == "bridge" else BareLoopAtWork(child, jobs, results)
+            yield (
+                BridgeAtWork(child, jobs)
+                if who == "bridge"
+                else BareLoopAtWork(child, jobs, results)
+            )
         finally:
             child.stop()
 
@@ -147,7 +173,11 @@ class Stage:
 
             async def publish(job: str) -> None:
                 message = aio_pika.Message(
-                    BODY, message_id=job, priority=5, content_type="application/json", delivery_mode=2
+                    BODY,
+                    message_id=job,
+                    priority=5,
+                    content_type="application/json",
+                    delivery_mode=2,
                 )
                 async with at_once:
                     await channel.default_exchange.publish(message, QUEUE)
@@ -183,9 +213,13 @@ class RunningConsumer:
         deadline = time.monotonic() + START_SECONDS + self._jobs / SLOWEST_RATE
         while not self._done():
             if not self.child.alive and not self._done():
-                raise BenchmarkError(f"{self.child.name} ended with {self.child.returncode}{self.child.tail()}")
+                raise BenchmarkError(
+                    f"{self.child.name} ended with {self.child.returncode}{self.child.tail()}"
+                )
             if time.monotonic() > deadline:
-                raise BenchmarkError(f"{self.child.name} did not end {self._jobs} jobs in time{self.child.tail()}")
+                raise BenchmarkError(
+                    f"{self.child.name} did not end {self._jobs} jobs in time{self.child.tail()}"
+                )
             time.sleep(LOOK_EVERY)
         return self._timeline()
 
@@ -210,10 +244,17 @@ class BridgeAtWork(RunningConsumer):
 
     def _timeline(self) -> Timeline:
         self._log.close()
-        settled = [line for line in map(json.loads, self.child.log.open()) if line["event"] == "settled"]
+        settled = [
+            line for line in map(json.loads, self.child.log.open()) if line["event"] == "settled"
+        ]
         if wrong := [line for line in settled if line["settlement"] != "ack"]:
-            raise BenchmarkError(f"the bridge settled {len(wrong)} jobs otherwise than by an ack, such as {wrong[0]}")
-        ends = [(datetime.fromisoformat(line["timestamp"]).timestamp(), line["seconds"]) for line in settled]
+            raise BenchmarkError(
+                f"the bridge settled {len(wrong)} jobs otherwise than by an ack, such as {wrong[0]}"
+            )
+        ends = [
+            (datetime.fromisoformat(line["timestamp"]).timestamp(), line["seconds"])
+            for line in settled
+        ]
         return Timeline.of((end - seconds, end) for end, seconds in ends)
 
 
@@ -228,14 +269,18 @@ class BareLoopAtWork(RunningConsumer):
         return self._results.exists()
 
     def _timeline(self) -> Timeline:
-        return Timeline.of((delivered, acked) for delivered, acked in json.loads(self._results.read_text()))
+        return Timeline.of(
+            (delivered, acked) for delivered, acked in json.loads(self._results.read_text())
+        )
 
 
 @contextmanager
 def open_stage(series: Series, say: Say) -> Iterator[Stage]:
     """A stage on a RabbitMQ of that series; nothing of it is left at the end of the block."""
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kestra-bridge-benchmark-")))
+        directory = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="kestra-bridge-benchmark-"))
+        )
         rabbit = RabbitMQ(directory / "rabbitmq", series=series, say=say)
         # What ends now is thrown away with its folder: there's no reason to end it slowly.
         stack.callback(rabbit.kill)
@@ -250,5 +295,7 @@ def open_stage(series: Series, say: Say) -> Iterator[Stage]:
 def standin(stage: Stage) -> Iterator[tuple[Child, Kestra]]:
     """The stand-in for Kestra as a process of its own."""
     with stage.child("stand-in", ["tests.benchmarks.standin_server"], {}) as child:
-        child.wait_until(lambda: child.log.read_text().endswith("}\n"), timeout=30, what="listening")
+        child.wait_until(
+            lambda: child.log.read_text().endswith("}\n"), timeout=30, what="listening"
+        )
         yield child, Kestra(**json.loads(child.log.read_text()))

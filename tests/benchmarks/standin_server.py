@@ -1,7 +1,8 @@
 """The stand-in for Kestra as a process of its own, whose replies go to RabbitMQ.
 
-Its executions end at once; those of a flow `hold` never, and of a flow whose name begins with `second` after a second.
-It publishes what the notifier flow would. Where it listens is printed as one line of JSON.
+Its executions end at once; those of a flow `hold` never, and of a flow whose name begins with
+`second` after a second. It publishes what the notifier flow would. Where it listens is printed as
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -33,11 +34,18 @@ async def _serve(amqp_url: str) -> None:
 
         async def publish(reply: dict[str, Any]) -> None:
             key = f"{reply['state']}.{reply['namespace']}.{reply['flowId']}"
-            await exchange.publish(aio_pika.Message(json.dumps(reply).encode()), key, mandatory=False)
+            await exchange.publish(
+                aio_pika.Message(json.dumps(reply).encode()), key, mandatory=False
+            )
 
         kestra.any_flow = _behave
         kestra.replies.on_end = publish
-        print(json.dumps({"url": kestra.url, "username": kestra.username, "password": kestra.password}), flush=True)
+        print(
+            json.dumps(
+                {"url": kestra.url, "username": kestra.username, "password": kestra.password}
+            ),
+            flush=True,
+        )
         await stopping.wait()
 
 

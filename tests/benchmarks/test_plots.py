@@ -22,12 +22,21 @@ COMPARISON = {
         {"who": "bridge", "executions_before": 0, "jobs_per_second": 360.0},
     ],
 }
-FIGURE = {"benchmark": "peers", "what": "rate", "value": 4.5, "unit": "jobs/s", "at_most": None, "met": True}
+FIGURE = {
+    "benchmark": "peers",
+    "what": "rate",
+    "value": 4.5,
+    "unit": "jobs/s",
+    "at_most": None,
+    "met": True,
+}
 
 
 def test_comparisons_are_a_chart_of_ratios() -> None:
     charts = bars({"comparisons": [COMPARISON], "figures": []})
-    assert charts == {"own ratio": [("prefetch 8, look-up always, against bare loop", 0.84, 0.8, True)]}
+    assert charts == {
+        "own ratio": [("prefetch 8, look-up always, against bare loop", 0.84, 0.8, True)]
+    }
 
 
 def test_rates_are_a_chart_by_how_many_executions_there_were() -> None:
@@ -44,7 +53,9 @@ def test_figures_of_different_units_are_different_charts() -> None:
     assert list(charts) == ["peers in jobs per s", "peers in percent"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"comparisons": [{}], "figures": []}', "not JSON"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"comparisons": [{}], "figures": []}', "not JSON"]
+)
 def test_what_is_no_result_is_one_line_and_wrong_usage(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

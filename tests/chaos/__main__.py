@@ -22,15 +22,17 @@ from tests.chaos.trial import Options, Trial
 JOBS = 1000
 INTERRUPTED = 130
 DESCRIPTION = """
-Publish jobs while replicas of the bridge are killed, the broker is restarted, killed and frozen, connections are cut,
-stalled and slowed, Kestra answers wrongly or not at all, and replies get lost, doubled and shuffled. The lane takes
-nothing for a while, and messages have headers and a reply_to that once stopped others. Kestra takes everything and runs
-nothing, a gateway's clock is an hour off, operators bring back executions whose retry waits, and one flow is denied.
-Then read what the publisher, the wire, Kestra and the broker's queues say, and find every job that was lost, acked
+Publish jobs while replicas of the bridge are killed, the broker is restarted, killed and frozen,
+connections are cut, stalled and slowed, Kestra answers wrongly or not at all, and replies get lost,
+doubled and shuffled. The lane takes nothing for a while, and messages have headers and a reply_to
+that once stopped others. Kestra takes everything and runs nothing, a gateway's clock is an hour
+off, operators bring back executions whose retry waits, and one flow is denied. Then read what the
+publisher, the wire, Kestra and the broker's queues say, and find every job that was lost, acked
 early, run twice, killed too soon, stuck, or a dead letter or parked without cause.
 """
 EPILOG = """
-The last line is PASS or FAIL with the counts. The same seed gives the same jobs and the same faults at the same times.
+The last line is PASS or FAIL with the counts. The same seed gives the same jobs and the same faults
+at the same times.
 Exit status: 0 passed, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
@@ -69,11 +71,23 @@ def _parse(arguments: Sequence[str] | None) -> Options:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--jobs", type=_positive, help=f"how many jobs (default: {JOBS}, or all that --minutes bring)")
-    parser.add_argument("--minutes", type=float, help="publish for so long; the rate of --rate makes the jobs")
-    parser.add_argument("--rate", type=float, default=20.0, help="jobs published a second (default: 20)")
-    parser.add_argument("--replicas", type=_positive, default=3, help="replicas of the bridge (default: 3)")
-    parser.add_argument("--seed", type=int, help="what jobs and faults are drawn from (default: a new one)")
+    parser.add_argument(
+        "--jobs",
+        type=_positive,
+        help=f"how many jobs (default: {JOBS}, or all that --minutes bring)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="publish for so long; the rate of --rate makes the jobs"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=20.0, help="jobs published a second (default: 20)"
+    )
+    parser.add_argument(
+        "--replicas", type=_positive, default=3, help="replicas of the bridge (default: 3)"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="what jobs and faults are drawn from (default: a new one)"
+    )
     parser.add_argument(
         "--broker",
         choices=("3.10", "4.3", "cluster"),
@@ -92,11 +106,15 @@ def _parse(arguments: Sequence[str] | None) -> Options:
         metavar="NAMES",
         help="only these, by name or by group, separated by commas; `none` for none (default: all)",
     )
-    parser.add_argument("--directory", type=Path, help="where logs, history and report go (default: a new folder)")
+    parser.add_argument(
+        "--directory", type=Path, help="where logs, history and report go (default: a new folder)"
+    )
     given = parser.parse_args(arguments)
     faults = tuple(name for name in given.faults.split(",") if name)
     options = Options(
-        directory=(given.directory or Path(tempfile.mkdtemp(prefix="kestra-bridge-chaos-"))).resolve(),
+        directory=(
+            given.directory or Path(tempfile.mkdtemp(prefix="kestra-bridge-chaos-"))
+        ).resolve(),
         seed=random.randrange(1_000_000) if given.seed is None else given.seed,  # noqa: S311
         broker=given.broker,
         kestra=given.kestra,

@@ -1,4 +1,5 @@
-"""Reads a trial's history and says what in it breaks a promise: a pure function, which knows nothing of how it ran."""
+"""Reads a trial's history and says what in it breaks a promise: a pure function, which knows
+nothing of how it ran."""
 
 from __future__ import annotations
 
@@ -150,7 +151,8 @@ def _pair_acks(events: Sequence[Event], jobs: Mapping[str, _Job]) -> None:
 
 
 def _expected(job: _Job, published: Published) -> Published:
-    """How the job has to end: in success, where an operator brought an attempt of it back and that one succeeded."""
+    """How the job has to end: in success, where an operator brought an attempt of it back and that
+    one succeeded."""
     done = [one.attempt for one in job.executions if one.brought_back and one.state in GOOD]
     return replace(published, end=SUCCESS, attempts=min(done)) if done else published
 
@@ -168,19 +170,25 @@ def _of_job(name: str, job: _Job, published: Published, limits: Limits) -> Itera
 
 
 def _lost(name: str, job: _Job, published: Published) -> Iterator[Violation]:
-    """What was confirmed, or reached a replica, must have come to its end; what is in doubt need not exist."""
+    """What was confirmed, or reached a replica, must have come to its end; what is in doubt need
+    not exist."""
     if not published.confirmed and not job.delivered:
         return
     if not job.acked:
         yield Violation(Kind.LOST, name, "it was never acked")
-    if published.end == SUCCESS and not any(one.state in GOOD for one in job.executions) and not job.dead:
+    if (
+        published.end == SUCCESS
+        and not any(one.state in GOOD for one in job.executions)
+        and not job.dead
+    ):
         yield Violation(Kind.LOST, name, f"no execution of it succeeded: {_states(job.executions)}")
     if published.end != SUCCESS and not job.dead:
         yield Violation(Kind.LOST, name, f"no dead letter of it, which was to be {published.end}")
 
 
 def _early_acks(name: str, job: _Job) -> Iterator[Violation]:
-    """Each ack needs a reason that is older: the attempt's success, or the message in another queue by confirm."""
+    """Each ack needs a reason that is older: the attempt's success, or the message in another queue
+    by confirm."""
     moved = sorted(job.moved, key=lambda one: one.at)
     for delivery, at in sorted(job.acked, key=lambda pair: pair[1]):
         if any(_succeeded(execution, delivery.attempt, at) for execution in job.executions):
@@ -196,29 +204,40 @@ def _early_acks(name: str, job: _Job) -> Iterator[Violation]:
             moved.remove(own[0])
         else:
             states = _states(one for one in job.executions if one.attempt == delivery.attempt)
-            yield Violation(Kind.EARLY_ACK, name, f"attempt {delivery.attempt} acked by {delivery.replica}: {states}")
+            yield Violation(
+                Kind.EARLY_ACK,
+                name,
+                f"attempt {delivery.attempt} acked by {delivery.replica}: {states}",
+            )
 
 
 def _succeeded(execution: Execution, attempt: int, by: float) -> bool:
-    """Whether the attempt had succeeded by then, or an earlier one that an operator had brought back."""
+    """Whether the attempt had succeeded by then, or an earlier one that an operator had brought
+    back."""
     ended = execution.ended
-    counts = execution.attempt == attempt or (execution.attempt < attempt and execution.brought_back)
+    counts = execution.attempt == attempt or (
+        execution.attempt < attempt and execution.brought_back
+    )
     return counts and execution.state in GOOD and ended is not None and ended <= by
 
 
 def _second_executions(name: str, job: _Job, published: Published) -> Iterator[Violation]:
-    """There must be none, but where two replicas had two messages of one attempt before it had any execution."""
+    """There must be none, but where two replicas had two messages of one attempt before it had any
+    execution."""
     for attempt, extra in job.extras():
         if _at_the_same_instant(job, published, attempt):
             continue
         if extra[-1].state != "KILLED":
-            yield Violation(Kind.SECOND_EXECUTION, name, f"attempt {attempt} ran again to {_states(extra)}")
+            yield Violation(
+                Kind.SECOND_EXECUTION, name, f"attempt {attempt} ran again to {_states(extra)}"
+            )
         else:
             yield Violation(Kind.UNEXPLAINED_DUPLICATE, name, f"attempt {attempt}: {extra[-1].id}")
 
 
 def _at_the_same_instant(job: _Job, published: Published, attempt: int) -> bool:
-    """The documented limit: Kestra has no idempotency key, and a look-up can't find what isn't there yet."""
+    """The documented limit: Kestra has no idempotency key, and a look-up can't find what isn't
+    there yet."""
     if attempt == 1:
         messages = published.confirmed + published.in_doubt
     else:
@@ -238,31 +257,50 @@ def _attempts(name: str, job: _Job, published: Published, limits: Limits) -> Ite
         first = job.chains(before)[0][-1]
         began = job.chains(after)[0][0].created
         if first.state in GOOD:
-            yield Violation(Kind.SECOND_EXECUTION, name, f"attempt {after} after {before} had ended {first.state}")
+            yield Violation(
+                Kind.SECOND_EXECUTION,
+                name,
+                f"attempt {after} after {before} had ended {first.state}",
+            )
         elif first.ended is None or first.ended > began:
             yield Violation(Kind.SECOND_EXECUTION, name, f"attempt {after} while {before} ran")
 
 
 def _late(name: str, job: _Job, limits: Limits) -> Iterator[Violation]:
     if (seconds := _settle_seconds(job)) is not None and seconds > limits.settled_within:
-        yield Violation(Kind.STUCK, name, f"settled {seconds:.1f} s after there was nothing more to wait for")
+        yield Violation(
+            Kind.STUCK, name, f"settled {seconds:.1f} s after there was nothing more to wait for"
+        )
 
 
 def _settle_seconds(job: _Job) -> float | None:
-    """From the last thing that the job's final ack had to wait for: its execution's end, and the delivery itself.
+    """From the last thing that the job's final ack had to wait for: its execution's end, and the
+    delivery itself.
 
-    Deliveries that a broken session took away before count for nothing: what breaks them is the trial's doing.
+    Deliveries that a broken session took away before count for nothing: what breaks them is the
+    trial's doing.
     """
     if not job.acked:
         return None
     last = max(delivery.attempt for delivery, _ in job.acked)
-    delivery, acked = min((pair for pair in job.acked if pair[0].attempt == last), key=lambda pair: pair[1])
+    delivery, acked = min(
+        (pair for pair in job.acked if pair[0].attempt == last), key=lambda pair: pair[1]
+    )
     # An earlier attempt may have been brought back, and ended later than this delivery came.
-    ends = [one.ended for one in job.executions if one.attempt <= last and one.ended is not None and one.ended <= acked]
+    ends = [
+        one.ended
+        for one in job.executions
+        if one.attempt <= last and one.ended is not None and one.ended <= acked
+    ]
     return acked - max([delivery.at, *ends])
 
 
-_STATE_OF = {"failed": "FAILED", "killed": "KILLED", "cancelled": "CANCELLED", "timed_out": "KILLED"}
+_STATE_OF = {
+    "failed": "FAILED",
+    "killed": "KILLED",
+    "cancelled": "CANCELLED",
+    "timed_out": "KILLED",
+}
 
 
 def _dead_letters(name: str, job: _Job, published: Published) -> Iterator[Violation]:
@@ -270,7 +308,9 @@ def _dead_letters(name: str, job: _Job, published: Published) -> Iterator[Violat
         if fault := _fault_of(letter, job, published):
             yield Violation(Kind.WRONG_DEAD_LETTER, name, fault)
     if len(job.dead) > max(1, sum(one.attempt == published.attempts for one in job.delivered)):
-        yield Violation(Kind.WRONG_DEAD_LETTER, name, f"{len(job.dead)} dead letters of fewer deliveries")
+        yield Violation(
+            Kind.WRONG_DEAD_LETTER, name, f"{len(job.dead)} dead letters of fewer deliveries"
+        )
 
 
 def _fault_of(letter: DeadLetter, job: _Job, published: Published) -> str | None:
@@ -283,7 +323,11 @@ def _fault_of(letter: DeadLetter, job: _Job, published: Published) -> str | None
         return "it gives no error"
     if not published.runs:
         return f"it names execution {letter.execution}" if letter.execution else None
-    named = [one for one in job.executions if one.id == letter.execution and one.attempt == letter.attempt]
+    named = [
+        one
+        for one in job.executions
+        if one.id == letter.execution and one.attempt == letter.attempt
+    ]
     if [one.state for one in named] != [_STATE_OF[letter.reason]]:
         return f"it names execution {letter.execution}, which is {_states(named)}"
     return None
@@ -298,14 +342,18 @@ def _killed_too_soon(name: str, job: _Job, published: Published) -> Iterator[Vio
             if since is None:
                 yield Violation(Kind.KILLED_TOO_SOON, name, f"{execution.id} before Kestra ran it")
             elif at - since < published.timeout - KILL_SLACK:
-                yield Violation(Kind.KILLED_TOO_SOON, name, f"{execution.id} after {at - since:.1f} s")
+                yield Violation(
+                    Kind.KILLED_TOO_SOON, name, f"{execution.id} after {at - since:.1f} s"
+                )
 
 
 def _parked(name: str, job: _Job) -> Iterator[Violation]:
-    """What goes to a retry queue is the next attempt of what the replica had; the same one is a job put off."""
+    """What goes to a retry queue is the next attempt of what the replica had; the same one is a job
+    put off."""
     for one in job.moved:
         had = any(
-            two.replica == one.replica and two.attempt == one.attempt - 1 and two.at <= one.at for two in job.delivered
+            two.replica == one.replica and two.attempt == one.attempt - 1 and two.at <= one.at
+            for two in job.delivered
         )
         if RETRY in one.to and not had:
             yield Violation(Kind.PARKED, name, f"attempt {one.attempt} by {one.replica}")
@@ -318,18 +366,26 @@ def _killed(events: Sequence[Event], jobs: dict[str, _Job]) -> Iterator[Violatio
             job = jobs[event.job]
             extras = {one.id for _, chain in job.extras() for one in chain}
             if event.execution not in extras:
-                yield Violation(Kind.WRONG_KILL, event.job, f"{event.replica} killed {event.execution}")
+                yield Violation(
+                    Kind.WRONG_KILL, event.job, f"{event.replica} killed {event.execution}"
+                )
 
 
 def _above_prefetch(events: Sequence[Event], limits: Limits) -> Iterator[Violation]:
     held: Counter[str] = Counter()
     highest: Counter[str] = Counter()
-    for event in sorted((one for one in events if isinstance(one, Delivered | Acked)), key=lambda one: one.at):
+    for event in sorted(
+        (one for one in events if isinstance(one, Delivered | Acked)), key=lambda one: one.at
+    ):
         held[event.channel] += 1 if isinstance(event, Delivered) else -1
         highest[event.channel] = max(highest[event.channel], held[event.channel])
     for channel, most in highest.items():
         if most > limits.prefetch:
-            yield Violation(Kind.ABOVE_PREFETCH, channel, f"{most} deliveries in flight, prefetch {limits.prefetch}")
+            yield Violation(
+                Kind.ABOVE_PREFETCH,
+                channel,
+                f"{most} deliveries in flight, prefetch {limits.prefetch}",
+            )
 
 
 def _at_the_end(events: Sequence[Event]) -> Iterator[Violation]:
@@ -338,7 +394,9 @@ def _at_the_end(events: Sequence[Event]) -> Iterator[Violation]:
             case Left(messages=messages) if messages:
                 yield Violation(Kind.STUCK, event.queue, f"{messages} messages at the end")
             case InFlight(deliveries=deliveries) if deliveries:
-                yield Violation(Kind.STUCK, event.replica, f"{deliveries} deliveries in flight at the end")
+                yield Violation(
+                    Kind.STUCK, event.replica, f"{deliveries} deliveries in flight at the end"
+                )
             case Trouble():
                 yield Violation(Kind.TROUBLE, event.replica, event.what)
 
@@ -350,10 +408,14 @@ def _counts(events: Sequence[Event], jobs: dict[str, _Job]) -> Counter[str]:
         counts["jobs"] += published is not None and not published.companion
         counts["jobs sent to keep others company"] += published is not None and published.companion
         counts["jobs confirmed"] += published is not None and published.confirmed > 0
-        counts["jobs sent more than once"] += published is not None and published.confirmed + published.in_doubt > 1
+        counts["jobs sent more than once"] += (
+            published is not None and published.confirmed + published.in_doubt > 1
+        )
         counts["jobs that succeeded"] += any(one.state in GOOD for one in job.executions)
         counts["jobs that are dead letters"] += bool(job.dead)
-        counts["executions that were brought back"] += sum(one.brought_back for one in job.executions)
+        counts["executions that were brought back"] += sum(
+            one.brought_back for one in job.executions
+        )
         counts["executions that began beyond their time"] += published is not None and sum(
             _waited(one) > published.timeout for one in job.executions
         )
@@ -375,7 +437,9 @@ def _counts(events: Sequence[Event], jobs: dict[str, _Job]) -> Counter[str]:
 
 def _waited(execution: Execution) -> float:
     """Seconds from an execution's creation until Kestra ran it."""
-    return next((at - execution.created for state, at in execution.states if state == "RUNNING"), 0.0)
+    return next(
+        (at - execution.created for state, at in execution.states if state == "RUNNING"), 0.0
+    )
 
 
 def _acked_by_an_earlier_attempt(job: _Job) -> int:
@@ -385,7 +449,11 @@ def _acked_by_an_earlier_attempt(job: _Job) -> int:
 
 def settle_seconds(events: Iterable[Event]) -> list[float]:
     """Of each job, how long its settlement took once there was nothing more to wait for; sorted."""
-    return sorted(seconds for job in _by_job(list(events)).values() if (seconds := _settle_seconds(job)) is not None)
+    return sorted(
+        seconds
+        for job in _by_job(list(events)).values()
+        if (seconds := _settle_seconds(job)) is not None
+    )
 
 
 def _states(executions: Iterable[Execution]) -> str:

@@ -1,4 +1,5 @@
-"""Generated messages into the bridge, then generated answers of Kestra's: each job ends as it must, and all goes on."""
+"""Generated messages into the bridge, then generated answers of Kestra's: each job ends as it must,
+and all goes on."""
 
 from __future__ import annotations
 
@@ -70,7 +71,22 @@ STATUSES = (
     503,
     504,
 )
-ODD: Sequence[Any] = (None, 5, -1.5, True, "", "?", "\x00", [], {}, [[]], {"a": None}, [None], 10**400, "é" * 5000)
+ODD: Sequence[Any] = (
+    None,
+    5,
+    -1.5,
+    True,
+    "",
+    "?",
+    "\x00",
+    [],
+    {},
+    [[]],
+    {"a": None},
+    [None],
+    10**400,
+    "é" * 5000,
+)
 ODD_HEADERS: Sequence[Mapping[str, str]] = (
     {},
     {},
@@ -104,11 +120,16 @@ class Outcome:
         if not quarter:
             return 0.0
         before, after = self.memory[quarter : 2 * quarter], self.memory[-quarter:]
-        return (sum(one.resident for one in after) - sum(one.resident for one in before)) / quarter / MEGABYTE
+        return (
+            (sum(one.resident for one in after) - sum(one.resident for one in before))
+            / quarter
+            / MEGABYTE
+        )
 
 
 def messages(count: int, seed: int, pool: Sequence[Odd]) -> Iterator[Odd]:
-    """So many messages: generated bodies and properties in ever new pairs, with some bytes of the bodies changed."""
+    """So many messages: generated bodies and properties in ever new pairs, with some bytes of the
+    bodies changed."""
     chance = random.Random(f"messages {seed}")  # noqa: S311
     for _ in range(count):
         body, (_, properties) = bytearray(chance.choice(pool)[0]), chance.choice(pool)
@@ -123,7 +144,8 @@ class Babble(Answer):
 
 
 class Babbler(Standin):
-    """A stand-in that answers a share of the requests with something else, be their work done or not, while it babbles.
+    """A stand-in that answers a share of the requests with something else, be their work done or
+    not, while it babbles.
 
     With a redirection or a refusal it is never done: who is refused may rely on that.
     """
@@ -148,7 +170,10 @@ class Babbler(Standin):
             answer = handle()
             if isinstance(answer.body, dict) and answer.status == 200:
                 return Babble(200, _spoilt(copy.deepcopy(answer.body), chance))
-        status, body = chance.choice(STATUSES), chance.choice((EMPTY, TRUNCATED, HTML, chance.choice(self._bodies)))
+        status, body = (
+            chance.choice(STATUSES),
+            chance.choice((EMPTY, TRUNCATED, HTML, chance.choice(self._bodies))),
+        )
         if not 300 <= status < 500 and chance.random() < 0.5:
             handle()
         return Babble(status, body)
@@ -161,9 +186,11 @@ class Babbler(Standin):
 
 
 def _spoilt(answer: dict[str, Any], chance: random.Random) -> Any:
-    """An answer of the right kind in which one thing that is relied on is missing, or of another type.
+    """An answer of the right kind in which one thing that is relied on is missing, or of another
+    type.
 
-    Not one that is merely untrue: who is told in good form that there is no execution has to believe it.
+    Not one that is merely untrue: who is told in good form that there is no execution has to
+    believe it.
     """
     rows = answer.get("results")
     if isinstance(rows, list) and rows and chance.random() < 0.7:
@@ -176,7 +203,9 @@ def _spoilt(answer: dict[str, Any], chance: random.Random) -> Any:
     elif "state" in answer:
         return _spoilt_execution(answer, chance)
     elif answer:
-        answer[chance.choice(sorted(answer))] = chance.choice([odd for odd in ODD if not isinstance(odd, str)])
+        answer[chance.choice(sorted(answer))] = chance.choice(
+            [odd for odd in ODD if not isinstance(odd, str)]
+        )
     return answer
 
 
@@ -204,8 +233,11 @@ class Stage:
         self.sent = 0
         self.dead: dict[int, tuple[str, str]] = {}
 
-    async def publish(self, odd: Iterator[tuple[bytes, Basic.Properties]], *, more: Callable[[], bool]) -> None:
-        """Publish by confirm while there is something and more is wanted, never far ahead of the bridge."""
+    async def publish(
+        self, odd: Iterator[tuple[bytes, Basic.Properties]], *, more: Callable[[], bool]
+    ) -> None:
+        """Publish by confirm while there is something and more is wanted, never far ahead of the
+        bridge."""
         raw = await self.client.channel.get_underlay_channel()
         turns = asyncio.Semaphore(AT_ONCE)
         async with asyncio.TaskGroup() as group:
@@ -227,7 +259,8 @@ class Stage:
     async def settled(self) -> int:
         """How many messages the bridge is done with."""
         counts = [
-            await self.bridge.metric("bridge_settlements_total", settlement=how) for how in ("ack", "dead_letter")
+            await self.bridge.metric("bridge_settlements_total", settlement=how)
+            for how in ("ack", "dead_letter")
         ]
         return int(sum(counts))
 
@@ -256,18 +289,25 @@ class Stage:
             pid = self.bridge.child.pid
             with suppress(psutil.Error):
                 resident = psutil.Process(pid).memory_info().rss
-                self.outcome.memory.append(Memory(at=time.time(), replica="bridge", pid=pid, resident=resident))
+                self.outcome.memory.append(
+                    Memory(at=time.time(), replica="bridge", pid=pid, resident=resident)
+                )
 
     async def judge_the_service(self) -> None:
         """It never stopped, lost no session, met no fault of its own, and did not grow."""
         outcome, bridge = self.outcome, self.bridge
-        outcome.expect(bridge.child.alive, f"the bridge ended with {bridge.child.returncode}{bridge.child.tail()}")
+        outcome.expect(
+            bridge.child.alive,
+            f"the bridge ended with {bridge.child.returncode}{bridge.child.tail()}",
+        )
         outcome.expect(bridge.count("starting") == 1, "the bridge started again")
         restarts = await bridge.metric("bridge_consumer_restarts_total")
         outcome.expect(restarts == 0, f"{restarts:g} sessions with the broker ended")
         ours = bridge.count("a delivery could not be handled, trying again")
         outcome.expect(ours == 0, f"{ours} deliveries met a fault of the bridge's own")
-        outcome.expect(outcome.growth() < GROWTH_ALLOWED, f"memory grew by {outcome.growth():.1f} MB")
+        outcome.expect(
+            outcome.growth() < GROWTH_ALLOWED, f"memory grew by {outcome.growth():.1f} MB"
+        )
 
 
 async def _publish(raw: AbstractChannel, body: bytes, properties: Basic.Properties) -> None:
@@ -275,7 +315,8 @@ async def _publish(raw: AbstractChannel, body: bytes, properties: Basic.Properti
 
 
 async def fuzz_messages(stage: Stage, odd: Iterator[Odd]) -> None:
-    """Each message ends as a dead letter that says why, or as an execution that is what it asked for."""
+    """Each message ends as a dead letter that says why, or as an execution that is what it asked
+    for."""
     sent: dict[int, Odd] = {}
 
     def numbered() -> Iterator[tuple[bytes, Basic.Properties]]:
@@ -283,7 +324,10 @@ async def fuzz_messages(stage: Stage, odd: Iterator[Odd]) -> None:
             some["headers"] = {**some.get("headers", {}), NUMBER: number}
             sent[number] = body, some
             properties = Basic.Properties()
-            for name, value in some.items():  # one by one, since the constructor refuses what RabbitMQ lets pass
+            for (
+                name,
+                value,
+            ) in some.items():  # one by one, since the constructor refuses what RabbitMQ lets pass
                 setattr(properties, name, value)
             yield body, properties
 
@@ -299,7 +343,9 @@ def _judge_messages(stage: Stage, sent: Mapping[int, Odd]) -> None:
     outcome, runs = stage.outcome, stage.kestra.created
     for number, (reason, error) in stage.dead.items():
         outcome.counts[f"dead letters: {reason}"] += 1
-        outcome.expect(reason in set(NEVER_RUN) and error != "", f"message {number}: {reason!r} {error!r}")
+        outcome.expect(
+            reason in set(NEVER_RUN) and error != "", f"message {number}: {reason!r} {error!r}"
+        )
     by_id: dict[str, list[Run]] = {}
     for run in runs:
         by_id.setdefault(run.labels[JOB_LABEL], []).append(run)
@@ -311,12 +357,18 @@ def _judge_messages(stage: Stage, sent: Mapping[int, Odd]) -> None:
             nameless += 1
             continue
         found = by_id.get(job, [])
-        outcome.expect(bool(found), f"message {number}, job {job!r}: neither a dead letter nor an execution")
+        outcome.expect(
+            bool(found), f"message {number}, job {job!r}: neither a dead letter nor an execution"
+        )
         if ids[job] == 1 and found:
             outcome.expect(len(found) == 1, f"job {job!r}: {len(found)} executions")
-            outcome.expect(found[0].inputs == _as_form(body), f"job {job!r}: {found[0].inputs} from {body!r}")
+            outcome.expect(
+                found[0].inputs == _as_form(body), f"job {job!r}: {found[0].inputs} from {body!r}"
+            )
     stamped = sum(len(found) for job, found in by_id.items() if job not in ids)
-    outcome.expect(stamped == nameless, f"{stamped} executions of {nameless} messages without an id")
+    outcome.expect(
+        stamped == nameless, f"{stamped} executions of {nameless} messages without an id"
+    )
     bad = [run for run in runs if run.state != "SUCCESS" or not run.labels[ATTEMPT_LABEL].isdigit()]
     outcome.expect(not bad, f"{len(bad)} executions are not as they should be, such as {bad[:1]}")
     outcome.counts |= {"messages": len(sent), "executions": len(runs)}
@@ -341,24 +393,35 @@ async def fuzz_answers(stage: Stage, count: int) -> None:
         number = 0
         while True:
             number += 1
-            yield b'{"inputs": {"a": 1}}', Basic.Properties(message_id=f"job-{number}", headers={NUMBER: number})
+            yield (
+                b'{"inputs": {"a": 1}}',
+                Basic.Properties(message_id=f"job-{number}", headers={NUMBER: number}),
+            )
 
-    # Not before the bridge consumes: at its start a refusal is what an operator must mend, and rightly ends it.
+    # Not before the bridge consumes: at its start a refusal is what an operator must mend, and
+    # rightly ends it.
     kestra.babbling = True
     await stage.publish(jobs(), more=lambda: kestra.babbled < count)
     kestra.babbling = False
     await stage.all_settled(180)
     await stage.judge_the_service()
     outcome = stage.outcome
-    outcome.expect(not stage.dead, f"{len(stage.dead)} dead letters, such as {list(stage.dead.items())[:2]}")
+    outcome.expect(
+        not stage.dead, f"{len(stage.dead)} dead letters, such as {list(stage.dead.items())[:2]}"
+    )
     twice = {job: times for (job, _), times in kestra.per_attempt().items() if times > 1}
     outcome.expect(not twice, f"{len(twice)} jobs ran twice, such as {list(twice)[:3]}")
-    outcome.expect(len(kestra.per_attempt()) == stage.sent, f"{len(kestra.per_attempt())} of {stage.sent} jobs ran")
+    outcome.expect(
+        len(kestra.per_attempt()) == stage.sent,
+        f"{len(kestra.per_attempt())} of {stage.sent} jobs ran",
+    )
     outcome.counts |= {"answers": kestra.babbled, "jobs": stage.sent}
 
 
 @asynccontextmanager
-async def open_stage(directory: Path, rabbit: RabbitMQ, kestra: Standin, say: Say) -> AsyncIterator[Stage]:
+async def open_stage(
+    directory: Path, rabbit: RabbitMQ, kestra: Standin, say: Say
+) -> AsyncIterator[Stage]:
     """A bridge at work between the broker and that Kestra; it is gone at the end of the block."""
     environment = {
         "BRIDGE_AMQP_URL": rabbit.amqp_url,
@@ -411,21 +474,31 @@ async def run(options: argparse.Namespace, say: Say) -> list[Outcome]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tests/chaos/fuzz",
-        description="Feed the bridge with generated messages, then with generated answers of Kestra's. Each message "
-        "must end as a dead letter that says why or as the execution that it asks for; each job must run once; the "
+        description="Feed the bridge with generated messages, then with generated answers of "
+        "Kestra's. Each message "
+        "must end as a dead letter that says why or as the execution that it asks for; each job "
+        "must run once; the "
         "bridge must go on, and its memory stay as it is.",
         epilog="Exit status: 0 passed, 1 failed, 2 wrong usage, 130 interrupted.",
     )
-    parser.add_argument("--messages", type=int, default=100_000, help="how many messages (default: 100000)")
-    parser.add_argument("--answers", type=int, default=20_000, help="how many wrong answers (default: 20000)")
-    parser.add_argument("--seed", type=int, help="what they are generated from (default: a new one)")
+    parser.add_argument(
+        "--messages", type=int, default=100_000, help="how many messages (default: 100000)"
+    )
+    parser.add_argument(
+        "--answers", type=int, default=20_000, help="how many wrong answers (default: 20000)"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="what they are generated from (default: a new one)"
+    )
     parser.add_argument("--broker", choices=("3.10", "4.3"), default="4.3", help="default: 4.3")
     parser.add_argument("--directory", type=Path, help="where logs go (default: a new folder)")
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGINT):  # the latter is ignored in a shell's background
         signal.signal(number, signal.default_int_handler)
     options.seed = random.randrange(1_000_000) if options.seed is None else options.seed  # noqa: S311
-    options.directory = (options.directory or Path(tempfile.mkdtemp(prefix="kestra-bridge-fuzz-"))).resolve()
+    options.directory = (
+        options.directory or Path(tempfile.mkdtemp(prefix="kestra-bridge-fuzz-"))
+    ).resolve()
     began = time.monotonic()
 
     def say(text: str) -> None:
@@ -445,11 +518,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trend = f", {slope(outcome.memory):+.1f} MB an hour" if len(outcome.memory) > 120 else ""
         peak = max((one.resident for one in outcome.memory), default=0) / MEGABYTE
         print("\n".join(f"  {name:<40} {count}" for name, count in sorted(outcome.counts.items())))
-        print(f"  memory: {peak:.0f} MB at most, {outcome.growth():+.1f} MB in the second half{trend}")
+        print(
+            f"  memory: {peak:.0f} MB at most, {outcome.growth():+.1f} MB in the second half{trend}"
+        )
     print("\n".join(faults[:20]) + "\n" * bool(faults), end="")
     counts = sum((outcome.counts for outcome in outcomes), Counter[str]())
     word = "FAIL" if faults else "PASS"
-    told = f"{counts['messages']} messages and {counts['answers']} answers in {time.monotonic() - began:.0f} s"
+    told = (
+        f"{counts['messages']} messages and {counts['answers']} answers in "
+        f"{time.monotonic() - began:.0f} s"
+    )
     print(f"{word} {told}: {len(faults)} faults", flush=True)
     return 1 if faults else 0
 

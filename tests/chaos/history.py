@@ -1,8 +1,9 @@
 """What happened in a trial, as several witnesses saw it who know nothing of each other.
 
-The publisher notes what it sent and what the broker confirmed. A tap on each replica's connection to the broker reads
-deliveries, acks and confirmed publishes off the wire. Kestra tells of its executions, the broker of its queues. The
-bridge's own word counts only against it. All times are seconds since the epoch by one machine's clock.
+The publisher notes what it sent and what the broker confirmed. A tap on each replica's connection
+to the broker reads deliveries, acks and confirmed publishes off the wire. Kestra tells of its
+executions, the broker of its queues. The bridge's own word counts only against it. All times are
+seconds since the epoch by one machine's clock.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from pydantic import Field, TypeAdapter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the trial was held to. `settled_within`: from the last thing that a job waited for to its settlement.
+    """What the trial was held to. `settled_within`: from the last thing that a job waited for to
+    its settlement.
 
-    With `kestra_dies` an execution may be lost by Kestra itself, and the job's time-out then costs it an attempt.
+    With `kestra_dies` an execution may be lost by Kestra itself, and the job's time-out then costs
+    it an attempt.
     """
 
     kind: Literal["limits"] = "limits"
@@ -30,10 +33,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A job, how it has to end, and how often it was sent; without a confirm nobody knows whether it was kept.
+    """A job, how it has to end, and how often it was sent; without a confirm nobody knows whether
+    it was kept.
 
-    One that `parks` may be put off without an attempt of its own. A `companion` is none of the trial's own jobs: it is
-    sent at the end, so that others find company.
+    One that `parks` may be put off without an attempt of its own. A `companion` is none of the
+    trial's own jobs: it is sent at the end, so that others find company.
     """
 
     kind: Literal["published"] = "published"
@@ -51,7 +55,8 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
-    """The broker handed a message of the jobs queue to a replica. `channel` is unique in the trial."""
+    """The broker handed a message of the jobs queue to a replica. `channel` is unique in the
+    trial."""
 
     kind: Literal["delivered"] = "delivered"
     at: float
@@ -87,7 +92,8 @@ class Moved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """An execution by Kestra's own record; `chain` is shared with those that a flow's retry made of it.
+    """An execution by Kestra's own record; `chain` is shared with those that a flow's retry made of
+    it.
 
     `kills` are the moments at which Kestra was asked to kill it, whether it did so or not.
     """

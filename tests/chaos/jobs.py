@@ -22,13 +22,14 @@ KestraKind = Literal["standin", "engine"]
 JOB_TIMEOUT = 3
 """Seconds, for the jobs that are to exceed it."""
 TOO_LONG = 3600.0
-"""Seconds that they would run: longer than their message can wait for a replica, as one that ends well meanwhile is
-rightly acked, however late."""
+"""Seconds that they would run: longer than their message can wait for a replica, as one that ends
+well meanwhile is rightly acked, however late."""
 LONGEST_RUN: Mapping[KestraKind, int] = {"standin": 10, "engine": 90}
-"""Seconds, for all others. On the stand-in it passes while nothing is run; Kestra's engine itself can lose an execution
-when it is killed, and never ends it."""
+"""Seconds, for all others. On the stand-in it passes while nothing is run; Kestra's engine itself
+can lose an execution when it is killed, and never ends it."""
 NO_TIMEOUT = 3600
-"""Seconds, for jobs whose time may rightly be up when Kestra, after a while in which it ran nothing, goes on."""
+"""Seconds, for jobs whose time may rightly be up when Kestra, after a while in which it ran
+nothing, goes on."""
 SHORTEST_RUN = 0.05
 
 SUCCESS = "success"
@@ -36,9 +37,11 @@ SUCCESS = "success"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A kind of job: how often it occurs, how it ends (`success` or a dead letter's reason) and after how many tries.
+    """A kind of job: how often it occurs, how it ends (`success` or a dead letter's reason) and
+    after how many tries.
 
-    Without `runs` it never gets as far as an execution. One that `parks` may be put off without an attempt of its own.
+    Without `runs` it never gets as far as an execution. One that `parks` may be put off without an
+    attempt of its own.
     """
 
     weight: int
@@ -86,7 +89,13 @@ HAZARDS: Mapping[str, Hazard] = {
         weight=5,
         headers={
             "x-death": [
-                {"count": 1, "reason": "expired", "queue": "chaos.jobs", "exchange": "", "routing-keys": ["chaos.jobs"]}
+                {
+                    "count": 1,
+                    "reason": "expired",
+                    "queue": "chaos.jobs",
+                    "exchange": "",
+                    "routing-keys": ["chaos.jobs"],
+                }
             ]
         },
     ),
@@ -152,9 +161,18 @@ def draw(seed: int, kestra: KestraKind, *, mean_seconds: float) -> Iterator[Job]
 
 
 def companion(number: int) -> Job:
-    """A small job of another flow, by which a replica can tell that Kestra denies one flow and not all."""
+    """A small job of another flow, by which a replica can tell that Kestra denies one flow and not
+    all."""
     name = f"companion-{number:06d}"
-    return Job(id=name, name="well", seconds=0.1, priority=10, again=True, timeout=NO_TIMEOUT, companion=True)
+    return Job(
+        id=name,
+        name="well",
+        seconds=0.1,
+        priority=10,
+        again=True,
+        timeout=NO_TIMEOUT,
+        companion=True,
+    )
 
 
 def _timeout(name: str, kestra: KestraKind) -> int:

@@ -65,14 +65,20 @@ class StandinProcess:
         self._directory = directory
         self._socket = directory / "standin.sock"
         options = {"seed": seed, "socket": str(self._socket), "amqp": amqp}
-        self._environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CHAOS_STANDIN": json.dumps(options)}
+        self._environment = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "CHAOS_STANDIN": json.dumps(options),
+        }
         self._child: Child | None = None
         self._turn = asyncio.Lock()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def start(self) -> None:
         command = [sys.executable, "-m", "tests.chaos.standin_server"]
-        self._child = Child("stand-in", command, log=self._directory / "standin.log", env=self._environment)
+        self._child = Child(
+            "stand-in", command, log=self._directory / "standin.log", env=self._environment
+        )
         await eventually(self._socket.exists, "the stand-in listens")
         self._streams = await asyncio.open_unix_connection(str(self._socket))
         where = await self.tell("where")
@@ -103,7 +109,9 @@ class EngineProcess:
     """Kestra's engine on a database that outlasts it, with the notifier and the trial's flow."""
 
     def __init__(self, directory: Path, *, amqp: str) -> None:
-        self._engine = Engine(directory / "engine", amqp=AmqpAddress.from_url(amqp), database="file")
+        self._engine = Engine(
+            directory / "engine", amqp=AmqpAddress.from_url(amqp), database="file"
+        )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._directory = directory
         self._amqp = amqp
@@ -115,9 +123,16 @@ class EngineProcess:
 
     async def start(self) -> None:
         await self.start_again()
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "BRIDGE_AMQP_URL": self._amqp, **settings(self)}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "BRIDGE_AMQP_URL": self._amqp,
+            **settings(self),
+        }
         command = [sys.executable, "-m", "bridge", "flows", "deploy"]
-        with Child("flows deploy", command, log=self._directory / "deploy.log", env=environment) as deploying:
+        with Child(
+            "flows deploy", command, log=self._directory / "deploy.log", env=environment
+        ) as deploying:
             await eventually(lambda: not deploying.alive, "the flows are deployed")
             assert deploying.returncode == 0, deploying.tail()
         async with self._api() as api:
@@ -144,7 +159,9 @@ class EngineProcess:
             while len(found) < total and page <= total // PAGE + 1:
                 filters = {"filters[namespace][EQUALS]": NAMESPACE, "sort": "state.startDate:asc"}
                 params = {**filters, "page": str(page), "size": str(PAGE)}
-                answer = (await api.get("/executions/search", params=params)).raise_for_status().json()
+                answer = (
+                    (await api.get("/executions/search", params=params)).raise_for_status().json()
+                )
                 found |= {row["id"]: _as_event(row) for row in answer["results"]}
                 page, total = page + 1, answer["total"]
         return list(found.values())
@@ -156,7 +173,10 @@ class EngineProcess:
 
 def _as_event(row: dict[str, Any]) -> Execution:
     labels = {label["key"]: label["value"] for label in row["labels"]}
-    states = [(one["state"], datetime.fromisoformat(one["date"]).timestamp()) for one in row["state"]["histories"]]
+    states = [
+        (one["state"], datetime.fromisoformat(one["date"]).timestamp())
+        for one in row["state"]["histories"]
+    ]
     return Execution(
         id=row["id"],
         chain=row.get("originalId") or row["id"],

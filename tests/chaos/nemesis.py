@@ -53,7 +53,9 @@ class Nemesis:
             if self._stopping.is_set():
                 return
             began = time.time()
-            act: Callable[[Step], Awaitable[str]] = getattr(self, f"_{step.name.replace('-', '_')}", self._api)
+            act: Callable[[Step], Awaitable[str]] = getattr(
+                self, f"_{step.name.replace('-', '_')}", self._api
+            )
             target = await act(step)
             self._note(Fault(at=began, until=time.time(), name=step.name, target=target))
 

@@ -1,4 +1,5 @@
-"""The brokers of a trial, one or three, each minded by a thread of its own so that nothing else waits for them."""
+"""The brokers of a trial, one or three, each minded by a thread of its own so that nothing else
+waits for them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ Choice = Literal["3.10", "4.3", "cluster"]
 Result = TypeVar("Result")
 LIMITS: dict[str, Any] = {
     "settings": {"collect_statistics_interval": "1000"},
-    # What a full lane refuses of a retry queue, RabbitMQ offers it again only after three minutes by default.
+    # What a full lane refuses of a retry queue, RabbitMQ offers it again only after three minutes
+    # by default.
     "advanced": "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 2000}]}].",
 }
 
@@ -26,10 +28,14 @@ class Nodes:
     """The nodes, started and ended from threads that last as long as they do."""
 
     def __init__(self, choice: Choice, directory: Path, say: Say) -> None:
-        self.cluster = RabbitMQCluster(directory, **LIMITS, say=say) if choice == "cluster" else None
+        self.cluster = (
+            RabbitMQCluster(directory, **LIMITS, say=say) if choice == "cluster" else None
+        )
         series: Series = "3.10" if choice == "3.10" else "4.3"
         self.all = (
-            self.cluster.nodes if self.cluster else [RabbitMQ(directory / "rabbitmq", series=series, **LIMITS, say=say)]
+            self.cluster.nodes
+            if self.cluster
+            else [RabbitMQ(directory / "rabbitmq", series=series, **LIMITS, say=say)]
         )
         self.kind = "classic" if series == "3.10" else "quorum"
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=node.node) for node in self.all]
@@ -70,20 +76,27 @@ class Nodes:
         return await asyncio.to_thread(cluster.leader, queue) or self.all[0]
 
     async def limit(self, queue: str, most: int | None) -> None:
-        """Have a queue refuse what is more than so many messages, or let it take any number again."""
+        """Have a queue refuse what is more than so many messages, or let it take any number
+        again."""
         path = f"policies/%2F/limit-{queue}"
         if most is None:
             await self._ask(path, method="DELETE")
             return
-        # First how it is to refuse: a classic queue drops what it has too much of before it learns that.
+        # First how it is to refuse: a classic queue drops what it has too much of before it learns
+        # that.
         for limit in (10**9, most):
             definition = {"max-length": limit, "overflow": "reject-publish"}
-            body = {"pattern": f"^{queue}$".replace(".", r"\."), "definition": definition, "apply-to": "queues"}
+            body = {
+                "pattern": f"^{queue}$".replace(".", r"\."),
+                "definition": definition,
+                "apply-to": "queues",
+            }
             await self._ask(path, method="PUT", body=body)
             await asyncio.sleep(0.2)
 
     async def _ask(self, path: str, *, method: str, body: object = None) -> None:
-        """Ask a node's management API, one after the other, until one does it: others are down and will be back."""
+        """Ask a node's management API, one after the other, until one does it: others are down and
+        will be back."""
         for node in itertools.cycle(self.all):
             try:
                 await asyncio.to_thread(node.api, path, method=method, body=body)
@@ -95,13 +108,18 @@ class Nodes:
                 return
 
     async def messages(self, prefix: str) -> dict[str, int] | None:
-        """How many messages the queues have whose names begin so, by statistics a second old; None while unknown."""
+        """How many messages the queues have whose names begin so, by statistics a second old; None
+        while unknown."""
         for node in self.all:
             try:
-                rows: Sequence[dict[str, Any]] = await asyncio.to_thread(node.api, "queues?columns=name,messages")
+                rows: Sequence[dict[str, Any]] = await asyncio.to_thread(
+                    node.api, "queues?columns=name,messages"
+                )
             except (ProcessError, OSError):
                 continue
-            counts = {row["name"]: row.get("messages") for row in rows if row["name"].startswith(prefix)}
+            counts = {
+                row["name"]: row.get("messages") for row in rows if row["name"].startswith(prefix)
+            }
             known = {name: count for name, count in counts.items() if count is not None}
             # A node that has just started knows its queues before it knows what is in them.
             return known if known and len(known) == len(counts) else None
@@ -110,6 +128,8 @@ class Nodes:
     async def counted(self, prefix: str) -> dict[str, int]:
         """The same by the queues themselves, what consumers hold included."""
         node = self.all[0]
-        text = await self.on(node, lambda: node.ctl("list_queues", "--no-table-headers", "name", "messages"))
+        text = await self.on(
+            node, lambda: node.ctl("list_queues", "--no-table-headers", "name", "messages")
+        )
         rows = [line.split("\t") for line in text.splitlines() if line.startswith(prefix)]
         return {name: int(count) for name, count in rows}

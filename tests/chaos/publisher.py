@@ -1,4 +1,5 @@
-"""The publisher upstream: it sends jobs by confirm over a connection that breaks, and remembers what it was told."""
+"""The publisher upstream: it sends jobs by confirm over a connection that breaks, and remembers
+what it was told."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class Record:
 
 
 class Publisher:
-    """Sends jobs evenly; one whose confirm stays out is sent again or left in doubt, as the job says."""
+    """Sends jobs evenly; one whose confirm stays out is sent again or left in doubt, as the job
+    says."""
 
     def __init__(self, url: str, queue: str) -> None:
         self.records: list[Record] = []
@@ -57,7 +59,8 @@ class Publisher:
         self._channel: AbstractChannel | None = None
 
     async def send(self, jobs: Iterable[Job], *, rate: float, until: float | None) -> None:
-        """Send the jobs, so many a second, until there are no more or until that time of the loop's clock."""
+        """Send the jobs, so many a second, until there are no more or until that time of the loop's
+        clock."""
         loop = asyncio.get_running_loop()
         began, turns = loop.time(), asyncio.Semaphore(AT_ONCE)
         async with asyncio.TaskGroup() as group:
@@ -84,7 +87,9 @@ class Publisher:
                 continue
             try:
                 async with asyncio.timeout(CONFIRM_SECONDS):
-                    await channel.default_exchange.publish(_message(job), self._queue, mandatory=True)
+                    await channel.default_exchange.publish(
+                        _message(job), self._queue, mandatory=True
+                    )
                 record.confirmed += 1
             except (PublishError, DeliveryError):
                 await asyncio.sleep(0.3)  # the broker says itself that it kept nothing

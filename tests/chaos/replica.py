@@ -110,16 +110,24 @@ class Replica:
             self._note(Memory(at=time.time(), replica=self.name, pid=child.pid, resident=resident))
 
     def _ended_by_itself(self, child: Child) -> Event:
-        """At its start it takes a refusal for a wrong setting and ends, as it should; it is to be started anew."""
+        """At its start it takes a refusal for a wrong setting and ends, as it should; it is to be
+        started anew."""
         if child.returncode == WRONG_SETTINGS and any(
-            words in child.tail(1) for words in ("refuses the credentials", "denies the user the right")
+            words in child.tail(1)
+            for words in ("refuses the credentials", "denies the user the right")
         ):
-            return Fault(at=time.time(), until=time.time(), name="refused-at-its-start", target=self.name)
-        return Trouble(replica=self.name, what=f"it ended by itself with {child.returncode}{child.tail(5)}")
+            return Fault(
+                at=time.time(), until=time.time(), name="refused-at-its-start", target=self.name
+            )
+        return Trouble(
+            replica=self.name, what=f"it ended by itself with {child.returncode}{child.tail(5)}"
+        )
 
     async def in_flight(self) -> InFlight:
         """What it says that it holds."""
-        return InFlight(replica=self.name, deliveries=int(await self.bridge.metric("bridge_in_flight")))
+        return InFlight(
+            replica=self.name, deliveries=int(await self.bridge.metric("bridge_in_flight"))
+        )
 
     def confessions(self) -> Iterator[Event]:
         """What its log says against it."""

@@ -39,7 +39,10 @@ def last_line(verdict: Verdict, seconds: float) -> str:
     kinds = (Kind.LOST, Kind.EARLY_ACK, Kind.SECOND_EXECUTION, Kind.STUCK)
     shown = [f"{broken[kind]} {kind}" for kind in kinds]
     shown += [f"{count} {kind}" for kind, count in broken.items() if kind not in kinds]
-    shown.append(f"{counts['second executions of messages sent twice']} of messages sent twice (a documented limit)")
+    shown.append(
+        f"{counts['second executions of messages sent twice']} of messages sent twice (a "
+        "documented limit)"
+    )
     return f"{word} {counts['jobs']} jobs in {seconds:.0f} s: {', '.join(shown)}"
 
 
@@ -53,18 +56,25 @@ def _settling(events: Sequence[Event]) -> Iterator[str]:
 
 
 def _memory(events: Sequence[Event]) -> Iterator[str]:
-    """Of each replica, the process that lived longest: a process that was started anew begins from nothing."""
+    """Of each replica, the process that lived longest: a process that was started anew begins from
+    nothing."""
     samples: defaultdict[tuple[str, int], list[Memory]] = defaultdict(list)
     for event in events:
         if isinstance(event, Memory):
             samples[event.replica, event.pid].append(event)
     longest: dict[str, list[Memory]] = {}
     for (replica, _), found in samples.items():
-        if found[-1].at - found[0].at > (longest[replica][-1].at - longest[replica][0].at if replica in longest else 0):
+        if found[-1].at - found[0].at > (
+            longest[replica][-1].at - longest[replica][0].at if replica in longest else 0
+        ):
             longest[replica] = found
     for replica, found in sorted(longest.items()):
         settled = [one for one in found if one.at - found[0].at > WARM_UP]
-        trend = f", {slope(settled):+.1f} MB an hour" if found[-1].at - found[0].at > LONG_ENOUGH else ""
+        trend = (
+            f", {slope(settled):+.1f} MB an hour"
+            if found[-1].at - found[0].at > LONG_ENOUGH
+            else ""
+        )
         peak = max(one.resident for one in found) / MEGABYTE
         yield f"  {replica}: {peak:.0f} MB at most over {found[-1].at - found[0].at:.0f} s{trend}"
 

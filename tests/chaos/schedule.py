@@ -1,4 +1,5 @@
-"""What goes wrong and when: streams of faults that run side by side, the same ones for the same seed."""
+"""What goes wrong and when: streams of faults that run side by side, the same ones for the same
+seed."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Faults of one kind, one after the other: seconds between two of them, and how long each lasts."""
+    """Faults of one kind, one after the other: seconds between two of them, and how long each
+    lasts."""
 
     pause: tuple[float, float]
     lasts: Mapping[str, tuple[float, float]]
@@ -17,7 +19,8 @@ class Stream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One fault: so many seconds after the last one of its stream; `target` is a number to choose a victim by."""
+    """One fault: so many seconds after the last one of its stream; `target` is a number to choose a
+    victim by."""
 
     pause: float
     name: str
@@ -25,9 +28,12 @@ class Step:
     seconds: float
 
 
-# A create that is stalled on its way, by a replica that is paused, to a Kestra that is slow, stays invisible as long as
-# all of that takes together, which must be less than the bridge's grace in trial.py.
-REPLICAS = Stream((5, 12), {"replica-kill": (0, 2), "replica-stop": (0, 1), "replica-pause": (0.5, 2.5)})
+# A create that is stalled on its way, by a replica that is paused, to a Kestra that is slow, stays
+# invisible as long as all of that takes together, which must be less than the bridge's grace in
+# trial.py.
+REPLICAS = Stream(
+    (5, 12), {"replica-kill": (0, 2), "replica-stop": (0, 1), "replica-pause": (0.5, 2.5)}
+)
 NETWORK = Stream(
     (2, 6),
     {
@@ -99,22 +105,35 @@ ENGINE = Stream((60, 120), {"engine-kill": (0, 1)})
 
 
 def executor(seconds: float) -> Stream:
-    """A Kestra that runs nothing, for two minutes in a trial whose jobs are published in eight, for less in a less."""
+    """A Kestra that runs nothing, for two minutes in a trial whose jobs are published in eight, for
+    less in a less."""
     down = min(max(seconds / 4, SHORTEST_HALT), LONGEST_HALT)
     return Stream((seconds / 5, seconds), {"executor-down": (down, down)})
 
 
 def streams(*, cluster: bool, engine: bool, seconds: float) -> dict[str, Stream]:
     """The streams of a trial whose jobs are published in so many seconds, by name."""
-    common = {"replicas": REPLICAS, "network": NETWORK, "broker": CLUSTER if cluster else NODE, "lane": LANE}
+    common = {
+        "replicas": REPLICAS,
+        "network": NETWORK,
+        "broker": CLUSTER if cluster else NODE,
+        "lane": LANE,
+    }
     if engine:
         return common | {"engine": ENGINE}
-    kestra = {"api": API, "replies": REPLIES, "operators": OPERATORS, "clock": CLOCK, "executor": executor(seconds)}
+    kestra = {
+        "api": API,
+        "replies": REPLIES,
+        "operators": OPERATORS,
+        "clock": CLOCK,
+        "executor": executor(seconds),
+    }
     return common | kestra
 
 
 def chosen(available: Mapping[str, Stream], names: Sequence[str]) -> dict[str, Stream]:
-    """Of the streams those parts that are named, by a stream's name or a fault's; all of them for no names.
+    """Of the streams those parts that are named, by a stream's name or a fault's; all of them for
+    no names.
 
     Raises:
         ValueError: there's none of that name.
@@ -123,10 +142,14 @@ def chosen(available: Mapping[str, Stream], names: Sequence[str]) -> dict[str, S
         return dict(available)
     known = {*available, *(fault for stream in available.values() for fault in stream.lasts)}
     if unknown := sorted(set(names) - known):
-        raise ValueError(f"no such fault here: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"no such fault here: {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+        )
     found = {}
     for name, stream in available.items():
-        lasts = {fault: span for fault, span in stream.lasts.items() if name in names or fault in names}
+        lasts = {
+            fault: span for fault, span in stream.lasts.items() if name in names or fault in names
+        }
         if lasts:
             found[name] = Stream(stream.pause, lasts)
     return found

@@ -1,4 +1,5 @@
-"""The stand-in for Kestra as a process of its own, told over a socket what is to go wrong and asked what happened.
+"""The stand-in for Kestra as a process of its own, told over a socket what is to go wrong and asked
+what happened.
 
 Each line on the socket is a JSON object with `do` and its arguments, and is answered by one.
 """
@@ -51,7 +52,9 @@ FAULTS: Mapping[str, list[tuple[str, dict[str, Any]]]] = {
     "questions-500": _of_questions({"status": 500}),
     "questions-slow": _of_questions({"delay": SLOW}),
     "questions-reset": _of_questions({"reset": True}),
-    "questions-wrong-body": _of_questions(*({"status": 200, "body": body} for body in WRONG_BODIES)),
+    "questions-wrong-body": _of_questions(
+        *({"status": 200, "body": body} for body in WRONG_BODIES)
+    ),
     "refused": [("*", {"status": 401}), ("*", {"status": 429})],
 }
 """Which operations fail in which way, by the fault's name."""
@@ -59,12 +62,14 @@ FAULTS: Mapping[str, list[tuple[str, dict[str, Any]]]] = {
 VAIN_KILLS = ({"status": 404, "share": 1 / 3}, {"status": 409, "share": 1 / 2})
 """What a kill is answered while nothing is run, beside the usual answer."""
 BROUGHT_BACK_WITHIN = (0.7, 1.8)
-"""Seconds from a failure to what an operator does about it. The bridge confirms a failure for one second, and its retry
-comes another one later at the soonest; an operator who acts after that runs a job beside itself."""
+"""Seconds from a failure to what an operator does about it. The bridge confirms a failure for one
+second, and its retry comes another one later at the soonest; an operator who acts after that runs a
+job beside itself."""
 
 
 class Notifier:
-    """Publishes replies as the notifier flow does, without confirms; what can't be published is lost."""
+    """Publishes replies as the notifier flow does, without confirms; what can't be published is
+    lost."""
 
     def __init__(self, urls: list[str]) -> None:
         self._urls = urls
@@ -77,7 +82,9 @@ class Notifier:
         try:
             async with asyncio.timeout(5):
                 exchange = await self._open()
-                await exchange.publish(aio_pika.Message(json.dumps(reply).encode()), key, mandatory=False)
+                await exchange.publish(
+                    aio_pika.Message(json.dumps(reply).encode()), key, mandatory=False
+                )
         except (OSError, RuntimeError, TimeoutError, aio_pika.exceptions.AMQPError):
             self._exchange = None
 
@@ -86,14 +93,17 @@ class Notifier:
             if self._exchange is None:
                 await self._stack.aclose()
                 url = random.choice(self._urls)  # noqa: S311
-                connection = await self._stack.enter_async_context(await aio_pika.connect(url, timeout=3))
+                connection = await self._stack.enter_async_context(
+                    await aio_pika.connect(url, timeout=3)
+                )
                 channel = await connection.channel(publisher_confirms=False)
                 self._exchange = await channel.declare_exchange(REPLIES, "topic", durable=True)
             return self._exchange
 
 
 class Operator:
-    """Brings back executions that failed while another attempt is to come, as long as `how` says in which way."""
+    """Brings back executions that failed while another attempt is to come, as long as `how` says in
+    which way."""
 
     def __init__(self, kestra: Standin) -> None:
         self._kestra = kestra
@@ -103,7 +113,12 @@ class Operator:
     def behave(self, run: Run) -> Ends:
         """How an execution ends, after which the operator may come."""
         ends = behave(run)
-        if self.how and ends.state == "FAILED" and ends.after is not None and _attempt(run) < MAX_ATTEMPTS:
+        if (
+            self.how
+            and ends.state == "FAILED"
+            and ends.after is not None
+            and _attempt(run) < MAX_ATTEMPTS
+        ):
             seconds = ends.after + random.uniform(*BROUGHT_BACK_WITHIN)  # noqa: S311
             task = asyncio.create_task(self._bring_back(run, self.how, seconds))
             self._tasks.add(task)
@@ -124,7 +139,9 @@ class Operator:
         if run.state != "FAILED" or run.ended is None:
             return False
         ago = (datetime.now(UTC) - run.ended).total_seconds()
-        return ago <= BROUGHT_BACK_WITHIN[1] and not self._kestra.executions_of(run.attempt[0], _attempt(run) + 1)
+        return ago <= BROUGHT_BACK_WITHIN[1] and not self._kestra.executions_of(
+            run.attempt[0], _attempt(run) + 1
+        )
 
 
 class Server:
@@ -153,7 +170,9 @@ class Server:
     async def do_fault(self, *, name: str, share: float) -> None:
         """Let a share of the requests go wrong in one way, until `clear`."""
         for operation, fault in FAULTS[name]:
-            self._faults.append(self._kestra.faults.add(operation, times=None, share=share, **fault))
+            self._faults.append(
+                self._kestra.faults.add(operation, times=None, share=share, **fault)
+            )
 
     async def do_clear(self) -> None:
         self._remove(self._faults)
@@ -162,7 +181,9 @@ class Server:
         """Take creates and kills, and run nothing until `go_on`."""
         self._kestra.halt()
         for fault in VAIN_KILLS:
-            self._vain_kills.append(self._kestra.faults.add("kill", times=None, worked=True, **fault))
+            self._vain_kills.append(
+                self._kestra.faults.add("kill", times=None, worked=True, **fault)
+            )
 
     async def do_go_on(self) -> None:
         self._remove(self._vain_kills)
@@ -237,7 +258,9 @@ async def _run() -> None:
             kestra.flow(namespace, flow, operator.behave)
         kestra.faults.add("create", times=None, status=403, when=_of_the_denied_flow)
         kestra.replies.on_end = Notifier(options["amqp"]).publish
-        server = await asyncio.start_unix_server(Server(kestra, operator, stopping).serve, options["socket"])
+        server = await asyncio.start_unix_server(
+            Server(kestra, operator, stopping).serve, options["socket"]
+        )
         async with server:
             await stopping.wait()
 

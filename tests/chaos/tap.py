@@ -1,4 +1,5 @@
-"""A proxy in front of the broker that reads off the wire what a replica takes, settles and publishes."""
+"""A proxy in front of the broker that reads off the wire what a replica takes, settles and
+publishes."""
 
 from __future__ import annotations
 
@@ -93,7 +94,9 @@ class Conversation:
                 case Basic.Ack():
                     self._confirmed(channel, said)
                 case Basic.Nack():
-                    for tag in _tags(channel.unconfirmed, said.delivery_tag, multiple=said.multiple):
+                    for tag in _tags(
+                        channel.unconfirmed, said.delivery_tag, multiple=said.multiple
+                    ):
                         del channel.unconfirmed[tag]
 
     def _name(self, channel: int) -> str:
@@ -110,7 +113,9 @@ class Conversation:
                 del channel.unconfirmed[returned[0]]
         channel.incoming = None
 
-    def _delivered(self, number: int, channel: _Channel, deliver: Basic.Deliver, properties: Any) -> None:
+    def _delivered(
+        self, number: int, channel: _Channel, deliver: Basic.Deliver, properties: Any
+    ) -> None:
         if deliver.exchange == REPLIES:
             return
         assert deliver.delivery_tag is not None
@@ -143,7 +148,9 @@ class Conversation:
     def _confirmed(self, channel: _Channel, ack: Basic.Ack) -> None:
         for tag in _tags(channel.unconfirmed, ack.delivery_tag, multiple=ack.multiple):
             to, job, attempt = channel.unconfirmed.pop(tag)
-            self._note(Moved(at=time.time(), replica=self._replica, to=to, job=job, attempt=attempt))
+            self._note(
+                Moved(at=time.time(), replica=self._replica, to=to, job=job, attempt=attempt)
+            )
 
 
 def _tags(known: Mapping[int, object], tag: int, *, multiple: bool) -> list[int]:
@@ -159,9 +166,12 @@ def _attempt(headers: Mapping[str, Any] | None) -> int:
 
 
 class Tap(Proxy):
-    """A proxy to the first broker that can be reached, as a load balancer would be, which notes what it reads."""
+    """A proxy to the first broker that can be reached, as a load balancer would be, which notes
+    what it reads."""
 
-    def __init__(self, replica: str, targets: Callable[[], Sequence[Address]], note: Callable[[Event], None]) -> None:
+    def __init__(
+        self, replica: str, targets: Callable[[], Sequence[Address]], note: Callable[[Event], None]
+    ) -> None:
         codec.install()
         super().__init__("127.0.0.1", 0)
         self._replica = replica

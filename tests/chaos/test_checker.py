@@ -29,14 +29,33 @@ from tests.chaos.history import (
 LIMITS = Limits(prefetch=2, settled_within=60)
 
 
-def published(job: str = "one", *, end: str = "success", attempts: int = 1, confirmed: int = 1) -> Published:
+def published(
+    job: str = "one", *, end: str = "success", attempts: int = 1, confirmed: int = 1
+) -> Published:
     runs = end not in ("invalid_message", "flow_not_allowed")
-    return Published(at=0, job=job, end=end, attempts=attempts, runs=runs, confirmed=confirmed, in_doubt=0, timeout=10)
+    return Published(
+        at=0,
+        job=job,
+        end=end,
+        attempts=attempts,
+        runs=runs,
+        confirmed=confirmed,
+        in_doubt=0,
+        timeout=10,
+    )
 
 
-def delivered(at: float, tag: int, attempt: int = 1, *, job: str = "one", replica: str = "a") -> Delivered:
+def delivered(
+    at: float, tag: int, attempt: int = 1, *, job: str = "one", replica: str = "a"
+) -> Delivered:
     return Delivered(
-        at=at, replica=replica, channel=f"{replica}/1/1", tag=tag, job=job, attempt=attempt, redelivered=False
+        at=at,
+        replica=replica,
+        channel=f"{replica}/1/1",
+        tag=tag,
+        job=job,
+        attempt=attempt,
+        redelivered=False,
     )
 
 
@@ -45,7 +64,13 @@ def acked(at: float, tag: int, *, replica: str = "a") -> Acked:
 
 
 def execution(
-    name: str, created: float, ended: float, state: str = "SUCCESS", *, attempt: int = 1, chain: str = ""
+    name: str,
+    created: float,
+    ended: float,
+    state: str = "SUCCESS",
+    *,
+    attempt: int = 1,
+    chain: str = "",
 ) -> Execution:
     states = (("CREATED", created), ("RUNNING", created), (state, ended))
     return Execution(id=name, chain=chain or name, job="one", attempt=attempt, states=states)
@@ -125,7 +150,13 @@ RESTARTED_BY_AN_OPERATOR: list[Event] = [
         chain="e1",
         job="one",
         attempt=1,
-        states=(("CREATED", 2.0), ("RUNNING", 2.0), ("FAILED", 3.0), ("RESTARTED", 4.5), ("SUCCESS", 7.0)),
+        states=(
+            ("CREATED", 2.0),
+            ("RUNNING", 2.0),
+            ("FAILED", 3.0),
+            ("RESTARTED", 4.5),
+            ("SUCCESS", 7.0),
+        ),
     ),
     *RETRIED[4:7],
     acked(8, 2),
@@ -211,7 +242,10 @@ PLANTED: dict[str, tuple[Kind, Sequence[Event]]] = {
     "an-ack-before-the-success": (Kind.EARLY_ACK, changed(WELL, 4, at=2.5)),
     "an-ack-without-an-execution": (Kind.EARLY_ACK, without(WELL, 3)),
     "an-ack-of-a-running-execution": (Kind.EARLY_ACK, changed(WELL, 3, states=(("RUNNING", 2.0),))),
-    "an-ack-of-a-failure": (Kind.EARLY_ACK, changed(WELL, 3, states=(("CREATED", 2.0), ("FAILED", 3.0)))),
+    "an-ack-of-a-failure": (
+        Kind.EARLY_ACK,
+        changed(WELL, 3, states=(("CREATED", 2.0), ("FAILED", 3.0))),
+    ),
     "an-ack-by-another-attempts-success": (Kind.EARLY_ACK, changed(WELL, 3, attempt=2)),
     "an-ack-before-the-retry-is-confirmed": (Kind.EARLY_ACK, changed(RETRIED, 5, at=3.5)),
     "an-ack-whose-retry-was-never-confirmed": (Kind.EARLY_ACK, without(RETRIED, 4)),
@@ -233,25 +267,41 @@ PLANTED: dict[str, tuple[Kind, Sequence[Event]]] = {
         Kind.SECOND_EXECUTION,
         changed([*WELL, execution("e2", 2.5, 3)], 5, states=(("RUNNING", 2.5),)),
     ),
-    "an-attempt-after-a-success": (Kind.SECOND_EXECUTION, [*WELL, execution("e2", 5, 6, attempt=2)]),
+    "an-attempt-after-a-success": (
+        Kind.SECOND_EXECUTION,
+        [*WELL, execution("e2", 5, 6, attempt=2)],
+    ),
     "an-attempt-while-the-last-one-runs": (
         Kind.SECOND_EXECUTION,
         changed(RETRIED, 3, states=(("CREATED", 2.0), ("FAILED", 7.5))),
     ),
-    "a-duplicate-killed-without-a-reason": (Kind.UNEXPLAINED_DUPLICATE, changed(TWICE_SENT, 1, confirmed=1)),
-    "the-jobs-own-execution-killed": (Kind.WRONG_KILL, [*WELL, Killed(replica="a", job="one", execution="e1")]),
+    "a-duplicate-killed-without-a-reason": (
+        Kind.UNEXPLAINED_DUPLICATE,
+        changed(TWICE_SENT, 1, confirmed=1),
+    ),
+    "the-jobs-own-execution-killed": (
+        Kind.WRONG_KILL,
+        [*WELL, Killed(replica="a", job="one", execution="e1")],
+    ),
     "an-attempt-paid-for-trouble": (Kind.WRONG_ATTEMPTS, changed(RETRIED, 1, attempts=1)),
     "an-attempt-too-few": (Kind.WRONG_ATTEMPTS, changed(WELL, 1, attempts=2)),
     "a-refused-job-that-ran": (Kind.WRONG_ATTEMPTS, [*REFUSED, execution("e1", 2, 3)]),
     "a-job-settled-an-hour-late": (Kind.STUCK, changed(WELL, 4, at=3600.0)),
-    "a-restarted-job-that-was-acked-while-it-ran": (Kind.EARLY_ACK, changed(RESTARTED_BY_AN_OPERATOR, 7, at=6.8)),
+    "a-restarted-job-that-was-acked-while-it-ran": (
+        Kind.EARLY_ACK,
+        changed(RESTARTED_BY_AN_OPERATOR, 7, at=6.8),
+    ),
     "an-ack-by-an-earlier-attempt-that-nobody-brought-back": (
         Kind.EARLY_ACK,
         changed(RESTARTED_BY_AN_OPERATOR, 3, states=(("CREATED", 2.0), ("SUCCESS", 3.0))),
     ),
     "an-ack-of-a-restarted-attempt-that-failed": (
         Kind.EARLY_ACK,
-        changed(RESTARTED_BY_AN_OPERATOR, 3, states=(("FAILED", 3.0), ("RESTARTED", 4.5), ("FAILED", 7.0))),
+        changed(
+            RESTARTED_BY_AN_OPERATOR,
+            3,
+            states=(("FAILED", 3.0), ("RESTARTED", 4.5), ("FAILED", 7.0)),
+        ),
     ),
     "an-attempt-beside-an-earlier-one-that-was-restarted": (
         Kind.SECOND_EXECUTION,
@@ -267,7 +317,10 @@ PLANTED: dict[str, tuple[Kind, Sequence[Event]]] = {
     ),
     "a-dead-letter-of-a-job-that-an-operator-ended-well": (
         Kind.WRONG_DEAD_LETTER,
-        [*CHANGED_BY_AN_OPERATOR, DeadLetter(job="one", attempt=2, reason="failed", error="it failed", execution="e1")],
+        [
+            *CHANGED_BY_AN_OPERATOR,
+            DeadLetter(job="one", attempt=2, reason="failed", error="it failed", execution="e1"),
+        ],
     ),
     "an-attempt-beside-one-that-was-never-started": (
         Kind.SECOND_EXECUTION,
@@ -277,7 +330,10 @@ PLANTED: dict[str, tuple[Kind, Sequence[Event]]] = {
         Kind.WRONG_DEAD_LETTER,
         changed(TIMED_OUT, 3, states=(("CREATED", 2.0),), kills=()),
     ),
-    "a-kill-before-kestra-ran-the-execution": (Kind.KILLED_TOO_SOON, changed(TIMED_OUT, 3, kills=(20.0, 60.5))),
+    "a-kill-before-kestra-ran-the-execution": (
+        Kind.KILLED_TOO_SOON,
+        changed(TIMED_OUT, 3, kills=(20.0, 60.5)),
+    ),
     "a-kill-before-the-time-was-up": (Kind.KILLED_TOO_SOON, changed(TIMED_OUT, 3, kills=(55.0,))),
     "a-kill-of-a-restarted-execution-that-waits": (
         Kind.KILLED_TOO_SOON,
@@ -301,11 +357,17 @@ PLANTED: dict[str, tuple[Kind, Sequence[Event]]] = {
         Kind.ABOVE_PREFETCH,
         [*WELL, published("two", confirmed=0), *(delivered(2, tag, job="two") for tag in (2, 3))],
     ),
-    "a-dead-letter-of-a-job-that-was-to-succeed": (Kind.WRONG_DEAD_LETTER, changed(DEAD, 1, end="success")),
+    "a-dead-letter-of-a-job-that-was-to-succeed": (
+        Kind.WRONG_DEAD_LETTER,
+        changed(DEAD, 1, end="success"),
+    ),
     "a-dead-letter-for-another-reason": (Kind.WRONG_DEAD_LETTER, changed(DEAD, 6, reason="failed")),
     "a-dead-letter-after-too-few-attempts": (Kind.WRONG_DEAD_LETTER, changed(DEAD, 1, attempts=3)),
     "a-dead-letter-without-a-word": (Kind.WRONG_DEAD_LETTER, changed(DEAD, 6, error="")),
-    "a-dead-letter-that-names-another-execution": (Kind.WRONG_DEAD_LETTER, changed(DEAD, 6, execution="e9")),
+    "a-dead-letter-that-names-another-execution": (
+        Kind.WRONG_DEAD_LETTER,
+        changed(DEAD, 6, execution="e9"),
+    ),
     "a-dead-letter-of-an-execution-that-succeeded": (
         Kind.WRONG_DEAD_LETTER,
         changed(DEAD, 3, states=(("CREATED", 2.0), ("SUCCESS", 3.0))),
@@ -316,7 +378,10 @@ PLANTED: dict[str, tuple[Kind, Sequence[Event]]] = {
     ),
     "two-dead-letters-of-one-delivery": (Kind.WRONG_DEAD_LETTER, [*DEAD, DEAD[-1]]),
     "a-job-that-nobody-published": (Kind.UNKNOWN_JOB, without(WELL, 1)),
-    "a-replica-that-fell-over": (Kind.TROUBLE, [*WELL, Trouble(replica="a", what="it ended by itself")]),
+    "a-replica-that-fell-over": (
+        Kind.TROUBLE,
+        [*WELL, Trouble(replica="a", what="it ended by itself")],
+    ),
 }
 
 
@@ -326,7 +391,9 @@ def test_a_planted_violation_is_found(kind: Kind, history: Sequence[Event]) -> N
 
 
 def test_a_companion_is_none_of_the_trials_own_jobs() -> None:
-    assert check([*WELL, replace(published("two", confirmed=0), companion=True)]).counts["jobs"] == 1
+    assert (
+        check([*WELL, replace(published("two", confirmed=0), companion=True)]).counts["jobs"] == 1
+    )
 
 
 def test_a_job_whose_deliveries_break_again_and_again_is_not_late() -> None:
@@ -349,6 +416,12 @@ def test_a_history_without_limits_is_no_history() -> None:
 
 
 def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
-    history = [*TWICE_SENT, *DEAD, *RETRIED, InFlight(replica="a", deliveries=0), Left(queue="q", messages=0)]
+    history = [
+        *TWICE_SENT,
+        *DEAD,
+        *RETRIED,
+        InFlight(replica="a", deliveries=0),
+        Left(queue="q", messages=0),
+    ]
     write(history, tmp_path / "history.jsonl")
     assert list(read(tmp_path / "history.jsonl")) == history

@@ -1,4 +1,5 @@
-"""Short trials, everything failing at once: no job is lost, acked early, run twice, stuck or a dead letter for nothing.
+"""Short trials, everything failing at once: no job is lost, acked early, run twice, stuck or a dead
+letter for nothing.
 
 `tests/chaos/run --jobs 10000` is the same at length.
 """
@@ -15,8 +16,12 @@ from deploy.local.paths import REPOSITORY
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("broker", "jobs", "replicas"), [("cluster", 200, 3), ("3.10", 60, 1)], ids=str)
-def test_every_promise_holds_while_everything_fails(broker: str, jobs: int, replicas: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("broker", "jobs", "replicas"), [("cluster", 200, 3), ("3.10", 60, 1)], ids=str
+)
+def test_every_promise_holds_while_everything_fails(
+    broker: str, jobs: int, replicas: int, tmp_path: Path
+) -> None:
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,5 @@
-"""One trial: jobs are published, everything around the bridge fails, and what happened is written down."""
+"""One trial: jobs are published, everything around the bridge fails, and what happened is written
+down."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ ENGINE_STARTS_WITHIN = 120.0
 DRAIN_SECONDS = 180.0
 """How long a trial may take to come to its end once nothing goes wrong any more."""
 SURE_AFTER = 3
-"""So often in a row must the statistics say so, which know nothing for a while after a node has started."""
+"""So often in a row must the statistics say so, which know nothing for a while after a node has
+started."""
 COMPANIONS_EVERY = 6.0
 ALMOST_DONE = 30
 """So many jobs are left when the faults cease."""
@@ -45,7 +47,8 @@ BRIDGE_SETTINGS = {
     "BRIDGE_MAX_ATTEMPTS": str(jobs.MAX_ATTEMPTS),
     "BRIDGE_RETRY_DELAYS": "[1, 2]",
     "BRIDGE_RECONCILE_INTERVAL": "2",
-    # Above the longest time that a create stays invisible: a stall, a slow answer and a paused replica together.
+    # Above the longest time that a create stays invisible: a stall, a slow answer and a paused
+    # replica together.
     "BRIDGE_ADOPT_GRACE": "8",
     "BRIDGE_AMBIGUOUS_WAIT": "10",
     "BRIDGE_DRAIN_TIMEOUT": "3",
@@ -72,7 +75,11 @@ class Options:
     @property
     def seconds(self) -> float:
         """How long jobs are published."""
-        return 60 * self.minutes if self.jobs is None and self.minutes else (self.jobs or 0) / self.rate
+        return (
+            60 * self.minutes
+            if self.jobs is None and self.minutes
+            else (self.jobs or 0) / self.rate
+        )
 
     @property
     def streams(self) -> dict[str, schedule.Stream]:
@@ -103,11 +110,18 @@ class Trial:
         async with AsyncExitStack() as stack:
             nodes = Nodes(options.broker, options.directory, self.say)
             stack.push_async_callback(nodes.kill_all)
-            self.say(f"starting RabbitMQ {nodes.all[0].version}" + (", three nodes" if nodes.cluster else ""))
+            self.say(
+                f"starting RabbitMQ {nodes.all[0].version}"
+                + (", three nodes" if nodes.cluster else "")
+            )
             await nodes.start_all()
             kestra = self._kestra(nodes)
             stack.push_async_callback(kestra.end)
-            self.say("starting Kestra's engine" if options.kestra == "engine" else "starting the stand-in for Kestra")
+            self.say(
+                "starting Kestra's engine"
+                if options.kestra == "engine"
+                else "starting the stand-in for Kestra"
+            )
             await kestra.start()
             replicas = [
                 await stack.enter_async_context(self._replica(number, nodes, kestra))
@@ -115,9 +129,12 @@ class Trial:
             ]
             for replica in replicas:
                 await replica.start(ready=True)
-            # RabbitMQ notes a new quorum queue on disk only about a second after it confirmed the declaration.
+            # RabbitMQ notes a new quorum queue on disk only about a second after it confirmed the
+            # declaration.
             await asyncio.sleep(2)
-            proxy = await stack.enter_async_context(Tap("publisher", nodes.addresses, lambda _: None))
+            proxy = await stack.enter_async_context(
+                Tap("publisher", nodes.addresses, lambda _: None)
+            )
             publisher = Publisher(_through(nodes.all[0].amqp_url, proxy.port), QUEUE)
             nemesis = Nemesis(
                 nodes=nodes,
@@ -149,7 +166,11 @@ class Trial:
 
     def _replica(self, number: int, nodes: Nodes, kestra: Kestra) -> Replica:
         name = f"replica-{number + 1}"
-        place = {"BRIDGE_AMQP_URL": nodes.all[0].amqp_url, "BRIDGE_QUEUE_TYPE": nodes.kind, **settings(kestra)}
+        place = {
+            "BRIDGE_AMQP_URL": nodes.all[0].amqp_url,
+            "BRIDGE_QUEUE_TYPE": nodes.kind,
+            **settings(kestra),
+        }
         return Replica(
             name,
             self.options.directory,
@@ -166,14 +187,23 @@ class Trial:
     async def _work(self, publisher: Publisher, nemesis: Nemesis, nodes: Nodes) -> None:
         """Publish, with faults all the while, until almost everything is done."""
         options = self.options
-        until = None if options.minutes is None else asyncio.get_running_loop().time() + 60 * options.minutes
-        self.say(f"publishing {options.rate:g} jobs a second; faults: {', '.join(options.streams) or 'none'}")
+        until = (
+            None
+            if options.minutes is None
+            else asyncio.get_running_loop().time() + 60 * options.minutes
+        )
+        self.say(
+            f"publishing {options.rate:g} jobs a second; faults: "
+            f"{', '.join(options.streams) or 'none'}"
+        )
         async with asyncio.TaskGroup() as group:
             for name, stream in options.streams.items():
                 group.create_task(nemesis.run(schedule.steps(options.seed, name, stream)))
             await publisher.send(self._jobs(), rate=options.rate, until=until)
             self.say(f"{len(publisher.records)} jobs are published")
-            await self._until_left(nodes, ALMOST_DONE, len(publisher.records) / options.rate * 3 + DRAIN_SECONDS)
+            await self._until_left(
+                nodes, ALMOST_DONE, len(publisher.records) / options.rate * 3 + DRAIN_SECONDS
+            )
             nemesis.stop()
 
     async def _until_left(self, nodes: Nodes, most: int, seconds: float) -> bool:
@@ -191,7 +221,9 @@ class Trial:
         deadline = time.monotonic() + DRAIN_SECONDS
         accompanying = asyncio.create_task(self._accompany(publisher, nodes))
         while time.monotonic() < deadline:
-            if await self._until_left(nodes, 0, DRAIN_SECONDS) and not any(_open(await nodes.counted(QUEUE)).values()):
+            if await self._until_left(nodes, 0, DRAIN_SECONDS) and not any(
+                _open(await nodes.counted(QUEUE)).values()
+            ):
                 break
         accompanying.cancel()
         await asyncio.wait([accompanying])
@@ -199,7 +231,8 @@ class Trial:
     async def _accompany(self, publisher: Publisher, nodes: Nodes) -> None:
         """Have each replica start some more jobs while any are left.
 
-        A job whose flow is denied is parked until others go through, and these may have been the last ones.
+        A job whose flow is denied is parked until others go through, and these may have been the
+        last ones.
         """
         for number in itertools.count():
             await asyncio.sleep(COMPANIONS_EVERY)
@@ -209,7 +242,9 @@ class Trial:
                 companions = [jobs.companion(number * many + one) for one in range(many)]
                 await publisher.send(companions, rate=self.options.rate, until=None)
 
-    async def _collect(self, publisher: Publisher, replicas: list[Replica], kestra: Kestra, nodes: Nodes) -> None:
+    async def _collect(
+        self, publisher: Publisher, replicas: list[Replica], kestra: Kestra, nodes: Nodes
+    ) -> None:
         """Ask every witness."""
         for replica in replicas:
             with suppress(OSError):
@@ -224,7 +259,9 @@ class Trial:
             self.events += replica.confessions()
 
     @asynccontextmanager
-    async def _minding(self, replicas: list[Replica], publisher: Publisher, nodes: Nodes) -> AsyncIterator[None]:
+    async def _minding(
+        self, replicas: list[Replica], publisher: Publisher, nodes: Nodes
+    ) -> AsyncIterator[None]:
         """Look after the replicas and tell of the progress, while the block lasts."""
 
         async def mind() -> None:
@@ -274,7 +311,9 @@ async def _dead_letters(nodes: Nodes) -> list[DeadLetter]:
             attempt=int(str(letter.headers["x-bridge-attempt"])),
             reason=str(letter.headers["x-bridge-reason"]),
             error=str(letter.headers["x-bridge-error"]),
-            execution=str(letter.headers["x-bridge-execution"]) if "x-bridge-execution" in letter.headers else None,
+            execution=str(letter.headers["x-bridge-execution"])
+            if "x-bridge-execution" in letter.headers
+            else None,
         )
         for letter in letters
     ]

@@ -1,4 +1,5 @@
-"""The image and docker-compose.yml on a real Podman, with local images in the place of the official ones."""
+"""The image and docker-compose.yml on a real Podman, with local images in the place of the official
+ones."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ from deploy.local.podman import Podman
 
 IMAGE = "localhost/kestra-bridge"
 NETWORK = "kestra-bridge_default"
-README_COMMANDS = re.findall(r"^docker compose (.+)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+README_COMMANDS = re.findall(
+    r"^docker compose (.+)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE
+)
 
 NO_RIGHTS = ("--cap-drop=all", "--security-opt=no-new-privileges", "--init")
 NO_DISK = "--read-only"
@@ -46,7 +49,8 @@ def podman() -> Iterator[Podman]:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkout:
-    """A checkout as of somebody who works with it: with secrets of their own, and other things that must not ship."""
+    """A checkout as of somebody who works with it: with secrets of their own, and other things that
+    must not ship."""
 
     directory: Path
     passwords: Mapping[str, str]
@@ -70,8 +74,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     private.mkdir()
     for name, password in checkout.passwords.items():
         (private / name).write_text(password + "\n")
-    settings = {**images.COMPOSE_VARIABLES, "SECRETS_DIRECTORY": "./secrets", "PLANTED": checkout.planted}
-    (checkout.directory / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+    settings = {
+        **images.COMPOSE_VARIABLES,
+        "SECRETS_DIRECTORY": "./secrets",
+        "PLANTED": checkout.planted,
+    }
+    (checkout.directory / ".env").write_text(
+        "".join(f"{name}={value}\n" for name, value in settings.items())
+    )
     for name in (
         "bridge/.env",
         "flows/.env.local",
@@ -86,7 +96,16 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 
 def _copy_sources(to: Path) -> None:
-    listing = ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = [
+        "git",
+        "-C",
+        str(REPOSITORY),
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
     names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, names):
         if (REPOSITORY / name).is_file():  # or was removed and isn't committed yet
@@ -103,13 +122,21 @@ def image(podman: Podman, checkout: Checkout) -> str:
     }
     options = (f"--build-arg={name}={value}" for name, value in arguments.items())
     context = str(checkout.directory)
-    podman.run("build", f"--file={context}/deploy/Dockerfile", *options, f"--tag={IMAGE}", context, timeout=300)
+    podman.run(
+        "build",
+        f"--file={context}/deploy/Dockerfile",
+        *options,
+        f"--tag={IMAGE}",
+        context,
+        timeout=300,
+    )
     return IMAGE
 
 
 @dataclass(frozen=True)
 class Compose:
-    """podman-compose in a checkout, which is as good as `docker compose` for what the README says."""
+    """podman-compose in a checkout, which is as good as `docker compose` for what the README
+    says."""
 
     podman: Podman
     directory: Path
@@ -128,7 +155,9 @@ class Compose:
             timeout=240,
             check=False,
         )
-        assert done.returncode == 0, f"compose {shlex.join(arguments)} ended with {done.returncode}:\n{done.stdout}"
+        assert done.returncode == 0, (
+            f"compose {shlex.join(arguments)} ended with {done.returncode}:\n{done.stdout}"
+        )
         return done.stdout
 
     def readme(self, command: str) -> str:
@@ -166,8 +195,16 @@ class Container:
     def events(self, event: str, **fields: object) -> list[dict[str, Any]]:
         """The log lines with that event and those fields, oldest first."""
         done = self.podman.complete("logs", self.name)
-        entries = [json.loads(line) for line in (done.stdout + done.stderr).splitlines() if line.startswith("{")]
-        return [entry for entry in entries if entry.get("event") == event and fields.items() <= entry.items()]
+        entries = [
+            json.loads(line)
+            for line in (done.stdout + done.stderr).splitlines()
+            if line.startswith("{")
+        ]
+        return [
+            entry
+            for entry in entries
+            if entry.get("event") == event and fields.items() <= entry.items()
+        ]
 
     def get(self, path: str) -> str:
         """What its HTTP port answers on a path, with status 200."""
@@ -176,8 +213,14 @@ class Container:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with those labels."""
-        samples = (s for family in text_string_to_metric_families(self.get("/metrics")) for s in family.samples)
-        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+        samples = (
+            s
+            for family in text_string_to_metric_families(self.get("/metrics"))
+            for s in family.samples
+        )
+        return sum(
+            s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
+        )
 
     @property
     def healthy(self) -> bool:
@@ -194,7 +237,8 @@ class Replicas:
     names: list[str] = field(default_factory=list)
 
     def start(self, *options: str, **settings: object) -> Container:
-        """`settings` are names of settings in lower case; the passwords are files, as from Docker or Kubernetes."""
+        """`settings` are names of settings in lower case; the passwords are files, as from Docker
+        or Kubernetes."""
         environment = {
             "amqp_url": "amqp://rabbitmq:5672/",
             "amqp_username": "bridge",
@@ -211,7 +255,9 @@ class Replicas:
         variables = (f"--env=BRIDGE_{key.upper()}={value}" for key, value in environment.items())
         mount = f"--volume={self.checkout.directory}/secrets:/run/secrets:ro"
         place = (f"--name={name}", f"--network={NETWORK}", mount)
-        self.podman.run("run", "--detach", *place, *NO_RIGHTS, *(options or [NO_DISK]), *variables, IMAGE)
+        self.podman.run(
+            "run", "--detach", *place, *NO_RIGHTS, *(options or [NO_DISK]), *variables, IMAGE
+        )
         return Container(self.podman, name)
 
 

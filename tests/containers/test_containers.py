@@ -1,4 +1,5 @@
-"""The image by itself, and in docker-compose.yml beside RabbitMQ, PostgreSQL and Kestra's engine."""
+"""The image by itself, and in docker-compose.yml beside RabbitMQ, PostgreSQL and Kestra's
+engine."""
 
 from __future__ import annotations
 
@@ -21,7 +22,15 @@ import yaml
 from deploy.local import images
 from deploy.local.paths import REPOSITORY
 from deploy.local.podman import Podman
-from tests.containers.conftest import NETWORK, NO_DISK, NO_RIGHTS, Checkout, Compose, Container, Replicas
+from tests.containers.conftest import (
+    NETWORK,
+    NO_DISK,
+    NO_RIGHTS,
+    Checkout,
+    Compose,
+    Container,
+    Replicas,
+)
 from tests.support.harness import eventually
 
 # The first test that needs it makes local images, where the cache has none.
@@ -38,13 +47,18 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 LOOK = """
 import importlib.metadata, importlib.util, json, pathlib, shutil, sys
 library = pathlib.Path(sys.prefix, "lib")
+tools = ("pip", "pip3", "gcc", "cc", "make", "git", "curl", "wget")
+modules = ("pip", "ensurepip", "setuptools", "hatchling")
 def compiled(source):
     made = pathlib.Path(importlib.util.cache_from_source(str(source)))
-    return made.exists() and made.read_bytes()[4:8] == bytes([1, 0, 0, 0])  # by content, and never checked (PEP 552)
+    # By content, and never checked (PEP 552).
+    return made.exists() and made.read_bytes()[4:8] == bytes([1, 0, 0, 0])
 print(json.dumps({
-    "distributions": {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()},
-    "tools": [tool for tool in ("pip", "pip3", "gcc", "cc", "make", "git", "curl", "wget") if shutil.which(tool)],
-    "modules": [name for name in ("pip", "ensurepip", "setuptools", "hatchling") if importlib.util.find_spec(name)],
+    "distributions": {
+        d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()
+    },
+    "tools": [tool for tool in tools if shutil.which(tool)],
+    "modules": [name for name in modules if importlib.util.find_spec(name)],
     "uncompiled": [str(source) for source in library.rglob("*.py") if not compiled(source)],
 }))
 """
@@ -65,7 +79,17 @@ def config(podman: Podman, image: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def inside(podman: Podman, image: str) -> dict[str, Any]:
-    run = ("run", "--rm", "--network=none", *NO_RIGHTS, NO_DISK, "--entrypoint=python", image, "-c", LOOK)
+    run = (
+        "run",
+        "--rm",
+        "--network=none",
+        *NO_RIGHTS,
+        NO_DISK,
+        "--entrypoint=python",
+        image,
+        "-c",
+        LOOK,
+    )
     return dict(json.loads(podman.run(*run)))
 
 
@@ -74,7 +98,11 @@ def inside(podman: Podman, image: str) -> dict[str, Any]:
 
 def test_the_image_says_what_it_is(config: dict[str, Any]) -> None:
     prefix = "org.opencontainers.image."
-    labels = {name.removeprefix(prefix): text for name, text in config["Labels"].items() if name.startswith(prefix)}
+    labels = {
+        name.removeprefix(prefix): text
+        for name, text in config["Labels"].items()
+        if name.startswith(prefix)
+    }
     assert (labels["title"], labels["licenses"], labels["version"]) == (
         PROJECT["name"],
         PROJECT["license"],
@@ -83,7 +111,9 @@ def test_the_image_says_what_it_is(config: dict[str, Any]) -> None:
     assert labels["description"]
 
 
-def test_the_image_runs_as_a_numeric_user_and_is_checked_and_stopped_in_order(config: dict[str, Any]) -> None:
+def test_the_image_runs_as_a_numeric_user_and_is_checked_and_stopped_in_order(
+    config: dict[str, Any],
+) -> None:
     assert config["Config"]["User"] == "10001:10001"
     assert config["Config"]["StopSignal"] == "SIGTERM"
     assert config["Healthcheck"]["Test"][0] == "CMD"
@@ -102,7 +132,9 @@ def test_nothing_in_the_image_can_install_compile_or_download(inside: dict[str, 
     assert (inside["tools"], inside["modules"]) == ([], [])
 
 
-def test_all_is_compiled_so_that_a_read_only_disk_costs_no_start_up_time(inside: dict[str, Any]) -> None:
+def test_all_is_compiled_so_that_a_read_only_disk_costs_no_start_up_time(
+    inside: dict[str, Any],
+) -> None:
     assert inside["uncompiled"] == []
 
 
@@ -114,17 +146,23 @@ def test_no_secret_and_nothing_but_the_sources_is_in_any_layer(
     needles = [text.encode() for text in checkout.secrets]
     layers, found, ours = 0, [], []
     for name, data in members(archive.read_bytes()):
-        found += [name for needle in needles if needle in data]  # also in the configuration, where the history is
+        found += [
+            name for needle in needles if needle in data
+        ]  # also in the configuration, where the history is
         if name.endswith(".tar"):
             layers += 1
-            ours += [path for path, _ in members(data) if path.startswith(("opt/", "srv/", "build/"))]
+            ours += [
+                path for path, _ in members(data) if path.startswith(("opt/", "srv/", "build/"))
+            ]
     assert layers > 2
     assert found == []
     assert any(path.endswith("bridge/_flows/common/bridge.jobs/example.yaml") for path in ours)
     assert [path for path in ours if UNWANTED.search(path)] == []
 
 
-UNWANTED = re.compile(r"^(srv|build)/|/(\.env|\.git(/|$)|planted|docker-compose)|\.whl$|/bridge/(.*/)?tests?/")
+UNWANTED = re.compile(
+    r"^(srv|build)/|/(\.env|\.git(/|$)|planted|docker-compose)|\.whl$|/bridge/(.*/)?tests?/"
+)
 
 
 def members(archive: bytes) -> Iterator[tuple[str, bytes]]:
@@ -178,11 +216,18 @@ def gateway(podman: Podman) -> str:
 
 def connects(podman: Podman, address: str, port: int) -> bool:
     script = f"import socket; socket.create_connection(({address!r}, {port}), 5)"
-    return subprocess.run(podman.beside("python3", "-c", script), capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(
+            podman.beside("python3", "-c", script), capture_output=True, check=False
+        ).returncode
+        == 0
+    )
 
 
 @pytest.mark.parametrize("service", ["rabbitmq", "postgres", "kestra", "flows", "bridge"])
-def test_whoever_inspects_a_container_sees_no_password(stack: Compose, checkout: Checkout, service: str) -> None:
+def test_whoever_inspects_a_container_sees_no_password(
+    stack: Compose, checkout: Checkout, service: str
+) -> None:
     seen = stack.podman.run("container", "inspect", f"kestra-bridge_{service}_1")
     assert [password for password in checkout.passwords.values() if password in seen] == []
 
@@ -192,7 +237,9 @@ def test_the_kernel_gives_the_bridge_no_rights(bridge: Container) -> None:
     assert len(running) >= 2  # the first process and the bridge
     for process in running:
         assert (process["Uid"].split(), process["Gid"].split()) == (["10001"] * 4, ["10001"] * 4)
-        assert {int(process[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+        assert {
+            int(process[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+        } == {0}
         assert (process["NoNewPrivs"], process["Seccomp"]) == ("1", "2")
 
 
@@ -204,7 +251,8 @@ def status(pid: str) -> dict[str, str]:
 def test_the_bridge_can_write_nowhere_but_in_memory(bridge: Container) -> None:
     script = """
 import os
-paths = [path for root in ("/etc", "/home", "/opt", "/root", "/srv", "/usr", "/var") for path, _, _ in os.walk(root)]
+roots = ("/etc", "/home", "/opt", "/root", "/srv", "/usr", "/var")
+paths = [path for root in roots for path, _, _ in os.walk(root)]
 print([path for path in paths if os.access(path, os.W_OK) and not os.path.ismount(path)])
 """
     assert bridge.exec("python", "-c", script).strip() == "[]"
@@ -212,19 +260,27 @@ print([path for path in paths if os.access(path, os.W_OK) and not os.path.ismoun
 
 def test_the_bridge_is_limited_as_the_compose_file_says(bridge: Container) -> None:
     limits = bridge.inspect()["HostConfig"]
-    assert (limits["Memory"], limits["NanoCpus"], limits["PidsLimit"]) == (256 * 1024**2, 10**9, 100)
+    assert (limits["Memory"], limits["NanoCpus"], limits["PidsLimit"]) == (
+        256 * 1024**2,
+        10**9,
+        100,
+    )
 
 
 async def test_a_bridge_that_crashes_is_started_again(bridge: Container) -> None:
     before = bridge.inspect()["RestartCount"]
-    # Detached, since `podman exec` may wait for ever for the end of a command that dies with its container.
+    # Detached, since `podman exec` may wait for ever for the end of a command that dies with its
+    # container.
     bridge.podman.run("exec", "--detach", bridge.name, "python", "-c", "import os; os.kill(-1, 9)")
     await eventually(lambda: bridge.inspect()["RestartCount"] > before, "a restart")
     await eventually(lambda: bridge.healthy, "the bridge is healthy again", timeout=60)
 
 
-async def test_prometheus_scrapes_the_bridge_and_rabbitmq_and_loads_our_rules(stack: Compose) -> None:
-    """By its service of docker-compose.yml, which Grafana is beside: of that no image can be had here."""
+async def test_prometheus_scrapes_the_bridge_and_rabbitmq_and_loads_our_rules(
+    stack: Compose,
+) -> None:
+    """By its service of docker-compose.yml, which Grafana is beside: of that no image can be had
+    here."""
     images.add_prometheus(stack.podman)
     stack.run("--profile=monitoring", "up", "--detach", "prometheus")
     prometheus = Container(stack.podman, "kestra-bridge_prometheus_1")
@@ -235,12 +291,18 @@ async def test_prometheus_scrapes_the_bridge_and_rabbitmq_and_loads_our_rules(st
         return json.loads(answer.stdout)["data"] if answer.returncode == 0 else {}
 
     def up() -> set[str]:
-        return {each["labels"]["job"] for each in asked("targets").get("activeTargets", ()) if each["health"] == "up"}
+        return {
+            each["labels"]["job"]
+            for each in asked("targets").get("activeTargets", ())
+            if each["health"] == "up"
+        }
 
     ours = {"bridge", "rabbitmq", "rabbitmq-queues"}
     await eventually(lambda: ours <= up(), f"Prometheus scrapes {ours}", timeout=90, every=0.5)
     found = {rule["name"] for group in asked("rules")["groups"] for rule in group["rules"]}
-    files = [yaml.safe_load((REPOSITORY / "deploy/prometheus" / name).read_text()) for name in RULES]
+    files = [
+        yaml.safe_load((REPOSITORY / "deploy/prometheus" / name).read_text()) for name in RULES
+    ]
     rules = [rule for file in files for group in file["groups"] for rule in group["rules"]]
     assert found == {rule.get("alert") or rule["record"] for rule in rules}
 
@@ -264,12 +326,16 @@ async def test_a_stop_in_a_longer_job_leaves_it_to_the_next_replica(replicas: Re
     first = replicas.start(drain_timeout=1)
     await eventually(lambda: first.events("consuming"), "consuming", timeout=60)
     first.exec("kestra-bridge", "submit", "--input", "seconds=300")
-    await eventually(lambda: first.metric("bridge_executions_total", how="created") == 1, "an execution")
+    await eventually(
+        lambda: first.metric("bridge_executions_total", how="created") == 1, "an execution"
+    )
     first.podman.run("stop", "--time=60", first.name)
     assert first.inspect()["State"]["ExitCode"] == 0
     second = replicas.start()
     await eventually(lambda: second.events("consuming"), "consuming", timeout=60)
-    await eventually(lambda: second.metric("bridge_executions_total", how="adopted") == 1, "the same execution")
+    await eventually(
+        lambda: second.metric("bridge_executions_total", how="adopted") == 1, "the same execution"
+    )
 
 
 async def test_it_writes_nothing_even_where_it_could(replicas: Replicas) -> None:
@@ -298,7 +364,9 @@ def test_down_leaves_nothing_behind(compose: Compose) -> None:
     ports = {"RABBITMQ_PORT": "5673", "RABBITMQ_UI_PORT": "15673"}
     compose.run("up", "--detach", "rabbitmq", project="other", **ports)
     identity = Container(compose.podman, "other_rabbitmq_1").inspect()["Id"]
-    assert len(left(compose.podman, "other", identity)) >= 4  # a container and its process, a volume, a network
+    assert (
+        len(left(compose.podman, "other", identity)) >= 4
+    )  # a container and its process, a volume, a network
     compose.run("down", "--volumes", project="other")
     assert left(compose.podman, "other", identity) == []
 
@@ -310,7 +378,9 @@ def left(podman: Podman, project: str, identity: str) -> list[str]:
         podman.run("network", "ls", "--format={{.Name}}"),
         podman.run("volume", "ls", "--format={{.Name}}"),
     )
-    names = [name for listing in listings for name in listing.split() if name.startswith(f"{project}_")]
+    names = [
+        name for listing in listings for name in listing.split() if name.startswith(f"{project}_")
+    ]
     return names + [line for line in command_lines() if identity in line]
 
 
@@ -324,7 +394,8 @@ from pathlib import Path
 from deploy.local.images import stores
 from deploy.local.podman import Podman
 with Podman(Path(sys.argv[1]), stores=stores()) as podman:
-    print(podman.run("run", "--detach", "--network=none", "localhost/python", "sleep", "600"), flush=True)
+    sleeping = ("localhost/python", "sleep", "600")
+    print(podman.run("run", "--detach", "--network=none", *sleeping), flush=True)
     time.sleep(600)
 """
 

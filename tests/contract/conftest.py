@@ -1,4 +1,5 @@
-"""Whom the contract is tried with: Kestra's engine and the stand-in, of each series, or a server that is given."""
+"""Whom the contract is tried with: Kestra's engine and the stand-in, of each series, or a server
+that is given."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from tests.support.standin import Standin
 ENGINES: dict[Series, str] = {"1.3": "1.3.31", "2.0": "2.0.0"}
 """The versions of the engines that are built here."""
 
-Standing = Callable[[str], Server]
+DeclareResult = Callable[[str], Server]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,7 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each test that asks for a `server` runs once for each kind of server, unless it says itself for which."""
+    """Each test that asks for a `server` runs once for each kind of server, unless it says itself
+    for which."""
     if {"server", "exchange"} & set(metafunc.fixturenames) == {"server"}:
         mark = metafunc.definition.get_closest_marker("series")
         kinds = kinds_of_servers(metafunc.config, mark.args[0] if mark else None)
@@ -42,11 +44,15 @@ def kinds_of_servers(config: pytest.Config, only: Series | None) -> list[object]
         return [kind for one in wanted for kind in (f"engine-{one}", f"standin-{ENGINES[one]}")]
     if only in (None, server.series):
         return ["given"]
-    return [pytest.param("given", marks=pytest.mark.skip(f"only {only} does so, and this is {server.version}"))]
+    return [
+        pytest.param(
+            "given", marks=pytest.mark.skip(f"only {only} does so, and this is {server.version}")
+        )
+    ]
 
 
 @pytest.fixture(scope="session")
-def standing() -> Iterator[Standing]:
+def check() -> Iterator[DeclareResult]:
     """Stand-ins by their versions, each started when it's first asked for."""
     with ExitStack() as stack:
         started: dict[str, Server] = {}
@@ -62,12 +68,16 @@ def standing() -> Iterator[Standing]:
 @contextmanager
 def _standin(version: str) -> Iterator[Server]:
     """A stand-in on a thread and an event loop of its own, so that it outlives a single test."""
-    ready: queue.SimpleQueue[tuple[Server, asyncio.AbstractEventLoop, asyncio.Event]] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[tuple[Server, asyncio.AbstractEventLoop, asyncio.Event]] = (
+        queue.SimpleQueue()
+    )
 
     async def serve() -> None:
         stop = asyncio.Event()
         async with Standin(version=version) as kestra:
-            server = Server(url=kestra.url, username=kestra.username, password=kestra.password, version=version)
+            server = Server(
+                url=kestra.url, username=kestra.username, password=kestra.password, version=version
+            )
             ready.put((server, asyncio.get_running_loop(), stop))
             await stop.wait()
 
@@ -81,7 +91,9 @@ def _standin(version: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, standing: Standing
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    declared: DeclareResult,
 ) -> Iterator[Server]:
     kind, _, version = request.param.partition("-")
     if kind == "given":
@@ -89,7 +101,7 @@ def server(
         assert server is not None
         yield server
     elif kind == "standin":
-        yield standing(version)
+        yield declared(version)
     else:
         with Engine(tmp_path_factory.mktemp("kestra"), series=version) as running:
             own = {"url": running.url, "username": running.username, "password": running.password}

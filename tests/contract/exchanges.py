@@ -1,10 +1,13 @@
-"""What real Kestra servers answered, asked again of any server: status, content type, keys and message must agree.
+"""What real Kestra servers answered, asked again of any server: status, content type, keys and
+message must agree.
 
-    python -m tests.contract.exchanges --url http://127.0.0.1:8080 --username … --password … --series 1.3
+    python -m tests.contract.exchanges --url http://127.0.0.1:8080 --username … --password …
+    --series 1.3
 
-`recordings/` holds one exchange a line; ids, times and UUIDs in it are blanked. Each exchange is asked again by itself,
-in namespaces of its own, after what it needs has been made: the flows that it names, and the executions that its path
-or its answer shows. What was made is taken away afterwards.
+`recordings/` holds one exchange a line; ids, times and UUIDs in it are blanked. Each exchange is
+asked again by itself, in namespaces of its own, after what it needs has been made: the flows that
+it names, and the executions that its path or its answer shows. What was made is taken away
+afterwards.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ OF_THE_FLOW = frozenset({"inputs", "outputs", "trigger", "parentId"})
 
 @dataclass(frozen=True)
 class Wanted:
-    """An execution of a flow that has to be there, and how far it has come: a state, "deleted", or "" for any."""
+    """An execution of a flow that has to be there, and how far it has come: a state, "deleted", or
+    "" for any."""
 
     flow: str
     state: str
@@ -63,7 +67,9 @@ def wanted_flow(exchange: Exchange) -> str:
     match exchange.route:
         case ["flows", _, flow] if exchange.status != 404:
             return _named(flow, exchange)
-        case ["executions", "webhook", _, flow, _] | ["executions", str(), flow] if exchange.method == "POST":
+        case ["executions", "webhook", _, flow, _] | ["executions", str(), flow] if (
+            exchange.method == "POST"
+        ):
             return flow if flow in FLOWS or flow in EXTRA_FLOWS or flow == "sleeper" else ""
     return ""
 
@@ -81,7 +87,8 @@ def _id_in(flow_source: str) -> str:
 
 
 def wanted_executions(exchange: Exchange) -> list[Wanted]:
-    """The executions that were there, in the order of their creation; the last is the path's `<id>`."""
+    """The executions that were there, in the order of their creation; the last is the path's
+    `<id>`."""
     if "<id>" in exchange.path:
         return _of_the_path(exchange)
     if exchange.route[-1] == "limited" and exchange.shown["state"]["current"] == "FAILED":
@@ -101,7 +108,9 @@ _END = {"fails": "FAILED", "broken": "FAILED"}
 def _labels_asked(path: str) -> tuple[str, ...]:
     """The labels that a search asks for, as a create call takes them."""
     pairs = parse_qsl(urlsplit(path).query)
-    filtered = [(re.fullmatch(r"filters\[labels]\[EQUALS]\[(.+)]", name), value) for name, value in pairs]
+    filtered = [
+        (re.fullmatch(r"filters\[labels]\[EQUALS]\[(.+)]", name), value) for name, value in pairs
+    ]
     flat = [value for name, value in pairs if name == "labels" and "nobody" not in value]
     return (*(f"{found[1]}:{value}" for found, value in filtered if found), *flat)
 
@@ -152,11 +161,18 @@ def differences(exchange: Exchange, answer: httpx.Response, body: Any) -> list[s
     pairs = {
         "status": (exchange.status, answer.status_code),
         "content type": (exchange.headers.get("content-type"), answer.headers.get("content-type")),
-        "WWW-Authenticate": (exchange.headers.get("www-authenticate"), answer.headers.get("www-authenticate")),
+        "WWW-Authenticate": (
+            exchange.headers.get("www-authenticate"),
+            answer.headers.get("www-authenticate"),
+        ),
         "body": (type(exchange.body).__name__, type(body).__name__),
         "message": (_message(exchange.body), _message(body)),
     }
-    found = [f"{what}: {seen!r} in place of {wanted!r}" for what, (wanted, seen) in pairs.items() if wanted != seen]
+    found = [
+        f"{what}: {seen!r} in place of {wanted!r}"
+        for what, (wanted, seen) in pairs.items()
+        if wanted != seen
+    ]
     left_out = frozenset() if states(exchange.body) == states(body) else OF_SPEED
     wanted, seen = keys(exchange.body, left_out), keys(body, left_out)
     if wanted != seen:
@@ -169,7 +185,9 @@ def _message(body: Any) -> str | None:
     message = body.get("message") if isinstance(body, dict) else None
     if not isinstance(message, str):
         return None
-    return re.sub(r"\[([\w, /]+)]", lambda found: f"[{', '.join(sorted(found[1].split(', ')))}]", message)
+    return re.sub(
+        r"\[([\w, /]+)]", lambda found: f"[{', '.join(sorted(found[1].split(', ')))}]", message
+    )
 
 
 def states(body: Any) -> set[str]:
@@ -252,14 +270,18 @@ class Replayer:
         if exchange.method == "POST" and exchange.route[0] == "flows" and made:
             self._deployed.append((names.get(body["namespace"], ""), made))
         # Each state has its own keys, but there are servers on which a short one is never seen.
-        return differences(exchange, answer, body), exchange.method != "GET" or states(body) == states(exchange.body)
+        return differences(exchange, answer, body), exchange.method != "GET" or states(
+            body
+        ) == states(exchange.body)
 
     def _now(self) -> str:
         """The moment before now by the server's clock, as a search takes it."""
         answered = self._http.get("/api/v1/configs").headers["Date"]
         return (parsedate_to_datetime(answered) - timedelta(seconds=2)).isoformat()
 
-    def _send(self, exchange: Exchange, names: dict[str, str], execution: str, since: str) -> httpx.Response:
+    def _send(
+        self, exchange: Exchange, names: dict[str, str], execution: str, since: str
+    ) -> httpx.Response:
         path = exchange.path.replace("<id>", execution)
         flow = _named("<uuid>", exchange) if "/flows/" in path else ""
         path = re.sub("f<uuid>", flow, path)
@@ -268,16 +290,23 @@ class Replayer:
         for name, own in names.items():
             path, content = path.replace(name, own), content.replace(name, own)
         headers = {
-            key: value.replace("<uuid>", f"boundary={BOUNDARY}") for key, value in exchange.request_headers.items()
+            key: value.replace("<uuid>", f"boundary={BOUNDARY}")
+            for key, value in exchange.request_headers.items()
         }
-        request = self._http.build_request(exchange.method, path, headers=headers, content=content.encode())
+        request = self._http.build_request(
+            exchange.method, path, headers=headers, content=content.encode()
+        )
         return self._http.send(request, auth=self._auth(exchange))
 
     def _auth(self, exchange: Exchange) -> httpx.Auth | None:
         """None where the exchange had none, and a wrong one where it was refused."""
         if not exchange.authorised:
             return None
-        return httpx.BasicAuth("nobody@example.org", "Wrong000") if exchange.status == 401 else self.auth
+        return (
+            httpx.BasicAuth("nobody@example.org", "Wrong000")
+            if exchange.status == 401
+            else self.auth
+        )
 
     def _prepare(self, exchange: Exchange, names: dict[str, str]) -> list[str]:
         """Make what the exchange needs; the ids of the executions."""
@@ -290,11 +319,17 @@ class Replayer:
         text = _SOME_FLOW.format(id=flow)
         if flow in FLOWS or flow in EXTRA_FLOWS or flow == "sleeper":
             text = source(flow, self.series)
-        elif isinstance(exchange.body, dict) and "source" in exchange.body and exchange.method == "GET":
+        elif (
+            isinstance(exchange.body, dict)
+            and "source" in exchange.body
+            and exchange.method == "GET"
+        ):
             text = exchange.body["source"]
         for name, own in names.items():
             text = text.replace(name, own)
-        answer = self._done(self._http.post("/api/v1/main/flows", content=text.encode(), headers=_YAML))
+        answer = self._done(
+            self._http.post("/api/v1/main/flows", content=text.encode(), headers=_YAML)
+        )
         self._deployed.append((answer.json()["namespace"], flow))
 
     def _execution(self, wanted: Wanted, names: dict[str, str]) -> str:
@@ -302,7 +337,9 @@ class Replayer:
         namespace = names[CONTRACT if wanted.flow in FLOWS else EXTRA]
         path = f"/api/v1/main/executions/{namespace}/{wanted.flow}"
         text = [("text", (None, "42"))] if wanted.flow == "works" else None
-        answer = self._done(self._http.post(path, params=[("labels", label) for label in wanted.labels], files=text))
+        answer = self._done(
+            self._http.post(path, params=[("labels", label) for label in wanted.labels], files=text)
+        )
         execution = str(answer.json()["id"])
         self._made.append(execution)
         self._bring(execution, wanted)
@@ -326,7 +363,8 @@ class Replayer:
         self._wait(execution, wanted.state)
 
     def _action(self, execution: str, action: str) -> str:
-        return f"/api/v1/main/executions/{execution}/{action if self.series == '1.3' else f'actions/{action}'}"
+        moved = "" if self.series == "1.3" else "actions/"
+        return f"/api/v1/main/executions/{execution}/{moved}{action}"
 
     def _kill(self, execution: str) -> None:
         self._http.delete(self._action(execution, "kill"))
@@ -336,18 +374,27 @@ class Replayer:
         seen = ""
         while time.monotonic() < deadline:
             answer = self._http.get(f"/api/v1/main/executions/{execution}")
-            seen = answer.json()["state"]["current"] if answer.status_code == 200 else f"status {answer.status_code}"
+            seen = (
+                answer.json()["state"]["current"]
+                if answer.status_code == 200
+                else f"status {answer.status_code}"
+            )
             if seen == state:
                 return
             if seen in ENDED:
                 break
             time.sleep(0.02)
-        raise NotPrepared(f"execution {execution} is not {state} within {PATIENCE:g} s (last seen: {seen})")
+        raise NotPrepared(
+            f"execution {execution} is not {state} within {PATIENCE:g} s (last seen: {seen})"
+        )
 
     def _done(self, answer: httpx.Response) -> httpx.Response:
         if not answer.is_success:
             request = answer.request
-            raise NotPrepared(f"{request.method} {request.url.path} was answered {answer.status_code} {answer.text}")
+            raise NotPrepared(
+                f"{request.method} {request.url.path} was "
+                f"answered {answer.status_code} {answer.text}"
+            )
         return answer
 
     def _clean_up(self) -> None:
@@ -376,17 +423,26 @@ def _json(text: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Ask a server all that was recorded of its series, and print what differs: 0 if nothing does, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m tests.contract.exchanges", description=main.__doc__)
+    """Ask a server all that was recorded of its series, and print what differs: 0 if nothing does,
+    else 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.contract.exchanges", description=main.__doc__
+    )
     parser.add_argument("--url", required=True)
     parser.add_argument("--username", required=True)
     parser.add_argument("--password", required=True)
     parser.add_argument("--series", choices=sorted(FILES), required=True)
-    parser.add_argument("--only", type=int, nargs="*", help="the numbers of exchanges (default: all)")
+    parser.add_argument(
+        "--only", type=int, nargs="*", help="the numbers of exchanges (default: all)"
+    )
     options = parser.parse_args(arguments)
-    chosen = [one for one in recorded(options.series) if not options.only or one.number in options.only]
+    chosen = [
+        one for one in recorded(options.series) if not options.only or one.number in options.only
+    ]
     agreed = 0
-    with Replayer(options.url, httpx.BasicAuth(options.username, options.password), options.series) as replayer:
+    with Replayer(
+        options.url, httpx.BasicAuth(options.username, options.password), options.series
+    ) as replayer:
         for exchange in chosen:
             found = replayer.disagreements(exchange)
             agreed += not found

@@ -105,7 +105,8 @@ tasks:
 
 
 def source(flow: str, series: Series) -> str:
-    """A flow's source as that series takes it: 2.0 has no BOOLEAN any more, and was recorded with fewer inputs."""
+    """A flow's source as that series takes it: 2.0 has no BOOLEAN any more, and was recorded with
+    fewer inputs."""
     if flow == "sleeper":
         return _SLEEPER + (_MORE_INPUTS if series == "1.3" else "") + _NAP
     return FLOWS.get(flow) or EXTRA_FLOWS[flow]

@@ -1,4 +1,5 @@
-"""What real Kestra servers were asked and what they answered, as it was recorded: one exchange a line."""
+"""What real Kestra servers were asked and what they answered, as it was recorded: one exchange a
+line."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class Exchange:
 
     @property
     def shown(self) -> dict[str, Any]:
-        """The execution that was answered, or else the first that was listed; empty where there's none."""
+        """The execution that was answered, or else the first that was listed; empty where there's
+        none."""
         found = next(iter(rows(self.body)), self.body)
         return found if isinstance(found, dict) and "flowId" in found else {}
 
@@ -57,7 +59,10 @@ class Exchange:
 def recorded(series: Series) -> list[Exchange]:
     """All exchanges with the server of that series, in the order in which they were made."""
     lines = (RECORDINGS / FILES[series]).read_text().splitlines()
-    return [Exchange(series=series, number=number, **json.loads(line)) for number, line in enumerate(lines, 1)]
+    return [
+        Exchange(series=series, number=number, **json.loads(line))
+        for number, line in enumerate(lines, 1)
+    ]
 
 
 def rows(body: Any) -> list[dict[str, Any]]:

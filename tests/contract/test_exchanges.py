@@ -1,4 +1,5 @@
-"""Kestra's engine behind our web server, and the stand-in, answer what real servers of 1.3.25 and of a 2.0 answered."""
+"""Kestra's engine behind our web server, and the stand-in, answer what real servers of 1.3.25 and
+of a 2.0 answered."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ EXCEPTIONS: Mapping[str, Mapping[int, str]] = {
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each exchange is tried with each server of its series."""
     cases = [
-        pytest.param(kind, exchange, id=f"{kind}-{exchange.number}", marks=_skipped(metafunc.config, series))
+        pytest.param(
+            kind, exchange, id=f"{kind}-{exchange.number}", marks=_skipped(metafunc.config, series)
+        )
         for series in get_args(Series)
         for kind in _kinds(metafunc.config, series)
         for exchange in recorded(series)
@@ -64,4 +67,6 @@ def test_agrees_with_what_was_recorded_unless_a_reason_says_why_not(
 ) -> None:
     reason = EXCEPTIONS.get(request.node.callspec.params["server"], {}).get(exchange.number)
     found = replayer.disagreements(exchange)
-    assert bool(found) == (reason is not None), [exchange.name, *found] if found else f"no longer needed: {reason}"
+    assert bool(found) == (reason is not None), (
+        [exchange.name, *found] if found else f"no longer needed: {reason}"
+    )

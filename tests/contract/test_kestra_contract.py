@@ -1,7 +1,8 @@
-"""The stand-in answers as Kestra's real engine does, wherever the bridge looks: each test runs against both.
+"""The stand-in answers as Kestra's real engine does, wherever the bridge looks: each test runs
+against both.
 
-So it does as 2.0 and as 1.3; where the two differ, a test says of which it is. A server that is given stands in for
-all of them.
+So it does as 2.0 and as 1.3; where the two differ, a test says of which it is. A server that is
+given stands in for all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pydantic import SecretStr
 from bridge.errors import KestraDenied, KestraRejected
 from bridge.job.execution import Execution, State
 from bridge.job.job import FlowName, Job
-from bridge.kestra.client import Kestra, StoredFlow, Story, parse_execution
+from bridge.kestra.client import FailureReport, Kestra, StoredFlow, parse_execution
 from bridge.settings.settings import KestraSettings
 from tests.contract.flows import CONTRACT, FLOWS
 from tests.support.given import Server, given
@@ -68,7 +69,9 @@ def of_this_run(source: str) -> str:
 @pytest.fixture(scope="session", autouse=True)
 def deployed(server: Server) -> Iterator[None]:
     """The flows are there, and nothing that a test made stays."""
-    with httpx.Client(base_url=f"{server.url}/api/v1/main", auth=server.auth, timeout=WAIT) as client:
+    with httpx.Client(
+        base_url=f"{server.url}/api/v1/main", auth=server.auth, timeout=WAIT
+    ) as client:
         for source in FLOWS.values():
             answer = client.post("/flows", content=of_this_run(source), headers=YAML)
             assert answer.status_code == 200, answer.text
@@ -81,12 +84,15 @@ def clear(server: Server, client: httpx.Client) -> None:
     for flow in (*FLOWS, *TestFlows.made):
         client.delete(f"/flows/{NAMESPACE}/{flow}")
     params = {"filters[namespace][EQUALS]": NAMESPACE, "size": "200"}
-    going = client.get("/executions/search", params=params | {"filters[state][IN]": "CREATED,QUEUED,RUNNING,PAUSED"})
+    going = client.get(
+        "/executions/search",
+        params=params | {"filters[state][IN]": "CREATED,QUEUED,RUNNING,PAUSED"},
+    )
     for row in going.json()["results"]:
         client.delete(server.path(row["id"], "kill"))
-    while found := client.get("/executions/search", params=params | {"filters[state][IN]": "SUCCESS,FAILED"}).json()[
-        "results"
-    ]:
+    while found := client.get(
+        "/executions/search", params=params | {"filters[state][IN]": "SUCCESS,FAILED"}
+    ).json()["results"]:
         gone = [client.delete(f"/executions/{row['id']}").is_success for row in found]
         if not any(gone):
             break
@@ -95,7 +101,9 @@ def clear(server: Server, client: httpx.Client) -> None:
 @pytest.fixture
 async def api(server: Server) -> AsyncIterator[httpx.AsyncClient]:
     """The raw API below the tenant."""
-    async with httpx.AsyncClient(base_url=f"{server.url}/api/v1/main", auth=server.auth, timeout=WAIT) as client:
+    async with httpx.AsyncClient(
+        base_url=f"{server.url}/api/v1/main", auth=server.auth, timeout=WAIT
+    ) as client:
         yield client
 
 
@@ -134,13 +142,19 @@ def message(answer: httpx.Response) -> str:
 
 
 class TestCreate:
-    async def test_answers_with_what_the_bridge_reads(self, server: Server, api: httpx.AsyncClient) -> None:
+    async def test_answers_with_what_the_bridge_reads(
+        self, server: Server, api: httpx.AsyncClient
+    ) -> None:
         answer = await create(api, "sleeps", "bridge:amqp", "bridgeJob:a")
         body = answer.json()
         await api.delete(server.path(body["id"], "kill"))
         assert answer.status_code == 200
         assert answer.headers["Content-Type"] == "application/json"
-        assert (body["namespace"], body["flowId"], body["originalId"]) == (NAMESPACE, "sleeps", body["id"])
+        assert (body["namespace"], body["flowId"], body["originalId"]) == (
+            NAMESPACE,
+            "sleeps",
+            body["id"],
+        )
         assert body["state"]["current"] in ("CREATED", "RUNNING")
         assert {"key": "bridgeJob", "value": "a"} in body["labels"]
         assert "outputs" not in body
@@ -148,17 +162,23 @@ class TestCreate:
     async def test_tells_the_start_as_an_instant_of_now(self, api: httpx.AsyncClient) -> None:
         answer = await create(api, "works")
         started = datetime.fromisoformat(answer.json()["state"]["startDate"])
-        assert abs(started - parsedate_to_datetime(answer.headers["Date"])) < timedelta(seconds=WAIT)
+        assert abs(started - parsedate_to_datetime(answer.headers["Date"])) < timedelta(
+            seconds=WAIT
+        )
 
     async def test_takes_a_correlation_id(self, api: httpx.AsyncClient) -> None:
         body = (await create(api, "works", "system.correlationId:mine")).json()
         assert {"key": "system.correlationId", "value": "mine"} in body["labels"]
 
-    async def test_gives_the_executions_id_as_correlation_id_where_none_is_given(self, api: httpx.AsyncClient) -> None:
+    async def test_gives_the_executions_id_as_correlation_id_where_none_is_given(
+        self, api: httpx.AsyncClient
+    ) -> None:
         body = (await create(api, "works")).json()
         assert {"key": "system.correlationId", "value": body["id"]} in body["labels"]
 
-    async def test_splits_a_label_at_its_first_colon_and_trims_its_value(self, api: httpx.AsyncClient) -> None:
+    async def test_splits_a_label_at_its_first_colon_and_trims_its_value(
+        self, api: httpx.AsyncClient
+    ) -> None:
         body = (await create(api, "works", "key: a:b ")).json()
         assert {"key": "key", "value": "a:b"} in body["labels"]
 
@@ -182,7 +202,12 @@ class TestCreate:
             ("demanding", (), {}, (422, "text")),
             ("works", ("empty:",), {}, (422, "Can't have an empty part of queryString")),
             ("works", ("nocolon",), {}, (422, "Can't split the queryString parameter by ':'")),
-            ("works", ("system.other:x",), {}, (422, "System labels can only be set by Kestra itself")),
+            (
+                "works",
+                ("system.other:x",),
+                {},
+                (422, "System labels can only be set by Kestra itself"),
+            ),
             ("works", ("twice:1", "twice:2"), {}, (422, "Duplicate key twice")),
         ],
     )
@@ -222,7 +247,9 @@ class TestCreateByTheBridge:
             await kestra.create(job(flow))
 
     async def test_sends_what_is_no_text_as_json(self, kestra: Kestra) -> None:
-        made = await kestra.create(job(inputs={"number": 7, "data": {"a": [True, None, 1.5]}, "text": "ü\n"}))
+        made = await kestra.create(
+            job(inputs={"number": 7, "data": {"a": [True, None, 1.5]}, "text": "ü\n"})
+        )
         assert (await ended(kestra, made)).state == State.SUCCESS
 
 
@@ -234,9 +261,13 @@ class TestSearch:
         assert made.id in [found.id for found in await kestra.find(wanted)]
 
     @pytest.mark.parametrize("value", HOSTILE)
-    async def test_finds_nothing_but_the_very_value(self, api: httpx.AsyncClient, value: str) -> None:
+    async def test_finds_nothing_but_the_very_value(
+        self, api: httpx.AsyncClient, value: str
+    ) -> None:
         await create(api, "silent", "very:other")
-        answer = await api.get("/executions/search", params={"filters[labels][EQUALS][very]": value})
+        answer = await api.get(
+            "/executions/search", params={"filters[labels][EQUALS][very]": value}
+        )
         assert answer.json() == {"results": [], "total": 0}
 
     async def test_asks_for_all_labels_at_once(self, api: httpx.AsyncClient) -> None:
@@ -255,7 +286,9 @@ class TestSearch:
         assert [found.id for found in await kestra.find(second)] == [made.id]
 
     @pytest.mark.parametrize(("back", "found"), [(timedelta(hours=1), 1), (timedelta(hours=-1), 0)])
-    async def test_reads_back_no_further_than_it_is_told(self, kestra: Kestra, back: timedelta, found: int) -> None:
+    async def test_reads_back_no_further_than_it_is_told(
+        self, kestra: Kestra, back: timedelta, found: int
+    ) -> None:
         wanted = job("silent")
         await kestra.create(wanted)
         assert len(await kestra.find(wanted, since=datetime.now(UTC) - back)) == found
@@ -267,7 +300,9 @@ class TestSearch:
         ours = [row.id for row in rows if row.namespace == NAMESPACE]
         assert (ours, total >= len(ours)) == ([one.id for one in made[1:]], True)
 
-    async def test_leaves_out_states_and_lists_only_what_goes_on(self, server: Server, api: httpx.AsyncClient) -> None:
+    async def test_leaves_out_states_and_lists_only_what_goes_on(
+        self, server: Server, api: httpx.AsyncClient
+    ) -> None:
         mark = uuid.uuid4().hex
         done = (await create(api, "silent", f"mark:{mark}")).json()
         going = (await create(api, "sleeps", f"mark:{mark}")).json()
@@ -293,11 +328,16 @@ class TestSearch:
         answer = (await api.get("/executions/search", params=params)).json()
         assert [row["id"] for row in answer["results"]] == [wanted["id"]]
 
-    async def test_pages_in_the_order_of_the_start_without_gap_or_overlap(self, api: httpx.AsyncClient) -> None:
+    async def test_pages_in_the_order_of_the_start_without_gap_or_overlap(
+        self, api: httpx.AsyncClient
+    ) -> None:
         mark = uuid.uuid4().hex
         made = [(await create(api, "silent", f"mark:{mark}")).json()["id"] for _ in range(5)]
         params = {"filters[labels][EQUALS][mark]": mark, "size": "2", "sort": "state.startDate:asc"}
-        pages = [(await api.get("/executions/search", params=params | {"page": str(n)})).json() for n in (1, 2, 3)]
+        pages = [
+            (await api.get("/executions/search", params=params | {"page": str(n)})).json()
+            for n in (1, 2, 3)
+        ]
         assert [row["id"] for page in pages for row in page["results"]] == made
         assert [page["total"] for page in pages] == [5, 5, 5]
 
@@ -306,10 +346,14 @@ class TestSearch:
         assert answer.json() == {"results": [], "total": 0}
 
     @SINCE_2
-    async def test_shows_light_rows_with_what_the_bridge_reads(self, api: httpx.AsyncClient) -> None:
+    async def test_shows_light_rows_with_what_the_bridge_reads(
+        self, api: httpx.AsyncClient
+    ) -> None:
         mark = uuid.uuid4().hex
         made = (await create(api, "silent", f"mark:{mark}")).json()
-        (row,) = (await api.get("/executions/search", params={"filters[labels][EQUALS][mark]": mark})).json()["results"]
+        (row,) = (
+            await api.get("/executions/search", params={"filters[labels][EQUALS][mark]": mark})
+        ).json()["results"]
         assert {"id", "namespace", "flowId", "state", "labels", "originalId"} <= row.keys()
         assert {"taskRunList", "outputs"}.isdisjoint(row)
         assert parse_execution(row).started == parse_execution(made).started
@@ -319,8 +363,18 @@ class TestSearch:
         mark = uuid.uuid4().hex
         made = (await create(api, "works", f"mark:{mark}", inputs={"text": "42"})).json()
         await ended(kestra, parse_execution(made))
-        (row,) = (await api.get("/executions/search", params={"filters[labels][EQUALS][mark]": mark})).json()["results"]
-        assert {"id", "namespace", "flowId", "state", "labels", "originalId", "taskRunList"} <= row.keys()
+        (row,) = (
+            await api.get("/executions/search", params={"filters[labels][EQUALS][mark]": mark})
+        ).json()["results"]
+        assert {
+            "id",
+            "namespace",
+            "flowId",
+            "state",
+            "labels",
+            "originalId",
+            "taskRunList",
+        } <= row.keys()
         assert row["outputs"] == {"answer": "42"}
         # The answer to a create counts nanoseconds, the database microseconds.
         assert parse_execution(row).started == parse_execution(made).started
@@ -330,7 +384,11 @@ class TestSearch:
         mark = uuid.uuid4().hex
         made = (await create(api, "silent", f"mark:{mark}", "n:1")).json()
         await create(api, "silent", f"mark:{mark}", "n:2")
-        answer = (await api.get("/executions/search", params=[("labels", f"mark:{mark}"), ("labels", "n:1")])).json()
+        answer = (
+            await api.get(
+                "/executions/search", params=[("labels", f"mark:{mark}"), ("labels", "n:1")]
+            )
+        ).json()
         assert [row["id"] for row in answer["results"]] == [made["id"]]
 
     @SINCE_2
@@ -368,7 +426,9 @@ class TestGet:
         runs = (await api.get(f"/executions/{failed.id}")).json()["taskRunList"]
         assert [run["taskId"] for run in runs if run["state"]["current"] == "FAILED"] == ["boom"]
 
-    async def test_knows_nothing_of_an_unknown_id(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
+    async def test_knows_nothing_of_an_unknown_id(
+        self, api: httpx.AsyncClient, kestra: Kestra
+    ) -> None:
         answer = await api.get("/executions/unknown")
         assert (answer.status_code, message(answer)) == (404, "Not Found")
         assert await kestra.get("unknown") is None
@@ -383,13 +443,17 @@ class TestKill:
     @BEFORE_2
     async def test_is_only_accepted(self, api: httpx.AsyncClient) -> None:
         made = (await create(api, "sleeps")).json()
-        answer = await api.delete(f"/executions/{made['id']}/kill", params={"isOnKillCascade": "true"})
+        answer = await api.delete(
+            f"/executions/{made['id']}/kill", params={"isOnKillCascade": "true"}
+        )
         assert (answer.status_code, answer.content) == (202, b"")
 
     @SINCE_2
     async def test_answers_with_the_execution(self, api: httpx.AsyncClient) -> None:
         made = (await create(api, "sleeps")).json()
-        answer = await api.delete(f"/executions/{made['id']}/actions/kill", params={"isOnKillCascade": "true"})
+        answer = await api.delete(
+            f"/executions/{made['id']}/actions/kill", params={"isOnKillCascade": "true"}
+        )
         assert (answer.status_code, answer.json()["id"]) == (200, made["id"])
 
     async def test_of_what_has_ended_changes_nothing(self, kestra: Kestra) -> None:
@@ -404,7 +468,9 @@ class TestKill:
         answer = await api.delete(server.path(done.id, "kill"), params={"isOnKillCascade": "false"})
         assert answer.status_code == 409
 
-    async def test_of_an_unknown_id_is_not_found(self, server: Server, api: httpx.AsyncClient, kestra: Kestra) -> None:
+    async def test_of_an_unknown_id_is_not_found(
+        self, server: Server, api: httpx.AsyncClient, kestra: Kestra
+    ) -> None:
         answer = await api.delete(server.path("unknown", "kill"))
         assert (answer.status_code, message(answer)) == (404, "Not Found")
         await kestra.kill("unknown")
@@ -416,7 +482,9 @@ class TestDelete:
         answer = await api.delete(f"/executions/{done.id}")
         assert (answer.status_code, answer.content, await kestra.get(done.id)) == (204, b"", None)
 
-    async def test_takes_it_out_of_searches_too(self, api: httpx.AsyncClient, kestra: Kestra) -> None:
+    async def test_takes_it_out_of_searches_too(
+        self, api: httpx.AsyncClient, kestra: Kestra
+    ) -> None:
         wanted = job("silent")
         done = await ended(kestra, await kestra.create(wanted))
         await api.delete(f"/executions/{done.id}")
@@ -449,12 +517,19 @@ class TestOutputs:
     @SINCE_2
     @pytest.mark.parametrize("flow", ["silent", "fails"])
     async def test_are_an_object_on_the_wire_even_where_there_are_none(
-        self, request: pytest.FixtureRequest, server: Server, api: httpx.AsyncClient, kestra: Kestra, flow: str
+        self,
+        request: pytest.FixtureRequest,
+        server: Server,
+        api: httpx.AsyncClient,
+        kestra: Kestra,
+        flow: str,
     ) -> None:
         done = await ended(kestra, await kestra.create(job(flow)))
         answer = await api.get(f"/outputs/executions/{done.id}")
         if answer.status_code == 404 and given(request.config):
-            pytest.skip(f"{server.version} is a build of 2.0 that has no /outputs/executions/{{id}} yet")
+            pytest.skip(
+                f"{server.version} is a build of 2.0 that has no /outputs/executions/{{id}} yet"
+            )
         assert answer.json() == {}
 
     @SINCE_2
@@ -463,14 +538,20 @@ class TestOutputs:
 
 
 class TestLogs:
-    async def test_say_why_a_task_failed(self, server: Server, api: httpx.AsyncClient, kestra: Kestra) -> None:
+    async def test_say_why_a_task_failed(
+        self, server: Server, api: httpx.AsyncClient, kestra: Kestra
+    ) -> None:
         failed = await ended(kestra, await kestra.create(job("fails")))
 
         async def errors() -> Any:
             return (await api.get(f"/logs/{failed.id}", params=server.errors())).json()
 
         (entry,) = await eventually(errors, "the error in the log", timeout=WAIT)
-        assert (entry["level"], entry["taskId"], entry["message"]) == ("ERROR", "boom", "the disk is full")
+        assert (entry["level"], entry["taskId"], entry["message"]) == (
+            "ERROR",
+            "boom",
+            "the disk is full",
+        )
 
     async def test_explain_a_failure_in_one_line(self, kestra: Kestra) -> None:
         failed = await ended(kestra, await kestra.create(job("fails")))
@@ -479,18 +560,25 @@ class TestLogs:
             explained = await kestra.explain(failed)
             return explained if "full" in explained else None
 
-        assert await eventually(reason, "the reason", timeout=WAIT) == "task boom ended FAILED: the disk is full"
+        assert (
+            await eventually(reason, "the reason", timeout=WAIT)
+            == "task boom ended FAILED: the disk is full"
+        )
 
     async def test_tell_a_failures_story(self, kestra: Kestra) -> None:
         failed = await ended(kestra, await kestra.create(job("fails")))
 
-        async def told() -> Story | None:
-            story = await kestra.story(failed.id)
+        async def told() -> FailureReport | None:
+            story = await kestra.failure_report(failed.id)
             return story if story and any(line.level == "ERROR" for line in story.log) else None
 
         story = await eventually(told, "the error in the story", timeout=WAIT)
         assert story is not None
-        assert (story.execution.state, story.task, story.log[-1].message) == ("FAILED", "boom", "the disk is full")
+        assert (story.execution.state, story.task, story.log[-1].message) == (
+            "FAILED",
+            "boom",
+            "the disk is full",
+        )
 
     async def test_of_an_unknown_id_are_none(self, api: httpx.AsyncClient) -> None:
         assert (await api.get("/logs/unknown")).json() == []
@@ -501,14 +589,22 @@ class TestServer:
         assert await kestra.probe() == server.version
 
     @pytest.mark.parametrize("auth", [None, ("admin@example.org", "wrong")])
-    async def test_lets_nobody_in_without_the_password(self, server: Server, auth: tuple[str, str] | None) -> None:
+    async def test_lets_nobody_in_without_the_password(
+        self, server: Server, auth: tuple[str, str] | None
+    ) -> None:
         async with httpx.AsyncClient(auth=auth) as stranger:
             answer = await stranger.get(f"{server.url}/api/v1/main/executions/search")
-        assert (answer.status_code, answer.content, answer.headers["WWW-Authenticate"]) == (401, b"", "Basic")
+        assert (answer.status_code, answer.content, answer.headers["WWW-Authenticate"]) == (
+            401,
+            b"",
+            "Basic",
+        )
 
     async def test_denies_the_bridge_with_a_wrong_password(self, server: Server) -> None:
         wrong = KestraSettings(
-            kestra_url=server.url, kestra_username="admin@example.org", kestra_password=SecretStr("Wrong000")
+            kestra_url=server.url,
+            kestra_username="admin@example.org",
+            kestra_password=SecretStr("Wrong000"),
         )
         async with Kestra(wrong) as kestra:
             with pytest.raises(KestraDenied):
@@ -528,7 +624,9 @@ class TestServer:
         await kestra.kill(made.id)
         assert answer.is_success == (path.format(id=made.id) == server.path(made.id, "kill"))
 
-    async def test_says_in_its_own_words_that_there_is_no_such_path(self, api: httpx.AsyncClient) -> None:
+    async def test_says_in_its_own_words_that_there_is_no_such_path(
+        self, api: httpx.AsyncClient
+    ) -> None:
         answer = await api.get("/nothing/here")
         assert (answer.status_code, message(answer)) == (404, "Not Found")
 
@@ -553,12 +651,16 @@ tasks:
         await kestra.save_flow(flow, source, exists=False)
         assert await kestra.flow(flow) == StoredFlow(source=source)
 
-    async def test_tell_whether_they_are_disabled_and_how_many_may_run_at_once(self, kestra: Kestra) -> None:
+    async def test_tell_whether_they_are_disabled_and_how_many_may_run_at_once(
+        self, kestra: Kestra
+    ) -> None:
         flow = self.named()
         limits = "disabled: true\nconcurrency: {limit: 3, behavior: CANCEL}\n"
         source = self.SOURCE.format(id=flow.id, text="one") + limits
         await kestra.save_flow(flow, source, exists=False)
-        assert await kestra.flow(flow) == StoredFlow(source=source, disabled=True, limit=3, beyond="CANCEL")
+        assert await kestra.flow(flow) == StoredFlow(
+            source=source, disabled=True, limit=3, beyond="CANCEL"
+        )
 
     async def test_are_deleted_and_deleting_what_is_gone_is_no_error(self, kestra: Kestra) -> None:
         flow = self.named()
@@ -571,14 +673,18 @@ tasks:
         flow = self.named()
         await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="one"), exists=False)
         await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="two"), exists=True)
-        assert await kestra.flow(flow) == StoredFlow(source=self.SOURCE.format(id=flow.id, text="two"))
+        assert await kestra.flow(flow) == StoredFlow(
+            source=self.SOURCE.format(id=flow.id, text="two")
+        )
 
     async def test_that_are_unknown_are_none(self, kestra: Kestra) -> None:
         assert await kestra.flow(self.named()) is None
 
     async def test_are_not_created_twice(self, kestra: Kestra) -> None:
         with pytest.raises(KestraRejected, match="already exists"):
-            await kestra.save_flow(FlowName(NAMESPACE, "works"), of_this_run(FLOWS["works"]), exists=False)
+            await kestra.save_flow(
+                FlowName(NAMESPACE, "works"), of_this_run(FLOWS["works"]), exists=False
+            )
 
     async def test_that_are_unknown_are_not_replaced(self, kestra: Kestra) -> None:
         flow = self.named()
@@ -587,17 +693,24 @@ tasks:
 
     async def test_do_not_change_their_names(self, kestra: Kestra) -> None:
         with pytest.raises(KestraRejected, match="Illegal flow id update"):
-            await kestra.save_flow(FlowName(NAMESPACE, "works"), of_this_run(FLOWS["silent"]), exists=True)
+            await kestra.save_flow(
+                FlowName(NAMESPACE, "works"), of_this_run(FLOWS["silent"]), exists=True
+            )
 
     @pytest.mark.parametrize(
         ("source", "fault"),
         [
             ("id: v\nnamespace: contract.flows\n", "tasks: must not be empty"),
-            ("id: v\nnamespace: contract.flows\ntasks: [{id: a, type: io.no.Such}]", "Invalid type: io.no.Such"),
+            (
+                "id: v\nnamespace: contract.flows\ntasks: [{id: a, type: io.no.Such}]",
+                "Invalid type: io.no.Such",
+            ),
             ("id: [broken", "YAML parsing error"),
         ],
     )
-    async def test_with_a_fault_are_refused_and_found_at_fault(self, kestra: Kestra, source: str, fault: str) -> None:
+    async def test_with_a_fault_are_refused_and_found_at_fault(
+        self, kestra: Kestra, source: str, fault: str
+    ) -> None:
         source = of_this_run(source)
         with pytest.raises(KestraRejected):
             await kestra.save_flow(FlowName(NAMESPACE, "v"), source, exists=False)

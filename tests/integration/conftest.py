@@ -1,4 +1,5 @@
-"""Real RabbitMQ nodes of several versions, each started once, and a stand-in for Kestra that fails on command."""
+"""Real RabbitMQ nodes of several versions, each started once, and a stand-in for Kestra that fails
+on command."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ class Stage:
         return another_bridge(self.bridges, self.directory, environment, settings)
 
     async def declare(self, **settings: object) -> None:
-        """Have the queues made by a bridge that stops again, so that jobs can be there before any runs."""
+        """Have the queues made by a bridge that stops again, so that jobs can be there before any
+        runs."""
         bridge = await self.bridge(**settings).start()
         await bridge.stop()
 
@@ -97,7 +99,8 @@ class Stage:
         return message
 
     async def send_replies(self, sender: Client | None = None) -> None:
-        """Have the stand-in's replies published as the notifier flow would, which asks for no confirm.
+        """Have the stand-in's replies published as the notifier flow would, which asks for no
+        confirm.
 
         A `sender` of one's own finds the exchange declared.
         """
@@ -109,7 +112,9 @@ class Stage:
 
         async def publish(reply: dict[str, Any]) -> None:
             key = f"{reply['state']}.{reply['namespace']}.{reply['flowId']}"
-            await exchange.publish(aio_pika.Message(json.dumps(reply).encode()), key, mandatory=False)
+            await exchange.publish(
+                aio_pika.Message(json.dumps(reply).encode()), key, mandatory=False
+            )
 
         self.kestra.replies.on_end = publish
 
@@ -118,7 +123,8 @@ class Stage:
 async def open_stage(
     directory: Path, rabbit: RabbitMQ, kind: Kind, *, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Stage]:
-    """A stage on that node, with the flow `test/job` that succeeds at once; no process of it is left afterwards.
+    """A stage on that node, with the flow `test/job` that succeeds at once; no process of it is
+    left afterwards.
 
     With `tls`, Kestra speaks that.
     """
@@ -133,7 +139,10 @@ async def open_stage(
                 bridge.end()
 
 
-@pytest.fixture(params=[("3.10", "classic"), ("4.3", "quorum"), ("4.3", "classic")], ids=lambda it: f"{it[0]}-{it[1]}")
+@pytest.fixture(
+    params=[("3.10", "classic"), ("4.3", "quorum"), ("4.3", "classic")],
+    ids=lambda it: f"{it[0]}-{it[1]}",
+)
 async def stage(request: pytest.FixtureRequest, node: Node, tmp_path: Path) -> AsyncIterator[Stage]:
     """On each version and queue type that is supported."""
     series, kind = request.param
@@ -149,7 +158,10 @@ async def one_stage(node: Node, tmp_path: Path) -> AsyncIterator[Stage]:
 
 
 def rights_in_the_readme() -> dict[str, dict[str, str]]:
-    """Who needs which rights at the broker: `run`, `submit` and so on, with patterns for configure, write and read."""
-    (block,) = re.findall(r"^who +configure.*?```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    """Who needs which rights at the broker: `run`, `submit` and so on, with patterns for configure,
+    write and read."""
+    (block,) = re.findall(
+        r"^who +configure.*?```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     rows = [re.split(r" {2,}", line) for line in block.splitlines()[:-1]]
     return {who: dict(zip(rows[0][1:], rights, strict=True)) for who, *rights in rows[1:]}

@@ -1,4 +1,5 @@
-"""Messages that no well-meaning publisher sends: each is a reasoned dead letter or runs, and none stops the service."""
+"""Messages that no well-meaning publisher sends: each is a reasoned dead letter or runs, and none
+stops the service."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ MESSAGES = 500
 async def publish(stage: Stage, body: bytes = b"{}", **properties: Any) -> None:
     raw = await stage.client.channel.get_underlay_channel()
     sent = Basic.Properties(message_id=uuid.uuid4().hex)
-    for name, value in properties.items():  # one by one, since the constructor refuses what RabbitMQ lets pass
+    for (
+        name,
+        value,
+    ) in properties.items():  # one by one, since the constructor refuses what RabbitMQ lets pass
         setattr(sent, name, value)
     with any_bytes_in_strings():
         await raw.basic_publish(body, routing_key=stage.queue, properties=sent, mandatory=True)
@@ -34,7 +38,15 @@ HARMLESS = {
     "type-not-utf8": {"message_type": "\udcff\udcfe"},
     "time-stamp-far-away": {"timestamp": datetime(9999, 12, 31, tzinfo=UTC)},
     "deep-headers": {"headers": nested(200)},
-    "odd-headers": {"headers": {"a": [1, "x", {"b": None}], "c": bytearray(b"\xff"), "d": 2**62, "e": 1.5, "f": True}},
+    "odd-headers": {
+        "headers": {
+            "a": [1, "x", {"b": None}],
+            "c": bytearray(b"\xff"),
+            "d": 2**62,
+            "e": 1.5,
+            "f": True,
+        }
+    },
     "copies-to-nowhere": {"headers": {"CC": ["nowhere"]}},
     "correlation-not-utf8": {"correlation_id": "\udcff"},
     "content-type-of-another": {"content_type": "text/plain"},
@@ -43,7 +55,9 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("properties", HARMLESS.values(), ids=HARMLESS)
-async def test_odd_properties_do_not_keep_a_job_from_running(stage: Stage, properties: dict[str, Any]) -> None:
+async def test_odd_properties_do_not_keep_a_job_from_running(
+    stage: Stage, properties: dict[str, Any]
+) -> None:
     async with stage.bridge() as bridge:
         await publish(stage, message_id="odd", **properties)
         await bridge.settled(job="odd", settlement="ack")
@@ -63,12 +77,17 @@ INVALID = {
 
 
 @pytest.mark.parametrize("properties", INVALID.values(), ids=INVALID)
-async def test_properties_that_make_no_job_are_a_dead_letter(stage: Stage, properties: dict[str, Any]) -> None:
+async def test_properties_that_make_no_job_are_a_dead_letter(
+    stage: Stage, properties: dict[str, Any]
+) -> None:
     async with stage.bridge() as bridge:
         await publish(stage, **properties)
         await bridge.settled(settlement="dead_letter")
         letter = await stage.dead_letter()
-    assert (letter.headers["x-bridge-reason"], letter.headers["x-bridge-error"] != "") == ("invalid_message", True)
+    assert (letter.headers["x-bridge-reason"], letter.headers["x-bridge-error"] != "") == (
+        "invalid_message",
+        True,
+    )
 
 
 BODIES = {
@@ -111,12 +130,18 @@ async def test_a_dead_letter_is_not_routed_to_the_copies_of_its_message(one_stag
     assert declared.declaration_result.message_count == 1  # the publisher's own copy
 
 
-async def test_a_dead_letter_of_another_user_keeps_that_users_name_as_a_header(one_stage: Stage) -> None:
+async def test_a_dead_letter_of_another_user_keeps_that_users_name_as_a_header(
+    one_stage: Stage,
+) -> None:
     rabbit = one_stage.rabbit
     await asyncio.to_thread(rabbit.ctl, "add_user", one_stage.name, "pw")
-    await asyncio.to_thread(rabbit.ctl, "set_permissions", "-p", "/", one_stage.name, ".*", ".*", ".*")
+    await asyncio.to_thread(
+        rabbit.ctl, "set_permissions", "-p", "/", one_stage.name, ".*", ".*", ".*"
+    )
     async with one_stage.bridge() as bridge:
-        connection = await aio_pika.connect(f"amqp://{one_stage.name}:pw@{rabbit.host}:{rabbit.port}/")
+        connection = await aio_pika.connect(
+            f"amqp://{one_stage.name}:pw@{rabbit.host}:{rabbit.port}/"
+        )
         async with connection, connection.channel() as channel:
             message = aio_pika.Message(b"bad", user_id=one_stage.name, message_id="theirs")
             await channel.default_exchange.publish(message, one_stage.queue)
@@ -136,12 +161,19 @@ async def test_a_dead_letter_does_not_expire(one_stage: Stage) -> None:
 async def test_any_bytes_and_headers_are_settled_one_by_one(node: Node, tmp_path: Path) -> None:
     """On a classic queue; `tests/chaos/fuzz` does it on a quorum queue, with more of them."""
     messages = drawn(MESSAGES)
-    async with open_stage(tmp_path, node("3.10"), "classic") as stage, stage.bridge(prefetch=50) as bridge:
+    async with (
+        open_stage(tmp_path, node("3.10"), "classic") as stage,
+        stage.bridge(prefetch=50) as bridge,
+    ):
         for body, some in messages:
             await publish(stage, body, **some)
 
         def all_settled() -> bool:
-            final = [line for line in bridge.events("settled") if line["settlement"] in ("ack", "dead_letter")]
+            final = [
+                line
+                for line in bridge.events("settled")
+                if line["settlement"] in ("ack", "dead_letter")
+            ]
             return len(final) >= len(messages)
 
         await eventually(all_settled, f"{len(messages)} messages settled", timeout=60, every=0.5)

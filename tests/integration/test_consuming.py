@@ -1,4 +1,5 @@
-"""What a real broker makes of the bridge: priorities, prefetch, retries, and sessions that break."""
+"""What a real broker makes of the bridge: priorities, prefetch, retries, and sessions that
+break."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ async def test_jobs_start_in_the_order_of_their_priority(stage: Stage) -> None:
         await stage.submit(f"{number}-of-{priority}", priority=priority)
     async with stage.bridge(prefetch=1) as bridge:
         await bridge.settled(6)
-    assert jobs_of(stage.kestra.created) == ["5-of-10", "3-of-9", "1-of-5", "4-of-5", "2-of-1", "0-of-0"]
+    assert jobs_of(stage.kestra.created) == [
+        "5-of-10",
+        "3-of-9",
+        "1-of-5",
+        "4-of-5",
+        "2-of-1",
+        "0-of-0",
+    ]
 
 
 async def test_jobs_of_one_priority_start_in_the_order_of_their_arrival(stage: Stage) -> None:
@@ -38,7 +46,9 @@ async def test_jobs_of_one_priority_start_in_the_order_of_their_arrival(stage: S
     assert jobs_of(stage.kestra.created) == [f"job-{number}" for number in range(10)]
 
 
-async def test_a_late_job_of_high_priority_overtakes_all_that_is_not_in_flight(stage: Stage) -> None:
+async def test_a_late_job_of_high_priority_overtakes_all_that_is_not_in_flight(
+    stage: Stage,
+) -> None:
     stage.kestra.flow("test", "job", Ends(after=None))
     await stage.declare()
     for number in range(5):
@@ -70,7 +80,11 @@ async def test_in_flight_never_exceeds_the_prefetch(stage: Stage) -> None:
 
 
 async def test_a_retry_waits_for_its_delay_and_keeps_its_priority(stage: Stage) -> None:
-    stage.kestra.flow("test", "job", lambda run: Ends("FAILED" if run.labels["bridgeAttempt"] == "1" else "SUCCESS"))
+    stage.kestra.flow(
+        "test",
+        "job",
+        lambda run: Ends("FAILED" if run.labels["bridgeAttempt"] == "1" else "SUCCESS"),
+    )
     async with stage.bridge(retry_delays="[2]") as bridge:
         await stage.submit("one", priority=7)
         await bridge.settled(2)
@@ -106,13 +120,19 @@ async def test_a_connection_that_is_cut_costs_no_job_and_runs_none_twice(stage: 
                 await bridge.settled(5 * (rounds + 1), settlement="ack")
                 proxy.cut()
             await _all_done(stage, [f"job-{number}" for number in range(30)])
-    assert stage.kestra.per_attempt() == Counter({(f"job-{number}", "1"): 1 for number in range(30)})
+    assert stage.kestra.per_attempt() == Counter(
+        {(f"job-{number}", "1"): 1 for number in range(30)}
+    )
 
 
-async def test_of_two_executions_of_one_attempt_the_later_is_ended_long_before_the_sweep(one_stage: Stage) -> None:
+async def test_of_two_executions_of_one_attempt_the_later_is_ended_long_before_the_sweep(
+    one_stage: Stage,
+) -> None:
     stage = one_stage
     stage.kestra.flow("test", "job", Ends(after=None))
-    stage.kestra.faults.add("create", times=2, delay=4.0)  # so that both replicas look before either creates
+    stage.kestra.faults.add(
+        "create", times=2, delay=4.0
+    )  # so that both replicas look before either creates
     alone = {"prefetch": 1, "reconcile_interval": 600}
     async with stage.bridge(**alone) as one, stage.bridge(**alone) as other:
         await asyncio.gather(stage.submit("twice"), stage.submit("twice"))
@@ -123,7 +143,9 @@ async def test_of_two_executions_of_one_attempt_the_later_is_ended_long_before_t
     assert (second.state, [line["execution"] for line in lines]) == ("KILLED", [first.id, first.id])
 
 
-async def test_two_copies_of_a_job_that_fails_come_back_one_after_the_other(one_stage: Stage) -> None:
+async def test_two_copies_of_a_job_that_fails_come_back_one_after_the_other(
+    one_stage: Stage,
+) -> None:
     stage = one_stage
     stage.kestra.flow("test", "job", Ends(after=None))
     async with (
@@ -132,12 +154,18 @@ async def test_two_copies_of_a_job_that_fails_come_back_one_after_the_other(one_
     ):
         for _ in range(2):
             await stage.submit("twice")
-            await eventually(lambda: stage.kestra.executions_of("twice"), "the first copy's execution")
+            await eventually(
+                lambda: stage.kestra.executions_of("twice"), "the first copy's execution"
+            )
         await eventually(lambda: _awaited_by(one, other), "both replicas wait for it")
         stage.kestra.faults.add("create", times=None, delay=0.5)
         await stage.kestra.end(stage.kestra.created[0].id, "FAILED")
-        await stage.kestra.until(lambda: bool(stage.kestra.executions_of("twice", attempt=2)), "the second attempt")
-        await eventually(lambda: _awaited_by(one, other, attempts=4), "both replicas wait for the second attempt")
+        await stage.kestra.until(
+            lambda: bool(stage.kestra.executions_of("twice", attempt=2)), "the second attempt"
+        )
+        await eventually(
+            lambda: _awaited_by(one, other, attempts=4), "both replicas wait for the second attempt"
+        )
     assert stage.kestra.per_attempt() == {("twice", "1"): 1, ("twice", "2"): 1}
 
 
@@ -150,12 +178,17 @@ async def test_a_connection_that_goes_silent_is_given_up(one_stage: Stage) -> No
     stage = one_stage
     stage.kestra.flow("test", "job", Ends(after=None))
     async with Proxy(stage.rabbit.host, stage.rabbit.port) as proxy:
-        url = stage.rabbit.amqp_url.replace(f":{stage.rabbit.port}/", f":{proxy.port}/") + "?heartbeat=2"
+        url = (
+            stage.rabbit.amqp_url.replace(f":{stage.rabbit.port}/", f":{proxy.port}/")
+            + "?heartbeat=2"
+        )
         async with stage.bridge(amqp_url=url, **PATIENT) as bridge:
             await stage.submit("one")
             await stage.kestra.until(lambda: len(stage.kestra.created) == 1, "the job runs")
             proxy.stall()
-            await eventually(lambda: bridge.count("the session with RabbitMQ ended"), "the silence is noticed")
+            await eventually(
+                lambda: bridge.count("the session with RabbitMQ ended"), "the silence is noticed"
+            )
             proxy.resume()
             await eventually(lambda: bridge.count("consuming") == 2, "a new session")
             await stage.kestra.end(stage.kestra.created[0].id)
@@ -163,7 +196,9 @@ async def test_a_connection_that_goes_silent_is_given_up(one_stage: Stage) -> No
     assert (line["how"], len(stage.kestra.created)) == ("adopted", 1)
 
 
-async def test_a_broker_that_restarts_costs_no_job_and_runs_none_twice(stage: Stage, tmp_path: Path) -> None:
+async def test_a_broker_that_restarts_costs_no_job_and_runs_none_twice(
+    stage: Stage, tmp_path: Path
+) -> None:
     series = stage.rabbit.series
     rabbit = RabbitMQ(tmp_path / "own", series=series)
     rabbit.start()
@@ -189,7 +224,11 @@ async def _all_done(stage: Stage, names: list[str], *, timeout: float = 60) -> N
     """Wait until each job was acked and the queue is empty, whichever session or replica did it."""
 
     async def done() -> bool:
-        acked = {line["job"] for bridge in stage.bridges for line in bridge.events("settled", settlement="ack")}
+        acked = {
+            line["job"]
+            for bridge in stage.bridges
+            for line in bridge.events("settled", settlement="ack")
+        }
         return acked >= set(names) and await stage.client.depth(stage.queue) == 0
 
     await eventually(done, "all jobs acked", timeout=timeout, every=0.2)
@@ -205,7 +244,9 @@ async def test_a_deleted_dead_letter_exchange_costs_no_dead_letter(one_stage: St
 
 async def test_a_deleted_retry_queue_costs_no_retry(one_stage: Stage) -> None:
     one_stage.kestra.flow(
-        "test", "job", lambda run: Ends("FAILED" if run.labels["bridgeAttempt"] == "1" else "SUCCESS")
+        "test",
+        "job",
+        lambda run: Ends("FAILED" if run.labels["bridgeAttempt"] == "1" else "SUCCESS"),
     )
     async with one_stage.bridge() as bridge:
         await one_stage.client.channel.queue_delete(f"{one_stage.queue}.retry.1")
@@ -247,8 +288,12 @@ SHORT_TIMEOUT = {"consumer_timeout": "4000"}
 FREQUENT_TICKS = "[{rabbit, [{channel_tick_interval, 500}]}]."
 
 
-async def test_the_acknowledgement_timeout_on_3_10_starts_no_second_execution(tmp_path: Path) -> None:
-    rabbit = RabbitMQ(tmp_path / "own", series="3.10", settings=SHORT_TIMEOUT, advanced=FREQUENT_TICKS)
+async def test_the_acknowledgement_timeout_on_3_10_starts_no_second_execution(
+    tmp_path: Path,
+) -> None:
+    rabbit = RabbitMQ(
+        tmp_path / "own", series="3.10", settings=SHORT_TIMEOUT, advanced=FREQUENT_TICKS
+    )
     rabbit.start()
     try:
         async with open_stage(tmp_path, rabbit, "classic") as own:
@@ -268,19 +313,24 @@ async def test_the_brokers_cancel_on_4_3_starts_no_second_execution(tmp_path: Pa
 
 
 async def _outlive_the_timeout(stage: Stage, cause: str, **settings: object) -> None:
-    """A job that takes longer than the broker lets a delivery be unsettled is adopted, and acked once it has ended."""
+    """A job that takes longer than the broker lets a delivery be unsettled is adopted, and acked
+    once it has ended."""
     stage.kestra.flow("test", "job", Ends(after=None))
     async with stage.bridge(**PATIENT, **settings) as bridge:
         await stage.submit("one")
         await stage.kestra.until(lambda: len(stage.kestra.created) == 1, "the job runs")
-        await eventually(lambda: bridge.count("the session with RabbitMQ ended", cause=cause), f"{cause} noticed")
+        await eventually(
+            lambda: bridge.count("the session with RabbitMQ ended", cause=cause), f"{cause} noticed"
+        )
         await eventually(lambda: bridge.count("consuming") >= 2, "a new session")
         await stage.kestra.end(stage.kestra.created[0].id)
         (line,) = await bridge.settled(job="one", settlement="ack")
     assert (line["how"], len(stage.kestra.created)) == ("adopted", 1)
 
 
-async def test_a_long_job_outlives_the_default_timeout_of_4_3_by_the_consumers_own(tmp_path: Path) -> None:
+async def test_a_long_job_outlives_the_default_timeout_of_4_3_by_the_consumers_own(
+    tmp_path: Path,
+) -> None:
     rabbit = RabbitMQ(tmp_path / "own", series="4.3", settings={"consumer_timeout": "3000"})
     rabbit.start()
     try:
@@ -295,7 +345,9 @@ async def test_a_long_job_outlives_the_default_timeout_of_4_3_by_the_consumers_o
 
 
 @pytest.mark.parametrize("kind", ["quorum", "classic"])
-async def test_what_the_broker_itself_gives_up_lands_with_the_dead_letters(one_stage: Stage, kind: str) -> None:
+async def test_what_the_broker_itself_gives_up_lands_with_the_dead_letters(
+    one_stage: Stage, kind: str
+) -> None:
     await one_stage.declare(queue_type=kind)
     await one_stage.submit("expired", expiration=0.1)
     letter = await one_stage.dead_letter()

@@ -1,4 +1,5 @@
-"""The doctor finds what has been planted in real brokers, names it, and is silent where all is well."""
+"""The doctor finds what has been planted in real brokers, names it, and is silent where all is
+well."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ PASSWORD = "some-Passw0rd"
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """One lane as the bridge declares it, in which a fault is planted. Names are what follows the queue's own."""
+    """One lane as the bridge declares it, in which a fault is planted. Names are what follows the
+    queue's own."""
 
     rabbit: RabbitMQ
     queue: str
@@ -74,7 +76,9 @@ class Ground:
     async def policy(self, name: str, definition: Mapping[str, Any], *, to: str = "queues") -> None:
         pattern = f"^{self.queue}{name}$".replace(".", r"\.")
         body = {"pattern": pattern, "definition": dict(definition), "apply-to": to}
-        await asyncio.to_thread(self.rabbit.api, f"policies/{VHOST}/{self.queue}{name}", method="PUT", body=body)
+        await asyncio.to_thread(
+            self.rabbit.api, f"policies/{VHOST}/{self.queue}{name}", method="PUT", body=body
+        )
 
 
 async def nothing(_: Ground) -> None:
@@ -133,7 +137,9 @@ async def stuck_retry(ground: Ground) -> None:
     await ground.delete_queue(".retry.30")
     back = {"x-dead-letter-exchange": ground.queue, "x-dead-letter-routing-key": ground.queue}
     kept = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
-    await ground.declare(".retry.30", {"x-queue-type": "quorum", "x-message-ttl": 30_000, **back, **kept})
+    await ground.declare(
+        ".retry.30", {"x-queue-type": "quorum", "x-message-ttl": 30_000, **back, **kept}
+    )
     for queue in ("", "", ".retry.30"):
         message = aio_pika.Message(b"{}", expiration=0.001 if queue else None)
         with suppress(DeliveryError):
@@ -152,7 +158,9 @@ async def low_maximum(ground: Ground) -> None:
     await ground.delete_queue("")
     dead = {"x-dead-letter-exchange": f"{ground.queue}.dead"}
     await ground.declare("", {"x-queue-type": "classic", "x-max-priority": 3, **dead})
-    await (await ground.channel.get_queue(ground.queue)).bind(ground.queue, routing_key=ground.queue)
+    await (await ground.channel.get_queue(ground.queue)).bind(
+        ground.queue, routing_key=ground.queue
+    )
 
 
 async def a_job_waits(ground: Ground) -> None:
@@ -194,7 +202,10 @@ class Fault:
 
 
 def fault(
-    plant: Callable[[Ground], Awaitable[None]], *expected: tuple[Level, str], words: str = "", **more: bool
+    plant: Callable[[Ground], Awaitable[None]],
+    *expected: tuple[Level, str],
+    words: str = "",
+    **more: bool,
 ) -> Fault:
     return Fault(plant, frozenset(expected), words, **more)
 
@@ -224,21 +235,31 @@ ANYWHERE = [
 ]
 NO_QUEUE = fault(no_queue, (WARNING, "queues"), words="there is no queue", consumed=False)
 LOW = fault(low_maximum, (FAULT, "queues"), (FAULT, "priorities"), words="has x-max-priority 3")
-LIMITED = fault(limited_dead_queue, (FAULT, "delivery-limit"), words="drops a dead letter after 20 returns")
+LIMITED = fault(
+    limited_dead_queue, (FAULT, "delivery-limit"), words="drops a dead letter after 20 returns"
+)
 PLANTED: dict[tuple[Series, Kind], list[Fault]] = {
     ("3.10", "classic"): [*ANYWHERE, LOW, NO_QUEUE],
     ("3.10", "quorum"): [fault(nothing, (FAULT, "priorities"), words="ignores priorities")],
     ("4.0", "classic"): [
-        fault(nothing, (FAULT, "acknowledgement-timeout"), words="is 30 min, and a job may take 6 h"),
+        fault(
+            nothing, (FAULT, "acknowledgement-timeout"), words="is 30 min, and a job may take 6 h"
+        ),
         fault(long_timeout),
     ],
     ("4.0", "quorum"): [fault(long_timeout, (WARNING, "priorities"), words="knows two priorities")],
     ("4.3", "quorum"): [
         *ANYWHERE,
-        fault(delivery_limit, (FAULT, "delivery-limit"), words="gives a message up after 5 returns"),
+        fault(
+            delivery_limit, (FAULT, "delivery-limit"), words="gives a message up after 5 returns"
+        ),
         LIMITED,
         fault(lifted_dead_queue),
-        fault(short_timeout, (FAULT, "acknowledgement-timeout"), words="is 1 min, and a job may take 6 h"),
+        fault(
+            short_timeout,
+            (FAULT, "acknowledgement-timeout"),
+            words="is 1 min, and a job may take 6 h",
+        ),
     ],
 }
 CASES = [(*group, fault) for group, faults in PLANTED.items() for fault in faults]
@@ -256,7 +277,9 @@ def settings_for(rabbit: RabbitMQ, **more: Any) -> Settings:
     return Settings(**{**given, **more}, _env_file=None)
 
 
-async def diagnosed(settings: Settings, *, probe: bool = False, patience: float = 10.0) -> list[Finding]:
+async def diagnosed(
+    settings: Settings, *, probe: bool = False, patience: float = 10.0
+) -> list[Finding]:
     """What is wrong, or can't be seen."""
     found = examine(settings, await gather(settings, probe_patience=patience if probe else None))
     return [finding for finding in found if finding.level is not Level.OK]
@@ -272,7 +295,9 @@ async def consume(channel: AbstractChannel, queue: str, *, asking: bool) -> None
 
     raw = await channel.get_underlay_channel()
     with suppress(ChannelNotFoundEntity):
-        await raw.basic_consume(queue, ignore, arguments={"x-consumer-timeout": HOLD} if asking else None)
+        await raw.basic_consume(
+            queue, ignore, arguments={"x-consumer-timeout": HOLD} if asking else None
+        )
 
 
 @asynccontextmanager
@@ -280,7 +305,9 @@ async def virtual_host(rabbit: RabbitMQ) -> AsyncIterator[None]:
     """One of our own on a shared node, since there is one reply exchange in each."""
     everything = {"configure": ".*", "write": ".*", "read": ".*"}
     await asyncio.to_thread(rabbit.api, f"vhosts/{VHOST}", method="PUT", body={})
-    await asyncio.to_thread(rabbit.api, f"permissions/{VHOST}/{rabbit.username}", method="PUT", body=everything)
+    await asyncio.to_thread(
+        rabbit.api, f"permissions/{VHOST}/{rabbit.username}", method="PUT", body=everything
+    )
     try:
         yield
     finally:
@@ -288,7 +315,8 @@ async def virtual_host(rabbit: RabbitMQ) -> AsyncIterator[None]:
 
 
 async def plant_and_look(rabbit: RabbitMQ, kind: Kind) -> Findings:
-    """Plant every fault in a lane of its own, and look at all of them once the management API tells of them."""
+    """Plant every fault in a lane of its own, and look at all of them once the management API tells
+    of them."""
     faults = PLANTED[rabbit.series, kind]
     lanes = tuple(Lane(queue=f"{kind}.{fault.plant.__name__}.jobs") for fault in faults)
     settings = settings_for(rabbit, queue_type=kind, lanes=lanes)
@@ -306,7 +334,9 @@ async def plant_and_look(rabbit: RabbitMQ, kind: Kind) -> Findings:
         return await look_until(settings, expected)
 
 
-async def look_until(settings: Settings, expected: Mapping[str, frozenset[tuple[Level, str]]]) -> Findings:
+async def look_until(
+    settings: Settings, expected: Mapping[str, frozenset[tuple[Level, str]]]
+) -> Findings:
     """What is found of each lane, once it is what is expected, or for good after a while."""
     deadline = time.monotonic() + 20
     while True:
@@ -324,7 +354,9 @@ def planted(node: Node) -> dict[tuple[Series, Kind], Findings]:
     return {group: asyncio.run(plant_and_look(node(group[0]), group[1])) for group in PLANTED}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{case[2].plant.__name__}")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{case[2].plant.__name__}"
+)
 class TestWhatIsPlanted:
     def test_is_found_and_nothing_else_of_that_lane(
         self, case: tuple[Series, Kind, Fault], planted: dict[tuple[Series, Kind], Findings]
@@ -333,13 +365,17 @@ class TestWhatIsPlanted:
         found = planted[series, kind][f"{kind}.{fault.plant.__name__}.jobs"]
         assert levels(found) - SILENCE == fault.expected
 
-    def test_is_named(self, case: tuple[Series, Kind, Fault], planted: dict[tuple[Series, Kind], Findings]) -> None:
+    def test_is_named(
+        self, case: tuple[Series, Kind, Fault], planted: dict[tuple[Series, Kind], Findings]
+    ) -> None:
         series, kind, fault = case
         found = planted[series, kind][f"{kind}.{fault.plant.__name__}.jobs"]
         assert any(fault.words in finding.what for finding in found) or not fault.expected
 
 
-def test_3_10_tells_no_acknowledgement_timeout(planted: dict[tuple[Series, Kind], Findings]) -> None:
+def test_3_10_tells_no_acknowledgement_timeout(
+    planted: dict[tuple[Series, Kind], Findings],
+) -> None:
     assert levels(planted["3.10", "classic"]["classic.nothing.jobs"]) == SILENCE
 
 
@@ -364,11 +400,16 @@ class TestReplies:
         assert (WARNING, "replies") in levels(await diagnosed(settings_for(own)))
 
     async def test_that_have_an_exchange_of_another_type_are_found(self, own: RabbitMQ) -> None:
-        async with Broker(settings_for(own)).connection() as connection, connection.channel() as channel:
+        async with (
+            Broker(settings_for(own)).connection() as connection,
+            connection.channel() as channel,
+        ):
             await channel.declare_exchange("kestra.replies", "direct", durable=True)
         assert (FAULT, "replies") in levels(await diagnosed(settings_for(own)))
 
-    async def test_that_nobody_hears_though_somebody_consumes_are_found(self, own: RabbitMQ) -> None:
+    async def test_that_nobody_hears_though_somebody_consumes_are_found(
+        self, own: RabbitMQ
+    ) -> None:
         await declared(own)
         async with Broker(settings_for(own)).connection() as connection:
             await consume(await connection.channel(), "kestra.jobs", asking=False)
@@ -384,28 +425,41 @@ class TestRights:
             ("read", "no read right on kestra.jobs, kestra.replies"),
         ],
     )
-    async def test_that_are_missing_are_named(self, own: RabbitMQ, missing: str, named: str) -> None:
+    async def test_that_are_missing_are_named(
+        self, own: RabbitMQ, missing: str, named: str
+    ) -> None:
         await declared(own)
-        rights = {right: "^$" if right == missing else ".*" for right in ("configure", "write", "read")}
+        rights = {
+            right: "^$" if right == missing else ".*" for right in ("configure", "write", "read")
+        }
         async with user(own, tags="management", **rights) as settings:
-            found = [finding.what for finding in await diagnosed(settings) if finding.check == "rights"]
+            found = [
+                finding.what for finding in await diagnosed(settings) if finding.check == "rights"
+            ]
         assert [what for what in found if named in what] == found != []
 
     async def test_that_the_readme_names_suffice(self, own: RabbitMQ) -> None:
         await declared(own)
         ours = r"^(kestra\.|amq\.gen-).*$"
         writable = rf"{ours}|^amq\.default$"
-        async with user(own, tags="management", configure=ours, write=writable, read=ours) as settings:
+        async with user(
+            own, tags="management", configure=ours, write=writable, read=ours
+        ) as settings:
             found = await diagnosed(settings)
-        assert {finding.check for finding in found if finding.check in ("rights", "management")} == set()
+        assert {
+            finding.check for finding in found if finding.check in ("rights", "management")
+        } == set()
 
     async def test_to_ask_the_management_api_may_be_missing(self, own: RabbitMQ) -> None:
         await declared(own)
         async with user(own, tags="", configure=".*", write=".*", read=".*") as settings:
-            found = [finding for finding in await diagnosed(settings) if finding.check == "management"]
-        assert [(each.level, "Not management user" in each.what, "delivery limits" in each.why) for each in found] == [
-            (WARNING, True, True)
-        ]
+            found = [
+                finding for finding in await diagnosed(settings) if finding.check == "management"
+            ]
+        assert [
+            (each.level, "Not management user" in each.what, "delivery limits" in each.why)
+            for each in found
+        ] == [(WARNING, True, True)]
 
 
 @asynccontextmanager
@@ -469,7 +523,9 @@ class Told:
 
 
 async def doctor(stage: Stage, *words: str, **settings: object) -> Told:
-    environment = stage.bridge(**{"management_url": stage.rabbit.management_url, **settings}).environment
+    environment = stage.bridge(
+        **{"management_url": stage.rabbit.management_url, **settings}
+    ).environment
     command = [sys.executable, "-m", "bridge", "doctor", *words]
     process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=-1, stderr=-1)
     out, err = await asyncio.wait_for(process.communicate(), 60)
@@ -492,10 +548,14 @@ class TestTheCommand:
             return bool(found.get("consumer_details")) and "effective_policy_definition" in found
 
         async with stage.bridge():
-            await eventually(told, "the management API tells of the new queue and its consumer", every=0.2)
+            await eventually(
+                told, "the management API tells of the new queue and its consumer", every=0.2
+            )
             said = await doctor(stage, "--json")
         wrong = {finding for finding in said.findings if finding[0] != "ok"}
-        assert (said.code, wrong) == (0, SILENCE if stage.rabbit.series == "3.10" else set()), said.out
+        assert (said.code, wrong) == (0, SILENCE if stage.rabbit.series == "3.10" else set()), (
+            said.out
+        )
 
     async def test_leaves_nothing_of_its_probes(self, one_stage: Stage) -> None:
         await deploy_notifier(one_stage)
@@ -516,24 +576,41 @@ class TestTheCommand:
         probes = {check for _, check in said.findings} & {"round-trip", "kill"}
         assert (one_stage.kestra.created, probes) == ([], set())
 
-    async def test_fails_where_there_is_a_fault_and_says_why_and_what_mends_it(self, one_stage: Stage) -> None:
+    async def test_fails_where_there_is_a_fault_and_says_why_and_what_mends_it(
+        self, one_stage: Stage
+    ) -> None:
         said = await doctor(one_stage, "--no-probe")
         first, why, mend, *_ = said.out.splitlines()
         assert (said.code, first, why.split()[0], mend.strip()) == (
             1,
             "fault   notifier: the flow bridge.system/notifier is not deployed",
             "why:",
-            "mend: kestra-bridge flows deploy --only notifier, with --tls where RabbitMQ demands TLS",
+            (
+                "mend: kestra-bridge flows deploy --only notifier, with --tls "
+                "where RabbitMQ demands TLS"
+            ),
         )
 
     async def test_says_in_one_line_that_rabbitmq_is_away(self, one_stage: Stage) -> None:
         said = await doctor(one_stage, amqp_url=f"amqp://127.0.0.1:{free_port()}")
-        assert (said.code, said.out, said.err.count("\n"), "can't reach RabbitMQ" in said.err) == (1, "", 1, True)
+        assert (said.code, said.out, said.err.count("\n"), "can't reach RabbitMQ" in said.err) == (
+            1,
+            "",
+            1,
+            True,
+        )
 
-    async def test_says_in_one_line_that_rabbitmq_refuses_the_password_and_shows_it_not(self, one_stage: Stage) -> None:
+    async def test_says_in_one_line_that_rabbitmq_refuses_the_password_and_shows_it_not(
+        self, one_stage: Stage
+    ) -> None:
         url = one_stage.rabbit.amqp_url.replace(one_stage.rabbit.password, PASSWORD)
         said = await doctor(one_stage, amqp_url=url)
-        assert (said.code, said.out, said.err.count("\n"), PASSWORD in said.err) == (2, "", 1, False)
+        assert (said.code, said.out, said.err.count("\n"), PASSWORD in said.err) == (
+            2,
+            "",
+            1,
+            False,
+        )
 
 
 def named(findings: Sequence[Finding], check: str) -> str:
@@ -544,31 +621,43 @@ def named(findings: Sequence[Finding], check: str) -> str:
 
 class TestKestra:
     async def test_that_is_away_is_a_fault(self, one_stage: Stage) -> None:
-        found = await diagnosed(settings_of(one_stage, kestra_url=f"http://127.0.0.1:{free_port()}"), probe=True)
+        found = await diagnosed(
+            settings_of(one_stage, kestra_url=f"http://127.0.0.1:{free_port()}"), probe=True
+        )
         assert (FAULT, "kestra") in levels(found)
 
-    async def test_that_refuses_the_password_is_a_fault_that_shows_no_password(self, one_stage: Stage) -> None:
-        found = await diagnosed(settings_of(one_stage, kestra_password=SecretStr(PASSWORD)), probe=True)
+    async def test_that_refuses_the_password_is_a_fault_that_shows_no_password(
+        self, one_stage: Stage
+    ) -> None:
+        found = await diagnosed(
+            settings_of(one_stage, kestra_password=SecretStr(PASSWORD)), probe=True
+        )
         assert ((FAULT, "kestra") in levels(found), PASSWORD in str(found)) == (True, False)
 
     async def test_whose_clock_is_wrong_is_a_warning(self, one_stage: Stage) -> None:
         one_stage.kestra.skew = timedelta(minutes=-5)
         assert (WARNING, "clocks") in levels(await diagnosed(settings_of(one_stage)))
 
-    async def test_that_has_the_notifier_of_another_version_is_a_fault(self, one_stage: Stage) -> None:
+    async def test_that_has_the_notifier_of_another_version_is_a_fault(
+        self, one_stage: Stage
+    ) -> None:
         (other,) = flows.select(flows.shipped("1.3.25"), ["notifier"])
         one_stage.kestra.flow("bridge.system", "notifier", source=other.source)
         found = await diagnosed(settings_of(one_stage))
         assert "the one for another version than Kestra 2.0.0" in named(found, "notifier")
 
-    async def test_whose_executions_do_not_end_is_a_fault_of_the_round_trip(self, one_stage: Stage) -> None:
+    async def test_whose_executions_do_not_end_is_a_fault_of_the_round_trip(
+        self, one_stage: Stage
+    ) -> None:
         await deploy_notifier(one_stage)
         one_stage.kestra.flow(ROUND_TRIP.flow.namespace, ROUND_TRIP.flow.id, Ends(after=None))
         found = await diagnosed(settings_of(one_stage), probe=True, patience=1)
         assert "its execution is still RUNNING" in named(found, "round-trip")
         assert one_stage.kestra.created[0].state == "KILLED"
 
-    async def test_that_starts_no_notifier_is_a_fault_of_the_round_trip(self, one_stage: Stage) -> None:
+    async def test_that_starts_no_notifier_is_a_fault_of_the_round_trip(
+        self, one_stage: Stage
+    ) -> None:
         await deploy_notifier(one_stage)
         one_stage.kestra.replies.on_end = None
         found = await diagnosed(settings_of(one_stage), probe=True, patience=1)
@@ -580,19 +669,25 @@ class TestKestra:
         found = await diagnosed(settings_of(one_stage), probe=True)
         assert (WARNING, "round-trip") in levels(found)
 
-    async def test_loses_the_probes_flow_to_another_doctor_and_gets_it_again(self, one_stage: Stage) -> None:
+    async def test_loses_the_probes_flow_to_another_doctor_and_gets_it_again(
+        self, one_stage: Stage
+    ) -> None:
         await deploy_notifier(one_stage)
         one_stage.kestra.faults.add("create", status=404)
         found = await diagnosed(settings_of(one_stage), probe=True)
         created = [run.flow for run in one_stage.kestra.created].count(ROUND_TRIP.flow.id)
         assert (created, "round-trip" in {check for _, check in levels(found)}) == (1, False)
 
-    async def test_without_a_notifier_gets_no_probe_whose_end_nobody_would_tell(self, one_stage: Stage) -> None:
+    async def test_without_a_notifier_gets_no_probe_whose_end_nobody_would_tell(
+        self, one_stage: Stage
+    ) -> None:
         await diagnosed(settings_of(one_stage), probe=True)
         assert [run.flow for run in one_stage.kestra.created] == [KILL.flow.id]
 
     @pytest.mark.parametrize("status", [403, 406, 500])
-    async def test_that_refuses_kills_is_a_fault_that_says_how(self, one_stage: Stage, status: int) -> None:
+    async def test_that_refuses_kills_is_a_fault_that_says_how(
+        self, one_stage: Stage, status: int
+    ) -> None:
         one_stage.kestra.faults.add("kill", status=status, times=None)
         one_stage.kestra.flow(KILL.flow.namespace, KILL.flow.id, Ends(after=None))
         found = await diagnosed(settings_of(one_stage), probe=True, patience=1)
@@ -628,7 +723,9 @@ class TestCertificates:
     ) -> None:
         rabbit, lasting = node("4.3"), authority.server("kestra", "127.0.0.1", days=90)
         async with open_stage(tmp_path, rabbit, "quorum", tls=lasting) as stage:
-            ((level, what),) = await self.found(stage, kestra_ca=authority.ca, **self.ours(authority, rabbit))
+            ((level, what),) = await self.found(
+                stage, kestra_ca=authority.ca, **self.ours(authority, rabbit)
+            )
         assert (level, what.startswith("the certificate of RabbitMQ ends in ")) == (WARNING, True)
 
     async def test_of_kestras_that_has_ended_is_a_fault_with_its_day(
@@ -642,7 +739,9 @@ class TestCertificates:
             "the certificate of Kestra has ended (… … UTC)",
         )
 
-    @pytest.mark.parametrize("case", [(90, None, ""), (13, WARNING, "ends in 12 d 23 h"), (-1, FAULT, "has ended")])
+    @pytest.mark.parametrize(
+        "case", [(90, None, ""), (13, WARNING, "ends in 12 d 23 h"), (-1, FAULT, "has ended")]
+    )
     async def test_of_ours_are_told_of_with_their_file(
         self, case: tuple[int, Level | None, str], node: Node, authority: Authority, tmp_path: Path
     ) -> None:
@@ -662,8 +761,13 @@ class TestCertificates:
         ours = self.ours(authority, one_stage.rabbit, days=-1)
         with pytest.raises(BrokerDenied) as caught:
             await diagnosed(settings_of(one_stage, **ours))
-        file = f"our certificate for RabbitMQ, {ours['amqp_certificate']} (BRIDGE_AMQP_CERTIFICATE), has ended (20"
-        assert (str(caught.value).count("; "), file in str(caught.value)) == (2, True), str(caught.value)
+        file = (
+            f"our certificate for RabbitMQ, {ours['amqp_certificate']} "
+            "(BRIDGE_AMQP_CERTIFICATE), has ended (20"
+        )
+        assert (str(caught.value).count("; "), file in str(caught.value)) == (2, True), str(
+            caught.value
+        )
 
 
 async def test_where_each_look_costs_dead_letters_a_life_none_is_taken_until_the_limit_is_lifted(
@@ -675,12 +779,21 @@ async def test_where_each_look_costs_dead_letters_a_life_none_is_taken_until_the
         await limited_dead_queue(Ground(stage.rabbit, stage.queue, stage.client.channel))
         for job in ("a", "b"):
             await stage.client.submit(dead, {}, job=job)
-        ours = {name: value for name, value in stage.bridge().environment.items() if name.startswith("BRIDGE_")}
+        ours = {
+            name: value
+            for name, value in stage.bridge().environment.items()
+            if name.startswith("BRIDGE_")
+        }
         ours["BRIDGE_MANAGEMENT_URL"] = stage.rabbit.management_url
 
-        refused, status = await command("dead-letters", "list", **ours), await command("status", "--json", **ours)
+        refused, status = (
+            await command("dead-letters", "list", **ours),
+            await command("status", "--json", **ours),
+        )
         told = f"{dead} was made without x-delivery-limit -1"
-        (unknown,) = [line for line in json.loads(status.out)["unknown"] if line.startswith("reasons in ")]
+        (unknown,) = [
+            line for line in json.loads(status.out)["unknown"] if line.startswith("reasons in ")
+        ]
         assert (refused.code, refused.err.count("\n"), told in refused.err) == (2, 1, True)
         assert (status.code, told in unknown) == (0, True)
         (letter,) = await stage.client.take(dead)
@@ -693,7 +806,10 @@ async def test_where_each_look_costs_dead_letters_a_life_none_is_taken_until_the
             return (await command("dead-letters", "list", "--json", **ours)).rows
 
         assert program == "rabbitmqctl"
-        assert [row["job"] for row in await eventually(listed, "the letter that is left is listed", every=0.3)] == ["b"]
+        assert [
+            row["job"]
+            for row in await eventually(listed, "the letter that is left is listed", every=0.3)
+        ] == ["b"]
 
 
 async def test_an_alarm_is_a_fault(one_stage: Stage) -> None:
@@ -719,7 +835,9 @@ class TestTheConsumer:
         await deploy_notifier(one_stage)
         asked = one_stage.kestra.requests["flow"]
         async with one_stage.bridge() as bridge:
-            await eventually(lambda: one_stage.kestra.requests["flow"] == asked + 2, "both flows are asked for")
+            await eventually(
+                lambda: one_stage.kestra.requests["flow"] == asked + 2, "both flows are asked for"
+            )
             await one_stage.submit("one")
             await bridge.settled(job="one")
         assert bridge.count("the doctor finds") == 0
@@ -729,4 +847,7 @@ class TestTheConsumer:
         async with one_stage.bridge() as bridge:
             await one_stage.submit("one")
             await bridge.settled(job="one", settlement="ack")
-            await eventually(lambda: bridge.count("what the doctor checks was not checked"), "a line that says so")
+            await eventually(
+                lambda: bridge.count("what the doctor checks was not checked"),
+                "a line that says so",
+            )

@@ -1,4 +1,5 @@
-"""Kestra failing in every way that a server can: no job is lost, none runs twice, and none pays with an attempt."""
+"""Kestra failing in every way that a server can: no job is lost, none runs twice, and none pays
+with an attempt."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ CREATE_FAULTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fault", CREATE_FAULTS.values(), ids=CREATE_FAULTS)
-async def test_a_create_that_goes_wrong_ends_in_one_execution(one_stage: Stage, fault: dict[str, Any]) -> None:
+async def test_a_create_that_goes_wrong_ends_in_one_execution(
+    one_stage: Stage, fault: dict[str, Any]
+) -> None:
     one_stage.kestra.flow("test", "job", Ends(after=0.2))
     async with one_stage.bridge(ambiguous_wait=1, adopt_grace=1) as bridge:
         one_stage.kestra.faults.add("create", **fault)
@@ -53,7 +56,9 @@ async def test_a_create_that_goes_wrong_ends_in_one_execution(one_stage: Stage, 
 
 @pytest.mark.parametrize("operation", ["search", "get", "configs"])
 @pytest.mark.parametrize("fault", ["500", "502-html", "401", "reset", "redirect"])
-async def test_a_question_that_goes_wrong_is_asked_again(one_stage: Stage, operation: str, fault: str) -> None:
+async def test_a_question_that_goes_wrong_is_asked_again(
+    one_stage: Stage, operation: str, fault: str
+) -> None:
     one_stage.kestra.flow("test", "job", Ends(after=0.5))
     one_stage.kestra.replies.drop = 1.0
     async with one_stage.bridge(reconcile_interval=0.5) as bridge:
@@ -71,20 +76,34 @@ async def test_a_kestra_that_is_down_for_a_while_costs_nothing(one_stage: Stage)
         await bridge.settled(2, settlement="ack")
         await one_stage.kestra.down()
         await one_stage.submit("job-10")
-        await eventually(lambda: bridge.count("kestra does not answer, asking again") >= 3, "the bridge asks again")
+        await eventually(
+            lambda: bridge.count("kestra does not answer, asking again") >= 3,
+            "the bridge asks again",
+        )
         await one_stage.kestra.up()
         await bridge.settled(11, settlement="ack")
-    assert one_stage.kestra.per_attempt() == Counter({(f"job-{number}", "1"): 1 for number in range(11)})
+    assert one_stage.kestra.per_attempt() == Counter(
+        {(f"job-{number}", "1"): 1 for number in range(11)}
+    )
 
 
-async def test_faults_and_lost_replies_at_random_lose_no_job_and_run_none_twice(one_stage: Stage) -> None:
+async def test_faults_and_lost_replies_at_random_lose_no_job_and_run_none_twice(
+    one_stage: Stage,
+) -> None:
     kestra, count = one_stage.kestra, 100
     kestra.flow("test", "job", Ends(after=0.1))
     kestra.replies.drop, kestra.replies.copies, kestra.replies.shuffle = 0.3, 2, 3
-    for fault in ({"status": 500}, {"status": 504, "worked": True}, {"reset": True, "worked": True}, {"reset": True}):
+    for fault in (
+        {"status": 500},
+        {"status": 504, "worked": True},
+        {"reset": True, "worked": True},
+        {"reset": True},
+    ):
         kestra.faults.add("create", times=None, share=0.1, **fault)
     kestra.faults.add("search", times=None, share=0.1, status=503)
-    async with one_stage.bridge(prefetch=20, reconcile_interval=0.5, ambiguous_wait=1, adopt_grace=1) as bridge:
+    async with one_stage.bridge(
+        prefetch=20, reconcile_interval=0.5, ambiguous_wait=1, adopt_grace=1
+    ) as bridge:
         for number in range(count):
             await one_stage.submit(f"job-{number}")
         await bridge.settled(count, settlement="ack", timeout=90)
@@ -99,7 +118,9 @@ async def test_a_flows_own_retry_is_followed_to_its_end(one_stage: Stage) -> Non
     assert (line["settlement"], line["attempt"]) == ("ack", 1)
 
 
-async def test_a_job_whose_execution_somebody_deletes_is_a_dead_letter_and_not_run_beside_it(one_stage: Stage) -> None:
+async def test_a_job_whose_execution_somebody_deletes_is_a_dead_letter_and_not_run_beside_it(
+    one_stage: Stage,
+) -> None:
     kestra = one_stage.kestra
     kestra.flow("test", "job", Ends(after=None))
     async with one_stage.bridge(reconcile_interval=0.5, adopt_grace=1) as bridge:
@@ -107,7 +128,11 @@ async def test_a_job_whose_execution_somebody_deletes_is_a_dead_letter_and_not_r
         await kestra.until(lambda: len(kestra.created) == 1, "the job runs")
         kestra.forget(kestra.created[0].id)
         (line,) = await bridge.settled(job="one")
-    assert (line["settlement"], line["reason"], len(kestra.created)) == ("dead_letter", "vanished", 1)
+    assert (line["settlement"], line["reason"], len(kestra.created)) == (
+        "dead_letter",
+        "vanished",
+        1,
+    )
 
 
 async def test_a_kestra_that_accepts_kills_and_does_nothing_frees_the_slot_at_the_executions_end(
@@ -126,11 +151,17 @@ async def test_a_kestra_that_accepts_kills_and_does_nothing_frees_the_slot_at_th
     assert (early, [line["job"] for line in lines], len(kestra.created)) == (0, ["one", "two"], 2)
 
 
-async def test_jobs_of_a_flow_that_kestra_denies_keep_no_other_job_from_starting(one_stage: Stage) -> None:
+async def test_jobs_of_a_flow_that_kestra_denies_keep_no_other_job_from_starting(
+    one_stage: Stage,
+) -> None:
     kestra = one_stage.kestra
     kestra.flow("test", "denied")
-    kestra.faults.add("create", status=403, times=None, when=lambda call: "/test/denied" in call.url)
-    async with one_stage.bridge(prefetch=3, allowed_flows='["test/*"]', retry_delays="[1]") as bridge:
+    kestra.faults.add(
+        "create", status=403, times=None, when=lambda call: "/test/denied" in call.url
+    )
+    async with one_stage.bridge(
+        prefetch=3, allowed_flows='["test/*"]', retry_delays="[1]"
+    ) as bridge:
         for number in range(3):
             await one_stage.submit(f"denied-{number}", {"flow": "test/denied"})
         await one_stage.submit("good")
@@ -141,7 +172,9 @@ async def test_jobs_of_a_flow_that_kestra_denies_keep_no_other_job_from_starting
     }
 
 
-async def test_with_deduplication_of_redelivered_messages_alone_a_fresh_one_costs_no_search(one_stage: Stage) -> None:
+async def test_with_deduplication_of_redelivered_messages_alone_a_fresh_one_costs_no_search(
+    one_stage: Stage,
+) -> None:
     async with one_stage.bridge(deduplicate="redelivered", reconcile_interval=3600) as bridge:
         before = one_stage.kestra.requests["search"]
         await one_stage.submit("one")
@@ -152,7 +185,9 @@ async def test_with_deduplication_of_redelivered_messages_alone_a_fresh_one_cost
 async def test_a_sweep_is_one_search_for_many_jobs(one_stage: Stage) -> None:
     kestra = one_stage.kestra
     kestra.flow("test", "job", Ends(after=None))
-    async with one_stage.bridge(prefetch=40, deduplicate="redelivered", reconcile_interval=0.5) as bridge:
+    async with one_stage.bridge(
+        prefetch=40, deduplicate="redelivered", reconcile_interval=0.5
+    ) as bridge:
         for number in range(40):
             await one_stage.submit(f"job-{number}")
         await kestra.until(lambda: len(kestra.created) == 40, "all jobs run")
@@ -169,8 +204,8 @@ async def test_both_dialects_of_kestra_are_spoken(one_stage: Stage, version: str
     one_stage.kestra.version = version
     one_stage.kestra.flow("test", "job", Ends(outputs={"answer": 42}))
     async with one_stage.bridge() as bridge:
-        mailbox, results = await one_stage.client.mailbox()
-        await one_stage.submit("one", reply_to=mailbox)
+        reply_queue, results = await one_stage.client.reply_queue()
+        await one_stage.submit("one", reply_to=reply_queue)
         await bridge.settled(job="one")
         result = await asyncio.wait_for(results.get(), 10)
     assert result["outputs"] == {"answer": 42}
@@ -179,8 +214,8 @@ async def test_both_dialects_of_kestra_are_spoken(one_stage: Stage, version: str
 async def test_the_outputs_of_a_job_that_failed_are_told_too(one_stage: Stage) -> None:
     one_stage.kestra.flow("test", "job", Ends("FAILED", outputs={"answer": 42}))
     async with one_stage.bridge(max_attempts=1) as bridge:
-        mailbox, results = await one_stage.client.mailbox()
-        await one_stage.submit("one", reply_to=mailbox)
+        reply_queue, results = await one_stage.client.reply_queue()
+        await one_stage.submit("one", reply_to=reply_queue)
         await bridge.settled(job="one", settlement="dead_letter")
         result = await asyncio.wait_for(results.get(), 10)
     assert result["outputs"] == {"answer": 42}

@@ -1,4 +1,5 @@
-"""Kestra's engine behind our façade answers as Kestra's own server does, and loses nothing when it's killed.
+"""Kestra's engine behind our façade answers as Kestra's own server does, and loses nothing when
+it's killed.
 
 Most of it is asked of 2.0; of 1.3, what it has for itself beyond the contract in `tests/contract`.
 """
@@ -77,16 +78,22 @@ class Kestra:
         return f"id: {flow}\nnamespace: {self.namespace}\n{body}"
 
     def send_flow(self, source: str) -> httpx.Response:
-        return self.http.post("/flows", content=source, headers={"Content-Type": "application/x-yaml"})
+        return self.http.post(
+            "/flows", content=source, headers={"Content-Type": "application/x-yaml"}
+        )
 
     def deploy(self, body: str, flow: str = "job") -> str:
         self.send_flow(self.source(flow, body)).raise_for_status()
         return flow
 
-    def create(self, flow: str = "job", *labels: str, wait: bool = False, **inputs: str) -> httpx.Response:
+    def create(
+        self, flow: str = "job", *labels: str, wait: bool = False, **inputs: str
+    ) -> httpx.Response:
         parts = [(name, (None, value)) for name, value in inputs.items()]
         query = {"labels": list(labels), "wait": str(wait).lower()}
-        return self.http.post(f"/executions/{self.namespace}/{flow}", params=query, files=parts or None, timeout=60)
+        return self.http.post(
+            f"/executions/{self.namespace}/{flow}", params=query, files=parts or None, timeout=60
+        )
 
     def run(self, body: str, *labels: str, **inputs: str) -> Json:
         """Deploy the flow, run it, and give its execution at the end."""
@@ -130,13 +137,17 @@ def eventually(true: Callable[[], bool], what: str, timeout: float = 30.0) -> No
 
 
 def client(engine: Engine) -> httpx.Client:
-    return httpx.Client(base_url=f"{engine.url}/api/v1/main", auth=(engine.username, engine.password), timeout=30)
+    return httpx.Client(
+        base_url=f"{engine.url}/api/v1/main", auth=(engine.username, engine.password), timeout=30
+    )
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     dead_broker = AmqpAddress(port=free_port())
-    with Engine(tmp_path_factory.mktemp("engine"), amqp=dead_broker, secrets={"COLOUR": "blue\u00e9"}) as running:
+    with Engine(
+        tmp_path_factory.mktemp("engine"), amqp=dead_broker, secrets={"COLOUR": "blue\u00e9"}
+    ) as running:
         yield running
 
 
@@ -163,9 +174,15 @@ def test_ping_needs_no_credentials(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("auth", [None, ("admin@example.org", "wrong")])
-def test_bad_credentials_are_refused_without_a_body(engine: Engine, auth: tuple[str, str] | None) -> None:
+def test_bad_credentials_are_refused_without_a_body(
+    engine: Engine, auth: tuple[str, str] | None
+) -> None:
     response = httpx.get(f"{engine.url}/api/v1/configs", auth=auth)
-    assert (response.status_code, response.headers["WWW-Authenticate"], response.content) == (401, "Basic", b"")
+    assert (response.status_code, response.headers["WWW-Authenticate"], response.content) == (
+        401,
+        "Basic",
+        b"",
+    )
 
 
 def test_a_path_without_the_tenant_works_too(engine: Engine, http: httpx.Client) -> None:
@@ -174,7 +191,10 @@ def test_a_path_without_the_tenant_works_too(engine: Engine, http: httpx.Client)
 
 def test_another_tenant_is_refused(engine: Engine, http: httpx.Client) -> None:
     response = http.get(f"{engine.url}/api/v1/other/executions/search")
-    assert (response.status_code, "Tenant must be 'main'" in response.json()["message"]) == (400, True)
+    assert (response.status_code, "Tenant must be 'main'" in response.json()["message"]) == (
+        400,
+        True,
+    )
 
 
 def test_every_answer_has_a_date(http: httpx.Client) -> None:
@@ -213,12 +233,20 @@ LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 def sockets_of(pid: int) -> list[str]:
     """The rows of the process's listening TCP sockets."""
     inodes = {str(handle.readlink()).partition("[")[2].rstrip("]") for handle in handles(pid)}
-    rows = [row for name in ("tcp", "tcp6") for row in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]]
+    rows = [
+        row
+        for name in ("tcp", "tcp6")
+        for row in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+    ]
     return [row for row in rows if row.split()[3] == "0A" and row.split()[9] in inodes]
 
 
 def handles(pid: int) -> list[Path]:
-    return [handle for handle in Path(f"/proc/{pid}/fd").iterdir() if os.path.lexists(handle) and is_socket(handle)]
+    return [
+        handle
+        for handle in Path(f"/proc/{pid}/fd").iterdir()
+        if os.path.lexists(handle) and is_socket(handle)
+    ]
 
 
 def is_socket(handle: Path) -> bool:
@@ -234,7 +262,12 @@ def is_socket(handle: Path) -> bool:
 def test_a_flow_is_read_back_with_its_source(kestra: Kestra) -> None:
     source = kestra.source("job", SHORT)
     kestra.send_flow(source)
-    assert answer(kestra.http.get(f"/flows/{kestra.namespace}/job", params={"source": "true"}))["source"] == source
+    assert (
+        answer(kestra.http.get(f"/flows/{kestra.namespace}/job", params={"source": "true"}))[
+            "source"
+        ]
+        == source
+    )
 
 
 def test_an_unknown_flow_is_not_found(kestra: Kestra) -> None:
@@ -258,7 +291,9 @@ def test_a_flow_that_is_none_is_refused(kestra: Kestra, source: str) -> None:
 
 def test_an_update_makes_a_new_revision(kestra: Kestra) -> None:
     kestra.deploy(SHORT)
-    changed = kestra.http.put(f"/flows/{kestra.namespace}/job", content=kestra.source("job", FAILING))
+    changed = kestra.http.put(
+        f"/flows/{kestra.namespace}/job", content=kestra.source("job", FAILING)
+    )
     assert answer(changed)["revision"] == 2
 
 
@@ -269,7 +304,9 @@ def test_an_update_without_a_change_keeps_the_revision(kestra: Kestra) -> None:
 
 
 def test_an_unknown_flow_is_not_updated(kestra: Kestra) -> None:
-    response = kestra.http.put(f"/flows/{kestra.namespace}/job", content=kestra.source("job", SHORT))
+    response = kestra.http.put(
+        f"/flows/{kestra.namespace}/job", content=kestra.source("job", SHORT)
+    )
     assert response.status_code == 404
 
 
@@ -279,15 +316,23 @@ def test_a_deleted_flow_is_gone(kestra: Kestra) -> None:
 
 
 def test_validation_tells_which_document_is_wrong(kestra: Kestra) -> None:
-    documents = [kestra.source("good", SHORT), kestra.source("bad", "tasks:\n  - {id: x, type: io.nobody.Nothing}\n")]
+    documents = [
+        kestra.source("good", SHORT),
+        kestra.source("bad", "tasks:\n  - {id: x, type: io.nobody.Nothing}\n"),
+    ]
     response = kestra.http.post("/flows/validate", content="\n---\n".join(documents))
     verdicts = cast("list[Json]", response.json())
-    assert (response.status_code, ["constraints" in verdict for verdict in verdicts]) == (200, [False, True])
+    assert (response.status_code, ["constraints" in verdict for verdict in verdicts]) == (
+        200,
+        [False, True],
+    )
 
 
 def test_the_search_for_flows_knows_namespaces(kestra: Kestra) -> None:
     kestra.deploy(SHORT)
-    page = answer(kestra.http.get("/flows/search", params={"filters[namespace][EQUALS]": kestra.namespace}))
+    page = answer(
+        kestra.http.get("/flows/search", params={"filters[namespace][EQUALS]": kestra.namespace})
+    )
     assert ([flow["id"] for flow in page["results"]], page["total"]) == (["job"], 1)
 
 
@@ -316,7 +361,9 @@ inputs:
   - {id: data, type: JSON}
   - {id: list, type: ARRAY, itemType: INT}
 """
-    execution = kestra.run(body + SHORT, text='né\r\n"x"', number="7", flag="true", data='{"a": [1]}', list="[1, 2]")
+    execution = kestra.run(
+        body + SHORT, text='né\r\n"x"', number="7", flag="true", data='{"a": [1]}', list="[1, 2]"
+    )
     expected = {"text": 'né\r\n"x"', "number": 7, "flag": True, "data": {"a": [1]}, "list": [1, 2]}
     assert execution["inputs"] == expected
 
@@ -327,12 +374,17 @@ def test_a_file_input_is_read_by_the_flow_and_handed_out_again(kestra: Kestra) -
     parts = {"document": ("data.bin", content, "application/octet-stream")}
     created = answer(kestra.http.post(f"/executions/{kestra.namespace}/{flow}", files=parts))
     path = created["inputs"]["document"]
-    assert kestra.http.get(f"/executions/{created['id']}/file", params={"path": path}).content == content
+    assert (
+        kestra.http.get(f"/executions/{created['id']}/file", params={"path": path}).content
+        == content
+    )
 
 
 def test_a_file_outside_the_execution_is_refused(kestra: Kestra) -> None:
     execution = kestra.begin(SHORT)
-    response = kestra.http.get(f"/executions/{execution}/file", params={"path": "kestra:///etc/passwd"})
+    response = kestra.http.get(
+        f"/executions/{execution}/file", params={"path": "kestra:///etc/passwd"}
+    )
     assert response.status_code == 422
 
 
@@ -364,13 +416,18 @@ def test_a_json_body_is_refused(kestra: Kestra) -> None:
 def test_a_body_that_breaks_off_is_refused(kestra: Kestra) -> None:
     path = f"/executions/{kestra.namespace}/{kestra.deploy(HELLO)}"
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
-    assert kestra.http.post(path, content=b'--x\r\nContent-Disposition: form-data; name="a"', headers=headers).is_error
+    assert kestra.http.post(
+        path, content=b'--x\r\nContent-Disposition: form-data; name="a"', headers=headers
+    ).is_error
 
 
 def test_inputs_beyond_the_limit_of_the_queue_are_an_error_of_the_server(kestra: Kestra) -> None:
     kestra.deploy(HELLO)
     response = kestra.create(name="x" * 1_100_000)
-    assert (response.status_code, "exceeded the configured limit" in response.json()["message"]) == (500, True)
+    assert (
+        response.status_code,
+        "exceeded the configured limit" in response.json()["message"],
+    ) == (500, True)
 
 
 def test_a_check_that_fails_blocks_the_execution(kestra: Kestra) -> None:
@@ -381,7 +438,19 @@ def test_a_check_that_fails_blocks_the_execution(kestra: Kestra) -> None:
 
 # Labels
 
-HOSTILE = ['"quoted"', "it's", "back\\slash", "100 %", "%27", "a:b:c", "żółw 🐢", "{braces} [too]", "a,b", "a=b&c", "+"]
+HOSTILE = [
+    '"quoted"',
+    "it's",
+    "back\\slash",
+    "100 %",
+    "%27",
+    "a:b:c",
+    "żółw 🐢",
+    "{braces} [too]",
+    "a,b",
+    "a=b&c",
+    "+",
+]
 
 
 @pytest.mark.parametrize("value", HOSTILE)
@@ -400,7 +469,12 @@ def test_the_value_of_a_label_is_trimmed(kestra: Kestra) -> None:
 
 def test_several_labels_all_count(kestra: Kestra) -> None:
     kestra.begin(SHORT, "bridgeJob:one", "bridgeAttempt:1")
-    assert kestra.found("filters[labels][EQUALS][bridgeJob]=one", "filters[labels][EQUALS][bridgeAttempt]=2") == []
+    assert (
+        kestra.found(
+            "filters[labels][EQUALS][bridgeJob]=one", "filters[labels][EQUALS][bridgeAttempt]=2"
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("label", ["key:", "key", "system.mine:1"])
@@ -429,7 +503,17 @@ def test_an_execution_is_found_as_soon_as_it_is_created(kestra: Kestra) -> None:
 def test_a_row_of_a_search_is_light(kestra: Kestra) -> None:
     kestra.run(HELLO, "bridgeJob:x", name="Ann")
     [row] = kestra.search()["results"]
-    expected = {"tenantId", "id", "namespace", "flowId", "flowRevision", "inputs", "labels", "state", "originalId"}
+    expected = {
+        "tenantId",
+        "id",
+        "namespace",
+        "flowId",
+        "flowRevision",
+        "inputs",
+        "labels",
+        "state",
+        "originalId",
+    }
     assert row.keys() == expected
 
 
@@ -473,7 +557,8 @@ def test_an_invalid_filter_is_refused(kestra: Kestra, filter: str) -> None:  # n
 
 
 @pytest.mark.parametrize(
-    "filter", ["filters[timeRange][EQUALS]=x", "filters[startDate][EQUALS]=x", "filters[labels][EQUALS]=a:b"]
+    "filter",
+    ["filters[timeRange][EQUALS]=x", "filters[startDate][EQUALS]=x", "filters[labels][EQUALS]=a:b"],
 )
 def test_a_value_that_fits_no_filter_is_an_error_and_no_more(kestra: Kestra, filter: str) -> None:  # noqa: A002
     name, value = filter.split("=")
@@ -488,7 +573,9 @@ def test_flat_parameters_are_ignored(kestra: Kestra) -> None:
 def test_pages_split_what_is_found(kestra: Kestra) -> None:
     flow = kestra.deploy(SHORT)
     ids = [answer(kestra.create(flow))["id"] for _ in range(5)]
-    pages = [kestra.found(size="2", page=str(page), sort="state.startDate:asc") for page in (1, 2, 3, 4)]
+    pages = [
+        kestra.found(size="2", page=str(page), sort="state.startDate:asc") for page in (1, 2, 3, 4)
+    ]
     assert pages == [ids[:2], ids[2:4], ids[4:], []]
 
 
@@ -497,7 +584,9 @@ def test_a_page_of_a_thousand_is_given(kestra: Kestra) -> None:
     assert kestra.found(size="1000") == [execution]
 
 
-@pytest.mark.parametrize("query", [{"page": "0"}, {"size": "0"}, {"sort": "nothing"}, {"size": "many"}])
+@pytest.mark.parametrize(
+    "query", [{"page": "0"}, {"size": "0"}, {"sort": "nothing"}, {"size": "many"}]
+)
 def test_an_impossible_page_is_refused(kestra: Kestra, query: dict[str, str]) -> None:
     assert kestra.http.get("/executions/search", params=query).status_code in {400, 422}
 
@@ -517,7 +606,9 @@ def test_a_flow_without_outputs_has_none(kestra: Kestra) -> None:
 def test_the_outputs_of_a_task_run_are_found_by_their_list(kestra: Kestra) -> None:
     execution = kestra.run(HELLO, name="Ann")["id"]
     [listed] = kestra.http.get(f"/outputs/tasks/{execution}").json()
-    assert answer(kestra.http.get(f"/outputs/tasks/{execution}/{listed['taskRunId']}")) == {"value": "3"}
+    assert answer(kestra.http.get(f"/outputs/tasks/{execution}/{listed['taskRunId']}")) == {
+        "value": "3"
+    }
 
 
 def test_the_outputs_of_an_unknown_execution_are_not_found(kestra: Kestra) -> None:
@@ -528,7 +619,9 @@ def test_logs_are_filtered_by_level(kestra: Kestra) -> None:
     execution = kestra.run(FAILING)["id"]
     level = {"filters[level][GREATER_THAN_OR_EQUAL_TO]": "ERROR"}
     eventually(lambda: len(kestra.logged(execution)) > 0, "logged")
-    assert {entry["level"] for entry in kestra.http.get(f"/logs/{execution}", params=level).json()} == {"ERROR"}
+    assert {
+        entry["level"] for entry in kestra.http.get(f"/logs/{execution}", params=level).json()
+    } == {"ERROR"}
 
 
 def test_a_log_entry_says_what_the_task_said(kestra: Kestra) -> None:
@@ -553,7 +646,9 @@ def test_a_kill_ends_a_running_shell_and_its_process(kestra: Kestra, tmp_path: P
     eventually(file.exists, "started")
     answer(kestra.http.delete(f"/executions/{execution}/actions/kill"))
     kestra.await_state(execution, "KILLED")
-    eventually(lambda: not Path(f"/proc/{file.read_text().strip()}").exists(), "the shell's process gone")
+    eventually(
+        lambda: not Path(f"/proc/{file.read_text().strip()}").exists(), "the shell's process gone"
+    )
 
 
 def test_a_kill_of_a_paused_execution_ends_it(kestra: Kestra) -> None:
@@ -568,7 +663,9 @@ def test_a_kill_of_an_unknown_execution_is_not_found(kestra: Kestra) -> None:
 
 
 @pytest.mark.parametrize(("cascade", "status"), [("false", 409), ("true", 200)])
-def test_a_kill_after_the_end_is_a_conflict_unless_it_cascades(kestra: Kestra, cascade: str, status: int) -> None:
+def test_a_kill_after_the_end_is_a_conflict_unless_it_cascades(
+    kestra: Kestra, cascade: str, status: int
+) -> None:
     path = f"/executions/{kestra.run(SHORT)['id']}/actions/kill"
     assert kestra.http.delete(path, params={"isOnKillCascade": cascade}).status_code == status
 
@@ -581,7 +678,9 @@ def test_a_paused_execution_is_resumed(kestra: Kestra) -> None:
 
 
 def test_an_execution_that_is_not_paused_is_not_resumed(kestra: Kestra) -> None:
-    assert kestra.http.post(f"/executions/{kestra.run(SHORT)['id']}/actions/resume").status_code == 409
+    assert (
+        kestra.http.post(f"/executions/{kestra.run(SHORT)['id']}/actions/resume").status_code == 409
+    )
 
 
 def test_a_restart_keeps_the_id_and_counts(kestra: Kestra) -> None:
@@ -600,7 +699,11 @@ def test_a_replay_is_a_new_execution_with_the_same_labels(kestra: Kestra) -> Non
 
 def test_a_state_can_be_changed_after_the_end(kestra: Kestra) -> None:
     execution = kestra.run(FAILING)["id"]
-    answer(kestra.http.post(f"/executions/{execution}/actions/change-status", params={"status": "SUCCESS"}))
+    answer(
+        kestra.http.post(
+            f"/executions/{execution}/actions/change-status", params={"status": "SUCCESS"}
+        )
+    )
     kestra.await_state(execution, "SUCCESS")
 
 
@@ -642,7 +745,10 @@ triggers:
 
 
 def webhook(engine: Engine, kestra: Kestra, key: str, who: str) -> httpx.Response:
-    return httpx.post(f"{engine.url}/api/v1/main/executions/webhook/{kestra.namespace}/job/{key}", json={"who": who})
+    return httpx.post(
+        f"{engine.url}/api/v1/main/executions/webhook/{kestra.namespace}/job/{key}",
+        json={"who": who},
+    )
 
 
 def test_a_webhook_starts_an_execution_without_credentials(engine: Engine, kestra: Kestra) -> None:
@@ -651,7 +757,9 @@ def test_a_webhook_starts_an_execution_without_credentials(engine: Engine, kestr
     kestra.await_state(started["id"], "SUCCESS")
 
 
-def test_a_webhook_whose_condition_does_not_hold_starts_nothing(engine: Engine, kestra: Kestra) -> None:
+def test_a_webhook_whose_condition_does_not_hold_starts_nothing(
+    engine: Engine, kestra: Kestra
+) -> None:
     kestra.deploy(HOOK)
     assert webhook(engine, kestra, "key-of-the-hook", "nobody").status_code == 204
 
@@ -679,7 +787,9 @@ triggers:
 
 def notifications(kestra: Kestra) -> list[Json]:
     filters = {"filters[namespace][EQUALS]": f"{kestra.namespace}.system"}
-    return cast("list[Json]", answer(kestra.http.get("/executions/search", params=filters))["results"])
+    return cast(
+        "list[Json]", answer(kestra.http.get("/executions/search", params=filters))["results"]
+    )
 
 
 RETURN = '  - {id: log, type: io.kestra.plugin.core.log.Log, message: "{{ trigger.state }}"}'
@@ -713,7 +823,10 @@ tasks:
 
 
 def test_a_publish_without_an_exchange_is_refused(kestra: Kestra) -> None:
-    body = "tasks:\n  - {id: publish, type: io.kestra.plugin.amqp.Publish, host: localhost, from: {data: x}}\n"
+    body = (
+        "tasks:\n  - {id: publish, type: io.kestra.plugin.amqp.Publish, host: "
+        "localhost, from: {data: x}}\n"
+    )
     assert kestra.send_flow(kestra.source("job", body)).status_code == 422
 
 
@@ -732,7 +845,9 @@ def test_a_shell_task_hands_out_its_variables(kestra: Kestra) -> None:
     body = shell("""echo '::{"outputs":{"answer":42}}::'""") + (
         'outputs:\n  - {id: answer, type: INT, value: "{{ outputs.shell.vars.answer }}"}\n'
     )
-    assert answer(kestra.http.get(f"/outputs/executions/{kestra.run(body)['id']}")) == {"answer": 42}
+    assert answer(kestra.http.get(f"/outputs/executions/{kestra.run(body)['id']}")) == {
+        "answer": 42
+    }
 
 
 def test_a_shell_task_that_fails_fails_its_execution(kestra: Kestra) -> None:
@@ -740,13 +855,19 @@ def test_a_shell_task_that_fails_fails_its_execution(kestra: Kestra) -> None:
 
 
 def test_a_shell_script_runs_too(kestra: Kestra) -> None:
-    body = shell().replace("shell.Commands", "shell.Script").replace("commands: []", 'script: "true\\nfalse || true"')
+    body = (
+        shell()
+        .replace("shell.Commands", "shell.Script")
+        .replace("commands: []", 'script: "true\\nfalse || true"')
+    )
     assert kestra.run(body)["state"]["current"] == "SUCCESS"
 
 
 def test_a_value_is_kept_in_the_store_of_its_namespace(kestra: Kestra) -> None:
     path = f"/namespaces/{kestra.namespace}/kv/answer"
-    kestra.http.put(path, content="42", headers={"Content-Type": "application/json"}).raise_for_status()
+    kestra.http.put(
+        path, content="42", headers={"Content-Type": "application/json"}
+    ).raise_for_status()
     assert answer(kestra.http.get(path)) == {"type": "NUMBER", "value": 42}
 
 
@@ -759,17 +880,26 @@ def test_an_unknown_value_is_not_found(kestra: Kestra) -> None:
 
 @pytest.fixture(scope="module")
 def kestra_1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kestra]:
-    with Engine(tmp_path_factory.mktemp("engine-1"), series="1.3") as running, client(running) as opened:
+    with (
+        Engine(tmp_path_factory.mktemp("engine-1"), series="1.3") as running,
+        client(running) as opened,
+    ):
         yield Kestra(opened)
 
 
-def test_a_kill_in_1_3_ends_a_running_shell_and_its_process(kestra_1: Kestra, tmp_path: Path) -> None:
+def test_a_kill_in_1_3_ends_a_running_shell_and_its_process(
+    kestra_1: Kestra, tmp_path: Path
+) -> None:
     file = tmp_path / "pid"
-    execution = kestra_1.begin(shell(f"echo $$ > {file}.new && mv {file}.new {file} && sleep 300"), flow="killed")
+    execution = kestra_1.begin(
+        shell(f"echo $$ > {file}.new && mv {file}.new {file} && sleep 300"), flow="killed"
+    )
     eventually(file.exists, "started")
     kestra_1.http.delete(f"/executions/{execution}/kill").raise_for_status()
     kestra_1.await_state(execution, "KILLED")
-    eventually(lambda: not Path(f"/proc/{file.read_text().strip()}").exists(), "the shell's process gone")
+    eventually(
+        lambda: not Path(f"/proc/{file.read_text().strip()}").exists(), "the shell's process gone"
+    )
 
 
 def test_a_paused_execution_of_1_3_is_resumed(kestra_1: Kestra) -> None:
@@ -799,7 +929,9 @@ def test_a_replay_in_1_3_is_a_new_execution_with_the_same_labels(kestra_1: Kestr
 def test_a_state_in_1_3_can_be_changed_after_the_end(kestra_1: Kestra) -> None:
     execution = kestra_1.begin(FAILING, flow="changed")
     kestra_1.await_state(execution, "FAILED")
-    answer(kestra_1.http.post(f"/executions/{execution}/change-status", params={"status": "SUCCESS"}))
+    answer(
+        kestra_1.http.post(f"/executions/{execution}/change-status", params={"status": "SUCCESS"})
+    )
     kestra_1.await_state(execution, "SUCCESS")
 
 
@@ -820,12 +952,22 @@ def test_a_queued_execution_of_1_3_can_be_forced(kestra_1: Kestra) -> None:
         ({"labels": ["team:blue", "n:2"]}, 0),
         ({"flowId": "searched", "state": ["SUCCESS", "FAILED"]}, 1),
         ({"flowId": "searched", "state": ["FAILED"]}, 0),
-        ({"flowId": "searched", "childFilter": "MAIN", "timeRange": "PT5M", "startDate": "2020-01-01T00:00:00Z"}, 1),
+        (
+            {
+                "flowId": "searched",
+                "childFilter": "MAIN",
+                "timeRange": "PT5M",
+                "startDate": "2020-01-01T00:00:00Z",
+            },
+            1,
+        ),
         ({"flowId": "searched", "namespace": "test"}, 1),
         ({"flowId": "searched", "namespace": "other"}, 0),
     ],
 )
-def test_flat_parameters_narrow_a_search_in_1_3(kestra_1: Kestra, flat: dict[str, str | list[str]], count: int) -> None:
+def test_flat_parameters_narrow_a_search_in_1_3(
+    kestra_1: Kestra, flat: dict[str, str | list[str]], count: int
+) -> None:
     if not kestra_1.found("filters[flowId][EQUALS]=searched"):
         kestra_1.await_state(kestra_1.begin(SHORT, "team:blue", "n:1", flow="searched"), "SUCCESS")
     assert answer(kestra_1.http.get("/executions/search", params=flat))["total"] == count
@@ -875,7 +1017,9 @@ def test_a_task_that_ran_at_the_kill_runs_again(tmp_path: Path) -> None:
     with Engine(tmp_path, database="file") as engine:
         with client(engine) as http:
             kestra = Kestra(http)
-            body = shell(f"echo x >> {tmp_path}/runs; test $(wc -l < {tmp_path}/runs) -gt 1 || sleep 300")
+            body = shell(
+                f"echo x >> {tmp_path}/runs; test $(wc -l < {tmp_path}/runs) -gt 1 || sleep 300"
+            )
             execution = kestra.begin(body)
             eventually((tmp_path / "runs").exists, "running")
         engine.kill()
@@ -884,7 +1028,9 @@ def test_a_task_that_ran_at_the_kill_runs_again(tmp_path: Path) -> None:
             Kestra(http).await_state(execution, "SUCCESS", timeout=90)
 
 
-def test_a_start_on_a_port_that_is_taken_fails_with_its_reason(engine: Engine, tmp_path: Path) -> None:
+def test_a_start_on_a_port_that_is_taken_fails_with_its_reason(
+    engine: Engine, tmp_path: Path
+) -> None:
     with pytest.raises(ProcessError, match="Address already in use"):
         Engine(tmp_path, port=engine.port).start()
 
@@ -903,7 +1049,9 @@ def test_without_maven_the_build_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_an_amqp_url_is_taken_apart() -> None:
     address = AmqpAddress.from_url("amqp://u%40x:p%2Fw@broker:5673/%2Fv")
-    assert address == AmqpAddress(host="broker", port=5673, vhost="/v", username="u@x", password="p/w")
+    assert address == AmqpAddress(
+        host="broker", port=5673, vhost="/v", username="u@x", password="p/w"
+    )
 
 
 @pytest.mark.parametrize("url", ["http://broker", "amqp://", "broker:5672"])
@@ -917,6 +1065,8 @@ def test_in_the_foreground_it_serves_until_it_is_told_to_end(tmp_path: Path) -> 
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         said = dict(process.stdout.readline().split() for _ in range(3))
-        status = httpx.get(f"{said['url']}/api/v1/configs", auth=(said["user"], said["password"])).status_code
+        status = httpx.get(
+            f"{said['url']}/api/v1/configs", auth=(said["user"], said["password"])
+        ).status_code
         process.send_signal(signal.SIGTERM)
         assert (status, process.wait(60)) == (200, 0)

@@ -1,4 +1,5 @@
-"""deploy/kubernetes is what Kubernetes takes, agrees with the code, and its RabbitMQ is one that the bridge runs on."""
+"""deploy/kubernetes is what Kubernetes takes, agrees with the code, and its RabbitMQ is one that
+the bridge runs on."""
 
 from __future__ import annotations
 
@@ -61,7 +62,9 @@ def container(manifests: list[Manifest]) -> Any:
 
 def settings(manifests: list[Manifest]) -> dict[str, str]:
     name = container(manifests)["envFrom"][0]["configMapRef"]["name"]
-    (found,) = (one["data"] for one in every(manifests, "ConfigMap") if one["metadata"]["name"] == name)
+    (found,) = (
+        one["data"] for one in every(manifests, "ConfigMap") if one["metadata"]["name"] == name
+    )
     return dict(found)
 
 
@@ -79,11 +82,15 @@ def test_the_rules_are_what_the_prometheus_operator_takes() -> None:
 
 def test_the_rules_are_those_of_deploy_prometheus() -> None:
     sources = (REPOSITORY / f"deploy/prometheus/{name}.yml" for name in ("records", "alerts"))
-    assert [manifest["spec"] for manifest in rules()] == [yaml.safe_load(path.read_text()) for path in sources]
+    assert [manifest["spec"] for manifest in rules()] == [
+        yaml.safe_load(path.read_text()) for path in sources
+    ]
 
 
 PLANTED: dict[str, Callable[[Any], object]] = {
-    "Deployment": lambda it: it["spec"]["template"]["spec"]["containers"][0].update(livenesProbe={}),
+    "Deployment": lambda it: it["spec"]["template"]["spec"]["containers"][0].update(
+        livenesProbe={}
+    ),
     "PodDisruptionBudget": lambda it: it["spec"].update(maxUnavailable=[1]),
     "NetworkPolicy": lambda it: it["spec"]["egress"][0].update(port=5672),
     "ServiceAccount": lambda it: it.update(automountServiceAccountToken="no"),
@@ -116,7 +123,9 @@ def test_faults_are_planted_in_every_kind(complete: list[Manifest]) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_settings_are_whole_and_valid(overlay: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_settings_are_whole_and_valid(
+    overlay: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """As the container reads them, with a file wherever one would be mounted."""
     mounts = [mount["mountPath"] for mount in container(built(overlay))["volumeMounts"]]
     for name, value in settings(built(overlay)).items():
@@ -131,7 +140,9 @@ def test_the_settings_are_whole_and_valid(overlay: str, monkeypatch: pytest.Monk
     assert load(Settings).flow_patterns
 
 
-@pytest.mark.parametrize("path", sorted(HERE.rglob("*.*")), ids=lambda path: str(path.relative_to(HERE)))
+@pytest.mark.parametrize(
+    "path", sorted(HERE.rglob("*.*")), ids=lambda path: str(path.relative_to(HERE))
+)
 def test_every_setting_that_is_named_exists(path: Path) -> None:
     named = set(re.findall(r"\bBRIDGE_[A-Z_]+", path.read_text()))
     assert named <= {f"BRIDGE_{name.upper()}" for name in DEFAULTS}
@@ -153,7 +164,10 @@ def test_the_probes_ask_what_the_bridge_answers(probe: str, complete: list[Manif
 
 
 def test_only_what_is_ready_depends_on_others(complete: list[Manifest]) -> None:
-    paths = {probe: container(complete)[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")}
+    paths = {
+        probe: container(complete)[probe]["httpGet"]["path"]
+        for probe in ("startupProbe", "livenessProbe")
+    }
     assert set(paths.values()) == {"/health/live"}
     assert container(complete)["readinessProbe"]["httpGet"]["path"] == "/health/ready"
 
@@ -161,7 +175,10 @@ def test_only_what_is_ready_depends_on_others(complete: list[Manifest]) -> None:
 def test_the_port_is_the_bridges(complete: list[Manifest]) -> None:
     (port,) = container(complete)["ports"]
     assert (port["name"], port["containerPort"]) == ("http", DEFAULTS["http_port"])
-    asked = {container(complete)[f"{probe}Probe"]["httpGet"]["port"] for probe in ("startup", "liveness", "readiness")}
+    asked = {
+        container(complete)[f"{probe}Probe"]["httpGet"]["port"]
+        for probe in ("startup", "liveness", "readiness")
+    }
     assert asked == {"http"}
 
 
@@ -174,13 +191,21 @@ def test_the_pod_has_no_rights(overlay: str) -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     context = pod(manifests)["securityContext"]
-    assert (context["runAsNonRoot"], context["seccompProfile"]) == (True, {"type": "RuntimeDefault"})
+    assert (context["runAsNonRoot"], context["seccompProfile"]) == (
+        True,
+        {"type": "RuntimeDefault"},
+    )
     assert pod(manifests)["automountServiceAccountToken"] is False
-    assert all(account["automountServiceAccountToken"] is False for account in every(manifests, "ServiceAccount"))
+    assert all(
+        account["automountServiceAccountToken"] is False
+        for account in every(manifests, "ServiceAccount")
+    )
 
 
 def test_the_pod_runs_as_the_images_user(complete: list[Manifest]) -> None:
-    (user,) = re.findall(r"^USER (\d+):(\d+)$", (REPOSITORY / "deploy/Dockerfile").read_text(), re.MULTILINE)
+    (user,) = re.findall(
+        r"^USER (\d+):(\d+)$", (REPOSITORY / "deploy/Dockerfile").read_text(), re.MULTILINE
+    )
     context = pod(complete)["securityContext"]
     assert user == (str(context["runAsUser"]), str(context["runAsGroup"]))
     assert context["fsGroup"] == context["runAsGroup"]
@@ -209,7 +234,9 @@ def test_every_selector_finds_the_bridges_pods(overlay: str) -> None:
 # Scaling.
 
 
-def test_keda_wants_as_many_messages_a_replica_as_it_takes_at_once(complete: list[Manifest]) -> None:
+def test_keda_wants_as_many_messages_a_replica_as_it_takes_at_once(
+    complete: list[Manifest],
+) -> None:
     (trigger,) = only(complete, "ScaledObject")["triggers"]
     assert trigger["metadata"]["value"] == settings(complete)["BRIDGE_PREFETCH"]
     assert trigger["metadata"]["queueName"] == DEFAULTS["queue"]
@@ -221,8 +248,12 @@ def test_keda_counts_what_is_in_flight_too(complete: list[Manifest]) -> None:
     assert asked == {"mode": "QueueLength", "protocol": "http", "excludeUnacknowledged": "false"}
 
 
-def test_scaling_in_takes_one_replica_at_a_time_and_longer_than_a_drain(complete: list[Manifest]) -> None:
-    behavior = only(complete, "ScaledObject")["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+def test_scaling_in_takes_one_replica_at_a_time_and_longer_than_a_drain(
+    complete: list[Manifest],
+) -> None:
+    behavior = only(complete, "ScaledObject")["advanced"]["horizontalPodAutoscalerConfig"][
+        "behavior"
+    ]["scaleDown"]
     (policy,) = behavior["policies"]
     assert (policy["type"], policy["value"]) == ("Pods", 1)
     assert policy["periodSeconds"] >= pod(complete)["terminationGracePeriodSeconds"]
@@ -237,16 +268,24 @@ def test_a_number_of_replicas_is_left_to_keda(complete: list[Manifest]) -> None:
 
 def test_the_queues_are_those_that_the_bridge_declares(complete: list[Manifest]) -> None:
     declared = {
-        one["spec"]["name"]: {"x-queue-type": one["spec"]["type"], **one["spec"].get("arguments", {})}
+        one["spec"]["name"]: {
+            "x-queue-type": one["spec"]["type"],
+            **one["spec"].get("arguments", {}),
+        }
         for one in every(complete, "Queue")
     }
-    assert declared == {queue.name: dict(queue.arguments) for queue in (PLANNED.jobs, PLANNED.dead, *PLANNED.retries)}
+    assert declared == {
+        queue.name: dict(queue.arguments)
+        for queue in (PLANNED.jobs, PLANNED.dead, *PLANNED.retries)
+    }
 
 
 def test_the_exchanges_are_those_that_the_bridge_declares(complete: list[Manifest]) -> None:
     specs = [one["spec"] for one in every(complete, "Exchange")]
     declared = {spec["name"]: (spec["type"], spec.get("arguments", {})) for spec in specs}
-    planned = {exchange.name: (exchange.type.value, exchange.arguments) for exchange in PLANNED.exchanges}
+    planned = {
+        exchange.name: (exchange.type.value, exchange.arguments) for exchange in PLANNED.exchanges
+    }
     assert declared == {**planned, topology.REPLIES: ("topic", {})}
 
 
@@ -266,17 +305,24 @@ def test_everything_is_durable_and_in_the_one_cluster(complete: list[Manifest]) 
 
 
 @pytest.mark.parametrize(
-    ("user", "who"), [("kestra-bridge", "run"), ("kestra-publisher", "submit"), ("kestra-notifier", "notifier")]
+    ("user", "who"),
+    [("kestra-bridge", "run"), ("kestra-publisher", "submit"), ("kestra-notifier", "notifier")],
 )
-def test_users_have_the_rights_that_the_readme_names(user: str, who: str, complete: list[Manifest]) -> None:
-    (permission,) = (one["spec"] for one in every(complete, "Permission") if one["metadata"]["name"] == user)
+def test_users_have_the_rights_that_the_readme_names(
+    user: str, who: str, complete: list[Manifest]
+) -> None:
+    (permission,) = (
+        one["spec"] for one in every(complete, "Permission") if one["metadata"]["name"] == user
+    )
     assert permission["userReference"]["name"] == user
     assert permission["permissions"] == rights_in_the_readme()[who]
 
 
 def test_the_brokers_configuration_is_that_of_deploy_rabbitmq(complete: list[Manifest]) -> None:
     text = (REPOSITORY / "deploy/rabbitmq/rabbitmq.conf").read_text()
-    assert {line for line in text.splitlines() if line and not line.startswith("#")} <= set(configuration(complete))
+    assert {line for line in text.splitlines() if line and not line.startswith("#")} <= set(
+        configuration(complete)
+    )
 
 
 def test_policies_leave_alone_what_the_bridge_declares(complete: list[Manifest]) -> None:
@@ -290,8 +336,11 @@ def configuration(manifests: list[Manifest]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def broker(complete: list[Manifest], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    """A RabbitMQ with the cluster's configuration, on which everything was made as the topology operator would."""
+def broker(
+    complete: list[Manifest], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RabbitMQ]:
+    """A RabbitMQ with the cluster's configuration, on which everything was made as the topology
+    operator would."""
     lines = dict(line.split(" = ", 1) for line in configuration(complete))
     with RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), series="4.3", settings=lines) as node:
         for kind, maker in MAKERS.items():
@@ -334,7 +383,9 @@ MAKERS: dict[str, Callable[[Any, str], tuple[str, Any]]] = {
 """How the topology operator makes each kind, by the management API."""
 
 
-async def test_the_bridge_runs_on_such_a_broker_by_its_user(broker: RabbitMQ, tmp_path: Path) -> None:
+async def test_the_bridge_runs_on_such_a_broker_by_its_user(
+    broker: RabbitMQ, tmp_path: Path
+) -> None:
     defaults = {"queue": DEFAULTS["queue"], "retry_delays": json.dumps(DEFAULTS["retry_delays"])}
     async with open_stage(tmp_path, broker, "quorum") as stage:
         await stage.client.submit(DEFAULTS["queue"], {}, job="one")
@@ -351,7 +402,10 @@ async def test_the_policy_holds_for_the_bridges_queues(queue: str, broker: Rabbi
 
 
 def test_the_scaler_sees_how_long_the_queue_is(broker: RabbitMQ) -> None:
-    answer = httpx.get(f"{broker.management_url}/api/queues/%2F/{DEFAULTS['queue']}", auth=("kestra-scaler", PASSWORD))
+    answer = httpx.get(
+        f"{broker.management_url}/api/queues/%2F/{DEFAULTS['queue']}",
+        auth=("kestra-scaler", PASSWORD),
+    )
     assert (answer.status_code, answer.json()["name"]) == (200, DEFAULTS["queue"])
 
 

@@ -1,4 +1,5 @@
-"""One message must not stop the others: what RabbitMQ refuses, or closes a connection over, costs nobody but itself."""
+"""One message must not stop the others: what RabbitMQ refuses, or closes a connection over, costs
+nobody but itself."""
 
 from __future__ import annotations
 
@@ -26,15 +27,20 @@ POISON = b"poison-that-ends-connections"
 FORGED = "amq.rabbitmq.reply-to.g1h2AA5yZXBseUA.x"
 
 
-async def by_api(stage: Stage, body: str = "{}", queue: str | None = None, **properties: Any) -> None:
-    """Publish by the management API: without an id unless one is given, and whatever frames may have."""
+async def by_api(
+    stage: Stage, body: str = "{}", queue: str | None = None, **properties: Any
+) -> None:
+    """Publish by the management API: without an id unless one is given, and whatever frames may
+    have."""
     message = {
         "properties": properties,
         "routing_key": queue or stage.queue,
         "payload": body,
         "payload_encoding": "string",
     }
-    await asyncio.to_thread(stage.rabbit.api, "exchanges/%2F/amq.default/publish", method="POST", body=message)
+    await asyncio.to_thread(
+        stage.rabbit.api, "exchanges/%2F/amq.default/publish", method="POST", body=message
+    )
 
 
 def fails_at_first(run: Run) -> Ends:
@@ -71,7 +77,8 @@ class TestHeadersCloseToTheFrame:
 
 
 class Touchy(Proxy):
-    """Ends a connection as a broker does that can't cope with a message: whenever one with the poison comes along."""
+    """Ends a connection as a broker does that can't cope with a message: whenever one with the
+    poison comes along."""
 
     _client: ContextVar[asyncio.StreamWriter] = ContextVar("client")
 
@@ -90,14 +97,18 @@ class Touchy(Proxy):
         def see(data: bytes) -> None:
             if POISON in data:
                 self.ended += 1
-                client.write(frame.marshal(commands.Connection.Close(541, "INTERNAL_ERROR", 0, 0), 0))
+                client.write(
+                    frame.marshal(commands.Connection.Close(541, "INTERNAL_ERROR", 0, 0), 0)
+                )
                 raise ConnectionResetError("the broker takes nothing more on this connection")
 
         return see, ignore
 
 
 class TestAMessageThatEndsConnections:
-    async def test_ends_one_session_and_becomes_a_dead_letter_without_what_others_gave_it(self, stage: Stage) -> None:
+    async def test_ends_one_session_and_becomes_a_dead_letter_without_what_others_gave_it(
+        self, stage: Stage
+    ) -> None:
         async with Touchy(stage.rabbit.host, stage.rabbit.port) as broker:
             url = f"amqp://{stage.rabbit.username}:{stage.rabbit.password}@127.0.0.1:{broker.port}/"
             async with stage.bridge(amqp_url=url) as bridge:
@@ -105,7 +116,12 @@ class TestAMessageThatEndsConnections:
                 await bridge.settled(job="poison", settlement="dead_letter")
                 letter = await stage.dead_letter()
                 restarts = await bridge.metric("bridge_consumer_restarts_total")
-        assert (letter.body, "of-others" in letter.headers, letter.headers["x-bridge-reason"], restarts) == (
+        assert (
+            letter.body,
+            "of-others" in letter.headers,
+            letter.headers["x-bridge-reason"],
+            restarts,
+        ) == (
             b"not json",
             False,
             "invalid_message",
@@ -131,7 +147,10 @@ async def smaller_messages(rabbit: RabbitMQ, most: int) -> AsyncIterator[None]:
     """Have a broker take no larger messages from now on, on 3.10 on new channels alone."""
 
     # RabbitMQ 4 keeps the limit apart from its settings.
-    limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
+    limit = (
+        "application:set_env(rabbit, max_message_size, {0}), "
+        "persistent_term:put(max_message_size, {0})."
+    )
 
     async def evaluate(expression: str) -> str:
         return await asyncio.to_thread(rabbit.ctl, "eval", expression)
@@ -166,7 +185,8 @@ class TestAFullLane:
 
 
 async def overfill(stage: Stage) -> None:
-    """Have three messages more in the lane than it takes, as consumers do that give theirs back; none has an id."""
+    """Have three messages more in the lane than it takes, as consumers do that give theirs back;
+    none has an id."""
     async with stage.client.connection.channel() as channel:
         queue = await channel.get_queue(stage.queue, ensure=False)
         for _ in range(3):
@@ -183,7 +203,11 @@ async def overfill(stage: Stage) -> None:
 
 async def set_policy(stage: Stage, definition: dict[str, Any]) -> None:
     """Have a policy hold for the lane's queue."""
-    body = {"pattern": f"^{stage.queue}$".replace(".", r"\."), "definition": definition, "apply-to": "queues"}
+    body = {
+        "pattern": f"^{stage.queue}$".replace(".", r"\."),
+        "definition": definition,
+        "apply-to": "queues",
+    }
     await asyncio.to_thread(stage.rabbit.api, f"policies/%2F/{stage.name}", method="PUT", body=body)
 
     async def holds() -> bool:
@@ -194,7 +218,12 @@ async def set_policy(stage: Stage, definition: dict[str, Any]) -> None:
 
 
 OWN_DEATH = "expired once, and was moved back"
-DEATHS: dict[str, Any] = {OWN_DEATH: None, "no list of tables": ["a", 1], "a text": "x", "odd table": [{"queue": 1}]}
+DEATHS: dict[str, Any] = {
+    OWN_DEATH: None,
+    "no list of tables": ["a", 1],
+    "a text": "x",
+    "odd table": [{"queue": 1}],
+}
 
 
 class TestAnEarlierDeath:
@@ -221,12 +250,15 @@ class TestAForgedReplyTo:
     async def test_costs_no_other_result_and_no_session(self, stage: Stage) -> None:
         jobs = [f"job-{number}" for number in range(9)]
         async with stage.bridge(prefetch=20) as bridge:
-            mailbox, results = await stage.client.mailbox()
+            reply_queue, results = await stage.client.reply_queue()
             for job in jobs:
-                await stage.submit(job, reply_to=FORGED if job == jobs[4] else mailbox)
+                await stage.submit(job, reply_to=FORGED if job == jobs[4] else reply_queue)
             told = {(await asyncio.wait_for(results.get(), 30))["job"] for _ in jobs[1:]}
             await bridge.settled(len(jobs), settlement="ack")
-            counted = [await bridge.metric("bridge_results_total", result=each) for each in ("sent", "undeliverable")]
+            counted = [
+                await bridge.metric("bridge_results_total", result=each)
+                for each in ("sent", "undeliverable")
+            ]
             restarts = await bridge.metric("bridge_consumer_restarts_total")
         assert (told, counted, restarts) == (set(jobs) - {jobs[4]}, [8, 1], 0)
 
@@ -242,7 +274,9 @@ class TestDirectReplyTo:
             async with stage.client.connection.channel() as channel:
                 replies = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
                 await replies.consume(receive, no_ack=True)
-                message = aio_pika.Message(b"{}", message_id="one", reply_to="amq.rabbitmq.reply-to")
+                message = aio_pika.Message(
+                    b"{}", message_id="one", reply_to="amq.rabbitmq.reply-to"
+                )
                 await channel.default_exchange.publish(message, stage.queue)
                 result = await asyncio.wait_for(arrived.get(), 30)
             await bridge.settled(job="one")

@@ -1,4 +1,5 @@
-"""The private RabbitMQ node that the other tests build on keeps its promises, on the oldest and the newest series."""
+"""The private RabbitMQ node that the other tests build on keeps its promises, on the oldest and the
+newest series."""
 
 from __future__ import annotations
 
@@ -75,7 +76,9 @@ def processes_of(directory: Path) -> list[psutil.Process]:
 
 
 def running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    return [
+        each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 def listening_addresses(processes: list[psutil.Process]) -> set[str]:
@@ -120,7 +123,9 @@ def test_the_management_interface_refusing_is_an_error_that_says_so(node: Rabbit
 
 async def test_a_durable_message_survives_kill_and_start(node: RabbitMQ) -> None:
     await publish_durably(node, "survives.kill", b"a job")
-    await asyncio.sleep(3)  # a quorum queue is noted on disk only about a second after its declaration
+    await asyncio.sleep(
+        3
+    )  # a quorum queue is noted on disk only about a second after its declaration
     node.kill()
     node.start()
     assert await take_body(node, "survives.kill") == b"a job"
@@ -164,7 +169,15 @@ def test_it_leaves_no_process_once_ended(node: RabbitMQ, ending: str) -> None:
 
 
 def test_it_dies_with_a_parent_that_is_killed(series: Series, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "deploy.local.rabbitmq", "--series", series, "--directory", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "deploy.local.rabbitmq",
+        "--series",
+        series,
+        "--directory",
+        str(tmp_path),
+    ]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         assert "amqp://" in parent.stdout.readline()
@@ -174,7 +187,15 @@ def test_it_dies_with_a_parent_that_is_killed(series: Series, tmp_path: Path) ->
 
 
 def test_the_command_stops_the_node_on_sigterm(series: Series, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "deploy.local.rabbitmq", "--series", series, "--directory", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "deploy.local.rabbitmq",
+        "--series",
+        series,
+        "--directory",
+        str(tmp_path),
+    ]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         parent.stdout.readline()
@@ -191,7 +212,11 @@ def test_a_node_that_cannot_start_says_why(series: Series, tmp_path: Path) -> No
 
 
 def test_the_deployed_configuration_and_policies_are_accepted(tmp_path: Path) -> None:
-    lines = (line for line in (DEPLOYED / "rabbitmq.conf").read_text().splitlines() if line and line[0] != "#")
+    lines = (
+        line
+        for line in (DEPLOYED / "rabbitmq.conf").read_text().splitlines()
+        if line and line[0] != "#"
+    )
     settings = dict(line.split(" = ", 1) for line in lines)
     broker = RabbitMQ(tmp_path, series="4.3", settings=settings)
     try:

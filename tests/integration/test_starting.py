@@ -36,7 +36,11 @@ async def test_a_queue_with_other_arguments_is_a_clear_error_and_exit_2(stage: S
         stage.queue, durable=True, arguments={"x-queue-type": "classic", "x-max-priority": 3}
     )
     code, line = await ended(stage.bridge(queue_type="classic"))
-    assert (code, f"queue {stage.queue} exists with other arguments" in line, "BRIDGE_MAX_PRIORITY" in line) == (
+    assert (
+        code,
+        f"queue {stage.queue} exists with other arguments" in line,
+        "BRIDGE_MAX_PRIORITY" in line,
+    ) == (
         2,
         True,
         True,
@@ -49,7 +53,9 @@ async def test_an_exchange_of_another_type_is_a_clear_error_and_exit_2(one_stage
     assert (code, f"exchange {one_stage.queue} exists with other arguments" in line) == (2, True)
 
 
-async def test_auto_takes_a_classic_queue_that_an_upgraded_broker_still_has(one_stage: Stage) -> None:
+async def test_auto_takes_a_classic_queue_that_an_upgraded_broker_still_has(
+    one_stage: Stage,
+) -> None:
     await one_stage.declare(queue_type="classic")
     async with one_stage.bridge(queue_type="auto") as bridge:
         assert bridge.events("consuming")[0]["queues"] == {one_stage.queue: "classic"}
@@ -59,14 +65,18 @@ async def test_quorum_queues_that_an_upgraded_broker_still_has_from_rabbitmq_3_a
     node: Node, tmp_path: Path
 ) -> None:
     async with open_stage(tmp_path, node("4.3"), "quorum") as stage:
-        old = topology.plan(stage.queue, kind="quorum", version=(3, 13), max_priority=10, retry_delays=[1])
+        old = topology.plan(
+            stage.queue, kind="quorum", version=(3, 13), max_priority=10, retry_delays=[1]
+        )
         await topology.declare(stage.client.connection, old)
         async with stage.bridge() as bridge:
             await stage.submit("one")
             await bridge.settled(job="one", settlement="ack")
 
 
-async def test_an_exchange_that_an_earlier_bridge_made_without_an_alternate_one_is_taken(stage: Stage) -> None:
+async def test_an_exchange_that_an_earlier_bridge_made_without_an_alternate_one_is_taken(
+    stage: Stage,
+) -> None:
     await stage.client.channel.declare_exchange(stage.queue, "direct", durable=True)
     async with stage.bridge() as bridge:
         await stage.submit("one")
@@ -87,9 +97,15 @@ async def test_a_job_runs_on_4_0_too(kind: Kind, node: Node, tmp_path: Path) -> 
 
 
 async def test_a_wrong_password_is_exit_2_and_is_not_shown(stage: Stage) -> None:
-    bridge = stage.bridge(amqp_url=stage.rabbit.amqp_url.replace(stage.rabbit.password, "wrong-Passw0rd"))
+    bridge = stage.bridge(
+        amqp_url=stage.rabbit.amqp_url.replace(stage.rabbit.password, "wrong-Passw0rd")
+    )
     code, line = await ended(bridge)
-    assert (code, "refuses the user or the password" in line, "wrong-Passw0rd" in bridge.log.read_text()) == (
+    assert (
+        code,
+        "refuses the user or the password" in line,
+        "wrong-Passw0rd" in bridge.log.read_text(),
+    ) == (
         2,
         True,
         False,
@@ -104,7 +120,9 @@ async def test_an_unknown_virtual_host_is_exit_2(stage: Stage) -> None:
 async def test_a_user_without_rights_is_exit_2(one_stage: Stage) -> None:
     rabbit = one_stage.rabbit
     await asyncio.to_thread(rabbit.ctl, "add_user", one_stage.name, "some-Passw0rd")
-    await asyncio.to_thread(rabbit.ctl, "set_permissions", "-p", "/", one_stage.name, "^$", "^$", "^$")
+    await asyncio.to_thread(
+        rabbit.ctl, "set_permissions", "-p", "/", one_stage.name, "^$", "^$", "^$"
+    )
     url = f"amqp://{one_stage.name}:some-Passw0rd@{rabbit.host}:{rabbit.port}/"
     code, line = await ended(one_stage.bridge(amqp_url=url))
     assert (code, "refuses the user's rights" in line) == (2, True)
@@ -112,7 +130,8 @@ async def test_a_user_without_rights_is_exit_2(one_stage: Stage) -> None:
 
 @dataclass
 class Realm:
-    """A virtual host of its own, whose users have the rights that the README names and no others."""
+    """A virtual host of its own, whose users have the rights that the README names and no
+    others."""
 
     rabbit: RabbitMQ
     name: str
@@ -120,8 +139,12 @@ class Realm:
     def user(self, who: str) -> str:
         """The address for a user with the rights of that line of the README."""
         user = f"{self.name}-{who.replace(' ', '')}"
-        self.rabbit.api(f"users/{user}", method="PUT", body={"password": "some-Passw0rd", "tags": ""})
-        self.rabbit.api(f"permissions/{self.name}/{user}", method="PUT", body=rights_in_the_readme()[who])
+        self.rabbit.api(
+            f"users/{user}", method="PUT", body={"password": "some-Passw0rd", "tags": ""}
+        )
+        self.rabbit.api(
+            f"permissions/{self.name}/{user}", method="PUT", body=rights_in_the_readme()[who]
+        )
         return f"amqp://{user}:some-Passw0rd@{self.rabbit.host}:{self.rabbit.port}/{self.name}"
 
     def narrow_topics(self, who: str, **rights: str) -> None:
@@ -143,13 +166,19 @@ def realm(any_node: RabbitMQ) -> Realm:
     everything = {"configure": ".*", "write": ".*", "read": ".*"}
     any_node.api(f"permissions/{name}/{any_node.username}", method="PUT", body=everything)
     # Topic permissions are for an exchange that is there.
-    any_node.api(f"exchanges/{name}/kestra.replies", method="PUT", body={"type": "topic", "durable": True})
+    any_node.api(
+        f"exchanges/{name}/kestra.replies", method="PUT", body={"type": "topic", "durable": True}
+    )
     return Realm(any_node, name)
 
 
 async def test_the_rights_that_the_readme_names_suffice(realm: Realm, tmp_path: Path) -> None:
-    """For jobs that succeed, fail, are retried, are no jobs, and want a result; with topic permissions too."""
-    urls = {who: await asyncio.to_thread(realm.user, who) for who in ("run", "submit", "submit --wait", "notifier")}
+    """For jobs that succeed, fail, are retried, are no jobs, and want a result; with topic
+    permissions too."""
+    urls = {
+        who: await asyncio.to_thread(realm.user, who)
+        for who in ("run", "submit", "submit --wait", "notifier")
+    }
     await asyncio.to_thread(realm.narrow_topics, "run", read=".*")
     await asyncio.to_thread(realm.narrow_topics, "notifier", write=".*")
     async with open_stage(tmp_path, realm.rabbit, "classic") as stage:
@@ -162,10 +191,17 @@ async def test_the_rights_that_the_readme_names_suffice(realm: Realm, tmp_path: 
             max_attempts=2,
             reconcile_interval=600,
         )
-        async with bridge, Client.connect(realm.url) as client, Client.connect(urls["notifier"]) as notifier:
+        async with (
+            bridge,
+            Client.connect(realm.url) as client,
+            Client.connect(urls["notifier"]) as notifier,
+        ):
             await stage.send_replies(notifier)
             assert await submit(urls["submit"], "test/bad") == 0
-            assert await submit(urls["submit --wait"], "test/job", "--wait", "--wait-timeout", "30") == 0
+            assert (
+                await submit(urls["submit --wait"], "test/job", "--wait", "--wait-timeout", "30")
+                == 0
+            )
             await client.submit("kestra.jobs", b"bad", job="bad")
             await bridge.settled(job="bad", settlement="dead_letter", reason="invalid_message")
             await bridge.settled(flow="test/bad", settlement="dead_letter", reason="failed")
@@ -180,10 +216,14 @@ async def submit(url: str, flow: str, *options: str) -> int:
     return await process.wait()
 
 
-async def test_a_broker_that_says_nothing_does_not_keep_the_bridge_from_stopping(one_stage: Stage) -> None:
+async def test_a_broker_that_says_nothing_does_not_keep_the_bridge_from_stopping(
+    one_stage: Stage,
+) -> None:
     async with Proxy(one_stage.rabbit.host, one_stage.rabbit.port) as proxy:
         proxy.stall()
-        bridge = await one_stage.bridge(amqp_url=f"amqp://127.0.0.1:{proxy.port}/").start(until="kestra answers")
+        bridge = await one_stage.bridge(amqp_url=f"amqp://127.0.0.1:{proxy.port}/").start(
+            until="kestra answers"
+        )
         await eventually(lambda: proxy.connections, "the bridge connects")
         assert await bridge.stop(8) == 0
 
@@ -191,17 +231,25 @@ async def test_a_broker_that_says_nothing_does_not_keep_the_bridge_from_stopping
 async def test_a_wrong_password_for_kestra_is_exit_2_and_is_not_shown(one_stage: Stage) -> None:
     bridge = one_stage.bridge(kestra_password="wrong-Passw0rd")
     code, line = await ended(bridge)
-    assert (code, "refuses the credentials" in line, "wrong-Passw0rd" in bridge.log.read_text()) == (2, True, False)
+    assert (
+        code,
+        "refuses the credentials" in line,
+        "wrong-Passw0rd" in bridge.log.read_text(),
+    ) == (2, True, False)
 
 
-async def test_another_tenant_than_main_is_exit_2_on_the_open_source_edition(one_stage: Stage) -> None:
+async def test_another_tenant_than_main_is_exit_2_on_the_open_source_edition(
+    one_stage: Stage,
+) -> None:
     code, line = await ended(one_stage.bridge(kestra_tenant="other"))
     assert (code, "tenant" in line) == (2, True)
 
 
 async def test_wrong_settings_are_named_all_at_once_and_exit_2(one_stage: Stage) -> None:
     code, line = await ended(
-        one_stage.bridge(prefetch="none", retry_delays="[", flow="no-namespace", kestra_url="ftp://x")
+        one_stage.bridge(
+            prefetch="none", retry_delays="[", flow="no-namespace", kestra_url="ftp://x"
+        )
     )
     names = ["BRIDGE_PREFETCH", "BRIDGE_RETRY_DELAYS", "BRIDGE_FLOW", "BRIDGE_KESTRA_URL"]
     assert (code, [name for name in names if name not in line]) == (2, [])
@@ -228,7 +276,9 @@ async def test_a_broker_that_comes_later_is_waited_for(one_stage: Stage, tmp_pat
         late.kill()
 
 
-async def test_kestra_that_comes_later_is_waited_for_before_anything_is_taken(one_stage: Stage) -> None:
+async def test_kestra_that_comes_later_is_waited_for_before_anything_is_taken(
+    one_stage: Stage,
+) -> None:
     await one_stage.kestra.down()
     bridge = await one_stage.bridge().start(until="waiting for Kestra")
     await one_stage.kestra.up()
@@ -236,7 +286,9 @@ async def test_kestra_that_comes_later_is_waited_for_before_anything_is_taken(on
 
 
 @pytest.mark.parametrize("setting", ["amqp_url", "kestra_url"])
-async def test_a_bridge_that_still_waits_stops_at_once_when_told_to(one_stage: Stage, setting: str) -> None:
+async def test_a_bridge_that_still_waits_stops_at_once_when_told_to(
+    one_stage: Stage, setting: str
+) -> None:
     address = f"127.0.0.1:{free_port()}"
     urls = {"amqp_url": f"amqp://{address}/", "kestra_url": f"http://{address}"}
     event = {"amqp_url": "no session with RabbitMQ", "kestra_url": "waiting for Kestra"}[setting]
@@ -246,7 +298,10 @@ async def test_a_bridge_that_still_waits_stops_at_once_when_told_to(one_stage: S
 
 async def test_it_is_ready_once_it_consumes(one_stage: Stage) -> None:
     async with one_stage.bridge() as bridge:
-        assert await bridge.health("ready") == (200, {"broker": True, "kestra": True, "accepting": True})
+        assert await bridge.health("ready") == (
+            200,
+            {"broker": True, "kestra": True, "accepting": True},
+        )
 
 
 async def test_it_is_alive_but_not_ready_while_kestra_is_away(one_stage: Stage) -> None:
@@ -257,7 +312,9 @@ async def test_it_is_alive_but_not_ready_while_kestra_is_away(one_stage: Stage) 
 
 async def test_a_setting_that_is_none_is_warned_of_with_a_hint(one_stage: Stage) -> None:
     async with one_stage.bridge(prefech=3) as bridge:
-        assert "BRIDGE_PREFECH is no setting; did you mean BRIDGE_PREFETCH?" in bridge.log.read_text()
+        assert (
+            "BRIDGE_PREFECH is no setting; did you mean BRIDGE_PREFETCH?" in bridge.log.read_text()
+        )
 
 
 async def test_no_secret_is_in_the_log_even_at_level_debug(one_stage: Stage) -> None:
@@ -266,5 +323,7 @@ async def test_no_secret_is_in_the_log_even_at_level_debug(one_stage: Stage) -> 
         await bridge.settled(job="one")
     text = bridge.log.read_text()
     assert [
-        secret for secret in (one_stage.rabbit.password, one_stage.kestra.password, "s3cr3t-input") if secret in text
+        secret
+        for secret in (one_stage.rabbit.password, one_stage.kestra.password, "s3cr3t-input")
+        if secret in text
     ] == []

@@ -36,7 +36,9 @@ class Shown:
 
 
 async def status(stage: Stage, *words: str, **settings: object) -> Shown:
-    environment = stage.bridge(**{"management_url": stage.rabbit.management_url, **settings}).environment
+    environment = stage.bridge(
+        **{"management_url": stage.rabbit.management_url, **settings}
+    ).environment
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bridge", "status", *words, env=environment, stdout=-1, stderr=-1
     )
@@ -54,10 +56,13 @@ async def stage(request: pytest.FixtureRequest, node: Node, tmp_path: Path) -> A
 
 @pytest.fixture
 async def busy(stage: Stage) -> Bridge:
-    """A replica that holds two jobs while three more are ready, one waits for its retry, and two are dead letters."""
+    """A replica that holds two jobs while three more are ready, one waits for its retry, and two
+    are dead letters."""
     stage.kestra.flow("test", "slow", Ends(after=None))
     stage.kestra.flow("test", "failing", Ends("FAILED"))
-    bridge = await stage.bridge(prefetch=PREFETCH, allowed_flows='["test/*"]', retry_delays="[600]").start()
+    bridge = await stage.bridge(
+        prefetch=PREFETCH, allowed_flows='["test/*"]', retry_delays="[600]"
+    ).start()
     for job in ("bad-1", "bad-2"):
         await stage.submit(job, b"bad", priority=9)
     await stage.submit("again", {"flow": "test/failing"}, priority=9)
@@ -70,12 +75,20 @@ async def busy(stage: Stage) -> Bridge:
 
 async def test_queues_jobs_and_replicas_are_shown(stage: Stage, busy: Bridge) -> None:
     async def settled_down() -> dict[str, Any]:
-        found = (await status(stage, "--json", "--metrics", f"{busy.http}/metrics", retry_delays="[600]")).data
+        found = (
+            await status(stage, "--json", "--metrics", f"{busy.http}/metrics", retry_delays="[600]")
+        ).data
         (lane,) = found["lanes"]
         numbers = lane["ready"], lane["in_flight"], sum((lane["by_priority"] or {}).values())
-        return found if numbers == (JOBS - PREFETCH, PREFETCH, JOBS - PREFETCH) and found["replicas"] else {}
+        return (
+            found
+            if numbers == (JOBS - PREFETCH, PREFETCH, JOBS - PREFETCH) and found["replicas"]
+            else {}
+        )
 
-    found = await eventually(settled_down, "the management API tells of the queue's messages", every=0.5)
+    found = await eventually(
+        settled_down, "the management API tells of the queue's messages", every=0.5
+    )
     (lane,), queue = found["lanes"], stage.queue
     shown = {
         "unknown": found["unknown"],
@@ -85,7 +98,10 @@ async def test_queues_jobs_and_replicas_are_shown(stage: Stage, busy: Bridge) ->
         "retries": [(retry["queue"], retry["messages"]) for retry in lane["retries"]],
         "dead": (lane["dead_letters"]["messages"], lane["dead_letters"]["reasons"]),
         "jobs": sorted((job["queue"], job["flow"], job["state"]) for job in found["jobs"]),
-        "links": {job["url"].startswith(f"{stage.kestra.url}/ui/main/executions/test/slow/") for job in found["jobs"]},
+        "links": {
+            job["url"].startswith(f"{stage.kestra.url}/ui/main/executions/test/slow/")
+            for job in found["jobs"]
+        },
         "replicas": [replica["prefetch"] for replica in found["replicas"]],
         "oldest": found["oldest"]["what"],
     }
@@ -105,9 +121,14 @@ async def test_queues_jobs_and_replicas_are_shown(stage: Stage, busy: Bridge) ->
 
 async def test_what_has_no_source_is_unknown_and_no_failure(one_stage: Stage) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
-    shown = await status(one_stage, "--json", "--metrics", nowhere, management_url=nowhere, kestra_url=nowhere)
+    shown = await status(
+        one_stage, "--json", "--metrics", nowhere, management_url=nowhere, kestra_url=nowhere
+    )
     parts = [text.partition(":")[0] for text in shown.data["unknown"]]
-    assert (shown.code, parts) == (0, ["in flight, priorities, alarms, replicas", "jobs", "a replica's metrics"])
+    assert (shown.code, parts) == (
+        0,
+        ["in flight, priorities, alarms, replicas", "jobs", "a replica's metrics"],
+    )
 
 
 async def test_kestra_may_be_left_out(one_stage: Stage) -> None:
@@ -117,7 +138,11 @@ async def test_kestra_may_be_left_out(one_stage: Stage) -> None:
 
 async def test_a_broker_that_is_away_is_exit_1_and_the_rest_is_shown(one_stage: Stage) -> None:
     shown = await status(one_stage, "--json", amqp_url=f"amqp://127.0.0.1:{free_port()}")
-    assert (shown.code, shown.data["kestra"]["version"], shown.err.count("can't reach RabbitMQ")) == (1, "2.0.0", 1)
+    assert (
+        shown.code,
+        shown.data["kestra"]["version"],
+        shown.err.count("can't reach RabbitMQ"),
+    ) == (1, "2.0.0", 1)
 
 
 async def test_a_wrong_password_is_exit_2_and_is_not_shown(one_stage: Stage) -> None:
@@ -126,7 +151,9 @@ async def test_a_wrong_password_is_exit_2_and_is_not_shown(one_stage: Stage) -> 
     assert (shown.code, "wrong-Passw0rd" in shown.out + shown.err) == (2, False)
 
 
-async def test_a_lane_that_was_never_declared_is_shown_as_not_there_and_stays_so(one_stage: Stage) -> None:
+async def test_a_lane_that_was_never_declared_is_shown_as_not_there_and_stays_so(
+    one_stage: Stage,
+) -> None:
     await status(one_stage)
     assert (await status(one_stage, "--json")).data["lanes"][0]["exists"] is False
 
@@ -138,7 +165,10 @@ async def test_watching_shows_it_again_and_again_until_interrupted(one_stage: St
     assert process.stdout is not None
     lines = [await asyncio.wait_for(process.stdout.readline(), 30) for _ in range(2)]
     process.send_signal(signal.SIGINT)
-    assert (await asyncio.wait_for(process.wait(), 30), [json.loads(line)["unknown"] for line in lines]) == (
+    assert (
+        await asyncio.wait_for(process.wait(), 30),
+        [json.loads(line)["unknown"] for line in lines],
+    ) == (
         0,
         [[], []],
     )

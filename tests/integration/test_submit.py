@@ -1,4 +1,5 @@
-"""`kestra-bridge submit` as a user runs it, against the oldest and the newest RabbitMQ that are supported."""
+"""`kestra-bridge submit` as a user runs it, against the oldest and the newest RabbitMQ that are
+supported."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module", params=["3.10", "4.3"])
-def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+def node(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RabbitMQ]:
     series: Series = request.param
     with RabbitMQ(tmp_path_factory.mktemp("node"), series=series) as broker:
         yield broker
@@ -45,7 +48,9 @@ def queue() -> str:
     return f"q{uuid.uuid4().hex[:8]}"
 
 
-def submitting(*arguments: str, url: str, **settings: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+def submitting(
+    *arguments: str, url: str, **settings: str
+) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
     return commanding("submit", *arguments, BRIDGE_AMQP_URL=url, **settings)
 
 
@@ -87,8 +92,11 @@ async def alarmed(node: RabbitMQ) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def answering(client: Client, queue: str, answers: Mapping[str, dict[str, Any]]) -> AsyncIterator[None]:
-    """Stand in for the bridge: answer the jobs of a queue with these results, and leave the others without one."""
+async def answering(
+    client: Client, queue: str, answers: Mapping[str, dict[str, Any]]
+) -> AsyncIterator[None]:
+    """Stand in for the bridge: answer the jobs of a queue with these results, and leave the others
+    without one."""
     await declare_lane(client, queue)
     async with client.connection.channel() as channel:
 
@@ -112,17 +120,32 @@ async def declare_lane(client: Client, queue: str, **arguments: Any) -> None:
 
 
 def success(**more: Any) -> dict[str, Any]:
-    return {"state": "SUCCESS", "execution": "abc123", "url": "http://k/abc123", "outputs": {}, "attempts": 1, **more}
+    return {
+        "state": "SUCCESS",
+        "execution": "abc123",
+        "url": "http://k/abc123",
+        "outputs": {},
+        "attempts": 1,
+        **more,
+    }
 
 
 def failure(**more: Any) -> dict[str, Any]:
-    return success(state="FAILED", attempts=3, reason="failed", error="task fail ended FAILED: on purpose", **more)
+    return success(
+        state="FAILED",
+        attempts=3,
+        reason="failed",
+        error="task fail ended FAILED: on purpose",
+        **more,
+    )
 
 
 # -- on the wire --
 
 
-async def test_a_job_from_options_arrives_with_its_body(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_a_job_from_options_arrives_with_its_body(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     options = (
         "--flow",
         "n.s/f",
@@ -145,10 +168,20 @@ async def test_a_job_from_options_arrives_with_its_body(node: RabbitMQ, client: 
     }
 
 
-async def test_a_job_arrives_with_its_properties(node: RabbitMQ, client: Client, queue: str) -> None:
-    await submit("--queue", queue, "--flow", "n.s/f", "--id", "j-1", "--priority", "9", url=node.amqp_url)
+async def test_a_job_arrives_with_its_properties(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
+    await submit(
+        "--queue", queue, "--flow", "n.s/f", "--id", "j-1", "--priority", "9", url=node.amqp_url
+    )
     (message,) = await client.take(queue)
-    properties = (message.message_id, message.priority, message.delivery_mode, message.content_type, message.exchange)
+    properties = (
+        message.message_id,
+        message.priority,
+        message.delivery_mode,
+        message.content_type,
+        message.exchange,
+    )
     assert properties == ("j-1", 9, 2, "application/json", queue)
 
 
@@ -169,7 +202,13 @@ async def test_the_id_that_was_made_is_printed(node: RabbitMQ, client: Client, q
 
 async def test_json_output_has_a_line_for_each_job(node: RabbitMQ, queue: str) -> None:
     done = await submit(
-        "--queue", queue, "--file", "-", "--json", url=node.amqp_url, stdin='{"id": "a"}\n{"id": "b"}\n'
+        "--queue",
+        queue,
+        "--file",
+        "-",
+        "--json",
+        url=node.amqp_url,
+        stdin='{"id": "a"}\n{"id": "b"}\n',
     )
     assert done.rows == [{"job": "a", "queue": queue}, {"job": "b", "queue": queue}]
 
@@ -180,13 +219,19 @@ async def test_higher_priorities_come_first(node: RabbitMQ, client: Client, queu
     assert [message.message_id for message in await client.take(queue, 3)] == ["p9", "p5", "p1"]
 
 
-async def test_jobs_of_one_priority_keep_their_order(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_jobs_of_one_priority_keep_their_order(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     lines = "".join(f'{{"id": "j{number}"}}\n' for number in range(1000))
     await submit("--queue", queue, "--file", "-", url=node.amqp_url, stdin=lines)
-    assert [message.message_id for message in await client.take(queue, 1000)] == [f"j{n}" for n in range(1000)]
+    assert [message.message_id for message in await client.take(queue, 1000)] == [
+        f"j{n}" for n in range(1000)
+    ]
 
 
-async def test_csv_from_a_file_is_submitted(node: RabbitMQ, client: Client, queue: str, tmp_path: Path) -> None:
+async def test_csv_from_a_file_is_submitted(
+    node: RabbitMQ, client: Client, queue: str, tmp_path: Path
+) -> None:
     path = tmp_path / "jobs.csv"
     path.write_text("id,flow,priority,input.x\na,n.s/f,3,one\n")
     await submit("--queue", queue, "--file", str(path), url=node.amqp_url)
@@ -198,7 +243,9 @@ async def test_csv_from_a_file_is_submitted(node: RabbitMQ, client: Client, queu
     )
 
 
-async def test_options_fill_in_what_a_file_lacks(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_options_fill_in_what_a_file_lacks(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     arguments = ("--queue", queue, "--file", "-", "--flow", "n.s/f", "--priority", "4")
     await submit(*arguments, url=node.amqp_url, stdin="input.x\none\n")
     (message,) = await client.take(queue)
@@ -211,18 +258,24 @@ async def test_a_missing_queue_is_declared_with_priorities(node: RabbitMQ, queue
     assert arguments.get("x-max-priority") == 10 or arguments.get("x-queue-type") == "quorum"
 
 
-async def test_a_missing_queue_is_declared_with_its_dead_letter_queue(node: RabbitMQ, queue: str) -> None:
+async def test_a_missing_queue_is_declared_with_its_dead_letter_queue(
+    node: RabbitMQ, queue: str
+) -> None:
     await submit("--queue", queue, "--flow", "n.s/f", url=node.amqp_url)
     assert node.api(f"queues/%2F/{queue}.dead")["durable"]
 
 
-async def test_a_queue_of_other_arguments_is_used_as_it_is(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_a_queue_of_other_arguments_is_used_as_it_is(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     await declare_lane(client, queue, **{"x-max-priority": 3})
     await submit("--queue", queue, "--flow", "n.s/f", "--id", "a", url=node.amqp_url)
     assert (await client.take(queue))[0].message_id == "a"
 
 
-async def test_without_wait_no_answer_is_asked_for(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_without_wait_no_answer_is_asked_for(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     await submit("--queue", queue, "--flow", "n.s/f", url=node.amqp_url)
     (message,) = await client.take(queue)
     assert (message.reply_to, message.correlation_id) == (None, None)
@@ -233,12 +286,18 @@ async def test_without_wait_no_answer_is_asked_for(node: RabbitMQ, client: Clien
 
 async def test_a_bad_last_line_submits_nothing(node: RabbitMQ, client: Client, queue: str) -> None:
     await declare_lane(client, queue)
-    await submit("--queue", queue, "--file", "-", url=node.amqp_url, stdin='{"id": "a"}\n{"priority": 11}\n')
+    await submit(
+        "--queue", queue, "--file", "-", url=node.amqp_url, stdin='{"id": "a"}\n{"priority": 11}\n'
+    )
     assert await client.depth(queue) == 0
 
 
-async def test_a_bad_line_is_wrong_usage_and_one_line_says_which(node: RabbitMQ, queue: str) -> None:
-    done = await submit("--queue", queue, "--file", "-", url=node.amqp_url, stdin='{"id": "a"}\n{"priority": 11}\n')
+async def test_a_bad_line_is_wrong_usage_and_one_line_says_which(
+    node: RabbitMQ, queue: str
+) -> None:
+    done = await submit(
+        "--queue", queue, "--file", "-", url=node.amqp_url, stdin='{"id": "a"}\n{"priority": 11}\n'
+    )
     assert (done.code, done.err) == (
         2,
         "kestra-bridge: standard input:2: priority 11 is not a whole number from 0 to 10\n",
@@ -250,61 +309,103 @@ async def test_a_bad_line_is_wrong_usage_and_one_line_says_which(node: RabbitMQ,
 
 async def test_all_succeeded_is_success(node: RabbitMQ, client: Client, queue: str) -> None:
     async with answering(client, queue, {"a": success(), "b": success(state="WARNING")}):
-        done = await submit("--queue", queue, "--file", "-", "--wait", url=node.amqp_url, stdin="id\na\nb\n")
+        done = await submit(
+            "--queue", queue, "--file", "-", "--wait", url=node.amqp_url, stdin="id\na\nb\n"
+        )
     assert done.code == 0, done
 
 
 async def test_one_that_failed_is_failure(node: RabbitMQ, client: Client, queue: str) -> None:
     async with answering(client, queue, {"a": success(), "b": failure()}):
-        done = await submit("--queue", queue, "--file", "-", "--wait", url=node.amqp_url, stdin="id\na\nb\n")
+        done = await submit(
+            "--queue", queue, "--file", "-", "--wait", url=node.amqp_url, stdin="id\na\nb\n"
+        )
     assert done.code == 1, done
 
 
-async def test_a_warning_that_was_dead_lettered_is_failure(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_a_warning_that_was_dead_lettered_is_failure(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     async with answering(client, queue, {"a": failure() | {"state": "WARNING"}}):
-        done = await submit("--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=node.amqp_url)
+        done = await submit(
+            "--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=node.amqp_url
+        )
     assert done.code == 1, done
 
 
-async def test_a_job_that_never_had_an_execution_is_failure(node: RabbitMQ, client: Client, queue: str) -> None:
-    refused = {"state": None, "execution": None, "attempts": 0, "reason": "flow_not_allowed", "error": "not allowed"}
+async def test_a_job_that_never_had_an_execution_is_failure(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
+    refused = {
+        "state": None,
+        "execution": None,
+        "attempts": 0,
+        "reason": "flow_not_allowed",
+        "error": "not allowed",
+    }
     async with answering(client, queue, {"a": refused}):
-        done = await submit("--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=node.amqp_url)
+        done = await submit(
+            "--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=node.amqp_url
+        )
     assert (done.code, done.out) == (1, "a\t-\t0\t-\tflow_not_allowed: not allowed\n")
 
 
-async def test_a_result_is_a_line_with_its_outputs(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_a_result_is_a_line_with_its_outputs(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     async with answering(client, queue, {"a": success(outputs={"answer": 42})}):
-        done = await submit("--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=node.amqp_url)
+        done = await submit(
+            "--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=node.amqp_url
+        )
     assert done.out == 'a\tSUCCESS\t1\tabc123\t{"answer": 42}\n'
 
 
-async def test_results_in_json_are_the_bridges_own(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_results_in_json_are_the_bridges_own(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     async with answering(client, queue, {"a": failure()}):
-        done = await submit("--queue", queue, "--flow", "n/f", "--id", "a", "--wait", "--json", url=node.amqp_url)
+        done = await submit(
+            "--queue", queue, "--flow", "n/f", "--id", "a", "--wait", "--json", url=node.amqp_url
+        )
     assert done.rows == [{"job": "a", **failure()}]
 
 
-async def test_results_in_json_come_as_they_come(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_results_in_json_come_as_they_come(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     arguments = ("--queue", queue, "--file", "-", "--wait", "--json")
-    async with answering(client, queue, {"a": success()}), submitting(*arguments, url=node.amqp_url) as process:
+    async with (
+        answering(client, queue, {"a": success()}),
+        submitting(*arguments, url=node.amqp_url) as process,
+    ):
         line = await first_line(process, "id\na\nb\n")
         assert (json.loads(line)["job"], process.returncode) == ("a", None)
 
 
-async def test_an_end_of_the_wait_names_the_open_jobs(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_an_end_of_the_wait_names_the_open_jobs(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     arguments = ("--queue", queue, "--file", "-", "--wait", "--wait-timeout", "1")
     async with answering(client, queue, {"a": success()}):
         done = await submit(*arguments, url=node.amqp_url, stdin="id\na\nb\n")
     assert (done.code, done.err) == (1, "kestra-bridge: no result within 1 s from b\n")
 
 
-async def test_strange_messages_in_the_mailbox_are_passed_over(node: RabbitMQ, client: Client, queue: str) -> None:
-    async with submitting("--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=node.amqp_url) as process:
+async def test_strange_messages_in_the_mailbox_are_passed_over(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
+    async with submitting(
+        "--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=node.amqp_url
+    ) as process:
         await eventually(lambda: _has_queue(node, queue), "the queue is declared")
         (message,) = await client.take(queue)
         assert message.reply_to is not None
-        for body, correlation in ((b"\xff", "a"), (b"[]", "a"), (b"{}", "other"), (b'{"state": "SUCCESS"}', "a")):
+        for body, correlation in (
+            (b"\xff", "a"),
+            (b"[]", "a"),
+            (b"{}", "other"),
+            (b'{"state": "SUCCESS"}', "a"),
+        ):
             reply = aio_pika.Message(body, correlation_id=correlation)
             await client.channel.default_exchange.publish(reply, message.reply_to)
         done = await ended(process)
@@ -317,7 +418,10 @@ def _has_queue(node: RabbitMQ, queue: str) -> bool:
 
 async def test_ctrl_c_says_that_the_jobs_go_on(node: RabbitMQ, client: Client, queue: str) -> None:
     arguments = ("--queue", queue, "--file", "-", "--wait")
-    async with answering(client, queue, {"a": success()}), submitting(*arguments, url=node.amqp_url) as process:
+    async with (
+        answering(client, queue, {"a": success()}),
+        submitting(*arguments, url=node.amqp_url) as process,
+    ):
         await first_line(process, "id\na\nb\n")
         process.send_signal(signal.SIGINT)
         done = await ended(process)
@@ -325,9 +429,13 @@ async def test_ctrl_c_says_that_the_jobs_go_on(node: RabbitMQ, client: Client, q
     assert (done.code, done.err) == (130, f"kestra-bridge: {words}\n")
 
 
-async def test_ctrl_c_leaves_the_jobs_in_the_queue(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_ctrl_c_leaves_the_jobs_in_the_queue(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     await declare_lane(client, queue)
-    async with submitting("--queue", queue, "--flow", "n/f", "--wait", url=node.amqp_url) as process:
+    async with submitting(
+        "--queue", queue, "--flow", "n/f", "--wait", url=node.amqp_url
+    ) as process:
         await eventually(lambda: client.depth(queue), "the job is submitted")
         process.send_signal(signal.SIGINT)
         await ended(process)
@@ -356,7 +464,9 @@ async def test_a_file_submitted_again_has_the_same_jobs(
     jobs = tmp_path / "jobs.csv"
     jobs.write_text("input.x\n1\n1\n2\n")
     words = ("--queue", queue, "--file", str(jobs))
-    first, second, anew = [await submit(*words, *more, url=node.amqp_url) for more in ((), (), ("--new-ids",))]
+    first, second, anew = [
+        await submit(*words, *more, url=node.amqp_url) for more in ((), (), ("--new-ids",))
+    ]
     assert (first.out == second.out, len({*first.out.split(), *anew.out.split()})) == (True, 6)
 
 
@@ -372,29 +482,48 @@ async def test_a_reader_who_has_gone_keeps_no_job_from_the_queue(
     assert (process.returncode, await client.depth(queue)) == (1, 1000)
 
 
-async def test_an_alarm_is_said_at_once_with_its_reason(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_an_alarm_is_said_at_once_with_its_reason(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     await declare_lane(client, queue)
-    async with alarmed(node), submitting("--queue", queue, "--flow", "n/f", url=node.amqp_url) as process:
+    async with (
+        alarmed(node),
+        submitting("--queue", queue, "--flow", "n/f", url=node.amqp_url) as process,
+    ):
         said = await first_complaint(process)
-    assert re.fullmatch(r"kestra-bridge: RabbitMQ takes no messages: low on \w+; waiting\n", said), said
+    assert re.fullmatch(
+        r"kestra-bridge: RabbitMQ takes no messages: low on \w+; waiting\n", said
+    ), said
 
 
-async def test_a_job_goes_on_when_the_alarm_is_over(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_a_job_goes_on_when_the_alarm_is_over(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     await declare_lane(client, queue)
     async with AsyncExitStack() as stack:
         async with alarmed(node):
-            submission = submitting("--queue", queue, "--flow", "n/f", "--id", "a", url=node.amqp_url)
+            submission = submitting(
+                "--queue", queue, "--flow", "n/f", "--id", "a", url=node.amqp_url
+            )
             process = await stack.enter_async_context(submission)
             await first_complaint(process)
         done = await ended(process)
-    assert (done.code, done.out, done.err) == (0, "a\n", "kestra-bridge: RabbitMQ takes messages again\n")
+    assert (done.code, done.out, done.err) == (
+        0,
+        "a\n",
+        "kestra-bridge: RabbitMQ takes messages again\n",
+    )
 
 
-async def test_a_connection_lost_while_waiting_is_one_clear_line(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_a_connection_lost_while_waiting_is_one_clear_line(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     await declare_lane(client, queue)
     async with Proxy(node.host, node.port) as proxy:
         url = node.amqp_url.replace(f":{node.port}/", f":{proxy.port}/")
-        async with submitting("--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=url) as process:
+        async with submitting(
+            "--queue", queue, "--flow", "n/f", "--id", "a", "--wait", url=url
+        ) as process:
             await eventually(lambda: client.depth(queue), "the job is submitted")
             proxy.cut()
             done = await ended(process)
@@ -411,7 +540,9 @@ async def test_a_terminal_gets_a_table_of_the_results(
     jobs.write_text("id\na\nb\n")
     async with answering(client, queue, {"a": success(), "b": failure()}):
         words = ("submit", "--queue", queue, "--file", str(jobs), "--wait")
-        screen = await asyncio.to_thread(on_a_terminal, *words, columns=100, BRIDGE_AMQP_URL=node.amqp_url)
+        screen = await asyncio.to_thread(
+            on_a_terminal, *words, columns=100, BRIDGE_AMQP_URL=node.amqp_url
+        )
     assert "Execution" in screen
     assert "failed: task fail ended FAILED" in " ".join(screen.split())
 
@@ -439,7 +570,9 @@ async def test_what_is_printed_of_a_broken_submission_is_in_the_queue(
 
 async def test_a_virtual_host_may_have_any_name(node: RabbitMQ, queue: str) -> None:
     await asyncio.to_thread(node.ctl, "add_vhost", "a/b %2F")
-    await asyncio.to_thread(node.ctl, "set_permissions", "-p", "a/b %2F", node.username, ".*", ".*", ".*")
+    await asyncio.to_thread(
+        node.ctl, "set_permissions", "-p", "a/b %2F", node.username, ".*", ".*", ".*"
+    )
     url = f"{node.amqp_url}a%2Fb%20%252F"
     assert (await submit("--queue", queue, "--flow", "n/f", "--id", "a", url=url)).out == "a\n"
 
@@ -462,17 +595,24 @@ async def test_an_unreachable_broker_is_a_failure(node: RabbitMQ) -> None:
     assert "can't reach RabbitMQ at 127.0.0.1:1" in done.err
 
 
-async def test_an_exchange_without_a_binding_is_a_failure(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_an_exchange_without_a_binding_is_a_failure(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     await client.channel.declare_queue(queue, durable=True)
     await client.channel.declare_exchange(queue, durable=True)
     done = await submit("--queue", queue, "--flow", "n/f", url=node.amqp_url)
     assert (done.code, done.err) == (
         1,
-        f"kestra-bridge: no queue takes '{queue}' of exchange '{queue}'; the job was not submitted\n",
+        (
+            f"kestra-bridge: no queue takes '{queue}' of exchange '{queue}'; the job "
+            "was not submitted\n"
+        ),
     )
 
 
-async def test_a_full_queue_is_a_failure_that_says_what_was_taken(node: RabbitMQ, client: Client, queue: str) -> None:
+async def test_a_full_queue_is_a_failure_that_says_what_was_taken(
+    node: RabbitMQ, client: Client, queue: str
+) -> None:
     await declare_lane(client, queue, **{"x-max-length": 3, "x-overflow": "reject-publish"})
     lines = "".join(f'{{"id": "j{number}"}}\n' for number in range(5))
     done = await submit("--queue", queue, "--file", "-", url=node.amqp_url, stdin=lines)
@@ -484,14 +624,23 @@ async def test_a_full_queue_is_a_failure_that_says_what_was_taken(node: RabbitMQ
 async def test_of_several_lanes_one_must_be_named(node: RabbitMQ) -> None:
     lanes = '[{"queue": "slow"}, {"queue": "fast"}]'
     done = await submit("--flow", "n/f", url=node.amqp_url, BRIDGE_LANES=lanes)
-    assert (done.code, done.err) == (2, "kestra-bridge: --queue is needed: BRIDGE_LANES has slow, fast\n")
+    assert (done.code, done.err) == (
+        2,
+        "kestra-bridge: --queue is needed: BRIDGE_LANES has slow, fast\n",
+    )
 
 
 async def test_a_reader_who_has_gone_is_no_noise(node: RabbitMQ, queue: str) -> None:
     script = f"'{sys.executable}' -m bridge submit --queue {queue} --file - | head -n 1"
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY), "BRIDGE_AMQP_URL": node.amqp_url}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(REPOSITORY),
+        "BRIDGE_AMQP_URL": node.amqp_url,
+    }
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_shell(script, env=environment, stdin=pipe, stdout=pipe, stderr=pipe)
+    process = await asyncio.create_subprocess_shell(
+        script, env=environment, stdin=pipe, stdout=pipe, stderr=pipe
+    )
     lines = "".join(f'{{"id": "j{number}"}}\n' for number in range(3000))
     done = await ended(process, lines)
     assert (done.out, done.err) == ("j0\n", "")

@@ -1,4 +1,5 @@
-"""TLS with RabbitMQ and Kestra, certificates on both sides, and passwords that stand in files and change."""
+"""TLS with RabbitMQ and Kestra, certificates on both sides, and passwords that stand in files and
+change."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from tests.support.harness import Bridge, Proxy, eventually
 
 @dataclass
 class Secure:
-    """A stage on which everything is spoken with TLS, by a user of its own whose password stands in a file."""
+    """A stage on which everything is spoken with TLS, by a user of its own whose password stands in
+    a file."""
 
     stage: Stage
     authority: Authority
@@ -46,7 +48,9 @@ class Secure:
     async def change_password(self, password: str) -> None:
         """That of the broker's user, with RabbitMQ alone."""
         user = {"password": password, "tags": ""}
-        await asyncio.to_thread(self.stage.rabbit.api, f"users/{self.user}", method="PUT", body=user)
+        await asyncio.to_thread(
+            self.stage.rabbit.api, f"users/{self.user}", method="PUT", body=user
+        )
 
     def settings(self, **more: object) -> dict[str, object]:
         certificate, key = self.authority.issue(self.user)
@@ -68,7 +72,9 @@ class Secure:
 
 
 @asynccontextmanager
-async def secured(directory: Path, rabbit: RabbitMQ, kind: Kind, authority: Authority) -> AsyncIterator[Secure]:
+async def secured(
+    directory: Path, rabbit: RabbitMQ, kind: Kind, authority: Authority
+) -> AsyncIterator[Secure]:
     async with (
         open_stage(directory, rabbit, kind, tls=authority.server("kestra", "127.0.0.1")) as stage,
         Proxy(rabbit.host, rabbit.tls_port) as proxy,
@@ -77,7 +83,9 @@ async def secured(directory: Path, rabbit: RabbitMQ, kind: Kind, authority: Auth
         password = "first: ü/@%20 Passw0rd"
         await secure.change_password(password)
         rights = {"configure": ".*", "write": ".*", "read": ".*"}
-        await asyncio.to_thread(rabbit.api, f"permissions/%2F/{secure.user}", method="PUT", body=rights)
+        await asyncio.to_thread(
+            rabbit.api, f"permissions/%2F/{secure.user}", method="PUT", body=rights
+        )
         secure.write("amqp-username", secure.user)
         secure.write("amqp-password", password)
         secure.write("kestra-password", stage.kestra.password)
@@ -103,23 +111,42 @@ async def one_secure(node: Node, authority: Authority, tmp_path: Path) -> AsyncI
 # That it works.
 
 
-async def test_a_job_runs_with_tls_and_certificates_and_passwords_from_files(secure: Secure) -> None:
+async def test_a_job_runs_with_tls_and_certificates_and_passwords_from_files(
+    secure: Secure,
+) -> None:
     async with secure.bridge() as bridge:
         await secure.stage.submit("one")
         await bridge.settled(job="one", settlement="ack")
 
 
 async def test_a_certificate_alone_can_be_the_login(secure: Secure) -> None:
-    by_certificate = {"amqp_url": secure.url("?auth=external"), "amqp_username_file": "", "amqp_password_file": ""}
+    by_certificate = {
+        "amqp_url": secure.url("?auth=external"),
+        "amqp_username_file": "",
+        "amqp_password_file": "",
+    }
     async with secure.bridge(**by_certificate) as bridge:
         await secure.stage.submit("one")
         await bridge.settled(job="one", settlement="ack")
 
 
 async def test_a_job_is_submitted_with_tls_and_a_password_from_a_file(one_secure: Secure) -> None:
-    settings = {f"BRIDGE_{name.upper()}": str(value) for name, value in one_secure.settings().items() if value}
+    settings = {
+        f"BRIDGE_{name.upper()}": str(value)
+        for name, value in one_secure.settings().items()
+        if value
+    }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bridge", "submit", "--flow", "test/job", "--queue", one_secure.stage.queue),
+        *(
+            sys.executable,
+            "-m",
+            "bridge",
+            "submit",
+            "--flow",
+            "test/job",
+            "--queue",
+            one_secure.stage.queue,
+        ),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **settings},
     )
     assert await process.wait() == 0
@@ -128,7 +155,9 @@ async def test_a_job_is_submitted_with_tls_and_a_password_from_a_file(one_secure
 # Secrets that change while the bridge runs.
 
 
-async def test_the_brokers_changed_password_is_taken_up_without_a_restart(one_secure: Secure) -> None:
+async def test_the_brokers_changed_password_is_taken_up_without_a_restart(
+    one_secure: Secure,
+) -> None:
     async with one_secure.bridge(log_level="debug") as bridge:
         await one_secure.change_password("second-Passw0rd")
         one_secure.proxy.cut()
@@ -150,13 +179,18 @@ async def test_kestras_changed_password_is_taken_up_without_a_restart(one_secure
         assert "Passw0rd" not in bridge.log.read_text()
 
 
-async def test_a_renewed_certificate_is_shown_to_the_broker_without_a_restart(one_secure: Secure) -> None:
+async def test_a_renewed_certificate_is_shown_to_the_broker_without_a_restart(
+    one_secure: Secure,
+) -> None:
     async with one_secure.bridge(
         amqp_url=one_secure.url("?auth=external"), amqp_username_file="", amqp_password_file=""
     ) as bridge:
         one_secure.authority.issue(one_secure.user, days=-1)
         one_secure.proxy.cut()
-        await eventually(lambda: "certificate expired" in bridge.log.read_text(), "the old certificate is refused")
+        await eventually(
+            lambda: "certificate expired" in bridge.log.read_text(),
+            "the old certificate is refused",
+        )
         one_secure.authority.issue(one_secure.user)
         await eventually(lambda: bridge.count("consuming") > 1, "the bridge consumes again")
 
@@ -182,13 +216,18 @@ class Door:
     authority: Authority
     stranger: Authority
 
-    async def error(self, port: int, *, scheme: str = "amqps", query: str = "", **files: Path | None) -> BrokerError:
-        """What connecting to that port ends in, by the right certificates except for those that are given."""
+    async def error(
+        self, port: int, *, scheme: str = "amqps", query: str = "", **files: Path | None
+    ) -> BrokerError:
+        """What connecting to that port ends in, by the right certificates except for those that are
+        given."""
         certificate, key = self.authority.issue("client")
         right = {"amqp_ca": self.authority.ca, "amqp_certificate": certificate, "amqp_key": key}
         login = "" if query else f"{self.rabbit.username}:{self.rabbit.password}@"
         url = {"amqp_url": f"{scheme}://{login}127.0.0.1:{port}/{query}"}
-        settings = BrokerSettings.model_validate({**url, **right, **files} if scheme == "amqps" else url)
+        settings = BrokerSettings.model_validate(
+            {**url, **right, **files} if scheme == "amqps" else url
+        )
         with pytest.raises(BrokerError) as caught:
             async with Broker(settings).publisher():
                 pass
@@ -209,7 +248,9 @@ def is_denied(error: BrokerError, words: str) -> bool:
 
 async def test_a_broker_by_an_unknown_ca_is_not_trusted(door: Door) -> None:
     error = await door.error(door.rabbit.tls_port, amqp_ca=door.stranger.ca)
-    assert is_denied(error, "self-signed certificate in certificate chain; BRIDGE_AMQP_CA names whom to trust")
+    assert is_denied(
+        error, "self-signed certificate in certificate chain; BRIDGE_AMQP_CA names whom to trust"
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,7 +268,9 @@ async def test_a_brokers_certificate_that_does_not_hold_is_not_trusted(
 
 async def test_a_broker_that_wants_a_certificate_says_so(door: Door) -> None:
     error = await door.error(door.rabbit.tls_port, amqp_certificate=None, amqp_key=None)
-    assert is_denied(error, "it refuses us in the TLS handshake (certificate required); BRIDGE_AMQP_CERTIFICATE")
+    assert is_denied(
+        error, "it refuses us in the TLS handshake (certificate required); BRIDGE_AMQP_CERTIFICATE"
+    )
 
 
 async def test_a_certificate_by_another_ca_is_refused(door: Door) -> None:
@@ -261,7 +304,9 @@ async def test_plain_amqp_on_the_port_for_tls_is_told(door: Door) -> None:
     assert is_denied(error, "it speaks TLS there, so the address must begin with amqps://")
 
 
-async def test_a_bridge_that_is_not_trusted_does_not_start(one_secure: Secure, tmp_path: Path) -> None:
+async def test_a_bridge_that_is_not_trusted_does_not_start(
+    one_secure: Secure, tmp_path: Path
+) -> None:
     bridge = await one_secure.bridge(amqp_ca=Authority(tmp_path / "stranger").ca).start(until=None)
     code = await bridge.exit_code()
     assert (code, "can't be trusted" in bridge.log.read_text().splitlines()[-1]) == (2, True)

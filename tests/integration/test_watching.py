@@ -1,4 +1,5 @@
-"""What is there to watch a bridge by is seen on a real run: a real Prometheus scraped it, a collector got its spans.
+"""What is there to watch a bridge by is seen on a real run: a real Prometheus scraped it, a
+collector got its spans.
 
 One run is watched and kept, and each test looks at what is left of it.
 """
@@ -43,11 +44,16 @@ pytestmark = pytest.mark.timeout(180)
 
 
 class Prometheus:
-    """A real one of its own, with the configuration that ships, but for its targets and for how often it looks."""
+    """A real one of its own, with the configuration that ships, but for its targets and for how
+    often it looks."""
 
     def __init__(self, directory: Path, targets: dict[str, list[str]]) -> None:
         shipped = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text())
-        shipped["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        shipped["global"] = {
+            "scrape_interval": "1s",
+            "scrape_timeout": "1s",
+            "evaluation_interval": "1s",
+        }
         shipped["rule_files"] = [str(DEPLOYED / name) for name in shipped["rule_files"]]
         for job in shipped["scrape_configs"]:
             job.pop("dns_sd_configs", None)
@@ -90,7 +96,10 @@ def collector() -> Iterator[tuple[str, list[Span]]]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             request = ExportTraceServiceRequest.FromString(body)
             spans.extend(
-                span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans
+                span
+                for resource in request.resource_spans
+                for scope in resource.scope_spans
+                for span in scope.spans
             )
             self.send_response(200)
             self.send_header("Content-Length", "0")
@@ -127,12 +136,19 @@ class Watched:
 
     def query(self, expr: str) -> list[dict[str, Any]]:
         """What a query gave at the end of the run."""
-        found: list[dict[str, Any]] = self.prometheus.get("query", query=expr, time=self.end)["result"]
+        found: list[dict[str, Any]] = self.prometheus.get("query", query=expr, time=self.end)[
+            "result"
+        ]
         return found
 
     def named(self, name: str, job: str) -> list[Span]:
-        """The spans of that name in the traces of a job's deliveries, in the order of their beginnings."""
-        traces = {span.trace_id for span in self.spans if attributes(span).get("messaging.message.id") == job}
+        """The spans of that name in the traces of a job's deliveries, in the order of their
+        beginnings."""
+        traces = {
+            span.trace_id
+            for span in self.spans
+            if attributes(span).get("messaging.message.id") == job
+        }
         found = [span for span in self.spans if span.trace_id in traces and span.name == name]
         return sorted(found, key=lambda span: span.start_time_unix_nano)
 
@@ -162,19 +178,25 @@ def watched(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
 
 
 async def _watch(directory: Path, stage: Stage) -> Watched:
-    """A run of two replicas, one that records spans and one that doesn't, each on a queue of its own."""
+    """A run of two replicas, one that records spans and one that doesn't, each on a queue of its
+    own."""
     stage.kestra.flow("test", "fails", Ends("FAILED", error="disk full"))
     plain_queue = f"{stage.name}.plain"
     with collector() as (endpoint, spans):
         recording = stage.bridge(max_attempts=2, prefetch=2, allowed_flows='["test/*"]')
-        recording.environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        recording.environment |= {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
+        }
         plain = stage.bridge(queue=plain_queue)
         await asyncio.gather(recording.start(), plain.start())
         metrics = urllib.parse.urlsplit(stage.rabbit.metrics_url).netloc
         prometheus = Prometheus(
             directory,
             {
-                "bridge": [urllib.parse.urlsplit(bridge.http).netloc for bridge in (recording, plain)],
+                "bridge": [
+                    urllib.parse.urlsplit(bridge.http).netloc for bridge in (recording, plain)
+                ],
                 "rabbitmq": [metrics],
                 "kestra": [urllib.parse.urlsplit(stage.kestra.url).netloc],
             },
@@ -198,8 +220,11 @@ async def _ready(prometheus: Prometheus) -> None:
     await eventually(lambda: asyncio.to_thread(scraped), "both replicas were scraped")
 
 
-async def _work(stage: Stage, found: Watched, recording: Bridge, plain: Bridge, plain_queue: str) -> None:
-    """Some jobs, one of which fails for good, until all is scraped that they should leave behind."""
+async def _work(
+    stage: Stage, found: Watched, recording: Bridge, plain: Bridge, plain_queue: str
+) -> None:
+    """Some jobs, one of which fails for good, until all is scraped that they should leave
+    behind."""
     results = await stage.client.channel.declare_queue(exclusive=True)
     await stage.client.submit(plain_queue, job="passed-on", headers=TRACED, reply_to=results.name)
     for number in range(3):
@@ -220,7 +245,10 @@ async def _work(stage: Stage, found: Watched, recording: Bridge, plain: Bridge, 
     def scraped() -> bool:
         return all(found.prometheus.value(expr) == value for expr, value in expected.items())
 
-    await eventually(lambda: asyncio.to_thread(scraped), "the ends, the dead letter and the alert on it were scraped")
+    await eventually(
+        lambda: asyncio.to_thread(scraped),
+        "the ends, the dead letter and the alert on it were scraped",
+    )
     found.end = time.time()
     found.dead_letter = dict((await stage.dead_letter()).headers)
     for run in stage.kestra.created:
@@ -240,7 +268,9 @@ def test_a_query_of_the_dashboard_is_answered_and_has_data(watched: Watched, nam
 
 
 @pytest.mark.parametrize("name", ["lane", "instance"])
-def test_a_variable_of_the_dashboard_has_a_value_for_each_that_there_is(watched: Watched, name: str) -> None:
+def test_a_variable_of_the_dashboard_has_a_value_for_each_that_there_is(
+    watched: Watched, name: str
+) -> None:
     assert VARIABLES[name]["definition"] == f"label_values(bridge_prefetch, {name})"
     found = watched.prometheus.get(f"label/{name}/values", **{"match[]": "bridge_prefetch"})
     assert len(found) == 2
@@ -260,7 +290,8 @@ def test_a_lanes_figures_are_its_own(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settlement", "reason", "count"), [("retry", "failed", "1"), ("dead_letter", "failed", "1"), ("ack", "", "4")]
+    ("settlement", "reason", "count"),
+    [("retry", "failed", "1"), ("dead_letter", "failed", "1"), ("ack", "", "4")],
 )
 def test_a_settlement_says_why(watched: Watched, settlement: str, reason: str, count: str) -> None:
     labels = f'lane="{watched.lane}", settlement="{settlement}"'
@@ -270,7 +301,11 @@ def test_a_settlement_says_why(watched: Watched, settlement: str, reason: str, c
 
 def test_it_is_told_by_priority_how_long_jobs_waited(watched: Watched) -> None:
     rows = watched.query("sum by (priority) (bridge_queue_wait_seconds_count) > 0")
-    assert {row["metric"]["priority"]: row["value"][1] for row in rows} == {"0": "1", "1": "1", "2": "1"}
+    assert {row["metric"]["priority"]: row["value"][1] for row in rows} == {
+        "0": "1",
+        "1": "1",
+        "2": "1",
+    }
 
 
 def test_every_rule_is_evaluated_without_an_error(watched: Watched) -> None:
@@ -292,7 +327,9 @@ def test_without_opentelemetry_kestra_is_handed_the_publishers_context(watched: 
     assert watched.handed_on["passed-on"] == TRACED
 
 
-def test_without_opentelemetry_the_log_names_the_trace_and_the_publishers_span(watched: Watched) -> None:
+def test_without_opentelemetry_the_log_names_the_trace_and_the_publishers_span(
+    watched: Watched,
+) -> None:
     (line,) = watched.settled["passed-on"]
     assert (line["trace_id"], line["span_id"]) == (TRACE, PARENT)
 
@@ -316,12 +353,18 @@ def test_an_attempts_span_says_how_it_ended(watched: Watched) -> None:
         (attributes(span)["bridge.settlement"], attributes(span)["error.type"], span.status.code)
         for span in watched.named(f"process {watched.lane}", "fails")
     ]
-    assert ends == [("retry", "failed", Status.STATUS_CODE_ERROR), ("dead_letter", "failed", Status.STATUS_CODE_ERROR)]
+    assert ends == [
+        ("retry", "failed", Status.STATUS_CODE_ERROR),
+        ("dead_letter", "failed", Status.STATUS_CODE_ERROR),
+    ]
 
 
 def test_a_success_is_no_error(watched: Watched) -> None:
     (span,) = watched.named(f"process {watched.lane}", "good-0")
-    assert (attributes(span)["bridge.settlement"], span.status.code) == ("ack", Status.STATUS_CODE_UNSET)
+    assert (attributes(span)["bridge.settlement"], span.status.code) == (
+        "ack",
+        Status.STATUS_CODE_UNSET,
+    )
 
 
 @pytest.mark.parametrize("step", ["create", "wait", "settle"])
@@ -333,15 +376,26 @@ def test_the_parts_of_a_delivery_are_spans_below_its_own(watched: Watched, step:
 
 def test_kestra_is_handed_the_span_of_the_create_call(watched: Watched) -> None:
     last = watched.named("create", "fails")[-1]
-    assert watched.handed_on["fails"] == {"traceparent": f"00-{TRACE}-{last.span_id.hex()}-01", "tracestate": "shop=1"}
+    assert watched.handed_on["fails"] == {
+        "traceparent": f"00-{TRACE}-{last.span_id.hex()}-01",
+        "tracestate": "shop=1",
+    }
 
 
-def test_a_malformed_context_costs_the_job_nothing_and_begins_a_trace_of_its_own(watched: Watched) -> None:
+def test_a_malformed_context_costs_the_job_nothing_and_begins_a_trace_of_its_own(
+    watched: Watched,
+) -> None:
     (line,) = watched.settled["malformed"]
     (span,) = watched.named(f"process {watched.lane}", "malformed")
-    assert (line["settlement"], line["trace_id"], span.parent_span_id) == ("ack", span.trace_id.hex(), b"")
+    assert (line["settlement"], line["trace_id"], span.parent_span_id) == (
+        "ack",
+        span.trace_id.hex(),
+        b"",
+    )
 
 
 def test_log_lines_name_the_deliverys_own_span(watched: Watched) -> None:
     logged = [(line["trace_id"], line["span_id"]) for line in watched.settled["fails"]]
-    assert logged == [(TRACE, span.span_id.hex()) for span in watched.named(f"process {watched.lane}", "fails")]
+    assert logged == [
+        (TRACE, span.span_id.hex()) for span in watched.named(f"process {watched.lane}", "fails")
+    ]

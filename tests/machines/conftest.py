@@ -1,4 +1,5 @@
-"""Real machines on this host and a stand-in for EC2; whatever a test makes ends with it, also when the test fails."""
+"""Real machines on this host and a stand-in for EC2; whatever a test makes ends with it, also when
+the test fails."""
 
 from __future__ import annotations
 
@@ -69,7 +70,9 @@ def _ec2(directory: Path, *, refuses_all: bool) -> Iterator[str]:
         **({"INITIAL_NO_AUTH_ACTION_COUNT": "0"} if refuses_all else {}),
     }
     command = [sys.executable, "-m", "tests.machines.ec2", str(port)]
-    with Child("moto", command, log=directory / "moto.log", env=environment, cwd=REPOSITORY) as server:
+    with Child(
+        "moto", command, log=directory / "moto.log", env=environment, cwd=REPOSITORY
+    ) as server:
         server.wait_until(lambda: _accepts(port), timeout=TIMEOUT, what="listening")
         yield f"http://127.0.0.1:{port}"
 
@@ -90,9 +93,13 @@ def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 
 @pytest.fixture(scope="module")
 def world(
-    request: pytest.FixtureRequest, rabbit: RabbitMQ, image: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    rabbit: RabbitMQ,
+    image: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[World]:
-    """A broker and an engine whose workers make machines: Kestra 2.0, or the version that is the parameter."""
+    """A broker and an engine whose workers make machines: Kestra 2.0, or the version that is the
+    parameter."""
     series, core = _KESTRAS[getattr(request, "param", "2.0")]
     with world_of(rabbit, image.parent, tmp_path_factory.mktemp("world"), series, core) as made:
         yield made

@@ -1,4 +1,5 @@
-"""A stand-in for EC2: moto, with its answers written as EC2 itself writes them, which is how libcloud reads them.
+"""A stand-in for EC2: moto, with its answers written as EC2 itself writes them, which is how
+libcloud reads them.
 
 Run as a program with a port: `python -m tests.machines.ec2 PORT`.
 """
@@ -17,11 +18,14 @@ Start = Callable[..., Any]
 App = Callable[[dict[str, Any], Start], Iterable[bytes]]
 
 NAMESPACE = re.compile(rb'xmlns="http://ec2.amazonaws.com/doc/([0-9-]+)/?"')
-ERROR = re.compile(rb"<(?:Error)?Response[^>]*>(\s*<Errors>.*</Errors>)(.*)</(?:Error)?Response>", re.DOTALL)
+ERROR = re.compile(
+    rb"<(?:Error)?Response[^>]*>(\s*<Errors>.*</Errors>)(.*)</(?:Error)?Response>", re.DOTALL
+)
 
 
 def as_ec2_writes(body: bytes) -> bytes:
-    """A namespace that ends with a slash, none in an error, and an error that has a code and a message alone."""
+    """A namespace that ends with a slash, none in an error, and an error that has a code and a
+    message alone."""
     if error := ERROR.search(body):
         return b"<Response>" + re.sub(rb"<Type>.*?</Type>", b"", error[1]) + b"</Response>"
     return NAMESPACE.sub(rb'xmlns="http://ec2.amazonaws.com/doc/\1/"', body)

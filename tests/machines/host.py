@@ -22,7 +22,8 @@ from deploy.local.processes import Child
 
 SECRET = "a secret of sixteen or more"
 TIMEOUT = 300.0
-"""Seconds that a command or a boot may take: far more than it does, as it is to hold on a busy machine without KVM."""
+"""Seconds that a command or a boot may take: far more than it does, as it is to hold on a busy
+machine without KVM."""
 
 
 class Commands:
@@ -52,13 +53,21 @@ class Commands:
     def start(self, *words: str, **more: str) -> Child:
         """Start a command and go on."""
         log = self.directory / f"command-{len(self._started)}.log"
-        child = Child("kestra-bridge", self._command(words), log=log, env=self._environment(more), cwd=self.directory)
+        child = Child(
+            "kestra-bridge",
+            self._command(words),
+            log=log,
+            env=self._environment(more),
+            cwd=self.directory,
+        )
         self._started.append(child)
         return child
 
     def create(self, execution: str, *words: str, **more: str) -> dict[str, Any]:
         """Create an execution's machine, and return what the command says of it."""
-        done = self("create", "--execution", execution, "--deadline", "600", "--json", *words, **more)
+        done = self(
+            "create", "--execution", execution, "--deadline", "600", "--json", *words, **more
+        )
         assert done.returncode == 0, done.stderr
         said: dict[str, Any] = json.loads(done.stdout)
         return said
@@ -71,7 +80,9 @@ class Commands:
         return [sys.executable, "-m", "bridge", "machine", *words]
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
-        settings = {f"BRIDGE_{key.upper()}": str(value) for key, value in {**self.settings, **more}.items()}
+        settings = {
+            f"BRIDGE_{key.upper()}": str(value) for key, value in {**self.settings, **more}.items()
+        }
         return {**os.environ, "PYTHONPATH": str(REPOSITORY), **settings}
 
 

@@ -69,10 +69,12 @@ def _asked(ec2: Commands, **query: str) -> ET.Element:
     """What EC2 itself answers, without libcloud."""
     words = "&".join(f"{key.replace('_', '.')}={value}" for key, value in query.items())
     signature = (
-        f"AWS4-HMAC-SHA256 Credential={ACCOUNT}/20260101/eu-west-1/ec2/aws4_request, SignedHeaders=host, Signature=0"
+        f"AWS4-HMAC-SHA256 Credential={ACCOUNT}/20260101/eu-west-1/ec2/aws4_request, "
+        "SignedHeaders=host, Signature=0"
     )
     request = urllib.request.Request(
-        f"{ec2.settings['machine_endpoint']}/?{words}&Version=2016-11-15", headers={"Authorization": signature}
+        f"{ec2.settings['machine_endpoint']}/?{words}&Version=2016-11-15",
+        headers={"Authorization": signature},
     )
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         return ET.fromstring(answer.read())  # noqa: S314 (it comes from a child of ours)
@@ -95,7 +97,9 @@ async def test_an_instance_carries_its_tags_from_the_first_moment(ec2: Commands)
 
 async def test_an_instance_gets_its_keys_and_its_user_by_user_data(ec2: Commands) -> None:
     machine = await ec2.machines().create("3xAbC", "job", 600)
-    answer = _asked(ec2, Action="DescribeInstanceAttribute", InstanceId=machine.id, Attribute="userData")
+    answer = _asked(
+        ec2, Action="DescribeInstanceAttribute", InstanceId=machine.id, Attribute="userData"
+    )
     text = base64.b64decode(answer.findtext(".//{*}userData/{*}value") or "").decode()
     identity = Identity.derive(SECRET, machine.name)
     config = json.loads(text.removeprefix("#cloud-config\n"))
@@ -120,7 +124,9 @@ async def test_two_creates_at_once_come_to_one_instance(ec2: Commands) -> None:
     assert _running(ec2) == 0
 
 
-async def test_an_execution_may_have_another_instance_once_the_first_is_destroyed(ec2: Commands) -> None:
+async def test_an_execution_may_have_another_instance_once_the_first_is_destroyed(
+    ec2: Commands,
+) -> None:
     first = await ec2.machines().create("3xAbC", "job", 600)
     await ec2.machines().destroy(execution="3xAbC")
     assert (await ec2.machines().create("3xAbC", "job", 600)).id != first.id
@@ -152,7 +158,9 @@ async def test_reap_leaves_an_instance_whose_execution_runs_or_may_be_new(ec2: C
     assert [(len(sweep.reaped), sweep.kept) for sweep in sweeps] == [(0, 1), (0, 1)]
 
 
-async def test_reap_destroys_what_kestra_has_not_known_for_long(ec2: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reap_destroys_what_kestra_has_not_known_for_long(
+    ec2: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await ec2.machines().create("3xAbC", "job", 600)
     monkeypatch.setattr("bridge.machines.lifecycle.UNKNOWN_AFTER", -1)
     assert UNKNOWN_AFTER > 0
@@ -162,7 +170,14 @@ async def test_reap_destroys_what_kestra_has_not_known_for_long(ec2: Commands, m
 
 
 async def test_instances_that_are_not_ours_are_never_touched(ec2: Commands) -> None:
-    _asked(ec2, Action="RunInstances", ImageId=IMAGE, MinCount="1", MaxCount="1", InstanceType="t3.micro")
+    _asked(
+        ec2,
+        Action="RunInstances",
+        ImageId=IMAGE,
+        MinCount="1",
+        MaxCount="1",
+        InstanceType="t3.micro",
+    )
     await ec2.machines(machine_secret="another bridge's own secret").create("3xAbC", "job", 600)
     sweep = await ec2.machines().reap(has_ended)
     assert (len(sweep.reaped), sweep.kept) == (0, 0)
@@ -196,7 +211,9 @@ async def test_what_ec2_does_not_have_is_rejected_in_its_words(
 
 
 async def test_an_address_where_nothing_listens_is_named_unreachable(ec2: Commands) -> None:
-    with pytest.raises(MachineUnavailable, match=r"^can't reach ec2 to list machines: Connection refused$"):
+    with pytest.raises(
+        MachineUnavailable, match=r"^can't reach ec2 to list machines: Connection refused$"
+    ):
         await ec2.machines(machine_endpoint="http://127.0.0.1:1").all()
 
 
@@ -205,7 +222,9 @@ async def test_credentials_that_are_refused_are_said_to_be(strict_ec2: str, tmp_
         await _account(strict_ec2, tmp_path).machines().create("3xAbC", "job", 600)
 
 
-def test_refused_credentials_make_one_line_that_does_not_show_them(strict_ec2: str, tmp_path: Path) -> None:
+def test_refused_credentials_make_one_line_that_does_not_show_them(
+    strict_ec2: str, tmp_path: Path
+) -> None:
     done = _account(strict_ec2, tmp_path)("create", "--execution", "3xAbC", "--deadline", "600")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "refuses the credentials" in done.stderr

@@ -1,4 +1,5 @@
-"""A job on a machine of its own, from a message to an ack: RabbitMQ, the bridge, Kestra's engine and QEMU, all real."""
+"""A job on a machine of its own, from a message to an ack: RabbitMQ, the bridge, Kestra's engine
+and QEMU, all real."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ UNANSWERED = "did not answer by SSH within 1 s (BRIDGE_MACHINE_BOOT_TIMEOUT)"
 UNTIL_LET_GO = "until [ -e ~/go ]; do sleep 0.1; done"
 
 
-async def test_a_message_s_script_runs_on_a_machine_with_whatever_its_fields_hold(stage: Stage) -> None:
+async def test_a_message_s_script_runs_on_a_machine_with_whatever_its_fields_hold(
+    stage: Stage,
+) -> None:
     greeting = f"{HOSTILE}\n\t{'x' * 100_000}\n\n"
     async with stage.bridge() as bridge:
         await stage.submit(
@@ -45,7 +48,9 @@ async def test_a_message_s_script_runs_on_a_machine_with_whatever_its_fields_hol
     assert await stage.nothing_is_left()
 
 
-async def test_a_script_that_fails_runs_again_on_another_machine_and_then_its_exit_code_is_told(stage: Stage) -> None:
+async def test_a_script_that_fails_runs_again_on_another_machine_and_then_its_exit_code_is_told(
+    stage: Stage,
+) -> None:
     async with stage.bridge(max_attempts=2) as bridge:
         await stage.submit("one", script="echo started; uname -n; exit 5")
         await bridge.settled(2, job="one", timeout=2 * PATIENCE)
@@ -59,10 +64,13 @@ async def test_a_script_that_fails_runs_again_on_another_machine_and_then_its_ex
     assert await stage.nothing_is_left()
 
 
-async def test_a_machine_that_never_answers_is_given_up_for_another_and_then_the_job_s_dead_letter_says_so(
+async def test_a_machine_that_never_answers_is_given_up_for_another_and_a_dead_letter_says_so(
     stage: Stage,
 ) -> None:
-    soon = {"    env:\n      JOB_EXECUTION": '    env:\n      BRIDGE_MACHINE_BOOT_TIMEOUT: "1"\n      JOB_EXECUTION'}
+    soon = {
+        "    env:\n      JOB_EXECUTION": '    env:\n      BRIDGE_MACHINE_BOOT_TIMEOUT: "1"\n    '
+        "  JOB_EXECUTION"
+    }
     async with (
         stage.variant(f"{NAMESPACE}/vm-job", HURRY | soon) as flow,
         stage.frozen_machines(),
@@ -82,9 +90,12 @@ async def test_a_machine_that_never_answers_is_given_up_for_another_and_then_the
     assert await stage.nothing_is_left()
 
 
-async def test_a_job_whose_machine_dies_in_mid_run_is_a_dead_letter_that_says_so(stage: Stage) -> None:
+async def test_a_job_whose_machine_dies_in_mid_run_is_a_dead_letter_that_says_so(
+    stage: Stage,
+) -> None:
     soon = {
-        "--outputs\n    # The bridge's own time limit": "--outputs --reconnect 2\n    # The bridge's own time limit"
+        "--outputs\n    # The bridge's own time limit": "--outputs --reconnect 2\n    # The "
+        "bridge's own time limit"
     }
     async with (
         stage.variant(f"{NAMESPACE}/vm-job", HURRY | soon) as flow,
@@ -114,7 +125,9 @@ async def test_a_job_whose_bridge_dies_in_mid_run_is_adopted_by_the_next(stage: 
     assert await stage.nothing_is_left()
 
 
-async def test_a_job_whose_worker_dies_in_mid_run_is_taken_up_without_running_it_again(stage: Stage) -> None:
+async def test_a_job_whose_worker_dies_in_mid_run_is_taken_up_without_running_it_again(
+    stage: Stage,
+) -> None:
     async with stage.bridge(job_timeout=PATIENCE) as bridge:
         script = f"echo x >>../../starts; echo started; {UNTIL_LET_GO}; wc -l <../../starts >n"
         await stage.submit("one", script=script, results="n")
@@ -143,18 +156,24 @@ async def test_a_file_that_is_given_to_a_job_lies_beside_its_script(stage: Stage
     assert await stage.nothing_is_left()
 
 
-async def test_the_schedule_destroys_what_is_past_its_deadline_or_its_execution_s_end_and_nothing_else(
+async def test_the_schedule_destroys_what_is_past_its_deadline_or_its_execution_and_nothing_else(
     stage: Stage,
 ) -> None:
     ended = await stage.run(f"{NAMESPACE}/example")
     assert await stage.end(ended) == "SUCCESS"
     late, stays = stage.queue[:8], f"{stage.queue[:8]}-stays"
     for execution, deadline in ((ended, "600"), (late, "1"), (stays, "600")):
-        assert stage.world.host("create", "--execution", execution, "--deadline", deadline).returncode == 0
+        assert (
+            stage.world.host("create", "--execution", execution, "--deadline", deadline).returncode
+            == 0
+        )
     often = {HARDLY_EVER: 'cron: "*/2 * * * * *"\n    withSeconds: true'}
     async with stage.variant("bridge.system/vm-cleanup", often):
         await eventually(
-            lambda: stage.world.host.folders == [name_of(stays)], "one machine is left", timeout=PATIENCE, every=0.1
+            lambda: stage.world.host.folders == [name_of(stays)],
+            "one machine is left",
+            timeout=PATIENCE,
+            every=0.1,
         )
     assert stage.world.host("destroy", "--execution", stays).returncode == 0
     assert await stage.nothing_is_left()

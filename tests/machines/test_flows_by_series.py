@@ -1,4 +1,5 @@
-"""Batches, webhook calls and kills with real machines, on both series of Kestra, whose flows or engines differ."""
+"""Batches, webhook calls and kills with real machines, on both series of Kestra, whose flows or
+engines differ."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.machines.world import HOSTILE, NAMESPACE, PATIENCE, RESULT, Stage, most_at_once, pytestmark
+from tests.machines.world import (
+    HOSTILE,
+    NAMESPACE,
+    PATIENCE,
+    RESULT,
+    Stage,
+    most_at_once,
+    pytestmark,
+)
 from tests.support.harness import eventually
 
 __all__ = ["pytestmark"]
@@ -25,7 +34,8 @@ NAMES = {"2.0": RESULT, "1.3": "-out $(id) 'x"}
 
 
 async def copying(stage: Stage) -> dict[str, Any]:
-    """A job whose one result file, under a hostile name, is a file of Kestra's storage and then a hostile text."""
+    """A job whose one result file, under a hostile name, is a file of Kestra's storage and then a
+    hostile text."""
     return {
         "script": 'cat input_file >"$NAME"; printf %s "$TEXT" >>"$NAME"; echo started',
         "variables": {"TEXT": HOSTILE, "NAME": NAMES[stage.world.engine.series]},
@@ -65,7 +75,9 @@ async def test_of_an_execution_that_is_killed_in_mid_run_no_machine_is_left(stag
 async def test_of_a_batch_that_is_killed_while_its_machines_boot_none_is_left(stage: Stage) -> None:
     async with stage.bridge(flow=BATCH) as bridge:
         await stage.submit("one", jobs=[{"script": "sleep 1000"}] * 2)
-        await eventually(lambda: len(stage.world.host.processes) == 2, "two machines", timeout=PATIENCE)
+        await eventually(
+            lambda: len(stage.world.host.processes) == 2, "two machines", timeout=PATIENCE
+        )
         (batch,) = await stage.executions()
         await stage.kill(batch.id)
         (line,) = await bridge.settled(job="one", timeout=PATIENCE)
@@ -75,7 +87,9 @@ async def test_of_a_batch_that_is_killed_while_its_machines_boot_none_is_left(st
 
 
 @on_both
-async def test_a_batch_with_a_job_that_no_machine_could_run_is_refused_before_any_begins(stage: Stage) -> None:
+async def test_a_batch_with_a_job_that_no_machine_could_run_is_refused_before_any_begins(
+    stage: Stage,
+) -> None:
     bad = [
         {"script": "true"},
         {"script": "true", "git_branch": "main\n"},
@@ -93,18 +107,27 @@ async def test_a_batch_with_a_job_that_no_machine_could_run_is_refused_before_an
         "job 2: time_limit is no number from 1 to 2592000",
         "job 3: input_file is not",
     ]
-    assert line["error"].startswith(f"task refuse ended FAILED: nothing was begun: {'; '.join(faults)}")
+    assert line["error"].startswith(
+        f"task refuse ended FAILED: nothing was begun: {'; '.join(faults)}"
+    )
     assert await jobs_of(stage) == before
 
 
 @on_both
 async def test_a_message_can_name_no_file_but_a_task_s(stage: Stage) -> None:
-    files = ("/etc/hostname", "file:///etc/hostname", "kestra:///a/b/executions/c/inputs/d/e?/tasks/f/g")
+    files = (
+        "/etc/hostname",
+        "file:///etc/hostname",
+        "kestra:///a/b/executions/c/inputs/d/e?/tasks/f/g",
+    )
     async with stage.bridge(max_attempts=1) as bridge:
         for number, file in enumerate(files):
             await stage.submit(str(number), script="true", input_file=file)
         lines = await bridge.settled(len(files), settlement="dead_letter", timeout=PATIENCE)
-    refusal = re.compile("input_file has to be the address of a file that a task left|/etc/hostname is not authorized")
+    refusal = re.compile(
+        "input_file has to be the address of a file that a task left|/etc/hostname "
+        "is not authorized"
+    )
     assert [line["error"] for line in lines if not refusal.search(line["error"])] == []
 
 
@@ -144,7 +167,9 @@ async def test_on_1_3_25_jobs_of_a_batch_need_no_file(stage: Stage) -> None:
 
 
 @on_1
-async def test_on_1_3_a_batch_tells_of_each_job_and_fails_with_the_one_that_failed(stage: Stage) -> None:
+async def test_on_1_3_a_batch_tells_of_each_job_and_fails_with_the_one_that_failed(
+    stage: Stage,
+) -> None:
     async with stage.bridge(flow=BATCH, max_attempts=1) as bridge:
         await stage.submit("one", jobs=[{"script": "exit 5"}, await copying(stage)])
         (line,) = await bridge.settled(job="one", timeout=2 * PATIENCE)
@@ -156,12 +181,16 @@ async def test_on_1_3_a_batch_tells_of_each_job_and_fails_with_the_one_that_fail
 
 
 @on_2
-async def test_of_a_batch_of_twenty_four_at_a_time_have_machines_and_the_one_that_fails_is_named(stage: Stage) -> None:
+async def test_of_a_batch_of_twenty_four_at_a_time_have_machines_and_the_one_that_fails_is_named(
+    stage: Stage,
+) -> None:
     jobs: list[dict[str, Any]] = [{"script": "true", "time_limit": 900} for _ in range(20)]
     jobs[7]["script"], jobs[11] = "exit 5", await copying(stage)
-    mailbox, results = await stage.client.mailbox()
+    reply_queue, results = await stage.client.reply_queue()
     async with stage.bridge(flow=BATCH, max_attempts=1) as bridge:
-        await stage.client.submit(stage.queue, {"inputs": {"jobs": jobs}}, job="one", reply_to=mailbox)
+        await stage.client.submit(
+            stage.queue, {"inputs": {"jobs": jobs}}, job="one", reply_to=reply_queue
+        )
         most = await stage.most_machines(lambda: bridge.count("settled") > 0)
         (letter,) = await stage.client.take(f"{stage.queue}.dead")
     (batch,) = await stage.executions()
@@ -169,7 +198,9 @@ async def test_of_a_batch_of_twenty_four_at_a_time_have_machines_and_the_one_tha
     states = [(job["number"], job["state"]) for job in told]
     error = str(letter.headers["x-bridge-error"])
     assert states == [(number, "FAILED" if number == 7 else "SUCCESS") for number in range(20)]
-    assert error.endswith(f"not all jobs went well: job 7 ended in FAILED (execution {told[7]['execution']})")
+    assert error.endswith(
+        f"not all jobs went well: job 7 ended in FAILED (execution {told[7]['execution']})"
+    )
     assert most == (4, 4)
     assert most_at_once([await stage.lifetime(job["execution"]) for job in told]) == 4
     assert [await stage.stored(address) for address in told[11]["results"].values()] == [COPIED]

@@ -1,4 +1,5 @@
-"""Machines on this host, for real: created, found, destroyed and reaped, in whichever order things go wrong."""
+"""Machines on this host, for real: created, found, destroyed and reaped, in whichever order things
+go wrong."""
 
 from __future__ import annotations
 
@@ -54,9 +55,9 @@ def served() -> Iterator[int]:
 
 async def test_a_machine_runs_a_command_as_an_ordinary_user(host: Host) -> None:
     machine = await host.machines().create("3xAbC", "job", 600, wait=True)
-    assert await said_on(machine, "whoami; hostname; git --version >/dev/null && python3 -c 'print(6*7)'") == (
-        f"job\n{machine.name}\n42\n"
-    )
+    assert await said_on(
+        machine, "whoami; hostname; git --version >/dev/null && python3 -c 'print(6*7)'"
+    ) == (f"job\n{machine.name}\n42\n")
 
 
 async def test_the_command_says_all_that_a_program_needs_to_log_in(host: Host) -> None:
@@ -70,7 +71,10 @@ async def test_the_settings_choose_the_user(host: Host) -> None:
 
 async def test_a_machine_keeps_its_host_key_from_the_user(host: Host) -> None:
     machine = await host.machines().create("3xAbC", "job", 600, wait=True)
-    command = "cat /run/keys/host /sys/firmware/qemu_fw_cfg/by_name/opt/machine/host_key/raw 2>&1 | grep -c denied"
+    command = (
+        "cat /run/keys/host /sys/firmware/qemu_fw_cfg/by_name/opt/machine/host_key/raw 2>&1 "
+        "| grep -c denied"
+    )
     assert await said_on(machine, command) == "2\n"
 
 
@@ -82,7 +86,9 @@ async def test_a_machine_reaches_what_is_named_and_nothing_else_of_this_host(hos
         open_to_it = [(200, "host.internal", named), (200, "host.internal", named)]
         # What isn't answers nothing, however long one waits.
         closed_to_it = [(2, "host.internal", other), (2, "10.0.2.2", other)]
-        said = [await said_on(machine, read.format(*place)) for place in (*open_to_it, *closed_to_it)]
+        said = [
+            await said_on(machine, read.format(*place)) for place in (*open_to_it, *closed_to_it)
+        ]
     assert said == ["hello\n", "hello\n", "refused\n", "refused\n"]
 
 
@@ -155,7 +161,9 @@ async def test_reap_leaves_the_machine_of_an_execution_that_runs(host: Host) -> 
     assert len(host.processes) == 1
 
 
-async def test_reap_destroys_a_machine_past_its_deadline_also_while_its_execution_runs(host: Host) -> None:
+async def test_reap_destroys_a_machine_past_its_deadline_also_while_its_execution_runs(
+    host: Host,
+) -> None:
     await host.machines().create("3xAbC", "job", 1)
 
     async def reaped() -> list[str]:
@@ -205,7 +213,9 @@ async def test_the_reap_command_asks_kestra(host: Host) -> None:
     assert host.left == NOTHING
 
 
-async def test_reap_without_kestra_still_keeps_deadlines_and_says_what_it_could_not_ask(host: Host) -> None:
+async def test_reap_without_kestra_still_keeps_deadlines_and_says_what_it_could_not_ask(
+    host: Host,
+) -> None:
     await host.machines().create("late", "job", -1)
     await host.machines().create("early", "job", 600)
     done = await asyncio.to_thread(host, "reap", "--json", kestra_url="http://127.0.0.1:1")
@@ -217,7 +227,9 @@ async def test_reap_without_kestra_still_keeps_deadlines_and_says_what_it_could_
 
 async def test_what_a_creator_leaves_that_is_killed_in_the_middle_is_reaped(host: Host) -> None:
     child = host.start("create", "--execution", "3xAbC", "--deadline", "600", "--wait")
-    await eventually(lambda: host.folders, "the machine's folder appears", timeout=TIMEOUT, every=0.001)
+    await eventually(
+        lambda: host.folders, "the machine's folder appears", timeout=TIMEOUT, every=0.001
+    )
     child.signal(signal.SIGKILL)
     sweep = await host.machines().reap(has_ended)
     assert sweep.troubles == []
@@ -236,7 +248,9 @@ async def test_a_folder_whose_writer_was_killed_is_removed(host: Host, name: str
 
 async def test_a_stop_in_the_middle_leaves_nothing(host: Host) -> None:
     child = host.start("create", "--execution", "3xAbC", "--deadline", "600", "--wait")
-    await eventually(lambda: host.folders, "the machine's folder appears", timeout=TIMEOUT, every=0.001)
+    await eventually(
+        lambda: host.folders, "the machine's folder appears", timeout=TIMEOUT, every=0.001
+    )
     child.signal(signal.SIGTERM)
     assert await asyncio.to_thread(child.wait, TIMEOUT) == 143
     assert host.left == NOTHING
@@ -261,7 +275,9 @@ async def test_a_stop_of_who_only_found_a_machine_leaves_it_alone(host: Host) ->
 
 
 def test_a_machine_that_never_answers_is_said_so_and_destroyed(host: Host) -> None:
-    done = host("create", "--execution", "3xAbC", "--deadline", "600", "--wait", machine_boot_timeout="0.3")
+    done = host(
+        "create", "--execution", "3xAbC", "--deadline", "600", "--wait", machine_boot_timeout="0.3"
+    )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "did not answer by SSH within 0.3 s (BRIDGE_MACHINE_BOOT_TIMEOUT)" in done.stderr
     assert host.left == NOTHING
@@ -284,7 +300,9 @@ async def test_a_machine_that_dies_while_it_boots_is_said_so_and_destroyed(host:
         (("--size", "enormous"), "no size 'enormous' here; there is large, medium, small"),
     ],
 )
-def test_a_wrong_image_or_size_makes_one_line_and_no_machine(host: Host, words: tuple[str, str], said: str) -> None:
+def test_a_wrong_image_or_size_makes_one_line_and_no_machine(
+    host: Host, words: tuple[str, str], said: str
+) -> None:
     done = host("create", "--execution", "3xAbC", "--deadline", "600", *words)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert said in done.stderr
@@ -292,13 +310,17 @@ def test_a_wrong_image_or_size_makes_one_line_and_no_machine(host: Host, words: 
 
 
 @pytest.mark.parametrize("execution", ["", "../../etc", "a b", "x" * 34, "$(id)"])
-async def test_what_can_not_be_an_executions_id_makes_no_machine(host: Host, execution: str) -> None:
+async def test_what_can_not_be_an_executions_id_makes_no_machine(
+    host: Host, execution: str
+) -> None:
     with pytest.raises(SettingsError, match="is no execution's id"):
         await host.machines().create(execution, "job", 600)
     assert host.left == NOTHING
 
 
-async def test_an_image_that_qemu_can_not_use_leaves_nothing(host: Host, image: Path, tmp_path: Path) -> None:
+async def test_an_image_that_qemu_can_not_use_leaves_nothing(
+    host: Host, image: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "images" / "debian"
     broken.mkdir(parents=True)
     for name in ("kernel", "initrd"):
@@ -311,10 +333,14 @@ async def test_an_image_that_qemu_can_not_use_leaves_nothing(host: Host, image: 
 
 async def test_without_an_image_the_error_says_so(host: Host, tmp_path: Path) -> None:
     with pytest.raises(MachineRejected, match="no image 'debian' here; there is none at all"):
-        await host.machines(machine_image_directory=tmp_path / "nowhere").create("3xAbC", "job", 600)
+        await host.machines(machine_image_directory=tmp_path / "nowhere").create(
+            "3xAbC", "job", 600
+        )
 
 
-def test_without_qemu_the_error_names_the_packages(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_qemu_the_error_names_the_packages(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     done = host("create", "--execution", "3xAbC", "--deadline", "600")
     assert (done.returncode, host.left) == (1, NOTHING)
@@ -324,12 +350,16 @@ def test_without_qemu_the_error_names_the_packages(host: Host, tmp_path: Path, m
 async def test_a_folder_that_can_not_be_made_is_named(host: Host, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MachineUnavailable, match=f"can't use the folder {tmp_path}/file/machines"):
-        await host.machines(machine_directory=tmp_path / "file" / "machines").create("3xAbC", "job", 600)
+        await host.machines(machine_directory=tmp_path / "file" / "machines").create(
+            "3xAbC", "job", 600
+        )
 
 
 async def test_who_reads_the_folder_sees_no_secret_of_a_machine(host: Host) -> None:
     machine = await host.machines().create("3xAbC", "job", 600)
-    modes = {path.name: path.stat().st_mode & 0o077 for path in (host.folder / machine.name).iterdir()}
+    modes = {
+        path.name: path.stat().st_mode & 0o077 for path in (host.folder / machine.name).iterdir()
+    }
     assert (host.folder.stat().st_mode & 0o077, modes["host_key"]) == (0, 0)
 
 

@@ -1,4 +1,5 @@
-"""`kestra-bridge machine run` against Debian's sshd, which runs as whoever runs the tests, in a home of its own."""
+"""`kestra-bridge machine run` against Debian's sshd, which runs as whoever runs the tests, in a
+home of its own."""
 
 from __future__ import annotations
 
@@ -106,11 +107,15 @@ class Machine:
         self._write("authorized_keys", identity.client.public, 0o600)
         # The account's real home is nobody's business: every session is led to another.
         home = shlex.quote(str(self.home))
-        session = self._write("session", f'cd {home} && HOME={home} exec bash -c "$SSH_ORIGINAL_COMMAND"\n', 0o700)
+        session = self._write(
+            "session", f'cd {home} && HOME={home} exec bash -c "$SSH_ORIGINAL_COMMAND"\n', 0o700
+        )
         config = self._write(
             "sshd_config",
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.directory}/host_key\nPidFile none\nUsePAM no\n"
-            f"AuthorizedKeysFile {self.directory}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey "
+            f"{self.directory}/host_key\nPidFile none\nUsePAM no\n"
+            f"AuthorizedKeysFile {self.directory}/authorized_keys\nStrictModes "
+            "no\nPasswordAuthentication no\n"
             f"KbdInteractiveAuthentication no\nSubsystem sftp /usr/lib/openssh/sftp-server\n"
             f"ForceCommand bash {session}\n",
             0o600,
@@ -127,14 +132,20 @@ class Machine:
 
     def sessions(self) -> list[psutil.Process]:
         """The processes that serve connections."""
-        return psutil.Process(self.server.pid).children(recursive=True) if self.server and self.server.alive else []
+        return (
+            psutil.Process(self.server.pid).children(recursive=True)
+            if self.server and self.server.alive
+            else []
+        )
 
     def processes(self, marker: str) -> list[psutil.Process]:
         """The processes, wherever they are, whose command line holds that text."""
         found = []
         for process in psutil.process_iter(["cmdline", "status"]):
             line = process.info["cmdline"] or ()
-            if process.info["status"] != psutil.STATUS_ZOMBIE and any(marker in word for word in line):
+            if process.info["status"] != psutil.STATUS_ZOMBIE and any(
+                marker in word for word in line
+            ):
                 found.append(process)
         return found
 
@@ -159,7 +170,11 @@ class Machine:
             end(self.sessions())
             self.server.kill()
         # What a run that outlives its connection would leave behind.
-        end(one for one in psutil.process_iter(["cwd"]) if (one.info["cwd"] or "").startswith(str(self.home)))
+        end(
+            one
+            for one in psutil.process_iter(["cwd"])
+            if (one.info["cwd"] or "").startswith(str(self.home))
+        )
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")}
@@ -170,7 +185,9 @@ class Machine:
         }
         return {**kept, **ours, **more}
 
-    def popen(self, *arguments: str, stdin: bytes | None = None, **environment: str) -> subprocess.Popen[bytes]:
+    def popen(
+        self, *arguments: str, stdin: bytes | None = None, **environment: str
+    ) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [*self.command, *arguments],
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
@@ -178,7 +195,8 @@ class Machine:
             stderr=subprocess.PIPE,
             env=self.environment(**environment),
             cwd=self.directory,
-            # What has been read isn't to be more than was asked for: `communicate` would not see it.
+            # What has been read isn't to be more than was asked for: `communicate` would not see
+            # it.
             bufsize=0,
         )
         self.running.append(process)
@@ -243,7 +261,9 @@ def test_output_and_exit_code_are_the_script_s_own(machine: Machine) -> None:
 
     assert (finished.code, finished.out) == (3, b"out\n")
     assert finished.err.splitlines()[0] == b"err"
-    assert re.fullmatch(r"kestra-bridge: m-1: the script exited with 3 after [\d.]+ s", finished.last)
+    assert re.fullmatch(
+        r"kestra-bridge: m-1: the script exited with 3 after [\d.]+ s", finished.last
+    )
 
 
 def test_a_script_is_run_by_what_its_first_line_names(machine: Machine) -> None:
@@ -267,12 +287,16 @@ def test_a_script_killed_by_a_signal_is_told_apart(machine: Machine) -> None:
 
 def test_output_that_is_no_text_passes_as_it_is(machine: Machine) -> None:
     every_byte = bytes(range(256)) * 3
-    finished = machine.run("#!/usr/bin/env python3\nimport sys\nsys.stdout.buffer.write(bytes(range(256)) * 3)")
+    finished = machine.run(
+        "#!/usr/bin/env python3\nimport sys\nsys.stdout.buffer.write(bytes(range(256)) * 3)"
+    )
 
     assert finished.out == every_byte
 
 
-def test_lines_that_look_like_kestra_s_outputs_pass_unchanged_and_ours_comes_last(machine: Machine) -> None:
+def test_lines_that_look_like_kestra_s_outputs_pass_unchanged_and_ours_comes_last(
+    machine: Machine,
+) -> None:
     finished = machine.run("""echo '::{"outputs":{"mine":1}}::'; printf unfinished""", "--outputs")
 
     first, second, ours = finished.out.decode().splitlines()
@@ -281,7 +305,9 @@ def test_lines_that_look_like_kestra_s_outputs_pass_unchanged_and_ours_comes_las
 
 
 def test_output_comes_line_by_line_while_the_script_still_runs(machine: Machine) -> None:
-    process = machine.popen("--script", "-", stdin=b"echo first; while [ ! -e go ]; do sleep 0.05; done; echo second")
+    process = machine.popen(
+        "--script", "-", stdin=b"echo first; while [ ! -e go ]; do sleep 0.05; done; echo second"
+    )
     assert process.stdout
     first = process.stdout.readline()
     (machine.work() / "go").touch()
@@ -324,7 +350,9 @@ def _measured(machine: Machine, script: str, out: IO[bytes]) -> tuple[int, float
     """The exit code, and the most memory that the command ever held."""
     path = machine.directory / "script"
     path.write_text(script)
-    process = subprocess.Popen([*machine.command, "--script", str(path)], stdout=out, env=machine.environment())
+    process = subprocess.Popen(
+        [*machine.command, "--script", str(path)], stdout=out, env=machine.environment()
+    )
     machine.running.append(process)
     return _peak(process)
 
@@ -332,14 +360,22 @@ def _measured(machine: Machine, script: str, out: IO[bytes]) -> tuple[int, float
 def _peak(process: subprocess.Popen[bytes]) -> tuple[int, float]:
     """The exit code, and the most megabytes that the process held.
 
-    The kernel's own account of an ended child (`ru_maxrss`) begins with what its parent held when it was forked.
+    The kernel's own account of an ended child (`ru_maxrss`) begins with what its parent held when
+    it was forked.
     """
     megabytes = 0.0
     while process.poll() is None:
         with suppress(OSError):
             status = Path(f"/proc/{process.pid}/status").read_text()
             megabytes = max(
-                [megabytes, *(int(line.split()[1]) / 1000 for line in status.splitlines() if "VmHWM" in line)]
+                [
+                    megabytes,
+                    *(
+                        int(line.split()[1]) / 1000
+                        for line in status.splitlines()
+                        if "VmHWM" in line
+                    ),
+                ]
             )
         time.sleep(0.01)
     return process.returncode, megabytes
@@ -380,7 +416,11 @@ def test_a_variable_that_is_no_text_arrives_exactly(machine: Machine) -> None:
 def test_nothing_of_the_variables_stays_on_the_machine(machine: Machine) -> None:
     machine.run("true", "--env", "TOKEN=very-secret-indeed")
 
-    kept = [path for path in machine.home.rglob("*") if path.is_file() and b"very-secret" in path.read_bytes()]
+    kept = [
+        path
+        for path in machine.home.rglob("*")
+        if path.is_file() and b"very-secret" in path.read_bytes()
+    ]
     assert kept == []
 
 
@@ -405,7 +445,8 @@ def test_a_file_goes_nowhere_but_where_the_script_runs(machine: Machine, remote:
 
 @contextmanager
 def serve_git(directory: Path, port: int) -> Iterator[None]:
-    """A repository `source` with the branches `main`, `feature/x` and a tag `v1`, served by git's own daemon."""
+    """A repository `source` with the branches `main`, `feature/x` and a tag `v1`, served by git's
+    own daemon."""
     source = directory / "git" / "source"
     source.mkdir(parents=True)
     (source / "job.sh").write_text("echo from the branch; cat data 2>/dev/null; exit 5\n")
@@ -420,7 +461,13 @@ def serve_git(directory: Path, port: int) -> Iterator[None]:
     ]
     for command in commands:
         subprocess.run(["git", *command], cwd=source, check=True)
-    options = ["--reuseaddr", "--export-all", f"--base-path={source.parent}", "--listen=127.0.0.1", f"--port={port}"]
+    options = [
+        "--reuseaddr",
+        "--export-all",
+        f"--base-path={source.parent}",
+        "--listen=127.0.0.1",
+        f"--port={port}",
+    ]
     daemon = Child("git daemon", ["git", "daemon", *options], log=directory / "git.log")
     try:
         daemon.wait_until(lambda: _answers(port), timeout=PATIENCE, what="listening")
@@ -437,9 +484,18 @@ def git(tmp_path: Path) -> Iterator[str]:
         yield f"git://127.0.0.1:{port}/source"
 
 
-def test_a_script_of_a_branch_is_run_in_its_checkout_with_the_input_files(machine: Machine, git: str) -> None:
+def test_a_script_of_a_branch_is_run_in_its_checkout_with_the_input_files(
+    machine: Machine, git: str
+) -> None:
     (machine.directory / "data").write_text("input")
-    options = ("--git-repository", git, "--git-branch", "feature/x", "--repository-script", "job.sh")
+    options = (
+        "--git-repository",
+        git,
+        "--git-branch",
+        "feature/x",
+        "--repository-script",
+        "job.sh",
+    )
     finished = finish(machine.popen(*options, "--file", "data"))
 
     assert (finished.code, finished.out) == (5, b"from the branch\ninput")
@@ -472,7 +528,9 @@ def test_a_repository_that_does_not_answer_fails_the_preparation(machine: Machin
         ("https://h/x", "a..b"),
     ],
 )
-def test_a_hostile_repository_or_branch_is_refused(machine: Machine, repository: str, branch: str) -> None:
+def test_a_hostile_repository_or_branch_is_refused(
+    machine: Machine, repository: str, branch: str
+) -> None:
     finished = machine.run("true", "--git-repository", repository, "--git-branch", branch)
 
     assert (finished.code, list(machine.directory.rglob("pwned"))) == (2, [])
@@ -492,7 +550,13 @@ def test_result_files_come_back_under_their_paths(machine: Machine) -> None:
 
 def test_a_large_result_takes_little_memory(machine: Machine) -> None:
     process = machine.popen(
-        "--script", "-", "--result", "big", "--results-directory", "results", stdin=b"head -c 150000000 /dev/zero >big"
+        "--script",
+        "-",
+        "--result",
+        "big",
+        "--results-directory",
+        "results",
+        stdin=b"head -c 150000000 /dev/zero >big",
     )
     code, megabytes = _peak(process)
 
@@ -501,7 +565,9 @@ def test_a_large_result_takes_little_memory(machine: Machine) -> None:
 
 
 def test_results_of_a_failing_script_come_back_as_well(machine: Machine) -> None:
-    finished = machine.run("echo why >log; exit 9", "--result", "log", "--results-directory", "results")
+    finished = machine.run(
+        "echo why >log; exit 9", "--result", "log", "--results-directory", "results"
+    )
 
     assert (finished.code, _tree(machine.directory / "results")) == (9, {"log": b"why\n"})
 
@@ -515,7 +581,9 @@ def test_missing_results_are_a_failure_of_their_own(machine: Machine) -> None:
 def test_hostile_result_names_stay_in_the_folder(machine: Machine) -> None:
     names = ["-rf", "$(touch pwned)", "a\nb", "☃ '\"", os.fsdecode(b"\xff")]
     quoted = " ".join(shlex.quote(f"out/{name}") for name in names)
-    script = f'mkdir out; for f in {quoted}; do printf x >"$f"; done'.encode("utf-8", "surrogateescape")
+    script = f'mkdir out; for f in {quoted}; do printf x >"$f"; done'.encode(
+        "utf-8", "surrogateescape"
+    )
     finished = machine.run(script, "--result", "out/*", "--results-directory", "results")
 
     assert finished.code == 0
@@ -529,7 +597,13 @@ def test_a_result_is_not_written_through_a_link(machine: Machine) -> None:
     (machine.directory / "results" / "out").symlink_to(elsewhere)
     (machine.directory / "results" / "b").symlink_to(elsewhere / "b")
     finished = machine.run(
-        "mkdir out; echo x >out/a; echo x >b", "--result", "b", "--result", "out/a", "--results-directory", "results"
+        "mkdir out; echo x >out/a; echo x >b",
+        "--result",
+        "b",
+        "--result",
+        "out/a",
+        "--results-directory",
+        "results",
     )
 
     assert (finished.code, list(elsewhere.iterdir())) == (73, [])
@@ -537,21 +611,29 @@ def test_a_result_is_not_written_through_a_link(machine: Machine) -> None:
 
 
 def test_pipes_devices_and_loops_of_links_are_no_results(machine: Machine) -> None:
-    script = "mkdir out; mkfifo out/pipe; ln -s . out/loop; ln -s /dev/zero out/zero; echo x >out/file"
+    script = (
+        "mkdir out; mkfifo out/pipe; ln -s . out/loop; ln -s /dev/zero out/zero; echo x >out/file"
+    )
     finished = machine.run(script, "--result", "out/**", "--results-directory", "results")
 
     assert (finished.code, _tree(machine.directory / "results")) == (0, {"out/file": b"x\n"})
 
 
 def _tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 # ------------------------------------------------------------------ stopping
 
 
 def test_at_the_time_limit_everything_that_the_script_started_is_gone(machine: Machine) -> None:
-    script = f"sleep {MARK} & setsid sleep {MARK} & (trap '' TERM; sleep {MARK}; sleep {MARK}) & wait"
+    script = (
+        f"sleep {MARK} & setsid sleep {MARK} & (trap '' TERM; sleep {MARK}; sleep {MARK}) & wait"
+    )
     finished = machine.run(script, "--time-limit", "1", "--grace", "0.5", "--json")
 
     assert (finished.code, report(finished)["outcome"]) == (124, "timed_out")
@@ -560,7 +642,9 @@ def test_at_the_time_limit_everything_that_the_script_started_is_gone(machine: M
 
 def test_a_script_may_clean_up_when_it_is_stopped(machine: Machine) -> None:
     # Its time begins before it does: it has to come as far as to its trap.
-    finished = machine.run("trap 'echo bye; exit' TERM; while :; do sleep 0.05; done", "--time-limit", "3")
+    finished = machine.run(
+        "trap 'echo bye; exit' TERM; while :; do sleep 0.05; done", "--time-limit", "3"
+    )
 
     assert (finished.code, finished.out) == (124, b"bye\n")
 
@@ -573,14 +657,19 @@ def test_what_a_script_leaves_running_is_ended_with_it(machine: Machine) -> None
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_to_the_command_stops_the_script(machine: Machine, number: signal.Signals, code: int) -> None:
+def test_a_signal_to_the_command_stops_the_script(
+    machine: Machine, number: signal.Signals, code: int
+) -> None:
     process = machine.popen("--script", "-", stdin=f"echo started; exec sleep {MARK}".encode())
     assert process.stdout
     process.stdout.readline()
     process.send_signal(number)
     finished = finish(process)
 
-    assert (finished.code, f"ended by {number.name}; the script was stopped" in finished.last) == (code, True)
+    assert (finished.code, f"ended by {number.name}; the script was stopped" in finished.last) == (
+        code,
+        True,
+    )
     assert machine.processes(MARK) == []
 
 
@@ -633,7 +722,11 @@ def test_a_run_that_has_ended_is_told_again_with_its_results(machine: Machine) -
     shutil.rmtree(machine.directory / "results")
     finished = machine.run("echo x >r; echo out", *options)
 
-    assert (finished.code, finished.out, _tree(machine.directory / "results")) == (0, b"out\n", {"r": b"x\n"})
+    assert (finished.code, finished.out, _tree(machine.directory / "results")) == (
+        0,
+        b"out\n",
+        {"r": b"x\n"},
+    )
 
 
 def test_another_script_under_the_same_id_is_refused(machine: Machine) -> None:
@@ -645,7 +738,9 @@ def test_another_script_under_the_same_id_is_refused(machine: Machine) -> None:
 
 def test_the_script_goes_on_when_nobody_reads_its_output_any_more(machine: Machine) -> None:
     process = machine.popen(
-        "--script", "-", stdin=b"echo started; until [ -e go ]; do sleep 0.05; done; seq 5; echo >end"
+        "--script",
+        "-",
+        stdin=b"echo started; until [ -e go ]; do sleep 0.05; done; seq 5; echo >end",
     )
     assert process.stdout
     process.stdout.readline()
@@ -660,7 +755,9 @@ def test_the_script_goes_on_when_nobody_reads_its_output_any_more(machine: Machi
 # ------------------------------------------------------------------ trouble
 
 
-def test_a_connection_that_breaks_is_taken_up_again_and_no_byte_lost_or_doubled(machine: Machine) -> None:
+def test_a_connection_that_breaks_is_taken_up_again_and_no_byte_lost_or_doubled(
+    machine: Machine,
+) -> None:
     script = b"seq 200000; until [ -e go ]; do sleep 0.05; done; seq 200000; exit 4"
     process = machine.popen("--script", "-", stdin=script)
     assert process.stdout
@@ -675,7 +772,9 @@ def test_a_connection_that_breaks_is_taken_up_again_and_no_byte_lost_or_doubled(
 
 
 def test_a_machine_that_is_gone_for_good_is_lost_and_not_done(machine: Machine) -> None:
-    process = machine.popen("--script", "-", "--reconnect", "1", "--json", stdin=b"echo started; sleep 1000")
+    process = machine.popen(
+        "--script", "-", "--reconnect", "1", "--json", stdin=b"echo started; sleep 1000"
+    )
     assert process.stdout
     process.stdout.readline()
     machine.vanish()
@@ -723,7 +822,9 @@ def test_another_host_key_is_never_asked_again(machine: Machine) -> None:
     # It ends before `run` gives it up, which is long before the end of this wait.
     longer = str(10 * PATIENCE)
     finished = machine.run(
-        "true", BRIDGE_MACHINE_SECRET="another secret of sixteen", BRIDGE_MACHINE_BOOT_TIMEOUT=longer
+        "true",
+        BRIDGE_MACHINE_SECRET="another secret of sixteen",
+        BRIDGE_MACHINE_BOOT_TIMEOUT=longer,
     )
 
     assert (finished.code, "shows another host key" in finished.last) == (76, True)

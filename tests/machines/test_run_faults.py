@@ -1,4 +1,5 @@
-"""A run under faults that take shorter waits than the command's: a silent machine, a refused user, a dead helper."""
+"""A run under faults that take shorter waits than the command's: a silent machine, a refused user,
+a dead helper."""
 
 from __future__ import annotations
 
@@ -49,10 +50,22 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 def remote(
-    machine: Machine, script: str, out: Memory, *, port: int | None = None, reconnect: float = PATIENCE, **fields: Any
+    machine: Machine,
+    script: str,
+    out: Memory,
+    *,
+    port: int | None = None,
+    reconnect: float = PATIENCE,
+    **fields: Any,
 ) -> RemoteRun:
     identity = Identity.derive(SECRET, NAME)
-    address = Address(name=NAME, host="127.0.0.1", port=port or machine.port, user=getpass.getuser(), identity=identity)
+    address = Address(
+        name=NAME,
+        host="127.0.0.1",
+        port=port or machine.port,
+        user=getpass.getuser(),
+        identity=identity,
+    )
     work = Work(run_id=NAME, script=script.encode(), environment=environment_of([], {}), **fields)
     return RemoteRun(
         address,
@@ -79,7 +92,8 @@ def freeze(processes: list[psutil.Process]) -> None:
 
 
 class Late(Proxy):
-    """A machine so busy that what it says first comes some time after it has accepted a connection."""
+    """A machine so busy that what it says first comes some time after it has accepted a
+    connection."""
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         await asyncio.sleep(0.3)
@@ -107,7 +121,9 @@ async def test_a_user_who_is_refused_for_longer_than_a_boot_may_explain_is_told_
 async def test_a_machine_that_freezes_is_lost_after_some_silence(machine: Machine) -> None:
     out = Memory()
     assert machine.server
-    running = asyncio.create_task(remote(machine, f"echo started; exec sleep {MARK}", out, reconnect=2).see_through())
+    running = asyncio.create_task(
+        remote(machine, f"echo started; exec sleep {MARK}", out, reconnect=2).see_through()
+    )
     await eventually(lambda: out.content, "the script's start", timeout=PATIENCE)
     machine.server.signal(signal.SIGSTOP)
     freeze(sessions(machine))
@@ -119,7 +135,9 @@ async def test_a_machine_that_freezes_is_lost_after_some_silence(machine: Machin
 async def test_a_connection_that_freezes_is_replaced(machine: Machine) -> None:
     out = Memory()
     running = asyncio.create_task(
-        remote(machine, "echo started; until [ -e go ]; do sleep 0.05; done; exit 6", out).see_through()
+        remote(
+            machine, "echo started; until [ -e go ]; do sleep 0.05; done; exit 6", out
+        ).see_through()
     )
     await eventually(lambda: out.content, "the script's start", timeout=PATIENCE)
     freeze(sessions(machine))
@@ -143,7 +161,9 @@ async def test_a_follower_that_is_killed_on_the_machine_is_replaced(machine: Mac
     assert out.content == b"started\n"
 
 
-async def test_cancelling_between_two_connections_stops_the_script_as_well(machine: Machine) -> None:
+async def test_cancelling_between_two_connections_stops_the_script_as_well(
+    machine: Machine,
+) -> None:
     out = Memory()
     run = remote(machine, f"echo started; exec sleep {MARK}", out)
     running = asyncio.create_task(run.see_through())
@@ -156,7 +176,9 @@ async def test_cancelling_between_two_connections_stops_the_script_as_well(machi
     assert (run.stopped, machine.processes(MARK)) == (True, [])
 
 
-async def test_results_that_can_not_be_written_are_no_trouble_of_the_machine(machine: Machine) -> None:
+async def test_results_that_can_not_be_written_are_no_trouble_of_the_machine(
+    machine: Machine,
+) -> None:
     (machine.directory / "results").write_text("a file where the folder should be")
     with pytest.raises(ResultsFailed, match="can't write the result file 'r'"):
         await remote(machine, "echo x >r", Memory(), results=("r",)).see_through()

@@ -34,7 +34,9 @@ BRIDGE = [sys.executable, "-m", "bridge", "machine"]
 TOOLS = ("qemu-system-x86_64", "qemu-img", "mmdebstrap")
 
 pytestmark = [
-    pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason="QEMU or mmdebstrap isn't installed"),
+    pytest.mark.skipif(
+        not all(map(shutil.which, TOOLS)), reason="QEMU or mmdebstrap isn't installed"
+    ),
     pytest.mark.timeout(1200),
 ]
 
@@ -61,7 +63,9 @@ class Local:
 
     def create(self, execution: str) -> None:
         command = [*BRIDGE, "create", "--execution", execution, "--deadline", "600"]
-        subprocess.run(command, env=self.environment, check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command, env=self.environment, check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL
+        )
 
     def popen(self, execution: str, *arguments: str, stdin: bytes) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
@@ -133,11 +137,15 @@ def own(local: Local) -> Iterator[Callable[[], psutil.Process]]:
     )
 
 
-def test_a_script_runs_as_an_ordinary_user_on_the_machine_of_its_execution(local: Local, machine: str) -> None:
+def test_a_script_runs_as_an_ordinary_user_on_the_machine_of_its_execution(
+    local: Local, machine: str
+) -> None:
     finished = local.run(machine, "id -un; uname -n; exit 3", "--run-id", "first")
 
     assert (finished.code, finished.out.splitlines()[0]) == (3, b"job")
-    assert re.fullmatch(r"kestra-bridge: machine of execution shared: the script exited with 3 .*", finished.last)
+    assert re.fullmatch(
+        r"kestra-bridge: machine of execution shared: the script exited with 3 .*", finished.last
+    )
 
 
 def test_hostile_variables_arrive_exactly(local: Local, machine: str) -> None:
@@ -149,7 +157,9 @@ def test_hostile_variables_arrive_exactly(local: Local, machine: str) -> None:
 
 
 def test_a_large_output_passes_with_flat_memory(local: Local, machine: str) -> None:
-    script = b"head -c 1000000 /dev/zero | tr '\\0' x; echo; yes 0123456789abcdef | head -c 20000000"
+    script = (
+        b"head -c 1000000 /dev/zero | tr '\\0' x; echo; yes 0123456789abcdef | head -c 20000000"
+    )
     process = local.popen(machine, "--run-id", "large", stdin=script)
     assert process.stdout
     seen, most = 0, 0
@@ -173,10 +183,15 @@ def test_a_branch_is_checked_out_and_its_result_comes_back(local: Local, machine
 
     assert finished.code == 0, finished.err
     results = local.directory / "results"
-    assert ((results / "out.txt").read_bytes(), (results / "code").read_bytes()) == (b"from the branch\n", b"5")
+    assert ((results / "out.txt").read_bytes(), (results / "code").read_bytes()) == (
+        b"from the branch\n",
+        b"5",
+    )
 
 
-def test_at_the_time_limit_nothing_of_the_script_is_left_on_the_machine(local: Local, machine: str) -> None:
+def test_at_the_time_limit_nothing_of_the_script_is_left_on_the_machine(
+    local: Local, machine: str
+) -> None:
     script = "sleep 4321 & setsid sleep 4321 & (trap '' TERM; sleep 4321; sleep 4321) & wait"
     stopped = local.run(machine, script, "--run-id", "limit", "--time-limit", "2", "--grace", "1")
     left = local.run(machine, "pgrep -x sleep", "--run-id", "look")
@@ -196,7 +211,9 @@ def test_a_task_that_is_run_twice_comes_to_one_run(local: Local, machine: str) -
     assert report(finished)["attached"] is True
 
 
-def test_a_machine_that_dies_in_mid_run_is_lost(local: Local, own: Callable[[], psutil.Process]) -> None:
+def test_a_machine_that_dies_in_mid_run_is_lost(
+    local: Local, own: Callable[[], psutil.Process]
+) -> None:
     machine = own()
     process = local.popen("own", "--reconnect", "2", stdin=b"echo started; sleep 1000")
     assert process.stdout
@@ -207,13 +224,25 @@ def test_a_machine_that_dies_in_mid_run_is_lost(local: Local, own: Callable[[], 
     assert (finished.code, "was lost" in finished.last) == (74, True)
 
 
-async def test_a_machine_that_freezes_is_lost(local: Local, own: Callable[[], psutil.Process]) -> None:
+async def test_a_machine_that_freezes_is_lost(
+    local: Local, own: Callable[[], psutil.Process]
+) -> None:
     machine = own()
-    settings = MachineSettings(machine_secret=SecretStr(SECRET), machine_directory=local.directory / "machines")
+    settings = MachineSettings(
+        machine_secret=SecretStr(SECRET), machine_directory=local.directory / "machines"
+    )
     where = Where(settings=settings, execution="own", name=None, host=None, port=22, user=None)
     work, out = Work(run_id="own", script=b"echo started; sleep 1000"), Memory()
     # A keepalive that is shorter than the command's.
-    run = RemoteRun(await where.find(), work, out=out, err=Memory(), boot_timeout=TIMEOUT, reconnect=3, keepalive=1)
+    run = RemoteRun(
+        await where.find(),
+        work,
+        out=out,
+        err=Memory(),
+        boot_timeout=TIMEOUT,
+        reconnect=3,
+        keepalive=1,
+    )
     running = asyncio.create_task(run.see_through())
     await eventually(lambda: out.content, "the script's start", timeout=TIMEOUT)
     machine.suspend()

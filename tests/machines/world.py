@@ -1,4 +1,5 @@
-"""What the tests of the flows for machines stand on: a broker, Kestra's engine whose workers make machines, bridges."""
+"""What the tests of the flows for machines stand on: a broker, Kestra's engine whose workers make
+machines, bridges."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ class World:
 
     @property
     def left(self) -> tuple[list[str], list[list[str]]]:
-        """What is there of machines: folders, and the processes of them and of all commands that deal with them."""
+        """What is there of machines: folders, and the processes of them and of all commands that
+        deal with them."""
         return self.host.folders, [process.info["cmdline"] for process in self._processes()]
 
     def _processes(self) -> Iterator[psutil.Process]:
@@ -95,7 +97,8 @@ class World:
 def world_of(
     rabbit: RabbitMQ, images: Path, directory: Path, series: Series, core: str | None = None
 ) -> Iterator[World]:
-    """A world with Kestra of that series, or with that core of it, which ends with all that was made in it."""
+    """A world with Kestra of that series, or with that core of it, which ends with all that was
+    made in it."""
     git_port, engine_port = free_port(), free_port()
     host = Host(
         directory,
@@ -112,7 +115,8 @@ def world_of(
         series=series,
         core=core,
         amqp=AmqpAddress.from_url(rabbit.amqp_url),
-        # A file outlives the engine. On 1.3, a kill that interrupts the worker as it writes would close it for good.
+        # A file outlives the engine. On 1.3, a kill that interrupts the worker as it writes would
+        # close it for good.
         database="memory" if series == "1.3" else "file",
         secrets={"BRIDGE_WEBHOOK_KEY": KEY},
         port=engine_port,
@@ -154,13 +158,19 @@ def _add_hostile_names(git: Path) -> None:
 
 
 def _end_the_schedule(engine: Engine) -> None:
-    """Sweep after bad ends alone: a sweep every five minutes would hide that nobody destroyed a machine."""
-    auth, flow = (engine.username, engine.password), f"{engine.url}/api/v1/main/flows/bridge.system/vm-cleanup"
+    """Sweep after bad ends alone: a sweep every five minutes would hide that nobody destroyed a
+    machine."""
+    auth, flow = (
+        (engine.username, engine.password),
+        f"{engine.url}/api/v1/main/flows/bridge.system/vm-cleanup",
+    )
     with httpx.Client(auth=auth, timeout=PATIENCE) as api:
         source = api.get(flow, params={"source": "true"}).json()["source"]
         assert EVERY_FIVE_MINUTES in source
         headers = {"Content-Type": "application/x-yaml"}
-        answer = api.put(flow, content=source.replace(EVERY_FIVE_MINUTES, HARDLY_EVER), headers=headers)
+        answer = api.put(
+            flow, content=source.replace(EVERY_FIVE_MINUTES, HARDLY_EVER), headers=headers
+        )
         assert answer.status_code == 200, answer.text
 
 
@@ -185,7 +195,9 @@ class Stage:
         }
         return another_bridge(self.bridges, self.directory, environment, settings)
 
-    async def submit(self, job: str, *, labels: Mapping[str, str] | None = None, **inputs: object) -> None:
+    async def submit(
+        self, job: str, *, labels: Mapping[str, str] | None = None, **inputs: object
+    ) -> None:
         await self.client.submit(self.queue, {"inputs": inputs, "labels": labels or {}}, job=job)
 
     async def get(self, address: str, **params: str) -> httpx.Response:
@@ -204,7 +216,9 @@ class Stage:
 
     async def search(self, **filters: str) -> list[Execution]:
         """The executions that match, the oldest first."""
-        answer = await self.get("/executions/search", **filters, size="100", sort="state.startDate:asc")
+        answer = await self.get(
+            "/executions/search", **filters, size="100", sort="state.startDate:asc"
+        )
         return [parse_execution(row) for row in answer.json()["results"]]
 
     async def speaking(self, word: str = "started") -> Execution:
@@ -213,11 +227,14 @@ class Stage:
         async def say() -> list[Execution]:
             return [one for one in await self.executions() if word in await self.said(one.id)]
 
-        (execution,) = await eventually(say, f"a script that says {word}", timeout=PATIENCE, every=0.2)
+        (execution,) = await eventually(
+            say, f"a script that says {word}", timeout=PATIENCE, every=0.2
+        )
         return execution
 
     async def says(self, execution: str, word: str) -> bool:
-        """Whether an execution's log has that line, in good time: it is written beside the execution, not before."""
+        """Whether an execution's log has that line, in good time: it is written beside the
+        execution, not before."""
 
         async def say() -> bool:
             return word in await self.said(execution)
@@ -225,13 +242,15 @@ class Stage:
         return await eventually(say, f"{execution} says {word}", timeout=PATIENCE, every=0.2)
 
     async def let_go(self, execution: str) -> None:
-        """Make the file `go` in the home of the user on an execution's machine, which its script waits for."""
+        """Make the file `go` in the home of the user on an execution's machine, which its script
+        waits for."""
         machine = await self.world.host.machines().find(execution)
         assert machine
         await said_on(machine, "touch go")
 
     async def ran_once_an_attempt(self, attempts: int = 1, word: str = "started") -> bool:
-        """Whether this test's one job had so many executions, one an attempt, and the script of each spoke once."""
+        """Whether this test's one job had so many executions, one an attempt, and the script of
+        each spoke once."""
         found = await self.executions()
         for execution in found:
             await self.says(execution.id, word)
@@ -283,7 +302,9 @@ class Stage:
 
     async def call(self, **payload: object) -> str:
         """The id of the execution that a webhook call begins."""
-        answer = await self.api.post(f"/executions/webhook/{NAMESPACE}/webhook-job/{KEY}", json=payload)
+        answer = await self.api.post(
+            f"/executions/webhook/{NAMESPACE}/webhook-job/{KEY}", json=payload
+        )
         assert answer.status_code == 200, answer.text
         return str(answer.json()["id"])
 
@@ -295,12 +316,15 @@ class Stage:
         return str((await self.outputs(execution))["left"])
 
     async def deploy(self, source: str) -> None:
-        answer = await self.api.post("/flows", content=source, headers={"Content-Type": "application/x-yaml"})
+        answer = await self.api.post(
+            "/flows", content=source, headers={"Content-Type": "application/x-yaml"}
+        )
         assert answer.status_code in (200, 422), answer.text  # 422: it is there
 
     @asynccontextmanager
     async def variant(self, flow: str, changes: Mapping[str, str]) -> AsyncIterator[str]:
-        """A copy of a flow that ships, with other settings; its name. For what would take minutes otherwise."""
+        """A copy of a flow that ships, with other settings; its name. For what would take minutes
+        otherwise."""
         namespace, name = flow.split("/")
         source = (await self.get(f"/flows/{flow}", source="true")).json()["source"]
         copy = f"{name}-{uuid.uuid4().hex[:6]}"
@@ -338,7 +362,8 @@ class Stage:
         async def freeze() -> None:
             while True:
                 processes = self.world.host.processes
-                # One that is still on its way into the background is two, or the command's own child.
+                # One that is still on its way into the background is two, or the command's own
+                # child.
                 with suppress(psutil.NoSuchProcess):
                     if (
                         len(processes) == 1
@@ -357,7 +382,9 @@ class Stage:
 
     async def nothing_is_left(self) -> bool:
         """Whether nothing is left of any machine, neither folder nor process, in good time."""
-        await eventually(lambda: self.world.left == ([], []), "nothing is left", timeout=PATIENCE, every=0.1)
+        await eventually(
+            lambda: self.world.left == ([], []), "nothing is left", timeout=PATIENCE, every=0.1
+        )
         return True
 
 
@@ -369,7 +396,9 @@ def _is_command(process: psutil.Process | None) -> bool:
 async def stage_in(world: World, directory: Path) -> AsyncIterator[Stage]:
     auth = httpx.BasicAuth(world.engine.username, world.engine.password)
     async with (
-        httpx.AsyncClient(base_url=f"{world.engine.url}/api/v1/main", auth=auth, timeout=PATIENCE) as api,
+        httpx.AsyncClient(
+            base_url=f"{world.engine.url}/api/v1/main", auth=auth, timeout=PATIENCE
+        ) as api,
         Client.connect(world.rabbit.amqp_url) as client,
     ):
         stage = Stage(directory, world, client, api)

@@ -23,17 +23,23 @@ class Authority:
         self._authority.cert_pem.write_to_path(self.ca)
 
     def issue(self, name: str, *hosts: str, days: float = 1) -> tuple[Path, Path]:
-        """A certificate for these hosts with `name` as its common name, and its key. It ends in so many days."""
+        """A certificate for these hosts with `name` as its common name, and its key. It ends in so
+        many days."""
         end = datetime.now(UTC) + timedelta(days=days)
         more: dict[str, Any] = {"not_before": end - timedelta(days=1)} if days <= 0 else {}
-        issued = self._authority.issue_cert(*(hosts or (name,)), common_name=name, not_after=end, **more)
+        issued = self._authority.issue_cert(
+            *(hosts or (name,)), common_name=name, not_after=end, **more
+        )
         certificate, key = self._directory / f"{name}.pem", self._directory / f"{name}.key"
         certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         issued.private_key_pem.write_to_path(key)
         return certificate, key
 
-    def server(self, name: str, *hosts: str, days: float = 1, demanding: bool = False) -> ssl.SSLContext:
-        """What a server needs that shows such a certificate, and with `demanding` wants one of its clients."""
+    def server(
+        self, name: str, *hosts: str, days: float = 1, demanding: bool = False
+    ) -> ssl.SSLContext:
+        """What a server needs that shows such a certificate, and with `demanding` wants one of its
+        clients."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*self.issue(name, *hosts, days=days))
         if demanding:

@@ -1,4 +1,5 @@
-"""The commands of ours that a text names, and whether there are such: what a person copies must work."""
+"""The commands of ours that a text names, and whether there are such: what a person copies must
+work."""
 
 from __future__ import annotations
 
@@ -18,12 +19,17 @@ HELP = frozenset({"-h", "--help"})
 
 
 def in_markdown(text: str) -> list[str]:
-    """Those in blocks of shell and in the running text, there also such as `dead-letters list`, from our name on."""
+    """Those in blocks of shell and in the running text, there also such as `dead-letters list`,
+    from our name on."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
     by_group = [span for span in spans if " " in span and span.split()[0] in _commands(_root())]
-    return [*(found for block in blocks for found in in_shell(block)), *_after_our_name(spans), *by_group]
+    return [
+        *(found for block in blocks for found in in_shell(block)),
+        *_after_our_name(spans),
+        *by_group,
+    ]
 
 
 def in_shell(script: str) -> list[str]:
@@ -44,7 +50,8 @@ def in_sentences(module: Path) -> list[str]:
 
 
 def unknown_in(command: str) -> str | None:
-    """The first word of a command line, without our name, that is no command or no option of ours."""
+    """The first word of a command line, without our name, that is no command or no option of
+    ours."""
     found: Any = _root()
     for word in (word.strip(",.") for word in command.split()):
         if word.startswith("-") and len(word) > 1:
@@ -72,7 +79,9 @@ def _options(command: Any) -> set[str]:
 
 def _after_our_name(texts: list[str]) -> list[str]:
     lines = (" ".join(text.split()) for text in texts)
-    return [found for line in lines for found in re.findall(OURS + r"(.*?)(?=$|kestra-bridge )", line)]
+    return [
+        found for line in lines for found in re.findall(OURS + r"(.*?)(?=$|kestra-bridge )", line)
+    ]
 
 
 def _strings(module: Path) -> list[str]:
@@ -83,5 +92,7 @@ def _strings(module: Path) -> list[str]:
 def _plain(node: ast.Constant | ast.JoinedStr) -> str:
     """A string; what is put into it when it is made is left as a word."""
     if isinstance(node, ast.JoinedStr):
-        return "".join(_plain(part) if isinstance(part, ast.Constant) else "VALUE" for part in node.values)
+        return "".join(
+            _plain(part) if isinstance(part, ast.Constant) else "VALUE" for part in node.values
+        )
     return node.value if isinstance(node.value, str) else ""

@@ -1,4 +1,5 @@
-"""Commands run in this process, as a shell would run them: their output, and what they exit with."""
+"""Commands run in this process, as a shell would run them: their output, and what they exit
+with."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ Console = Callable[..., Done]
 
 
 @pytest.fixture
-def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
+def console(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Console]:
     """Run a command by its words, with these settings and environment variables."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

@@ -1,4 +1,5 @@
-"""The dashboard that ships, its queries as Grafana would send them, and what the bridge has for them."""
+"""The dashboard that ships, its queries as Grafana would send them, and what the bridge has for
+them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ ROWS = [panel["title"] for panel in PANELS if panel["type"] == "row"]
 VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 
 QUERIES: dict[str, str] = {
-    f"{panel['title']} {target['refId']}": target["expr"] for panel in PANELS for target in panel.get("targets", ())
+    f"{panel['title']} {target['refId']}": target["expr"]
+    for panel in PANELS
+    for target in panel.get("targets", ())
 }
 """Each query by its panel's title and its letter."""
 
@@ -31,13 +34,16 @@ def filled(expr: str, values: Mapping[str, str]) -> str:
 
 
 def exported(*, label: str | None = None) -> set[str]:
-    """The names of the bridge's own series, as Prometheus has them; of a histogram its name as well.
+    """The names of the bridge's own series, as Prometheus has them; of a histogram its name as
+    well.
 
     With `label`, only of those that have one of that name.
     """
     found = set()
     for family in Metrics({"kestra.jobs": 8}).registry.collect():
-        names = {sample.name for sample in family.samples if label is None or label in sample.labels}
+        names = {
+            sample.name for sample in family.samples if label is None or label in sample.labels
+        }
         histogram = {f"{family.name}{part}" for part in ("", "_bucket", "_count", "_sum")}
         found |= names
         if family.type == "histogram" and (names or label is None):

@@ -1,4 +1,5 @@
-"""A Kestra, and a RabbitMQ, that whoever runs the tests has and gives them in place of those that they start."""
+"""A Kestra, and a RabbitMQ, that whoever runs the tests has and gives them in place of those that
+they start."""
 
 from __future__ import annotations
 
@@ -45,11 +46,17 @@ class Server:
 
     def path(self, execution_id: str, action: str) -> str:
         """Where an action on an execution is asked for."""
-        return f"/executions/{execution_id}/{action if self.series == '1.3' else f'actions/{action}'}"
+        return (
+            f"/executions/{execution_id}/{action if self.series == '1.3' else f'actions/{action}'}"
+        )
 
     def errors(self) -> dict[str, str]:
         """The parameters of a question for errors in the log."""
-        return {"minLevel": "ERROR"} if self.series == "1.3" else {"filters[level][GREATER_THAN_OR_EQUAL_TO]": "ERROR"}
+        return (
+            {"minLevel": "ERROR"}
+            if self.series == "1.3"
+            else {"filters[level][GREATER_THAN_OR_EQUAL_TO]": "ERROR"}
+        )
 
     def settings(self, **changed: Any) -> KestraSettings:
         whole: dict[str, Any] = {"kestra_url": self.url}
@@ -78,7 +85,8 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def given(config: pytest.Config) -> Server | None:
-    """The Kestra that the tests were given, which is asked for its version once; None where they start their own.
+    """The Kestra that the tests were given, which is asked for its version once; None where they
+    start their own.
 
     Raises:
         UsageError: it doesn't let us in.
@@ -102,7 +110,9 @@ def _look_at(server: Server) -> Server:
         answer.raise_for_status()
         return replace(server, version=answer.json()["version"])
     except (httpx.HTTPError, httpx.InvalidURL, KeyError, ValueError) as error:
-        raise pytest.UsageError(f"--kestra-url {server.url}: no Kestra lets us in there: {error}") from None
+        raise pytest.UsageError(
+            f"--kestra-url {server.url}: no Kestra lets us in there: {error}"
+        ) from None
 
 
 def described(config: pytest.Config) -> list[str]:
@@ -111,4 +121,10 @@ def described(config: pytest.Config) -> list[str]:
     if server is None:
         return []
     said = f"Kestra at {server.url}: {server.version}, spoken to as {server.series}"
-    return [said, "skipped: what needs an engine or a stand-in of our own, or another version (the reasons at the end)"]
+    return [
+        said,
+        (
+            "skipped: what needs an engine or a stand-in of our own, or another version "
+            "(the reasons at the end)"
+        ),
+    ]

@@ -1,4 +1,5 @@
-"""What the tests of a running bridge share: the bridge as a subprocess, a client of the broker, a failing proxy."""
+"""What the tests of a running bridge share: the bridge as a subprocess, a client of the broker, a
+failing proxy."""
 
 from __future__ import annotations
 
@@ -43,30 +44,43 @@ async def eventually(
 
 
 @overload
-async def eventually(probe: Callable[[], Value], what: str, *, timeout: float = 30.0, every: float = 0.05) -> Value: ...
+async def eventually(
+    probe: Callable[[], Value], what: str, *, timeout: float = 30.0, every: float = 0.05
+) -> Value: ...
 
 
-async def eventually(probe: Callable[[], Any], what: str, *, timeout: float = 30.0, every: float = 0.05) -> Any:
-    """The first true value of `probe`, asked again and again; fails with `what` after `timeout` seconds."""
+async def eventually(
+    probe: Callable[[], Any], what: str, *, timeout: float = 30.0, every: float = 0.05
+) -> Any:
+    """The first true value of `probe`, asked again and again; fails with `what` after `timeout`
+    seconds."""
     deadline = asyncio.get_running_loop().time() + timeout
     while True:
         found = probe()
         value = await found if isinstance(found, Awaitable) else found
         if value:
             return value
-        assert asyncio.get_running_loop().time() < deadline, f"not within {timeout:g} s: {what} (last seen: {value!r})"
+        assert asyncio.get_running_loop().time() < deadline, (
+            f"not within {timeout:g} s: {what} (last seen: {value!r})"
+        )
         await asyncio.sleep(every)
 
 
 class Bridge:
     """`kestra-bridge run` as a subprocess, its log lines and its metrics."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], *, name: str = "bridge") -> None:
+    def __init__(
+        self, directory: Path, environment: Mapping[str, str], *, name: str = "bridge"
+    ) -> None:
         self.name = name
         self.log = directory / f"{name}.log"
         self._directory = directory
         self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("BRIDGE_", "OTEL_"))},
+            **{
+                key: value
+                for key, value in os.environ.items()
+                if not key.startswith(("BRIDGE_", "OTEL_"))
+            },
             "BRIDGE_HTTP_PORT": "0",
             "BRIDGE_LOG_FORMAT": "json",
             "BRIDGE_RECONCILE_INTERVAL": "1",
@@ -84,12 +98,18 @@ class Bridge:
         before = self.count(until) if until else 0
         command = [sys.executable, "-m", "bridge", "run"]
         self._http = ""
-        self._child = Child(self.name, command, log=self.log, env=self.environment, cwd=self._directory)
+        self._child = Child(
+            self.name, command, log=self.log, env=self.environment, cwd=self._directory
+        )
         if until:
             await eventually(
-                lambda: self.count(until) > before or not self.child.alive, f"{self.name}: {until}", timeout=timeout
+                lambda: self.count(until) > before or not self.child.alive,
+                f"{self.name}: {until}",
+                timeout=timeout,
             )
-            assert self.count(until) > before, f"{self.name} ended with {self.child.returncode}{self.child.tail()}"
+            assert self.count(until) > before, (
+                f"{self.name} ended with {self.child.returncode}{self.child.tail()}"
+            )
         return self
 
     @property
@@ -129,9 +149,15 @@ class Bridge:
     def count(self, event: str | None, **fields: object) -> int:
         return len(self.events(event, **fields))
 
-    async def settled(self, count: int = 1, *, timeout: float = 30.0, **fields: object) -> list[dict[str, Any]]:
+    async def settled(
+        self, count: int = 1, *, timeout: float = 30.0, **fields: object
+    ) -> list[dict[str, Any]]:
         """The lines of settled deliveries with those fields, once there are so many."""
-        await eventually(lambda: self.count("settled", **fields) >= count, f"{count} settled {fields}", timeout=timeout)
+        await eventually(
+            lambda: self.count("settled", **fields) >= count,
+            f"{count} settled {fields}",
+            timeout=timeout,
+        )
         return self.events("settled", **fields)
 
     @property
@@ -154,7 +180,10 @@ class Bridge:
         return await self.start()
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.end()
 
@@ -167,8 +196,14 @@ def scrape(url: str) -> str:
 
 def metric(text: str, name: str, **labels: str) -> float:
     """The sum of a metric's samples with those labels; 0 where there's none."""
-    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
-    return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
+    samples = (
+        sample for family in text_string_to_metric_families(text) for sample in family.samples
+    )
+    return sum(
+        sample.value
+        for sample in samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
 
 
 @dataclass
@@ -186,10 +221,18 @@ class Ended:
 
 @asynccontextmanager
 async def commanding(*words: str, **settings: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`kestra-bridge` with these words and settings (such as `BRIDGE_QUEUE`) under way; killed at the block's end."""
+    """`kestra-bridge` with these words and settings (such as `BRIDGE_QUEUE`) under way; killed at
+    the block's end."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bridge", *words, env=_surroundings(settings), stdin=pipe, stdout=pipe, stderr=pipe
+        sys.executable,
+        "-m",
+        "bridge",
+        *words,
+        env=_surroundings(settings),
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
     )
     try:
         yield process
@@ -214,7 +257,8 @@ async def command(*words: str, stdin: str = "", **settings: str) -> Ended:
 
 
 def on_a_terminal(*words: str, columns: int, answer: str = "", **settings: str) -> str:
-    """What a person with so many columns sees of `kestra-bridge`, who types that answer where something is asked."""
+    """What a person with so many columns sees of `kestra-bridge`, who types that answer where
+    something is asked."""
     pid, terminal = pty.fork()
     if pid == 0:
         environment = _surroundings(settings) | {"COLUMNS": str(columns), "TERM": "xterm"}
@@ -235,14 +279,20 @@ def on_a_terminal(*words: str, columns: int, answer: str = "", **settings: str) 
 
 
 def _surroundings(settings: Mapping[str, str]) -> dict[str, str]:
-    ours = {key: value for key, value in os.environ.items() if not key.startswith(("BRIDGE_", "OTEL_"))}
+    ours = {
+        key: value for key, value in os.environ.items() if not key.startswith(("BRIDGE_", "OTEL_"))
+    }
     return {**ours, "PYTHONPATH": str(REPOSITORY), **settings}
 
 
 def another_bridge(
-    bridges: list[Bridge], directory: Path, environment: Mapping[str, str], settings: Mapping[str, object]
+    bridges: list[Bridge],
+    directory: Path,
+    environment: Mapping[str, str],
+    settings: Mapping[str, object],
 ) -> Bridge:
-    """One more of a test's replicas, not started yet; `settings` are names of settings in lower case."""
+    """One more of a test's replicas, not started yet; `settings` are names of settings in lower
+    case."""
     given = {f"BRIDGE_{name.upper()}": str(value) for name, value in settings.items()}
     bridge = Bridge(directory, {**environment, **given}, name=f"bridge-{len(bridges) + 1}")
     bridges.append(bridge)
@@ -250,7 +300,8 @@ def another_bridge(
 
 
 def answers(metrics: Metrics, operation: str) -> float:
-    """How many requests of that operation Kestra has answered with status 200, as a client's metrics count them."""
+    """How many requests of that operation Kestra has answered with status 200, as a client's
+    metrics count them."""
     name = "bridge_kestra_request_seconds_count"
     return metrics.registry.get_sample_value(name, {"operation": operation, "code": "200"}) or 0
 
@@ -279,7 +330,9 @@ def starter_of(
 def settings_of(kestra: Standin) -> KestraSettings:
     """What a client of that stand-in is made with."""
     return KestraSettings(
-        kestra_url=kestra.url, kestra_username=kestra.username, kestra_password=SecretStr(kestra.password)
+        kestra_url=kestra.url,
+        kestra_username=kestra.username,
+        kestra_password=SecretStr(kestra.password),
     )
 
 
@@ -301,9 +354,15 @@ class Client:
             with suppress(ConnectionError):  # of a broker that the test took away
                 await connection.close()
 
-    async def submit(self, queue: str, body: object = None, *, job: str | None = None, **properties: Any) -> None:
+    async def submit(
+        self, queue: str, body: object = None, *, job: str | None = None, **properties: Any
+    ) -> None:
         """Publish a job message by confirm; `body` is JSON, or bytes as they are."""
-        payload = body if isinstance(body, bytes) else json.dumps(body if body is not None else {}).encode()
+        payload = (
+            body
+            if isinstance(body, bytes)
+            else json.dumps(body if body is not None else {}).encode()
+        )
         message = aio_pika.Message(
             payload, message_id=job, content_type="application/json", delivery_mode=2, **properties
         )
@@ -315,7 +374,9 @@ class Client:
             declared = await channel.declare_queue(queue, passive=True)
             return declared.declaration_result.message_count or 0
 
-    async def take(self, queue: str, count: int = 1, *, timeout: float = 30.0) -> list[AbstractIncomingMessage]:
+    async def take(
+        self, queue: str, count: int = 1, *, timeout: float = 30.0
+    ) -> list[AbstractIncomingMessage]:
         """That many messages of a queue, acked, oldest first; fails if they don't come."""
         taken: list[AbstractIncomingMessage] = []
         declared = await self.channel.get_queue(queue, ensure=False)
@@ -326,18 +387,22 @@ class Client:
                 await message.ack()
                 taken.append(message)
             elif asyncio.get_running_loop().time() > deadline:
-                raise AssertionError(f"{len(taken)} of {count} messages in {queue} within {timeout:g} s")
+                raise AssertionError(
+                    f"{len(taken)} of {count} messages in {queue} within {timeout:g} s"
+                )
             else:
                 await asyncio.sleep(0.05)
         return taken
 
-    async def mailbox(self) -> tuple[str, asyncio.Queue[dict[str, Any]]]:
+    async def reply_queue(self) -> tuple[str, asyncio.Queue[dict[str, Any]]]:
         """An exclusive queue for results, and what arrives in it."""
         queue = await self.channel.declare_queue(exclusive=True)
         results: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
         async def receive(message: AbstractIncomingMessage) -> None:
-            results.put_nowait(json.loads(message.body) | {"correlation_id": message.correlation_id})
+            results.put_nowait(
+                json.loads(message.body) | {"correlation_id": message.correlation_id}
+            )
 
         await queue.consume(receive, no_ack=True)
         return queue.name, results
@@ -347,7 +412,8 @@ Watcher = Callable[[bytes], None]
 
 
 class Proxy:
-    """A TCP proxy on loopback that can cut, refuse, stall and slow (`delay`, seconds) what goes through it.
+    """A TCP proxy on loopback that can cut, refuse, stall and slow (`delay`, seconds) what goes
+    through it.
 
     With `tls` it speaks that itself.
     """
@@ -404,17 +470,22 @@ class Proxy:
             return
         sent, answered = self._watchers()
         self._writers |= {writer, up_writer}
-        await asyncio.gather(self._pump(reader, up_writer, sent), self._pump(up_reader, writer, answered))
+        await asyncio.gather(
+            self._pump(reader, up_writer, sent), self._pump(up_reader, writer, answered)
+        )
         self._writers -= {writer, up_writer}
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(*self._target)
 
     def _watchers(self) -> tuple[Watcher, Watcher]:
-        """Who sees, as it comes in, what a new connection's client sends, and what it is answered."""
+        """Who sees, as it comes in, what a new connection's client sends, and what it is
+        answered."""
         return _ignore, _ignore
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, watcher: Watcher) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, watcher: Watcher
+    ) -> None:
         with suppress(OSError):
             while data := await reader.read(65_536):
                 watcher(data)

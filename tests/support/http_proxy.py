@@ -1,4 +1,5 @@
-"""An HTTP proxy in front of a real server that can answer in its place, before or after the work is done."""
+"""An HTTP proxy in front of a real server that can answer in its place, before or after the work is
+done."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Rule = Callable[[web.Request, Forward], Awaitable[Answer]]
 
 
 class HttpProxy:
-    """Forwards every request to `target`, unless a rule takes it; the first that fits wins, and serves once."""
+    """Forwards every request to `target`, unless a rule takes it; the first that fits wins, and
+    serves once."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -41,10 +43,18 @@ class HttpProxy:
 
         async def forward() -> Answer:
             headers = {
-                key: value for key, value in request.headers.items() if key.lower() not in ("host", "connection")
+                key: value
+                for key, value in request.headers.items()
+                if key.lower() not in ("host", "connection")
             }
-            answer = await self._client.request(request.method, str(request.rel_url), headers=headers, content=body)
-            kept = {key: value for key, value in answer.headers.items() if key.lower() in ("content-type", "date")}
+            answer = await self._client.request(
+                request.method, str(request.rel_url), headers=headers, content=body
+            )
+            kept = {
+                key: value
+                for key, value in answer.headers.items()
+                if key.lower() in ("content-type", "date")
+            }
             return web.Response(status=answer.status_code, body=answer.content, headers=kept)
 
         for rule in self.rules:
@@ -63,7 +73,10 @@ class HttpProxy:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         assert self._runner is not None
         await self._runner.cleanup()
@@ -73,12 +86,16 @@ class HttpProxy:
 async def gateway_timeout_after_the_work(_: web.Request, forward: Forward) -> Answer:
     """The work is done, and the answer is 504 in Kestra's words."""
     await forward()
-    return web.json_response({"message": "Operation timed out waiting for state transition"}, status=504)
+    return web.json_response(
+        {"message": "Operation timed out waiting for state transition"}, status=504
+    )
 
 
 async def gateway_timeout_without_the_work(_: web.Request, __: Forward) -> Answer:
     """Nothing is done, and the answer is 504 in Kestra's words."""
-    return web.json_response({"message": "Operation timed out waiting for state transition"}, status=504)
+    return web.json_response(
+        {"message": "Operation timed out waiting for state transition"}, status=504
+    )
 
 
 def late(seconds: float) -> Rule:

@@ -1,8 +1,10 @@
-"""What Kubernetes would make of `deploy/kubernetes`: Kustomize as kubectl has it, and a schema for every kind.
+"""What Kubernetes would make of `deploy/kubernetes`: Kustomize as kubectl has it, and a schema for
+every kind.
 
-kubectl comes from Debian, Kubernetes' own schemas from a package of PyPI, and those of KEDA and of the Prometheus
-operator from their Go modules: each of a fixed version, checked by a hash, and kept in the cache. RabbitMQ's operators
-can't be had so; what their kinds take is said here, as far as it is used.
+kubectl comes from Debian, Kubernetes' own schemas from a package of PyPI, and those of KEDA and of
+the Prometheus operator from their Go modules: each of a fixed version, checked by a hash, and kept
+in the cache. RabbitMQ's operators can't be had so; what their kinds take is said here, as far as it
+is used.
 """
 
 from __future__ import annotations
@@ -46,8 +48,14 @@ _PROMETHEUS = (
 _DEFINITIONS: Mapping[str, tuple[tuple[str, str], str]] = {
     "ScaledObject": (_KEDA, "config/crd/bases/keda.sh_scaledobjects.yaml"),
     "TriggerAuthentication": (_KEDA, "config/crd/bases/keda.sh_triggerauthentications.yaml"),
-    "PodMonitor": (_PROMETHEUS, "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml"),
-    "PrometheusRule": (_PROMETHEUS, "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml"),
+    "PodMonitor": (
+        _PROMETHEUS,
+        "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
+    ),
+    "PrometheusRule": (
+        _PROMETHEUS,
+        "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
+    ),
 }
 """Kinds, and the Go module and file that have their definitions."""
 
@@ -59,7 +67,11 @@ _DEFINITIONS: Mapping[str, tuple[tuple[str, str], str]] = {
 def built(overlay: str) -> list[Manifest]:
     """What `kubectl kustomize` makes of a folder. Not to be changed: it is made once."""
     done = subprocess.run(
-        [_kubectl(), "kustomize", str(HERE / overlay)], capture_output=True, text=True, check=False, timeout=60
+        [_kubectl(), "kustomize", str(HERE / overlay)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     return parsed(done.stdout)
@@ -67,7 +79,11 @@ def built(overlay: str) -> list[Manifest]:
 
 def rules() -> list[Manifest]:
     """What `deploy/kubernetes/rules` prints."""
-    return parsed(subprocess.run([HERE / "rules"], capture_output=True, text=True, check=True, timeout=60).stdout)
+    return parsed(
+        subprocess.run(
+            [HERE / "rules"], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+    )
 
 
 def parsed(text: str) -> list[Manifest]:
@@ -75,7 +91,8 @@ def parsed(text: str) -> list[Manifest]:
 
 
 def faults(manifest: Manifest) -> list[str]:
-    """What the API server would refuse or drop: a field that there is none of, a value of a wrong type."""
+    """What the API server would refuse or drop: a field that there is none of, a value of a wrong
+    type."""
     found = _validator(manifest["apiVersion"], manifest["kind"]).iter_errors(manifest)
     return [f"{manifest['kind']} {error.json_path}: {error.message}" for error in found]
 
@@ -89,12 +106,18 @@ def _validator(version: str, kind: str) -> Draft202012Validator:
         return Draft202012Validator(_RABBITMQ[kind])
     if kind in _DEFINITIONS:
         (definition,) = yaml.safe_load_all(_definition(kind).read_text())
-        (schema,) = (one["schema"] for one in definition["spec"]["versions"] if version.endswith(f"/{one['name']}"))
+        (schema,) = (
+            one["schema"]
+            for one in definition["spec"]["versions"]
+            if version.endswith(f"/{one['name']}")
+        )
         return Draft202012Validator(_strict(schema["openAPIV3Schema"]))
     schemas, registry = _core()
     group, _, name = version.rpartition("/")
     parts = (kind.lower(), group.partition(".")[0], name)
-    return Draft202012Validator(schemas["-".join(part for part in parts if part)], registry=registry)
+    return Draft202012Validator(
+        schemas["-".join(part for part in parts if part)], registry=registry
+    )
 
 
 @cache
@@ -111,14 +134,21 @@ def _core() -> tuple[Mapping[str, Any], Registry[Any]]:
             "networkpolicy-",
             "_definitions",
         )
-        files = {name: json.loads(archive.read(name)) for name in names if name.removeprefix(folder).startswith(kinds)}
+        files = {
+            name: json.loads(archive.read(name))
+            for name in names
+            if name.removeprefix(folder).startswith(kinds)
+        }
     shared = files[f"{folder}_definitions.json"]
-    registry: Registry[Any] = Registry().with_resource(shared["$id"], Resource.from_contents(shared))
+    registry: Registry[Any] = Registry().with_resource(
+        shared["$id"], Resource.from_contents(shared)
+    )
     return {Path(name).stem: schema for name, schema in files.items()}, registry
 
 
 def _strict(schema: Any) -> Any:
-    """A definition's schema with no room for fields that it does not name; the API server drops those."""
+    """A definition's schema with no room for fields that it does not name; the API server drops
+    those."""
     if isinstance(schema, list):
         return [_strict(item) for item in schema]
     if not isinstance(schema, dict):
@@ -126,8 +156,14 @@ def _strict(schema: Any) -> Any:
     strict = {key: _strict(value) for key, value in schema.items()}
     if strict.pop("x-kubernetes-int-or-string", False):
         strict["type"] = ["integer", "string"]
-    open_ended = strict.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in strict
-    if isinstance(strict.get("properties"), dict) and strict.get("type") == "object" and not open_ended:
+    open_ended = (
+        strict.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in strict
+    )
+    if (
+        isinstance(strict.get("properties"), dict)
+        and strict.get("type") == "object"
+        and not open_ended
+    ):
         strict["additionalProperties"] = False
         if {"apiVersion", "kind", "metadata"} <= strict["properties"].keys():
             strict["properties"]["metadata"] = _FREE  # which is Kubernetes' own, and not said here
@@ -142,22 +178,36 @@ def _kubectl() -> Path:
     program = place / "usr/bin/kubectl"
     with locked("kubectl"):
         if not program.exists():
-            partial, log = place.with_name(f"{place.name}.partial"), place.with_name(f"{place.name}.log")
+            partial, log = (
+                place.with_name(f"{place.name}.partial"),
+                place.with_name(f"{place.name}.log"),
+            )
             remove(partial, place, log=log)
             # Only unpacked: it needs nothing of the release around it.
             lay_out(_SUITE, partial, ("--variant=extract", "--include=kubernetes-client"), log=log)
-            run_tool("mv", "--no-target-directory", str(partial), str(place), log=log, within=AS_ROOT)
+            run_tool(
+                "mv", "--no-target-directory", str(partial), str(place), log=log, within=AS_ROOT
+            )
     return program
 
 
 def _wheel() -> Path:
-    """The package with Kubernetes' schemas. It is read as it is: installed it takes a hundred megabytes."""
+    """The package with Kubernetes' schemas. It is read as it is: installed it takes a hundred
+    megabytes."""
     folder = cache_directory("kubernetes")
     with locked("kubernetes-schemas"):
         if not (found := _intact(folder)):
             wanted = folder / "schemas.txt"
             wanted.write_text(f"{_SCHEMAS} --hash=sha256:{_SCHEMAS_HASH}\n")
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+            ]
             _run([*pip, "--require-hashes", "--requirement", str(wanted), "--dest", str(folder)])
             found = _intact(folder)
     assert found, "pip fetched something else"
@@ -166,7 +216,9 @@ def _wheel() -> Path:
 
 def _intact(folder: Path) -> Path | None:
     wheels = folder.glob("kubernetes_validate-*.whl")
-    return next((path for path in wheels if sha256(path.read_bytes()).hexdigest() == _SCHEMAS_HASH), None)
+    return next(
+        (path for path in wheels if sha256(path.read_bytes()).hexdigest() == _SCHEMAS_HASH), None
+    )
 
 
 def _definition(kind: str) -> Path:
@@ -203,14 +255,23 @@ def _module(module: str, digest: str) -> Path:
 
 def _run(command: list[str], environment: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=_FETCH_SECONDS, cwd="/"
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_FETCH_SECONDS,
+        cwd="/",
     )
     if done.returncode != 0:
-        raise ProcessError(f"{' '.join(command[:4])} ended with {done.returncode}: {done.stdout}{done.stderr}")
+        raise ProcessError(
+            f"{' '.join(command[:4])} ended with {done.returncode}: {done.stdout}{done.stderr}"
+        )
     return done.stdout
 
 
-# RabbitMQ's kinds, v1beta1 of the cluster operator (2.x) and of the messaging topology operator (1.x).
+# RabbitMQ's kinds, v1beta1 of the cluster operator (2.x) and of the messaging topology operator
+# (1.x).
 
 
 def _object(required: str = "", **fields: Any) -> dict[str, Any]:
@@ -233,7 +294,12 @@ def _kind(required: str = "", **fields: Any) -> dict[str, Any]:
 
 
 def _in_cluster(required: str, **fields: Any) -> dict[str, Any]:
-    return _kind(f"rabbitmqClusterReference {required}", rabbitmqClusterReference=_NAMED, vhost=_TEXT, **fields)
+    return _kind(
+        f"rabbitmqClusterReference {required}",
+        rabbitmqClusterReference=_NAMED,
+        vhost=_TEXT,
+        **fields,
+    )
 
 
 _TEXT = {"type": "string"}
@@ -251,12 +317,22 @@ _RABBITMQ: Mapping[str, Mapping[str, Any]] = {
         tls=_object(secretName=_TEXT, caSecretName=_TEXT, disableNonTLSListeners=_FLAG),
         affinity=_object(nodeAffinity=_FREE, podAffinity=_FREE, podAntiAffinity=_FREE),
         # The operator takes no more than so many characters.
-        rabbitmq=_object(additionalConfig={**_TEXT, "maxLength": 2000}, additionalPlugins={"type": "array"}),
+        rabbitmq=_object(
+            additionalConfig={**_TEXT, "maxLength": 2000}, additionalPlugins={"type": "array"}
+        ),
     ),
-    "Exchange": _in_cluster("name", name=_TEXT, type=_TEXT, durable=_FLAG, autoDelete=_FLAG, arguments=_FREE),
-    "Queue": _in_cluster("name", name=_TEXT, type=_TEXT, durable=_FLAG, autoDelete=_FLAG, arguments=_FREE),
+    "Exchange": _in_cluster(
+        "name", name=_TEXT, type=_TEXT, durable=_FLAG, autoDelete=_FLAG, arguments=_FREE
+    ),
+    "Queue": _in_cluster(
+        "name", name=_TEXT, type=_TEXT, durable=_FLAG, autoDelete=_FLAG, arguments=_FREE
+    ),
     "Binding": _in_cluster(
-        "", source=_TEXT, destination=_TEXT, destinationType={"enum": ["queue", "exchange"]}, routingKey=_TEXT
+        "",
+        source=_TEXT,
+        destination=_TEXT,
+        destinationType={"enum": ["queue", "exchange"]},
+        routingKey=_TEXT,
     ),
     "Policy": _in_cluster(
         "name pattern definition",
@@ -270,7 +346,10 @@ _RABBITMQ: Mapping[str, Mapping[str, Any]] = {
         "rabbitmqClusterReference",
         rabbitmqClusterReference=_NAMED,
         importCredentialsSecret=_NAMED,
-        tags={"type": "array", "items": {"enum": ["management", "policymaker", "monitoring", "administrator"]}},
+        tags={
+            "type": "array",
+            "items": {"enum": ["management", "policymaker", "monitoring", "administrator"]},
+        },
     ),
     "Permission": _in_cluster(
         "vhost permissions",

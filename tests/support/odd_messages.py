@@ -58,11 +58,15 @@ leaves = st.one_of(
 )
 names = st.text(max_size=20)
 values = st.recursive(
-    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=6
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=6,
 )
 jsons = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 input_names = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,10}", fullmatch=True)
@@ -81,7 +85,13 @@ bodies = st.one_of(
     encoded,
     jobs.map(lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")),
     st.fixed_dictionaries(
-        {}, optional={"flow": st.just("test/job") | st.text(), "inputs": jsons, "labels": jsons, "timeout": jsons}
+        {},
+        optional={
+            "flow": st.just("test/job") | st.text(),
+            "inputs": jsons,
+            "labels": jsons,
+            "timeout": jsons,
+        },
     ).map(lambda value: json.dumps(value).encode()),
     st.tuples(encoded, st.integers(0, 200), st.binary(max_size=2)).map(
         lambda cut: cut[0][: cut[1]] + cut[2] + cut[0][cut[1] + 1 :]
@@ -89,14 +99,27 @@ bodies = st.one_of(
     st.tuples(encoded, st.sampled_from(["utf-16", "utf-32", "utf-8-sig", "utf-7"])).map(
         lambda pair: pair[0].decode().encode(pair[1])
     ),
-    st.integers(1, 50_000).map(lambda depth: b'{"inputs": {"a": ' + b"[" * depth + b"]" * depth + b"}}"),
-    st.integers(1, 10_000).map(lambda digits: b'{"inputs": {"a": 1' + b"0" * digits + b'}, "timeout": 5}'),
+    st.integers(1, 50_000).map(
+        lambda depth: b'{"inputs": {"a": ' + b"[" * depth + b"]" * depth + b"}}"
+    ),
+    st.integers(1, 10_000).map(
+        lambda digits: b'{"inputs": {"a": 1' + b"0" * digits + b'}, "timeout": 5}'
+    ),
     st.integers(1, 2_000).map(lambda depth: b'{"a":' * depth + b"1" + b"}" * depth),
 )
 own_headers = st.sampled_from(
-    ["x-bridge-attempt", "x-bridge-first-attempt", "x-bridge-reason", "x-bridge-queue", "x-death", "x-delivery-count"]
+    [
+        "x-bridge-attempt",
+        "x-bridge-first-attempt",
+        "x-bridge-reason",
+        "x-bridge-queue",
+        "x-death",
+        "x-delivery-count",
+    ]
 )
-copies = st.lists(st.text(max_size=20), max_size=3)  # RabbitMQ closes the channel over anything else
+copies = st.lists(
+    st.text(max_size=20), max_size=3
+)  # RabbitMQ closes the channel over anything else
 properties = st.fixed_dictionaries(
     {},
     optional={
@@ -111,16 +134,23 @@ properties = st.fixed_dictionaries(
         "priority": st.integers(0, 255),
         "delivery_mode": st.sampled_from([1, 2]),
         "expiration": st.integers(10**8, 10**9).map(str),
-        "timestamp": st.datetimes(datetime(1970, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC)),  # noqa: DTZ001
+        "timestamp": st.datetimes(
+            datetime(1970, 1, 2),  # noqa: DTZ001
+            datetime(9999, 12, 30),  # noqa: DTZ001
+            timezones=st.just(UTC),
+        ),
         "headers": st.fixed_dictionaries({}, optional={"CC": copies, "BCC": copies}).flatmap(
-            lambda routing: st.dictionaries(own_headers | names, values, max_size=4).map(lambda found: found | routing)
+            lambda routing: st.dictionaries(own_headers | names, values, max_size=4).map(
+                lambda found: found | routing
+            )
         ),
     },
 )
 
 
 def drawn(count: int, seed: int | None = None) -> list[tuple[bytes, dict[str, Any]]]:
-    """So many messages, as different from each other as Hypothesis makes them; the same ones for the same seed."""
+    """So many messages, as different from each other as Hypothesis makes them; the same ones for
+    the same seed."""
     messages: list[tuple[bytes, dict[str, Any]]] = []
 
     @settings(

@@ -1,4 +1,5 @@
-"""A stand-in for Kestra's web server: for faults that the real engine can't be made to show, and for volume.
+"""A stand-in for Kestra's web server: for faults that the real engine can't be made to show, and
+for volume.
 
     async with Standin() as kestra:
         kestra.flow("bridge.jobs", "example", Ends("FAILED", after=0.2, error="disk full"))
@@ -7,9 +8,10 @@
         ...
         assert kestra.per_attempt() == {("job-1", "1"): 1}
 
-It speaks the dialect of 2.0 or, with `version="1.3.25"`, of 1.x, as far as the bridge uses it. What it answers has the
-form, and a refusal the words, of what a real server of that series answered (`contract/recorded.py`). The work of a
-request is done in one go, so that a fault comes either before it or after it.
+It speaks the dialect of 2.0 or, with `version="1.3.25"`, of 1.x, as far as the bridge uses it. What
+it answers has the form, and a refusal the words, of what a real server of that series answered
+(`contract/recorded.py`). The work of a request is done in one go, so that a fault comes either
+before it or after it.
 """
 
 from __future__ import annotations
@@ -42,11 +44,22 @@ from tests.contract.flows import Series
 from tests.contract.recorded import Exchange, recorded, rows
 
 TERMINAL = frozenset({"SUCCESS", "WARNING", "FAILED", "KILLED", "CANCELLED", "RETRIED", "SKIPPED"})
-GOING = {"CREATED", "SUBMITTED", "QUEUED", "RUNNING", "RESTARTED", "RETRYING", "PAUSED", "BREAKPOINT", "KILLING"}
+GOING = {
+    "CREATED",
+    "SUBMITTED",
+    "QUEUED",
+    "RUNNING",
+    "RESTARTED",
+    "RETRYING",
+    "PAUSED",
+    "BREAKPOINT",
+    "KILLING",
+}
 LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR")
 LONGEST_REQUEST_LINE = 4096
 RETRIED_AFTER = 0.02
-"""Kestra 2.0 tells FAILED and, so many seconds later, RETRIED of an execution whose flow is retried anew."""
+"""Kestra 2.0 tells FAILED and, so many seconds later, RETRIED of an execution whose flow is retried
+anew."""
 
 KESTRA = object()
 """A fault's body in Kestra's own words."""
@@ -63,9 +76,10 @@ Pairs = list[tuple[str, str]]
 class Ends:
     """How executions of a flow end. With `after=None` they wait for `Standin.end`.
 
-    With `retries`, so many executions first end FAILED and then RETRIED, each followed by a new one (a flow's retry
-    with CREATE_NEW_EXECUTION). With `kill_sticks`, a kill leads to KILLING and no further. Without `starts`, they stay
-    CREATED until `Standin.begin`, as with a Kestra whose executor is down.
+    With `retries`, so many executions first end FAILED and then RETRIED, each followed by a new one
+    (a flow's retry with CREATE_NEW_EXECUTION). With `kill_sticks`, a kill leads to KILLING and no
+    further. Without `starts`, they stay CREATED until `Standin.begin`, as with a Kestra whose
+    executor is down.
     """
 
     state: str = "SUCCESS"
@@ -123,7 +137,8 @@ Behaviour = Ends | Callable[[Run], Ends]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """A flow: how its executions end, and which inputs it takes by which type (None: any, as text)."""
+    """A flow: how its executions end, and which inputs it takes by which type (None: any, as
+    text)."""
 
     namespace: str
     id: str
@@ -158,7 +173,11 @@ class Answer(Exception):
     """A status and a body; raised by a handler where the answer is an error."""
 
     def __init__(
-        self, status: int, body: Any = None, headers: Mapping[str, str] | None = None, content_type: str = JSON
+        self,
+        status: int,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        content_type: str = JSON,
     ) -> None:
         super().__init__(status)
         self.status = status
@@ -171,14 +190,20 @@ class Answer(Exception):
 
 
 def refusal(series: Series, like: str, *changes: tuple[str, str]) -> Answer:
-    """What a real server answered to a request that was refused, with what differs in this one put in its place.
+    """What a real server answered to a request that was refused, with what differs in this one put
+    in its place.
 
-    `like` is a part of that exchange: its status, method, address and body, which of 1.3 and 2.0 are the same for most.
+    `like` is a part of that exchange: its status, method, address and body, which of 1.3 and 2.0
+    are the same for most.
     """
     text = json.dumps(_refused(series, like).body)
     for there, here in changes:
         text = text.replace(json.dumps(there)[1:-1], json.dumps(here)[1:-1])
-    kept = {name: value for name, value in _refused(series, like).headers.items() if name != "content-type"}
+    kept = {
+        name: value
+        for name, value in _refused(series, like).headers.items()
+        if name != "content-type"
+    }
     return Answer(_refused(series, like).status, json.loads(text) or None, kept)
 
 
@@ -187,7 +212,9 @@ def _refused(series: Series, like: str) -> Exchange:
     others: Series = "1.3" if series == "2.0" else "2.0"
     exchanges = (one for one in [*recorded(series), *recorded(others)] if one.status >= 400)
     return next(
-        one for one in exchanges if like in f"{one.status} {one.method} {unquote(one.path)}\n{one.request_body}"
+        one
+        for one in exchanges
+        if like in f"{one.status} {one.method} {unquote(one.path)}\n{one.request_body}"
     )
 
 
@@ -209,12 +236,16 @@ class Form:
         if self.content_type is None:
             return Answer(self.status)
         if isinstance(value, dict) and "results" in value:
-            return Answer(self.status, {**value, "results": [self._row(row) for row in value["results"]]})
+            return Answer(
+                self.status, {**value, "results": [self._row(row) for row in value["results"]]}
+            )
         shown = [self._row(row) for row in value] if isinstance(value, list) else self._row(value)
         return Answer(self.status, shown, content_type=self.content_type)
 
     def _row(self, whole: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in whole.items() if key in self.keys} if self.keys else whole
+        return (
+            {key: value for key, value in whole.items() if key in self.keys} if self.keys else whole
+        )
 
 
 @cache
@@ -225,7 +256,11 @@ def forms(series: Series) -> Mapping[str, Form]:
         match = _operations(one.path.partition("?")[0], series).get(one.method)
         if one.status < 300 and match:
             form = found.setdefault(match[0], Form(one.status, one.headers.get("content-type")))
-            listed = rows(one.body) if isinstance(one.body, list) or "results" in one.body else [one.body]
+            listed = (
+                rows(one.body)
+                if isinstance(one.body, list) or "results" in one.body
+                else [one.body]
+            )
             form.keys.update(*listed)
     return found
 
@@ -235,7 +270,8 @@ class Fault:
     """What goes wrong with the next requests for an operation."""
 
     operation: str = "*"
-    """create, search, get, kill, outputs, logs, configs, flow, new_flow, save_flow, validate; or "*"."""
+    """create, search, get, kill, outputs, logs, configs, flow, new_flow, save_flow, validate; or
+    "*"."""
     times: int | None = 1
     """How many requests; None for all until `clear`."""
     worked: bool = False
@@ -263,7 +299,12 @@ class Fault:
 
     def fits(self, operation: str, call: Call) -> bool:
         spent = self.times is not None and self.hits >= self.times
-        return not spent and self.operation in ("*", operation) and random.random() < self.share and self.when(call)  # noqa: S311
+        return (
+            not spent
+            and self.operation in ("*", operation)
+            and random.random() < self.share  # noqa: S311
+            and self.when(call)
+        )
 
     def answer(self, created: str | None) -> Answer:
         """What the client gets to see instead."""
@@ -273,7 +314,11 @@ class Fault:
         headers = {"Location": "/ui/login"} if 300 <= self.status < 400 else {}
         if self.status == 401:
             headers = {"WWW-Authenticate": "Basic"}
-        body = in_words(self.status, "Internal server error: made to fail").body if self.body is KESTRA else self.body
+        body = (
+            in_words(self.status, "Internal server error: made to fail").body
+            if self.body is KESTRA
+            else self.body
+        )
         return Answer(self.status, body, headers)
 
 
@@ -307,11 +352,12 @@ class Faults:
 
 
 class Replies:
-    """What the notifier flow would publish at each end, brought to `on_end`, and what can go wrong with it.
+    """What the notifier flow would publish at each end, brought to `on_end`, and what can go wrong
+    with it.
 
-    `drop` is the share that gets lost, `copies` how often each is sent, `delay` in seconds; with `shuffle`, so many are
-    held back and then sent in another order. With `early`, an execution that ends at once has its reply sent before the
-    create call is answered.
+    `drop` is the share that gets lost, `copies` how often each is sent, `delay` in seconds; with
+    `shuffle`, so many are held back and then sent in another order. With `early`, an execution that
+    ends at once has its reply sent before the create call is answered.
     """
 
     def __init__(self) -> None:
@@ -348,7 +394,13 @@ class Replies:
 
 def _reply(run: Run) -> dict[str, Any]:
     ended = run.histories[-1][1].isoformat()
-    return {"executionId": run.id, "state": run.state, "namespace": run.namespace, "flowId": run.flow, "endedAt": ended}
+    return {
+        "executionId": run.id,
+        "state": run.state,
+        "namespace": run.namespace,
+        "flowId": run.flow,
+        "endedAt": ended,
+    }
 
 
 class Standin:
@@ -397,7 +449,8 @@ class Standin:
 
     @property
     def outputs_apart(self) -> bool:
-        """Whether outputs have a path of their own; the build of 2.0 that was recorded is older than that."""
+        """Whether outputs have a path of their own; the build of 2.0 that was recorded is older
+        than that."""
         return self.series == "2.0" and "SNAPSHOT" not in self.version
 
     # What a test says and asks.
@@ -406,14 +459,17 @@ class Standin:
     def url(self) -> str:
         return f"{'https' if self._tls else 'http'}://{self._host}:{self._port}"
 
-    def flow(self, namespace: str, flow_id: str, behaviour: Behaviour = Ends(), **more: Any) -> Flow:
+    def flow(
+        self, namespace: str, flow_id: str, behaviour: Behaviour = Ends(), **more: Any
+    ) -> Flow:
         """Have a flow, or change one. `more`: see `Flow`."""
         flow = Flow(namespace=namespace, id=flow_id, behaviour=behaviour, **more)
         self._flows[namespace, flow_id] = flow
         return flow
 
     def executions_of(self, job: str, attempt: int = 1) -> list[Run]:
-        """The executions of that (job, attempt), those of a flow's retry included, in the order of their creation."""
+        """The executions of that (job, attempt), those of a flow's retry included, in the order of
+        their creation."""
         found = self._by_label.get(("bridgeJob", job), {}).values()
         return [run for run in found if run.labels.get("bridgeAttempt") == str(attempt)]
 
@@ -433,7 +489,8 @@ class Standin:
         self._changed.set()
 
     def halt(self) -> None:
-        """Run nothing any more, as with an executor that is down: creates and kills are taken, without effect."""
+        """Run nothing any more, as with an executor that is down: creates and kills are taken,
+        without effect."""
         self._halted = True
 
     def go_on(self) -> None:
@@ -446,7 +503,8 @@ class Standin:
                 self._in_background(self._run_out(run))
 
     def restart(self, execution_id: str, ends: Ends | None = None) -> Run:
-        """Run an execution that has ended once more, as an operator does, to its old end or to another one."""
+        """Run an execution that has ended once more, as an operator does, to its old end or to
+        another one."""
         run = self._open[execution_id] = self._find(execution_id)
         run.ends = ends or run.ends
         self._pass_to(run, "RESTARTED")
@@ -455,9 +513,12 @@ class Standin:
         return run
 
     def past(self, labels: Mapping[str, str], *states: str, original: Run | None = None) -> Run:
-        """An execution of `test/job` that has been through these states, or a later one of that execution's chain."""
+        """An execution of `test/job` that has been through these states, or a later one of that
+        execution's chain."""
         flow = self._flows.get(("test", "job"), Flow(namespace="test", id="job"))
-        run = self._start(flow, dict(labels), {}, original_id=original.original_id if original else None)
+        run = self._start(
+            flow, dict(labels), {}, original_id=original.original_id if original else None
+        )
         run.histories += [(state, self._now()) for state in states]
         if run.state in TERMINAL:
             self._open.pop(run.id)
@@ -472,7 +533,9 @@ class Standin:
         if run.timer is not None:
             run.timer.cancel()
 
-    async def until(self, condition: Callable[[], bool], what: str, *, timeout: float = 10.0) -> None:
+    async def until(
+        self, condition: Callable[[], bool], what: str, *, timeout: float = 10.0
+    ) -> None:
         """Wait for something to come true of this server.
 
         Raises:
@@ -484,7 +547,9 @@ class Standin:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise AssertionError(f"not within {timeout:g} s: {what}; requests so far: {dict(self.requests)}") from None
+            raise AssertionError(
+                f"not within {timeout:g} s: {what}; requests so far: {dict(self.requests)}"
+            ) from None
 
     async def down(self) -> None:
         """Refuse connections and cut those that are there; what runs goes on running."""
@@ -501,14 +566,21 @@ class Standin:
         """Listen (again), on the same port."""
         assert self._runner is not None
         self._site = web.TCPSite(
-            self._runner, self._host, self._port, backlog=1024, reuse_address=True, ssl_context=self._tls
+            self._runner,
+            self._host,
+            self._port,
+            backlog=1024,
+            reuse_address=True,
+            ssl_context=self._tls,
         )
         await self._site.start()
         assert self._site._server is not None
         self._port = self._site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
 
     async def __aenter__(self) -> Self:
-        self._runner = web.ServerRunner(web.Server(self._serve, access_log=None), shutdown_timeout=1.0)
+        self._runner = web.ServerRunner(
+            web.Server(self._serve, access_log=None), shutdown_timeout=1.0
+        )
         await self._runner.setup()
         await self.up()
         return self
@@ -536,7 +608,9 @@ class Standin:
         fault = self.faults.take(operation, call)
         try:
             return await (
-                self._respond(handle(), operation) if fault is None else self._fail(request, fault, handle, operation)
+                self._respond(handle(), operation)
+                if fault is None
+                else self._fail(request, fault, handle, operation)
             )
         finally:
             self._changed.set()
@@ -555,7 +629,9 @@ class Standin:
             _reset(request)
             return web.Response()
         body = answer.body if answer else None
-        return await self._respond(fault.answer(body.get("id") if isinstance(body, dict) else None), operation)
+        return await self._respond(
+            fault.answer(body.get("id") if isinstance(body, dict) else None), operation
+        )
 
     async def _pause(self, seconds: float) -> None:
         if seconds:
@@ -566,19 +642,26 @@ class Standin:
         if operation == "create" and self.replies.early:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         ahead = self.skew if self.date_skew is None else self.date_skew
-        headers = {"Date": format_datetime(datetime.now(UTC) + ahead, usegmt=True), **answer.headers}
+        headers = {
+            "Date": format_datetime(datetime.now(UTC) + ahead, usegmt=True),
+            **answer.headers,
+        }
         match answer.body:
             case None:
                 return web.Response(status=answer.status, headers=headers)
             case _ if operation == "head":
                 return web.Response(status=answer.status, headers=headers)
             case str() as text:
-                return web.Response(status=answer.status, headers=headers, text=text, content_type="text/html")
+                return web.Response(
+                    status=answer.status, headers=headers, text=text, content_type="text/html"
+                )
             case bytes() as data:
                 body = data
             case value:
                 body = to_json(value)
-        return web.Response(status=answer.status, headers=headers, body=body, content_type=answer.content_type)
+        return web.Response(
+            status=answer.status, headers=headers, body=body, content_type=answer.content_type
+        )
 
     def _route(self, call: Call) -> tuple[str, Callable[[], Answer]]:
         """The operation, and what does its work."""
@@ -610,13 +693,18 @@ class Standin:
         if call.method not in found:
             allowed = ("HEAD, DELETE, GET", ", ".join(found))
             raise self._refuse(
-                "405 OPTIONS", ("OPTIONS", call.method), ("/api/v1/main/executions/search", call.path), allowed
+                "405 OPTIONS",
+                ("OPTIONS", call.method),
+                ("/api/v1/main/executions/search", call.path),
+                allowed,
             )
         operation, *variables = found[call.method]
         produced = "text/json" if operation == "kill" else JSON
         wanted = call.headers.get("Accept", "*/*")
         if not {part.partition(";")[0].strip() for part in wanted.split(",")} & {"*/*", produced}:
-            raise self._refuse("406 GET", (f"[{JSON}]", f"[{produced}]"), ("application/xml", wanted))
+            raise self._refuse(
+                "406 GET", (f"[{JSON}]", f"[{produced}]"), ("application/xml", wanted)
+            )
         if call.path.startswith("/api/v1/") and call.path.split("/")[3] not in ("main", "configs"):
             raise self._refuse("/api/v1/other/")
         return operation, *variables
@@ -646,23 +734,34 @@ class Standin:
             raise self._refuse("415 POST", (f"[{JSON}]", f"[{kind}]"))
         labels = self._parse_labels([value for key, value in call.query if key == "labels"])
         run = self._start(flow, labels, self._typed(call.form, flow))
-        run.trace = {name: call.headers[name] for name in ("traceparent", "tracestate") if name in call.headers}
+        run.trace = {
+            name: call.headers[name]
+            for name in ("traceparent", "tracestate")
+            if name in call.headers
+        }
         self.created.append(run)
         return self._begun(run, flow)
 
     def _begun(self, run: Run, flow: Flow) -> dict[str, Any]:
-        """What is answered to who has an execution created: 1.x doesn't wait for what becomes of it."""
+        """What is answered to who has an execution created: 1.x doesn't wait for what becomes of
+        it."""
         if self._is_one_too_many(run, flow.concurrency or {}):
             run.histories[1:] = []
             self._pass_to(run, "FAILED")
         else:
             self._let_run(run)
-        return self._whole(run if self.series == "2.0" else replace(run, histories=run.histories[:1]))
+        return self._whole(
+            run if self.series == "2.0" else replace(run, histories=run.histories[:1])
+        )
 
     def _is_one_too_many(self, run: Run, limits: Mapping[str, Any]) -> bool:
         if limits.get("behavior") != "FAIL":
             return False
-        going = [one for one in self._open.values() if (one.namespace, one.flow) == (run.namespace, run.flow)]
+        going = [
+            one
+            for one in self._open.values()
+            if (one.namespace, one.flow) == (run.namespace, run.flow)
+        ]
         return len(going) > int(limits["limit"])
 
     def _on_webhook(self, call: Call, namespace: str, flow_id: str, key: str) -> dict[str, Any]:
@@ -671,7 +770,10 @@ class Standin:
         if flow is None or key not in [trigger.get("key") for trigger in triggers]:
             raise self._refuse("/hook/wrong")
         run = self._start(flow, {"system.from": "trigger"}, {})
-        run.trigger = {"type": "io.kestra.plugin.core.trigger.Webhook", "variables": {"body": call.body.decode()}}
+        run.trigger = {
+            "type": "io.kestra.plugin.core.trigger.Webhook",
+            "variables": {"body": call.body.decode()},
+        }
         return self._begun(run, flow)
 
     def _on_search(self, call: Call) -> dict[str, Any]:
@@ -713,7 +815,9 @@ class Standin:
     def _on_replay(self, _: Call, execution_id: str) -> dict[str, Any]:
         run = self._find(execution_id)
         flow = self._flows[run.namespace, run.flow]
-        again = self._start(flow, run.labels | {"system.replay": "true"}, run.inputs, original_id=run.original_id)
+        again = self._start(
+            flow, run.labels | {"system.replay": "true"}, run.inputs, original_id=run.original_id
+        )
         again.parent_id = run.id
         return self._begun(again, flow)
 
@@ -757,12 +861,20 @@ class Standin:
             raise self._refuse("404 GET /api/v1/main/flows/") from None
 
     def _on_validate(self, call: Call) -> list[dict[str, Any]]:
-        shown: dict[str, Any] = {"index": 0, "outdated": False, "deprecationPaths": [], "warnings": [], "infos": []}
+        shown: dict[str, Any] = {
+            "index": 0,
+            "outdated": False,
+            "deprecationPaths": [],
+            "warnings": [],
+            "infos": [],
+        }
         try:
             flow = self._flow_from(call.body.decode())
         except Answer as answer:
             text = answer.body["message"].removeprefix("Invalid entity: ")
-            return [{**shown, "namespace": "", "flow": "", "constraints": f"Validation error: {text}"}]
+            return [
+                {**shown, "namespace": "", "flow": "", "constraints": f"Validation error: {text}"}
+            ]
         return [{**shown, "namespace": flow.namespace, "flow": flow.id}]
 
     # Executions.
@@ -771,7 +883,12 @@ class Standin:
         return datetime.now(UTC) + self.skew
 
     def _start(
-        self, flow: Flow, labels: dict[str, str], inputs: dict[str, Any], *, original_id: str | None = None
+        self,
+        flow: Flow,
+        labels: dict[str, str],
+        inputs: dict[str, Any],
+        *,
+        original_id: str | None = None,
     ) -> Run:
         execution_id = uuid.uuid4().hex[:22]
         run = Run(
@@ -800,7 +917,9 @@ class Standin:
             self._in_background(self._run_out(run))
         else:
             loop = asyncio.get_running_loop()
-            run.timer = loop.call_later(run.ends.after, lambda: self._in_background(self._run_out(run)))
+            run.timer = loop.call_later(
+                run.ends.after, lambda: self._in_background(self._run_out(run))
+            )
 
     async def _run_out(self, run: Run) -> None:
         if run.state in TERMINAL or run.state == "KILLING":
@@ -825,7 +944,8 @@ class Standin:
         self._changed.set()
 
     async def _retry(self, run: Run) -> None:
-        """As 2.0 does it: FAILED, then RETRIED for the same id, then a successor; 1.x leaves FAILED out.
+        """As 2.0 does it: FAILED, then RETRIED for the same id, then a successor; 1.x leaves FAILED
+        out.
 
         Kestra waits for no reply of its own.
         """
@@ -833,7 +953,9 @@ class Standin:
             self._pass_to(run, state)
             self._in_background(self.replies.tell(run))
             await asyncio.sleep(RETRIED_AFTER)
-        flow = Flow(namespace=run.namespace, id=run.flow, behaviour=_once_less(run.ends), task=run.task)
+        flow = Flow(
+            namespace=run.namespace, id=run.flow, behaviour=_once_less(run.ends), task=run.task
+        )
         self._let_run(self._start(flow, dict(run.labels), run.inputs, original_id=run.original_id))
 
     def _kill(self, run: Run) -> None:
@@ -863,20 +985,28 @@ class Standin:
         for one in filters:
             if one.field == "labels" and one.operation == "EQUALS":
                 sets.append(self._by_label.get((one.key, one.values[0]), {}).values())
-            elif one.field == "state" and one.operation == "NOT_IN" and TERMINAL.issubset(one.values):
+            elif (
+                one.field == "state" and one.operation == "NOT_IN" and TERMINAL.issubset(one.values)
+            ):
                 sets.append(self._open.values())
         smallest = min(sets, key=len) if sets else self._since(filters)
         return [run for run in smallest if all(one.holds(run) for one in filters)]
 
     def _since(self, filters: list[Filter]) -> Collection[Run]:
-        """The executions that started since a filter's date; they are kept in the order in which they started."""
-        dates = [datetime.fromisoformat(one.values[0]) for one in filters if one.field == "startDate"]
+        """The executions that started since a filter's date; they are kept in the order in which
+        they started."""
+        dates = [
+            datetime.fromisoformat(one.values[0]) for one in filters if one.field == "startDate"
+        ]
         if not dates:
             return self.executions.values()
-        return [*takewhile(lambda run: run.started >= max(dates), reversed(self.executions.values()))][::-1]
+        return [
+            *takewhile(lambda run: run.started >= max(dates), reversed(self.executions.values()))
+        ][::-1]
 
     def _whole(self, run: Run) -> dict[str, Any]:
-        """All there is to tell of an execution; what of it an answer has is decided by the answer's form."""
+        """All there is to tell of an execution; what of it an answer has is decided by the answer's
+        form."""
         shown: dict[str, Any] = {
             "tenantId": "main",
             "id": run.id,
@@ -908,9 +1038,14 @@ class Standin:
         if flow.inputs is None:
             return dict(parts)
         for name in flow.required - parts.keys():
-            raise self._refuse("/executions/contract.flows/demanding", ("input:text", f"input:{name}"))
+            raise self._refuse(
+                "/executions/contract.flows/demanding", ("input:text", f"input:{name}")
+            )
         kinds = flow.inputs.items()
-        return {name: self._convert(name, parts[name], kind) if name in parts else None for name, kind in kinds}
+        return {
+            name: self._convert(name, parts[name], kind) if name in parts else None
+            for name, kind in kinds
+        }
 
     def _convert(self, name: str, text: str, kind: str) -> Any:
         converter, like = _CONVERTERS.get(kind, (str, ""))
@@ -934,12 +1069,20 @@ class Standin:
         return labels
 
     def _filters(self, query: Pairs) -> list[Filter]:
-        """A search's filters. Flat parameters count in 1.x alone, and only without any filter; 2.0 ignores them."""
+        """A search's filters. Flat parameters count in 1.x alone, and only without any filter; 2.0
+        ignores them."""
         found = [self._filter(name, value) for name, value in query if name.startswith("filters[")]
         if self.series == "2.0" or found:
             return found
-        flat = [(name, value) for name, value in query if name in ("labels", "state", "namespace", "flowId")]
-        keyed = [(name, value.partition(":") if name == "labels" else ("", "", value)) for name, value in flat]
+        flat = [
+            (name, value)
+            for name, value in query
+            if name in ("labels", "state", "namespace", "flowId")
+        ]
+        keyed = [
+            (name, value.partition(":") if name == "labels" else ("", "", value))
+            for name, value in flat
+        ]
         return [Filter(name, "EQUALS", key, [value]) for name, (key, _, value) in keyed]
 
     def _filter(self, name: str, value: str) -> Filter:
@@ -974,30 +1117,43 @@ class Standin:
         return sorted(runs, key=keys[name], reverse=direction.lower() == "desc")
 
     def _flow_from(self, source: str) -> Flow:
-        """A flow from its YAML source, as far as tests need one: tasks that log, fail, sleep or pause."""
+        """A flow from its YAML source, as far as tests need one: tasks that log, fail, sleep or
+        pause."""
         data: Any = None
         with suppress(yaml.YAMLError):
             data = yaml.safe_load(source)
-        if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in ("id", "namespace")):
+        if not isinstance(data, dict) or not all(
+            isinstance(data.get(key), str) for key in ("id", "namespace")
+        ):
             raise self._refuse("id: [broken")
         tasks, inputs = data.get("tasks") or [], data.get("inputs") or []
         if not tasks:
             raise self._refuse("422 POST /api/v1/main/flows\nid: v\n")
         wrong = [one["type"] for one in inputs if one["type"] == "BOOLEAN" and self.series == "2.0"]
-        wrong += [task.get("type") for task in tasks if not str(task.get("type")).startswith("io.kestra.plugin.")]
+        wrong += [
+            task.get("type")
+            for task in tasks
+            if not str(task.get("type")).startswith("io.kestra.plugin.")
+        ]
         if wrong:
             raise self._refuse("io.no.Such", ("io.no.Such", str(wrong[0])))
         return Flow(
             namespace=data["namespace"],
             id=data["id"],
             behaviour=partial(_behave, tasks, data.get("outputs") or []),
-            inputs={one["id"]: f"{one['type']} {one.get('itemType', '')}".strip() for one in inputs},
+            inputs={
+                one["id"]: f"{one['type']} {one.get('itemType', '')}".strip() for one in inputs
+            },
             required=frozenset(one["id"] for one in inputs if one.get("required", True)),
             disabled=bool(data.get("disabled")),
             concurrency=data.get("concurrency"),
             source=source,
-            task=next((task["id"] for task in tasks if task["type"].endswith(".Fail")), tasks[0]["id"]),
-            parts={key: data[key] for key in ("tasks", "inputs", "outputs", "triggers") if key in data},
+            task=next(
+                (task["id"] for task in tasks if task["type"].endswith(".Fail")), tasks[0]["id"]
+            ),
+            parts={
+                key: data[key] for key in ("tasks", "inputs", "outputs", "triggers") if key in data
+            },
         )
 
 
@@ -1010,7 +1166,8 @@ _CONVERTERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "ARRAY INT": (lambda text: [int(one) for one in json.loads(text)], 'name="arr"'),
     "DATETIME": (datetime.fromisoformat, 'name="d"'),
 }
-"""How the text of an input is read by its type, and a part of the request in which a real server couldn't."""
+"""How the text of an input is read by its type, and a part of the request in which a real server
+couldn't."""
 
 Route = tuple[str, str, str]
 _SHARED: tuple[Route, ...] = (
@@ -1030,13 +1187,21 @@ _SHARED: tuple[Route, ...] = (
 )
 _ACTIONS = (("DELETE", "kill"), ("POST", "resume"), ("POST", "restart"), ("POST", "replay"))
 _ROUTES: Mapping[Series, tuple[Route, ...]] = {
-    "1.3": (*((method, f"/executions/([^/]+)/{name}", name) for method, name in _ACTIONS), *_SHARED),
-    "2.0": (*((method, f"/executions/([^/]+)/actions/{name}", name) for method, name in _ACTIONS), *_SHARED),
+    "1.3": (
+        *((method, f"/executions/([^/]+)/{name}", name) for method, name in _ACTIONS),
+        *_SHARED,
+    ),
+    "2.0": (
+        *((method, f"/executions/([^/]+)/actions/{name}", name) for method, name in _ACTIONS),
+        *_SHARED,
+    ),
 }
 _OUTPUTS_APART: tuple[Route, ...] = (("GET", "/outputs/executions/([^/]+)", "outputs"),)
 
 
-def _operations(path: str, series: Series, routes: tuple[Route, ...] = ()) -> dict[str, tuple[str, ...]]:
+def _operations(
+    path: str, series: Series, routes: tuple[Route, ...] = ()
+) -> dict[str, tuple[str, ...]]:
     """The operations at a path by their methods, each with what the path names."""
     below = re.sub(r"^/api/v1/[^/]+(?=/)", "", path)
     found: dict[str, tuple[str, ...]] = {}
@@ -1129,7 +1294,12 @@ def _log_entries(run: Run) -> list[dict[str, Any]]:
     entries = [entry | {"level": "INFO", "message": "working", "timestamp": _instant(run.started)}]
     if run.state == "FAILED":
         entries.append(
-            entry | {"level": "ERROR", "message": run.ends.error, "timestamp": _instant(run.histories[-1][1])}
+            entry
+            | {
+                "level": "ERROR",
+                "message": run.ends.error,
+                "timestamp": _instant(run.histories[-1][1]),
+            }
         )
     return entries
 
@@ -1156,7 +1326,9 @@ def _behave(tasks: list[dict[str, Any]], outputs: list[dict[str, Any]], run: Run
         return Ends("FAILED", after, error=failing.get("errorMessage", "Task failure"))
     if any(task["type"].endswith(".Pause") for task in tasks):
         return Ends("PAUSED", after)
-    return Ends("SUCCESS", after, {one["id"]: _render(one["value"], run) for one in outputs} or None)
+    return Ends(
+        "SUCCESS", after, {one["id"]: _render(one["value"], run) for one in outputs} or None
+    )
 
 
 def _seconds(duration: str) -> float:

@@ -1,4 +1,5 @@
-"""Work on one key goes one after the other, work on different keys side by side, and nothing is left behind."""
+"""Work on one key goes one after the other, work on different keys side by side, and nothing is
+left behind."""
 
 from __future__ import annotations
 

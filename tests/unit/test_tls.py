@@ -1,4 +1,5 @@
-"""Whom the bridge trusts; what it says where there is no trust is tested with real servers (test_kestra, test_tls)."""
+"""Whom the bridge trusts; what it says where there is no trust is tested with real servers
+(test_kestra, test_tls)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ def context(ca: Path | None) -> ssl.SSLContext:
     return Identity(prefix="BRIDGE_AMQP", ca=ca, certificate=None, key=None).context()
 
 
-def test_public_cas_are_trusted_where_the_system_knows_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_public_cas_are_trusted_where_the_system_knows_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
     monkeypatch.setenv("SSL_CERT_DIR", "/nonexistent")
     assert len(context(None).get_ca_certs()) > 50

@@ -1,4 +1,6 @@
-"""What has become in Kestra of dead letters' executions: an operator may have restarted one meanwhile."""
+"""What has become in Kestra of dead letters' executions: an operator may have restarted one
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +12,26 @@ from bridge.consume.unfinished_index import by_attempt
 from bridge.job.execution import Execution, State
 from bridge.job.job import FlowName, Job
 from bridge.kestra.client import CONCURRENT_QUESTIONS, Kestra
-from bridge.operate.dead_letters.letters import ANY_FLOW, Letter, Origin
+from bridge.operate.dead_letters.letters import ANY_FLOW, DeadLetter, Origin
 
 Executions = dict[bytes, list[Execution]]
 
 
-def has_one(letter: Letter) -> bool:
-    """Whether a letter's job may have had an execution. RabbitMQ gives a message up whatever it has started."""
+def has_one(letter: DeadLetter) -> bool:
+    """Whether a letter's job may have had an execution. RabbitMQ gives a message up whatever it has
+    started.
+    """
     return bool(letter.execution) or letter.origin is not Origin.BRIDGE
 
 
-async def look_up(kestra: Kestra, letters: Sequence[Letter], progress: Callable[[], None]) -> Executions:
+async def look_up(
+    kestra: Kestra, letters: Sequence[DeadLetter], progress: Callable[[], None]
+) -> Executions:
     """The executions of each letter's (job, attempt) as they are now, by the letters' keys.
 
-    Many at once, and where it can be by id: a search by label makes Kestra on H2 and MySQL read every execution. What
-    a restart or a replay has made carries a label of its own, so that two searches find all of those.
+    Many at once, and where it can be by id: a search by label makes Kestra on H2 and MySQL read
+    every execution. What a restart or a replay has made carries a label of its own, so that two
+    searches find all of those.
 
     Raises:
         KestraUnavailable, KestraDenied: Kestra does not answer.
@@ -51,7 +58,7 @@ async def look_up(kestra: Kestra, letters: Sequence[Letter], progress: Callable[
     return found
 
 
-async def _executions(kestra: Kestra, letter: Letter) -> list[Execution]:
+async def _executions(kestra: Kestra, letter: DeadLetter) -> list[Execution]:
     """A letter's execution, or all of its attempt's where one id doesn't say enough."""
     execution = await kestra.get(letter.execution) if letter.execution else None
     if execution is not None and execution.state is not State.RETRIED:
@@ -61,16 +68,18 @@ async def _executions(kestra: Kestra, letter: Letter) -> list[Execution]:
     return await kestra.find(_job(letter)) if letter.named else []
 
 
-def _job(letter: Letter) -> Job:
-    return Job(id=letter.job, flow=letter.flow or ANY_FLOW, queue=letter.queue, attempt=letter.attempt)
+def _job(letter: DeadLetter) -> Job:
+    return Job(
+        id=letter.job, flow=letter.flow or ANY_FLOW, queue=letter.queue, attempt=letter.attempt
+    )
 
 
-def _owns(letter: Letter, execution: Execution) -> bool:
+def _owns(letter: DeadLetter, execution: Execution) -> bool:
     flow = FlowName(execution.namespace, execution.flow)
     return _job(letter).owns(execution.labels, flow) and not execution.triggered
 
 
-def _first_start(letters: Iterable[Letter], found: Executions) -> datetime | None:
+def _first_start(letters: Iterable[DeadLetter], found: Executions) -> datetime | None:
     """When the first of the letters' executions started, or None where that isn't known of each."""
     first: datetime | None = None
     for letter in letters:

@@ -1,4 +1,6 @@
-"""Dead letters as data: what one says, which ones are meant, and the message that puts its job back. Asks nobody."""
+"""Dead letters as data: what one says, which ones are meant, and the message that puts its job
+back. Asks nobody.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +47,12 @@ class Origin(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Letter:
+class DeadLetter:
     """What there is to know of one dead letter, without its body.
 
-    `job` is the message's id, or where it has none a name made from its content. `queue` is the one whose dead letter
-    it is, `own_queue` the one that its header names. Letters of one (job, attempt) with the same body have one `key`.
+    `job` is the message's id, or where it has none a name made from its content. `queue` is the one
+    whose dead letter it is, `own_queue` the one that its header names. Letters of one (job,
+    attempt) with the same body have one `key`.
     """
 
     job: str
@@ -94,13 +97,15 @@ class Letter:
         }
 
 
-def parse(message: Message, *, queue: str, default_flow: FlowName | None) -> Letter:
-    """What a message among the dead letters of that queue says. Never fails: anybody can put anything there."""
+def parse(message: Message, *, queue: str, default_flow: FlowName | None) -> DeadLetter:
+    """What a message among the dead letters of that queue says. Never fails: anybody can put
+    anything there.
+    """
     headers = message.headers
     origin, reason, error, at = _cause(message, queue)
     attempt = attempt_of(message)
     job = message.message_id or _made_name(message)
-    return Letter(
+    return DeadLetter(
         job=job,
         named=bool(message.message_id),
         key=key_of(queue, job, attempt, message.body),
@@ -119,7 +124,9 @@ def parse(message: Message, *, queue: str, default_flow: FlowName | None) -> Let
 
 
 def key_of(queue: str, job: str, attempt: int, body: bytes) -> bytes:
-    """What tells a job's attempt from any other, also where two publishers gave different jobs the same id."""
+    """What tells a job's attempt from any other, also where two publishers gave different jobs the
+    same id.
+    """
     told = f"{queue}\n{attempt}\n{job}\n".encode("utf-8", "surrogateescape")
     return hashlib.sha256(told + body).digest()[:16]
 
@@ -135,17 +142,22 @@ def attempt_of(message: Message) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else 1
 
 
-def to_replay(letter: Letter, message: Message) -> Message:
-    """The message that puts a dead letter's job back: its next attempt, with a fresh budget of attempts.
+def to_replay(letter: DeadLetter, message: Message) -> Message:
+    """The message that puts a dead letter's job back: its next attempt, with a fresh budget of
+    attempts.
 
-    What the bridge keeps as headers stays headers: `expiration` would be lost on the way and `user_id` be refused.
+    What the bridge keeps as headers stays headers: `expiration` would be lost on the way and
+    `user_id` be refused.
     """
     attempt = letter.attempt + 1
     return message.to_republish({ATTEMPT: attempt, FIRST_ATTEMPT: attempt}, message_id=letter.job)
 
 
-def obstacle(letter: Letter, message: Message, *, max_priority: int, flows: Sequence[str] | None = None) -> str | None:
-    """Why a letter can't be put back into its queue, or None. What the bridge could read once needs no judging.
+def obstacle(
+    letter: DeadLetter, message: Message, *, max_priority: int, flows: Sequence[str] | None = None
+) -> str | None:
+    """Why a letter can't be put back into its queue, or None. What the bridge could read once needs
+    no judging.
 
     `flows` are the patterns of flows that may be started, None where they aren't known.
     """
@@ -153,19 +165,26 @@ def obstacle(letter: Letter, message: Message, *, max_priority: int, flows: Sequ
         return f"its queue is {visible(letter.own_queue or '')}, not {letter.queue}"
     if letter.reason == Reason.FLOW_NOT_ALLOWED and flows is not None:
         may_start = letter.flow is not None and allowed(letter.flow, flows)
-        return None if may_start else f"BRIDGE_ALLOWED_FLOWS still doesn't allow flow {letter.flow or 'of its lane'}"
+        return (
+            None
+            if may_start
+            else f"BRIDGE_ALLOWED_FLOWS still doesn't allow flow {letter.flow or 'of its lane'}"
+        )
     if letter.origin is Origin.BRIDGE and letter.reason != Reason.INVALID_MESSAGE:
         return None
     try:
-        # Which flow the lane has is for the bridge to know: it need not stand in the settings of who replays.
+        # Which flow the lane has is for the bridge to know: it need not stand in the settings of
+        # who replays.
         decode(to_replay(letter, message), default_flow=ANY_FLOW, max_priority=max_priority)
     except InvalidMessage as error:
         return f"it would be a dead letter again: {error}"
     return None
 
 
-def unclear(letters: Iterable[Letter]) -> frozenset[bytes]:
-    """The keys of letters without an id that can't be told apart: which of them went back, nobody could say."""
+def unclear(letters: Iterable[DeadLetter]) -> frozenset[bytes]:
+    """The keys of letters without an id that can't be told apart: which of them went back, nobody
+    could say.
+    """
     counts = Counter(letter.key for letter in letters if not letter.named)
     return frozenset(key for key, count in counts.items() if count > 1)
 
@@ -183,27 +202,37 @@ class Fate(StrEnum):
 class Verdict:
     """What a replay does with a letter, and why, where it isn't put back."""
 
-    letter: Letter
+    letter: DeadLetter
     fate: Fate
     why: str = ""
 
 
 def judge(
-    letter: Letter, *, obstacle: str | None = None, executions: Iterable[Execution] = (), ack_warning: bool = True
+    letter: DeadLetter,
+    *,
+    obstacle: str | None = None,
+    executions: Iterable[Execution] = (),
+    ack_warning: bool = True,
 ) -> Verdict:
     """What a replay does with a letter, given its attempt's executions as they are now.
 
-    Any of them counts, not only the newest: an operator's restart with another revision keeps the first one's start,
-    and whichever ended in success did the job.
+    Any of them counts, not only the newest: an operator's restart with another revision keeps the
+    first one's start, and whichever ended in success did the job.
     """
     good = (State.SUCCESS, State.WARNING) if ack_warning else (State.SUCCESS,)
     by_state = {execution.state: execution for execution in executions}
     succeeded = next((by_state[state] for state in good if state in by_state), None)
     running = next((each for each in by_state.values() if not each.state.terminal), None)
     if succeeded:
-        return Verdict(letter=letter, fate=Fate.SUCCEEDED, why=f"execution {succeeded.id} is {succeeded.state} by now")
+        return Verdict(
+            letter=letter,
+            fate=Fate.SUCCEEDED,
+            why=f"execution {succeeded.id} is {succeeded.state} by now",
+        )
     if running:
-        return Verdict(letter=letter, fate=Fate.RUNNING, why=f"execution {running.id} is {running.state} again")
+        return Verdict(
+            letter=letter, fate=Fate.RUNNING, why=f"execution {running.id} is {running.state} again"
+        )
     if obstacle:
         return Verdict(letter=letter, fate=Fate.REFUSED, why=obstacle)
     return Verdict(letter=letter, fate=Fate.REPLAY)
@@ -222,7 +251,7 @@ class Selection:
     newer_than: timedelta | None = None
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    def __contains__(self, letter: Letter) -> bool:
+    def __contains__(self, letter: DeadLetter) -> bool:
         return (
             (not self.names or not self.names.isdisjoint((letter.name, letter.job)))
             and (not self.reasons or letter.reason in self.reasons)
@@ -246,7 +275,9 @@ class Selection:
 
 
 def parse_span(text: str) -> timedelta:
-    """A span of time such as `90s`, `30m`, `2h`, `1d12h` or `2w`; raises `ValueError` for anything else."""
+    """A span of time such as `90s`, `30m`, `2h`, `1d12h` or `2w`; raises `ValueError` for anything
+    else.
+    """
     match = _SPAN.fullmatch(text.strip().lower())
     if not match or not any(match.groups()):
         raise ValueError(f"{text!a} is no span of time such as 90s, 30m, 2h, 3d or 1w")
@@ -266,9 +297,12 @@ def format_span(span: timedelta) -> str:
 def _cause(message: Message, queue: str) -> tuple[Origin, str, str, datetime | None]:
     """Who put a message here, why in a word and in a line, and when."""
     if message.exchange == queue:
-        # All else comes by the exchange for dead letters: this one by the lane's own, which had no queue for it.
+        # All else comes by the exchange for dead letters: this one by the lane's own, which had no
+        # queue for it.
         key = visible(message.routing_key or "")
-        error = f"it was published to exchange {queue} with routing key '{key}', which led to no queue"
+        error = (
+            f"it was published to exchange {queue} with routing key '{key}', which led to no queue"
+        )
         return Origin.BROKER, UNROUTABLE, error, None
     headers = message.headers
     if reason := _text(headers, "x-bridge-reason"):
@@ -281,12 +315,23 @@ def _cause(message: Message, queue: str) -> tuple[Origin, str, str, datetime | N
             at = death.get("time")
             error = f"RabbitMQ gave it up in {queue}: {reason.replace('_', ' ')}"
             return Origin.BROKER, reason, error, _aware(at) if isinstance(at, datetime) else None
-    return Origin.UNKNOWN, UNEXPLAINED, "neither the bridge nor RabbitMQ says how it came here", None
+    return (
+        Origin.UNKNOWN,
+        UNEXPLAINED,
+        "neither the bridge nor RabbitMQ says how it came here",
+        None,
+    )
 
 
 def _made_name(message: Message) -> str:
-    """A name for a message without an id, the same whenever it is read: by it, it is shown, replayed and discarded."""
-    headers = sorted((key, repr(value)) for key, value in message.headers.items() if not _NOT_CONTENT.fullmatch(key))
+    """A name for a message without an id, the same whenever it is read: by it, it is shown,
+    replayed and discarded.
+    """
+    headers = sorted(
+        (key, repr(value))
+        for key, value in message.headers.items()
+        if not _NOT_CONTENT.fullmatch(key)
+    )
     told = repr((headers, message.correlation_id, message.timestamp, message.priority)).encode()
     return f"unnamed-{hashlib.sha256(told + message.body).hexdigest()[:16]}"
 
@@ -295,7 +340,11 @@ def _flow(body: bytes) -> FlowName | None:
     """The flow that a body names, if it can be read that far."""
     try:
         data = from_json(body) if len(body) <= MAX_BODY else None
-        return FlowName.parse(data["flow"]) if isinstance(data, dict) and isinstance(data.get("flow"), str) else None
+        return (
+            FlowName.parse(data["flow"])
+            if isinstance(data, dict) and isinstance(data.get("flow"), str)
+            else None
+        )
     except ValueError:
         return None
 

@@ -1,15 +1,17 @@
 """A lane's dead letters at the broker: read, put back, taken away.
 
-Putting one back takes three steps, each of which RabbitMQ does whole or not at all, through the lane's replay queue:
+Putting one back takes three steps, each of which RabbitMQ does whole or not at all, through the
+lane's replay queue:
 
 1. A copy, which is the job's next attempt, is published to the replay queue, by confirm.
 2. The dead letter is acked, and that is known to be done.
 3. The copy is rejected: RabbitMQ hands it to the lane by itself, at least once.
 
-Nothing but replays reads the replay queue, so whoever comes after one that was ended finds what it left there. A copy
-whose dead letter is still there is used or taken away, one whose dead letter is gone goes on to the lane. So no job is
-lost, and none is in its lane twice. An AMQP transaction over publish and ack would not do: RabbitMQ (3.10 and 4.3,
-tried) commits the ack also where a queue refuses the message.
+Nothing but replays reads the replay queue, so whoever comes after one that was ended finds what it
+left there. A copy whose dead letter is still there is used or taken away, one whose dead letter is
+gone goes on to the lane. So no job is lost, and none is in its lane twice. An AMQP transaction over
+publish and ack would not do: RabbitMQ (3.10 and 4.3, tried) commits the ack also where a queue
+refuses the message.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from dataclasses import dataclass, field
 
 from bridge.errors import BridgeError, QueueInUse, TopologyMismatch
 from bridge.job.message import Message
-from bridge.operate.dead_letters.letters import Letter, key_of_copy, parse, to_replay
+from bridge.operate.dead_letters.letters import DeadLetter, key_of_copy, parse, to_replay
 from bridge.rabbitmq import topology
 from bridge.rabbitmq.broker import Broker, Connection, Publisher, announced_version, parse_version
-from bridge.rabbitmq.inspector import Inspection
+from bridge.rabbitmq.inspector import Inspector
 from bridge.rabbitmq.management import Management
 from bridge.rabbitmq.reader import Browser, Desk, Held, Receipt, alone, peek, refused_rights
 from bridge.rabbitmq.topology import dead_queue, replay_queue
@@ -36,18 +38,25 @@ AT_ONCE = 128
 PATIENCE = 15.0
 PATIENCE_WITH_OTHERS = 3.0
 UNTIL_ON_DISK = 2.0
-"""RabbitMQ notes a new quorum queue on disk only a second after it confirmed it; one that is killed sooner loses it."""
+"""RabbitMQ notes a new quorum queue on disk only a second after it confirmed it; one that is killed
+sooner loses it."""
 
 LOOKS_COUNT = ((4, 0), (4, 3))
-"""From the first of these versions to before the second a quorum queue counts each look as a return, and gives a
-message up after 20 of them unless its `x-delivery-limit` or a policy says otherwise (tried on 3.10, 4.0 and 4.3).
+"""From the first of these versions to before the second a quorum queue counts each look as a
+return, and gives a message up after 20 of them unless its `x-delivery-limit` or a policy says
+otherwise (tried on 3.10, 4.0 and 4.3).
 """
 
 
 def lift_limit(queue: str) -> str:
-    """The command that lifts the delivery limit of a queue that is there; it needs neither a restart nor a move."""
+    """The command that lifts the delivery limit of a queue that is there; it needs neither a
+    restart nor a move.
+    """
     pattern = queue.replace(".", r"\.")
-    return f"rabbitmqctl set_policy -p VHOST {queue} '^{pattern}$' '{{\"delivery-limit\": -1}}' --apply-to queues"
+    return (
+        f"rabbitmqctl set_policy -p VHOST {queue} '^{pattern}$' '{{\"delivery-limit\": -1}}' "
+        "--apply-to queues"
+    )
 
 
 @dataclass(slots=True)
@@ -61,7 +70,8 @@ class Tally:
     finished: set[str] = field(default_factory=set)
     """Jobs put back because a replay that was ended had taken their letters away."""
     waiting: int = 0
-    """Left in the replay queue, because somebody else holds letters, and theirs may be among them."""
+    """Left in the replay queue, because somebody else holds letters, and theirs may be among
+    them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +82,11 @@ class Plan:
     drop: AbstractSet[bytes] = frozenset()
 
 
-class DeadLetters:
+class DeadLetterQueue:
     """One lane's dead letters, while no other command works with them.
 
-    Every method raises `BrokerUnavailable`, `BrokerDenied` or `QueueMissing`, and those that look into the replay queue
-    `QueueInUse`, where somebody else does so too.
+    Every method raises `BrokerUnavailable`, `BrokerDenied` or `QueueMissing`, and those that look
+    into the replay queue `QueueInUse`, where somebody else does so too.
     """
 
     def __init__(self, lane: Lane, desk: Desk, connection: Connection) -> None:
@@ -98,10 +108,12 @@ class DeadLetters:
         *,
         only_look: bool,
         patience: float = PATIENCE,
-    ) -> AsyncIterator[DeadLetters]:
-        """Wait for one's turn and open the queue; what isn't settled in the end goes back in its order.
+    ) -> AsyncIterator[DeadLetterQueue]:
+        """Wait for one's turn and open the queue; what isn't settled in the end goes back in its
+        order.
 
-        `others` says how many others hold letters all the same, by other means: theirs can't be seen.
+        `others` says how many others hold letters all the same, by other means: theirs can't be
+        seen.
 
         Raises:
             QueueInUse: another command works with them for longer than `patience` seconds.
@@ -109,7 +121,10 @@ class DeadLetters:
         """
         await _require_unlimited(connection, lane, settings)
         lock = f"{dead_queue(lane.queue)}.lock"
-        async with alone(connection, lock, patience=patience, needed=not only_look), Desk.open(connection) as desk:
+        async with (
+            alone(connection, lock, patience=patience, needed=not only_look),
+            Desk.open(connection) as desk,
+        ):
             letters = cls(lane, desk, connection)
             letters.others = await letters._dead.others(PATIENCE_WITH_OTHERS)
             yield letters
@@ -118,23 +133,32 @@ class DeadLetters:
         """How many jobs a replay that was ended has left half way."""
         if not self._collected and await peek(self._connection, self._replays.queue) is not None:
             if await self._replays.others(PATIENCE_WITH_OTHERS):
-                raise QueueInUse(f"somebody else reads {self._replays.queue}, which is for replays alone")
+                raise QueueInUse(
+                    f"somebody else reads {self._replays.queue}, which is for replays alone"
+                )
             await self._copies.collect()
         self._collected = True
         return len(self._copies)
 
-    async def read(self) -> AsyncIterator[tuple[Letter, Message]]:
+    async def read(self) -> AsyncIterator[tuple[DeadLetter, Message]]:
         """Every letter that is there and that nobody else holds, in the queue's order."""
         async for letter, held in self._read():
             yield letter, held.message
 
-    async def discard(self, keys: AbstractSet[bytes], tally: Tally, progress: Callable[[], None]) -> None:
+    async def discard(
+        self, keys: AbstractSet[bytes], tally: Tally, progress: Callable[[], None]
+    ) -> None:
         """Take letters away for good, and what a replay that was ended has made of them."""
         await self.unfinished()
         await self._work_through(_Work(self._dead, self._copies, Plan(drop=keys), tally, progress))
 
     async def replay(
-        self, broker: Broker, publisher: Publisher, plan: Plan, tally: Tally, progress: Callable[[], None]
+        self,
+        broker: Broker,
+        publisher: Publisher,
+        plan: Plan,
+        tally: Tally,
+        progress: Callable[[], None],
     ) -> None:
         """Carry out a plan, and see through what a replay that was ended has begun.
 
@@ -154,23 +178,28 @@ class DeadLetters:
             await work.take(letter, held)
         await work.flush()
 
-    async def _read(self) -> AsyncIterator[tuple[Letter, Held]]:
+    async def _read(self) -> AsyncIterator[tuple[DeadLetter, Held]]:
         async for held in self._dead.read():
-            yield parse(held.message, queue=self._lane.queue, default_flow=self._lane.flow_name), held
+            yield (
+                parse(held.message, queue=self._lane.queue, default_flow=self._lane.flow_name),
+                held,
+            )
 
 
 async def _require_unlimited(connection: Connection, lane: Lane, settings: BrokerSettings) -> None:
-    """See that looking costs no letter; who may not configure the queue, nor ask the management API, can't know.
+    """See that looking costs no letter; who may not configure the queue, nor ask the management
+    API, can't know.
 
     Raises:
-        TopologyMismatch: the queue was made on RabbitMQ 3, and no policy is known to lift its limit.
+        TopologyMismatch: the queue was made on RabbitMQ 3, and no policy is known to lift its
+        limit.
     """
     version = parse_version(announced_version(connection))
     if not LOOKS_COUNT[0] <= version < LOOKS_COUNT[1]:
         return
     dead = topology.plan_dead(lane.queue, version=version)
-    standing = await Inspection(connection).standing(dead)
-    if not standing.of_before:
+    declared = await Inspector(connection).check(dead)
+    if not declared.of_before:
         return
     unseen = ""
     try:
@@ -180,13 +209,17 @@ async def _require_unlimited(connection: Connection, lane: Lane, settings: Broke
         state, unseen = None, f"; whether that was done can't be seen: {error}"
     if state is None or state.delivery_limit != -1:
         raise TopologyMismatch(
-            f"{dead.name} was made without x-delivery-limit -1, so that this RabbitMQ drops what is looked at 20 "
-            f"times, and nothing was looked at; this lifts the limit: {lift_limit(dead.name)}{unseen}"
+            f"{dead.name} was made without x-delivery-limit -1, so that this RabbitMQ drops what "
+            "is looked at 20 "
+            "times, and nothing was looked at; this lifts the limit: "
+            f"{lift_limit(dead.name)}{unseen}"
         )
 
 
 class _Copies:
-    """The replay queue's messages, by the key of the letter that each was made of. All are held here."""
+    """The replay queue's messages, by the key of the letter that each was made of. All are held
+    here.
+    """
 
     def __init__(self, browser: Browser, queue: str) -> None:
         self._browser = browser
@@ -212,11 +245,16 @@ class _Copies:
         async for held in self._browser.read():
             self._note(held)
 
-    async def publish(self, publisher: Publisher, letters: Iterable[tuple[Letter, Held]]) -> None:
-        """Make the copies that aren't there yet, and take hold of them. One that fails leaves the others there."""
+    async def publish(
+        self, publisher: Publisher, letters: Iterable[tuple[DeadLetter, Held]]
+    ) -> None:
+        """Make the copies that aren't there yet, and take hold of them. One that fails leaves the
+        others there.
+        """
         made = [(letter, held) for letter, held in letters if letter.key not in self]
         copies = (
-            publisher.publish(to_replay(letter, held.message), routing_key=self._browser.queue) for letter, held in made
+            publisher.publish(to_replay(letter, held.message), routing_key=self._browser.queue)
+            for letter, held in made
         )
         for outcome in await asyncio.gather(*copies, return_exceptions=True):
             if isinstance(outcome, BaseException):
@@ -232,7 +270,9 @@ class _Copies:
 
     async def drop(self, keys: Iterable[bytes]) -> None:
         """Take the copies of these away, if there are any."""
-        await self._browser.ack([receipt for key in keys for receipt in self._receipts.pop(key, [])])
+        await self._browser.ack(
+            [receipt for key in keys for receipt in self._receipts.pop(key, [])]
+        )
 
     def note_arrived(self) -> None:
         """Take hold of what has come by itself: messages that a connection held which has ended."""
@@ -247,7 +287,9 @@ class _Copies:
 
 @dataclass(slots=True)
 class _Work:
-    """Carries out a plan on letters as they come, many at once. Without a publisher it can only take away."""
+    """Carries out a plan on letters as they come, many at once. Without a publisher it can only
+    take away.
+    """
 
     dead: Browser
     copies: _Copies
@@ -255,12 +297,12 @@ class _Work:
     tally: Tally
     progress: Callable[[], None]
     publisher: Publisher | None = None
-    to_put_back: dict[bytes, tuple[Letter, Held]] = field(default_factory=dict)
-    to_take_away: list[tuple[Letter, Held]] = field(default_factory=list)
+    to_put_back: dict[bytes, tuple[DeadLetter, Held]] = field(default_factory=dict)
+    to_take_away: list[tuple[DeadLetter, Held]] = field(default_factory=list)
     doubled: list[Receipt] = field(default_factory=list)
     staying: set[bytes] = field(default_factory=set)
 
-    async def take(self, letter: Letter, held: Held) -> None:
+    async def take(self, letter: DeadLetter, held: Held) -> None:
         """Note what is to become of a letter; it is done when there are many."""
         key = letter.key
         if key in self.plan.drop:
@@ -283,9 +325,13 @@ class _Work:
         self.tally.doubled += len(doubled)
 
     async def finish(self, *, others: bool) -> None:
-        """See to copies that no letter of this plan belongs to. `others` may hold letters that we haven't seen."""
+        """See to copies that no letter of this plan belongs to. `others` may hold letters that we
+        haven't seen.
+        """
         self.copies.note_arrived()
-        await self.copies.drop([key for key in self.copies if key in self.staying or key in self.tally.back])
+        await self.copies.drop(
+            [key for key in self.copies if key in self.staying or key in self.tally.back]
+        )
         orphans = list(self.copies)
         if others:
             self.tally.waiting = len(orphans)

@@ -1,4 +1,6 @@
-"""The checks: each judges the facts by the settings, asks nobody, and finds nothing where all is well."""
+"""The checks: each judges the facts by the settings, asks nobody, and finds nothing where all is
+well.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ Judge = Callable[[Settings, Facts], Iterator[Finding]]
 class Check:
     """One check. `means` is what is ok when it finds nothing.
 
-    `by_management` is what it can't tell without that API. `of_lanes`: it has nothing to judge where a lane's queue
-    isn't there. `at_start`: the consumer does it too when it starts, by what it knows then. `tried` says whether there
-    is anything to judge.
+    `by_management` is what it can't tell without that API. `of_lanes`: it has nothing to judge
+    where a lane's queue isn't there. `at_start`: the consumer does it too when it starts, by what
+    it knows then. `tried` says whether there is anything to judge.
     """
 
     name: str
@@ -34,7 +36,11 @@ class Check:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(name="rabbitmq", means="RabbitMQ is of a version that was tried", judge=broker_checks.version),
+    Check(
+        name="rabbitmq",
+        means="RabbitMQ is of a version that was tried",
+        judge=broker_checks.version,
+    ),
     Check(
         name="management",
         means="RabbitMQ's management API answers",
@@ -46,8 +52,16 @@ CHECKS: tuple[Check, ...] = (
         judge=broker_checks.alarms,
         by_management="alarms",
     ),
-    Check(name="rights", means="the user of BRIDGE_AMQP_URL has the rights that it needs", judge=broker_checks.rights),
-    Check(name="queues", means="queues and exchanges are as the settings ask for", judge=broker_checks.queues),
+    Check(
+        name="rights",
+        means="the user of BRIDGE_AMQP_URL has the rights that it needs",
+        judge=broker_checks.rights,
+    ),
+    Check(
+        name="queues",
+        means="queues and exchanges are as the settings ask for",
+        judge=broker_checks.queues,
+    ),
     Check(
         name="priorities",
         means="every priority is honoured",
@@ -96,7 +110,12 @@ CHECKS: tuple[Check, ...] = (
         judge=broker_checks.replies,
         by_management="whether replies are heard",
     ),
-    Check(name="consumers", means="every lane has a consumer", judge=broker_checks.consumers, of_lanes=True),
+    Check(
+        name="consumers",
+        means="every lane has a consumer",
+        judge=broker_checks.consumers,
+        of_lanes=True,
+    ),
     Check(name="kestra", means="Kestra answers", judge=kestra_checks.reachable),
     Check(
         name="kestra-version",
@@ -146,12 +165,18 @@ CHECKS: tuple[Check, ...] = (
         judge=network_checks.encryption,
         at_start=True,
     ),
-    Check(name="certificates", means="no certificate is about to end", judge=network_checks.certificates),
+    Check(
+        name="certificates",
+        means="no certificate is about to end",
+        judge=network_checks.certificates,
+    ),
 )
 
 
 def examine(settings: Settings, facts: Facts) -> list[Finding]:
-    """What the checks find, the worst first, and a finding that all is ok of each that finds nothing."""
+    """What the checks find, the worst first, and a finding that all is ok of each that finds
+    nothing.
+    """
     found = [finding for check in CHECKS for finding in _verdicts(check, settings, facts)]
     return sorted(found, key=lambda finding: list(Level).index(finding.level))
 
@@ -159,7 +184,11 @@ def examine(settings: Settings, facts: Facts) -> list[Finding]:
 def at_start(settings: Settings, facts: Facts) -> list[Finding]:
     """What those checks find that the consumer does when it starts."""
     checks = [check for check in CHECKS if check.at_start and not _impossible(check, facts)]
-    return [replace(finding, check=check.name) for check in checks for finding in check.judge(settings, facts)]
+    return [
+        replace(finding, check=check.name)
+        for check in checks
+        for finding in check.judge(settings, facts)
+    ]
 
 
 def _verdicts(check: Check, settings: Settings, facts: Facts) -> list[Finding]:
@@ -169,7 +198,7 @@ def _verdicts(check: Check, settings: Settings, facts: Facts) -> list[Finding]:
     if check.name == "management":
         found = [replace(finding, why=_unchecked()) for finding in found]
     partly = bool(check.by_management) and facts.broker.management is not None
-    nothing = check.of_lanes and not all(lane.jobs.standing.exists for lane in facts.broker.lanes)
+    nothing = check.of_lanes and not all(lane.jobs.declared.exists for lane in facts.broker.lanes)
     if found or partly or nothing:
         return found
     return [Finding(level=Level.OK, check=check.name, what=check.means)]
@@ -180,4 +209,7 @@ def _impossible(check: Check, facts: Facts) -> bool:
 
 
 def _unchecked() -> str:
-    return f"unchecked without it: {', '.join(check.by_management for check in CHECKS if check.by_management)}"
+    return (
+        "unchecked without it: "
+        f"{', '.join(check.by_management for check in CHECKS if check.by_management)}"
+    )

@@ -10,12 +10,12 @@ from bridge.durations import in_words
 from bridge.job.job import FlowName
 from bridge.kestra.client import StoredFlow
 from bridge.operate.status.report import Unseen
-from bridge.rabbitmq.inspector import Depth, Refusal, Standing
+from bridge.rabbitmq.inspector import DeclareResult, Depth, Refusal
 from bridge.rabbitmq.management import Binding, QueueState
 from bridge.rabbitmq.topology import Kind, Version
 from bridge.settings.settings import Lane
 
-ABSENT = Standing(exists=False)
+ABSENT = DeclareResult(exists=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class QueueFacts:
     """A queue that the bridge needs. `state` and `bindings` are the management API's."""
 
     name: str
-    standing: Standing = ABSENT
+    declared: DeclareResult = ABSENT
     depth: Depth | None = None
     state: QueueState | None = None
     bindings: Sequence[Binding] | None = None
@@ -31,24 +31,28 @@ class QueueFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneFacts:
-    """A lane: its queues and exchanges. `kind` is None where the queue isn't there or isn't as it should be."""
+    """A lane: its queues and exchanges. `kind` is None where the queue isn't there or isn't as it
+    should be.
+    """
 
     lane: Lane
     kind: Kind | None
     jobs: QueueFacts
     dead: QueueFacts
     retries: Sequence[QueueFacts] = ()
-    exchanges: Mapping[str, Standing] = field(default_factory=dict)
+    exchanges: Mapping[str, DeclareResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerFacts:
-    """RabbitMQ. `replies_bound` is how many queues the reply exchange feeds, and `skew` how far its clock is ahead."""
+    """RabbitMQ. `replies_bound` is how many queues the reply exchange feeds, and `skew` how far its
+    clock is ahead.
+    """
 
     version: Version
     version_text: str
     lanes: Sequence[LaneFacts]
-    replies: Standing = ABSENT
+    replies: DeclareResult = ABSENT
     replies_bound: int | None = None
     refused: Sequence[Refusal] = ()
     alarms: Sequence[str] | None = None

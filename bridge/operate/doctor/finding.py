@@ -19,7 +19,9 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One finding of one check, each part a line of text. Of what is ok there is only `what`: what has been checked."""
+    """One finding of one check, each part a line of text. Of what is ok there is only `what`: what
+    has been checked.
+    """
 
     level: Level
     check: str = ""

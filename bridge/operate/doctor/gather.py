@@ -1,4 +1,6 @@
-"""Gathers the doctor's facts: each source is asked once, and one that is away leaves a gap that says why."""
+"""Gathers the doctor's facts: each source is asked once, and one that is away leaves a gap that
+says why.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,26 @@ from bridge.job.job import FlowName
 from bridge.kestra.client import Kestra
 from bridge.operate.doctor import probe
 from bridge.operate.doctor.certificates import certificates
-from bridge.operate.doctor.facts import BrokerFacts, Certificate, Facts, KestraFacts, LaneFacts, QueueFacts
+from bridge.operate.doctor.facts import (
+    BrokerFacts,
+    Certificate,
+    Facts,
+    KestraFacts,
+    LaneFacts,
+    QueueFacts,
+)
 from bridge.operate.doctor.kestra_checks import NOTIFIER
 from bridge.operate.status.collect import PATIENCE, told
 from bridge.operate.status.report import Unseen
 from bridge.rabbitmq import topology
 from bridge.rabbitmq.broker import Broker, Connection, parse_version
-from bridge.rabbitmq.inspector import Inspection, Standing
+from bridge.rabbitmq.inspector import DeclareResult, Inspector
 from bridge.rabbitmq.management import Management
 from bridge.settings.settings import Lane, Settings
 
 PATIENT = 4 * PATIENCE
-"""Seconds for RabbitMQ, which is asked much, and its management API, which has its own patience within them."""
+"""Seconds for RabbitMQ, which is asked much, and its management API, which has its own patience
+within them."""
 
 
 async def gather(settings: Settings, *, probe_patience: float | None) -> Facts:
@@ -37,12 +47,12 @@ async def gather(settings: Settings, *, probe_patience: float | None) -> Facts:
         management = await stack.enter_async_context(Management(settings))
         kestra = await stack.enter_async_context(Kestra(settings))
         connection = await stack.enter_async_context(_connection(settings))
-        inspection = Inspection(connection)
-        async with inspection.replies(probe.ROUTING_KEY) as replies:
+        inspector = Inspector(connection)
+        async with inspector.replies(probe.ROUTING_KEY) as replies:
             of_kestra, of_broker, shown = await asyncio.gather(
                 told(kestra_facts(kestra, settings), "Kestra"),
                 told(
-                    _broker(inspection, management, settings),
+                    _broker(inspector, management, settings),
                     f"RabbitMQ at {settings.broker_address}",
                     patience=PATIENT,
                 ),
@@ -50,23 +60,32 @@ async def gather(settings: Settings, *, probe_patience: float | None) -> Facts:
             )
             if isinstance(of_broker, Unseen):
                 raise of_broker.error
-            facts = Facts(at=datetime.now(UTC), broker=of_broker, kestra=of_kestra, certificates=shown)
+            facts = Facts(
+                at=datetime.now(UTC), broker=of_broker, kestra=of_kestra, certificates=shown
+            )
             if probe_patience is None or isinstance(of_kestra, Unseen):
                 return facts
             if replies is not None and _tells(of_kestra):
-                facts = replace(facts, round_trip=await probe.round_trip(kestra, replies, patience=probe_patience))
+                facts = replace(
+                    facts,
+                    round_trip=await probe.round_trip(kestra, replies, patience=probe_patience),
+                )
             return replace(facts, kill=await probe.kill(kestra, patience=probe_patience))
 
 
 @asynccontextmanager
 async def _connection(settings: Settings) -> AsyncIterator[Connection]:
-    """A connection to RabbitMQ. Where it refuses us, or we it, the certificates that have ended are named."""
+    """A connection to RabbitMQ. Where it refuses us, or we it, the certificates that have ended are
+    named.
+    """
     async with AsyncExitStack() as stack:
         try:
             connection = await stack.enter_async_context(Broker(settings).connection())
         except BrokerDenied as error:
             now = datetime.now(UTC)
-            shown = [found for found in await certificates(settings) if isinstance(found, Certificate)]
+            shown = [
+                found for found in await certificates(settings) if isinstance(found, Certificate)
+            ]
             ended = [found.state(now) for found in shown if found.until <= now]
             raise BrokerDenied("; ".join([str(error), *ended])) from error
         yield connection
@@ -81,17 +100,19 @@ def known_at_start(
     settings: Settings, of_kestra: KestraFacts, version: str, kinds: Mapping[str, topology.Kind]
 ) -> Facts:
     """What the consumer knows once it has declared its queues, which are as they should be then."""
-    there = Standing(exists=True)
+    there = DeclareResult(exists=True)
     lanes = [
         LaneFacts(
             lane=lane,
             kind=kinds[lane.queue],
-            jobs=QueueFacts(name=lane.queue, standing=there),
-            dead=QueueFacts(name=topology.dead_queue(lane.queue), standing=there),
+            jobs=QueueFacts(name=lane.queue, declared=there),
+            dead=QueueFacts(name=topology.dead_queue(lane.queue), declared=there),
         )
         for lane in settings.all_lanes
     ]
-    of_broker = BrokerFacts(version=parse_version(version), version_text=version, lanes=lanes, replies=there)
+    of_broker = BrokerFacts(
+        version=parse_version(version), version_text=version, lanes=lanes, replies=there
+    )
     return Facts(at=datetime.now(UTC), broker=of_broker, kestra=of_kestra)
 
 
@@ -104,7 +125,12 @@ async def kestra_facts(kestra: Kestra, settings: Settings) -> KestraFacts:
     version = kestra.version or await kestra.probe()
     named = _named_flows(settings)
     notifier, *found = await asyncio.gather(*(kestra.flow(flow) for flow in (NOTIFIER, *named)))
-    return KestraFacts(version=version, skew=kestra.skew, notifier=notifier, flows=dict(zip(named, found, strict=True)))
+    return KestraFacts(
+        version=version,
+        skew=kestra.skew,
+        notifier=notifier,
+        flows=dict(zip(named, found, strict=True)),
+    )
 
 
 def _named_flows(settings: Settings) -> list[FlowName]:
@@ -118,23 +144,27 @@ def _named_flows(settings: Settings) -> list[FlowName]:
     return sorted(found)
 
 
-async def _broker(inspection: Inspection, management: Management, settings: Settings) -> BrokerFacts:
-    version = parse_version(inspection.version)
-    lanes = [await _lane(inspection, lane, version, settings) for lane in settings.all_lanes]
-    replies = await inspection.standing(topology.REPLY_EXCHANGE)
-    await inspection.try_publishing()
+async def _broker(inspector: Inspector, management: Management, settings: Settings) -> BrokerFacts:
+    version = parse_version(inspector.version)
+    lanes = [await _lane(inspector, lane, version, settings) for lane in settings.all_lanes]
+    replies = await inspector.check(topology.REPLY_EXCHANGE)
+    await inspector.try_publishing()
     facts = BrokerFacts(
         version=version,
-        version_text=inspection.version,
+        version_text=inspector.version,
         lanes=lanes,
         replies=replies,
-        refused=sorted(inspection.refused),
+        refused=sorted(inspector.refused),
     )
-    seen = await told(_with_management(facts, management), f"RabbitMQ's management API at {management.url}")
+    seen = await told(
+        _with_management(facts, management), f"RabbitMQ's management API at {management.url}"
+    )
     return replace(facts, management=seen) if isinstance(seen, Unseen) else seen
 
 
-async def _lane(inspection: Inspection, lane: Lane, version: topology.Version, settings: Settings) -> LaneFacts:
+async def _lane(
+    inspector: Inspector, lane: Lane, version: topology.Version, settings: Settings
+) -> LaneFacts:
     for kind in topology.candidates(settings.queue_type, version):
         planned = topology.plan(
             lane.queue,
@@ -143,27 +173,36 @@ async def _lane(inspection: Inspection, lane: Lane, version: topology.Version, s
             max_priority=settings.max_priority,
             retry_delays=settings.retry_delays,
         )
-        jobs = await inspection.standing(planned.jobs)
+        jobs = await inspector.check(planned.jobs)
         if not jobs.differs:
             break
     if jobs.exists:
-        await inspection.try_rights(lane.queue)
+        await inspector.try_rights(lane.queue)
     return LaneFacts(
         lane=lane,
         kind=kind if jobs.exists and not jobs.differs else None,
-        jobs=QueueFacts(name=lane.queue, standing=jobs, depth=await inspection.depth(lane.queue)),
-        dead=QueueFacts(name=planned.dead.name, standing=await inspection.standing(planned.dead)),
-        retries=[QueueFacts(name=queue.name, standing=await inspection.standing(queue)) for queue in planned.retries],
-        exchanges={exchange.name: await inspection.standing(exchange) for exchange in planned.exchanges},
+        jobs=QueueFacts(name=lane.queue, declared=jobs, depth=await inspector.depth(lane.queue)),
+        dead=QueueFacts(name=planned.dead.name, declared=await inspector.check(planned.dead)),
+        retries=[
+            QueueFacts(name=queue.name, declared=await inspector.check(queue))
+            for queue in planned.retries
+        ],
+        exchanges={
+            exchange.name: await inspector.check(exchange) for exchange in planned.exchanges
+        },
     )
 
 
 async def _with_management(facts: BrokerFacts, management: Management) -> BrokerFacts:
     alarms = await management.alarms()
     bound = await management.bindings_from(topology.REPLIES)
-    heard = [binding for binding in bound if binding.routing_key != probe.ROUTING_KEY]  # a doctor's own says nothing
+    heard = [
+        binding for binding in bound if binding.routing_key != probe.ROUTING_KEY
+    ]  # a doctor's own says nothing
     lanes = [await _lane_with_management(lane, management) for lane in facts.lanes]
-    return replace(facts, alarms=alarms, replies_bound=len(heard), lanes=lanes, skew=management.skew)
+    return replace(
+        facts, alarms=alarms, replies_bound=len(heard), lanes=lanes, skew=management.skew
+    )
 
 
 async def _lane_with_management(lane: LaneFacts, management: Management) -> LaneFacts:
@@ -172,16 +211,25 @@ async def _lane_with_management(lane: LaneFacts, management: Management) -> Lane
         _queue_with_management(lane.dead, management),
         *(_queue_with_management(queue, management) for queue in lane.retries),
     )
-    exchanges = {name: await _led_by_policy(name, found, management) for name, found in lane.exchanges.items()}
+    exchanges = {
+        name: await _led_by_policy(name, found, management)
+        for name, found in lane.exchanges.items()
+    }
     return replace(lane, jobs=jobs, dead=dead, retries=retries, exchanges=exchanges)
 
 
-async def _led_by_policy(exchange: str, standing: Standing, management: Management) -> Standing:
-    """How an exchange stands, which is as it should be where a policy gives it what an earlier bridge didn't."""
-    if not standing.of_before:
-        return standing
+async def _led_by_policy(
+    exchange: str, declared: DeclareResult, management: Management
+) -> DeclareResult:
+    """How an exchange stands, which is as it should be where a policy gives it what an earlier
+    bridge didn't.
+    """
+    if not declared.of_before:
+        return declared
     policy = await management.policy_of_exchange(exchange)
-    return replace(standing, of_before=policy.get(topology.ALTERNATE) != topology.dead_exchange(exchange))
+    return replace(
+        declared, of_before=policy.get(topology.ALTERNATE) != topology.dead_exchange(exchange)
+    )
 
 
 async def _queue_with_management(queue: QueueFacts, management: Management) -> QueueFacts:

@@ -19,9 +19,13 @@ TRIED = frozenset({(1, 3), (2, 0)})
 
 NOTIFIER = FlowName("bridge.system", "notifier")
 
-_PROBE_RIGHTS = "let the user of BRIDGE_KESTRA_… create, run and delete a flow in bridge.system, or pass --no-probe"
+_PROBE_RIGHTS = (
+    "let the user of BRIDGE_KESTRA_… create, run and delete a flow in bridge.system, "
+    "or pass --no-probe"
+)
 _LATE = (
-    "every end is found out by the sweep, up to BRIDGE_RECONCILE_INTERVAL late, and its place in flight is taken until "
+    "every end is found out by the sweep, up to BRIDGE_RECONCILE_INTERVAL late, and its place in "
+    "flight is taken until "
     "then"
 )
 
@@ -32,7 +36,8 @@ def reachable(_: Settings, facts: Facts) -> Iterator[Finding]:
         yield fault(
             facts.kestra.why,
             why="no job runs, and what concerns Kestra is unchecked",
-            mend="see that Kestra runs, and that BRIDGE_KESTRA_URL, BRIDGE_KESTRA_TENANT, and BRIDGE_KESTRA_USERNAME "
+            mend="see that Kestra runs, and that BRIDGE_KESTRA_URL, BRIDGE_KESTRA_TENANT, and "
+            "BRIDGE_KESTRA_USERNAME "
             "and BRIDGE_KESTRA_PASSWORD or BRIDGE_KESTRA_TOKEN are right",
         )
 
@@ -54,7 +59,11 @@ def notifier(_: Settings, facts: Facts) -> Iterator[Finding]:
     found = kestra.notifier
     mend = f"kestra-bridge flows deploy --only {NOTIFIER.id}, with --tls where RabbitMQ demands TLS"
     if found is None:
-        yield fault(f"the flow {NOTIFIER} is not deployed", why=f"nobody tells the bridge of ends: {_LATE}", mend=mend)
+        yield fault(
+            f"the flow {NOTIFIER} is not deployed",
+            why=f"nobody tells the bridge of ends: {_LATE}",
+            mend=mend,
+        )
     elif _ships_for_another(kestra.version, found):
         yield fault(
             f"the flow {NOTIFIER} is the one for another version than Kestra {kestra.version}",
@@ -90,7 +99,8 @@ def round_trip(_: Settings, facts: Facts) -> Iterator[Finding]:
     yield fault(
         f"the end of a probe was not told: {trip.problem}",
         why=_LATE,
-        mend="see the last executions of bridge.system/notifier in Kestra, and the secrets that flows/README.md lists",
+        mend="see the last executions of bridge.system/notifier in Kestra, and the secrets that "
+        "flows/README.md lists",
     )
 
 
@@ -108,8 +118,10 @@ def kill(_: Settings, facts: Facts) -> Iterator[Finding]:
         return
     yield fault(
         f"an execution can't be killed: {result.problem}",
-        why="a job beyond its time-out keeps its place in flight until it ends by itself; a second execution goes on",
-        mend="let the user of BRIDGE_KESTRA_… kill executions, and see that Kestra's executor and workers run and that "
+        why="a job beyond its time-out keeps its place in flight until it ends by itself; a "
+        "second execution goes on",
+        mend="let the user of BRIDGE_KESTRA_… kill executions, and see that Kestra's executor and "
+        "workers run and that "
         "nothing between refuses DELETE",
     )
 
@@ -120,10 +132,16 @@ def flows_there(_: Settings, facts: Facts) -> Iterator[Finding]:
         why = "Kestra refuses to run it: its jobs become dead letters at once"
         if found is None:
             yield fault(
-                f"there is no flow {name} in Kestra", why=why, mend="deploy it, or correct BRIDGE_FLOW or BRIDGE_LANES"
+                f"there is no flow {name} in Kestra",
+                why=why,
+                mend="deploy it, or correct BRIDGE_FLOW or BRIDGE_LANES",
             )
         elif found.disabled:
-            yield fault(f"the flow {name} is disabled", why=why, mend="enable it in Kestra (disabled: false)")
+            yield fault(
+                f"the flow {name} is disabled",
+                why=why,
+                mend="enable it in Kestra (disabled: false)",
+            )
 
 
 def concurrency(_: Settings, facts: Facts) -> Iterator[Finding]:
@@ -134,22 +152,31 @@ def concurrency(_: Settings, facts: Facts) -> Iterator[Finding]:
             continue
         queues = found.beyond == "QUEUE"
         yield warning(
-            f"the flow {name} may run {found.limit} times at once, and the bridge will have it run up to "
+            f"the flow {name} may run {found.limit} times at once, and the bridge will "
+            "have it run up to "
             f"{wanted[name]} times (prefetch x replicas)",
             why="executions queue in Kestra, first come first served, out of reach of priority"
             if queues
-            else f"Kestra ends those beyond at once ({found.beyond}): each costs the job an attempt",
-            mend=f"set the flow's concurrency limit to {wanted[name]} or more, or BRIDGE_PREFETCH to less",
+            else f"Kestra ends those beyond at once ({found.beyond}): each costs the "
+            "job an attempt",
+            mend=f"set the flow's concurrency limit to {wanted[name]} or more, "
+            "or BRIDGE_PREFETCH to less",
         )
 
 
 def _wanted(facts: Facts) -> Counter[FlowName]:
-    """How many executions of each flow the replicas may have at once: those that consume now, and at least one."""
+    """How many executions of each flow the replicas may have at once: those that consume now, and
+    at least one.
+    """
     wanted: Counter[FlowName] = Counter()
     for lane in facts.broker.lanes:
         if lane.lane.flow_name is None:
             continue
-        held = sum(consumer.prefetch for consumer in lane.jobs.state.consumers) if lane.jobs.state else 0
+        held = (
+            sum(consumer.prefetch for consumer in lane.jobs.state.consumers)
+            if lane.jobs.state
+            else 0
+        )
         replicas = max(1, lane.jobs.depth.consumers if lane.jobs.depth else 1)
         wanted[lane.lane.flow_name] += held or lane.lane.prefetch * replicas
     return wanted

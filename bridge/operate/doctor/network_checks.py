@@ -24,9 +24,11 @@ def clocks(settings: Settings, facts: Facts) -> Iterator[Finding]:
         if skew is not None and abs(skew) > timedelta(seconds=max(2.0, settings.adopt_grace)):
             direction = "ahead of" if skew > timedelta() else "behind"
             yield warning(
-                f"{name}'s clock is {in_words(abs(skew).total_seconds())} {direction} this machine's, more than "
+                f"{name}'s clock is {in_words(abs(skew).total_seconds())} {direction} this "
+                "machine's, more than "
                 f"BRIDGE_ADOPT_GRACE ({in_words(settings.adopt_grace)})",
-                why="the bridge reckons by Kestra's clock, which an answer told to the second: deadlines can be off by "
+                why="the bridge reckons by Kestra's clock, which an answer told to the second: "
+                "deadlines can be off by "
                 "what it drifts, and logs, `x-bridge-at` and Kestra's times can't be compared",
                 mend="run chrony or systemd-timesyncd on all machines",
             )
@@ -55,7 +57,8 @@ def certificates(_: Settings, facts: Facts) -> Iterator[Finding]:
             yield warning(
                 found.why,
                 why="until when its certificate is valid could not be read",
-                mend="see that the address is right and the certificate is one that BRIDGE_AMQP_CA or BRIDGE_KESTRA_CA "
+                mend="see that the address is right and the certificate is one that "
+                "BRIDGE_AMQP_CA or BRIDGE_KESTRA_CA "
                 "vouches for",
             )
         elif (left := found.until - facts.at) < RENEW_WITHIN:

@@ -1,9 +1,10 @@
 """Probes: small executions that show what no question to Kestra can tell.
 
-One does nothing, and the notifier must tell its end: that proves the notifier, its secrets, its way to RabbitMQ and the
-reply exchange. The other sleeps, and must end when it is killed. Each has a flow of its own, which is made for it and
-deleted afterwards. The executions of a probe that went well are deleted too, and else left for a look at them. No
-replica waits for a probe's job label, so that its reply is to them like that of another replica's job.
+One does nothing, and the notifier must tell its end: that proves the notifier, its secrets, its way
+to RabbitMQ and the reply exchange. The other sleeps, and must end when it is killed. Each has a
+flow of its own, which is made for it and deleted afterwards. The executions of a probe that went
+well are deleted too, and else left for a look at them. No replica waits for a probe's job label, so
+that its reply is to them like that of another replica's job.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ class Failed(Exception):
     """A probe did not end as it should; the text says how it did."""
 
 
-async def round_trip(kestra: Kestra, replies: asyncio.Queue[bytes], *, patience: float) -> ProbeResult:
+async def round_trip(
+    kestra: Kestra, replies: asyncio.Queue[bytes], *, patience: float
+) -> ProbeResult:
     """Run a probe and wait for its reply, for that many seconds."""
 
     async def watch(execution: Execution, job: Job) -> None:
@@ -127,7 +130,9 @@ async def _watched(kestra: Kestra, probe: Probe, job: Job, watch: Watcher) -> Pr
 
 
 async def _start(kestra: Kestra, probe: Probe, job: Job) -> Execution:
-    """The probe's execution; a doctor elsewhere may delete its flow between two calls, so that is tried once more."""
+    """The probe's execution; a doctor elsewhere may delete its flow between two calls, so that is
+    tried once more.
+    """
     await _deploy(kestra, probe)
     try:
         return await kestra.create(job)
@@ -174,7 +179,10 @@ async def _explain(kestra: Kestra, job: Job, execution: Execution, patience: flo
             return f"{late}: its execution is still {ended.state}; does a worker of Kestra's run?"
         notices = [found for found in await kestra.correlated(job.id) if _is_notice(found)]
         if not notices:
-            return f"{late}: its execution ended {ended.state if ended else ''}, and the notifier was not started"
+            return (
+                f"{late}: its execution ended {ended.state if ended else ''}, and the notifier "
+                "was not started"
+            )
         return f"{late}: the notifier's {await kestra.explain(notices[-1])}"
     except KestraError as error:
         return f"{late}, and then {error}"
@@ -191,11 +199,18 @@ async def _tidy(kestra: Kestra, job: Job, *, wholly: bool) -> None:
                 await asyncio.sleep(LOOK_EVERY)
     except (KestraError, TimeoutError) as error:
         why = str(error) or "it took too long"
-        log.warning("something of the probe may be left in Kestra", flow=str(job.flow), job=job.id, error=why)
+        log.warning(
+            "something of the probe may be left in Kestra",
+            flow=str(job.flow),
+            job=job.id,
+            error=why,
+        )
 
 
 async def _executions_left(kestra: Kestra, job: Job, *, wholly: bool) -> bool:
-    """Delete the executions that have ended, if wholly, and kill a probe that has not; says whether to come back."""
+    """Delete the executions that have ended, if wholly, and kill a probe that has not; says whether
+    to come back.
+    """
     found = await kestra.correlated(job.id)
     for execution in found:
         if execution.state.terminal and wholly:

@@ -1,4 +1,6 @@
-"""Asks every source at once what `status` shows; one that is away or slow costs the others nothing."""
+"""Asks every source at once what `status` shows; one that is away or slow costs the others
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,17 @@ from typing import Self, TypeVar
 
 from bridge.errors import BridgeError, BrokerUnavailable
 from bridge.kestra.client import Kestra
-from bridge.operate.dead_letters.queue import DeadLetters
-from bridge.operate.status.report import BrokerFacts, Facts, KestraFacts, ManagementFacts, Unseen, names
+from bridge.operate.dead_letters.queue import DeadLetterQueue
+from bridge.operate.status.report import (
+    BrokerFacts,
+    Facts,
+    KestraFacts,
+    ManagementFacts,
+    Unseen,
+    names,
+)
 from bridge.rabbitmq.broker import Broker
-from bridge.rabbitmq.inspector import Depth, Inspection
+from bridge.rabbitmq.inspector import Depth, Inspector
 from bridge.rabbitmq.management import Management, scrape
 from bridge.rabbitmq.topology import dead_queue
 from bridge.settings.settings import BrokerSettings, KestraSettings, Lane
@@ -25,7 +34,8 @@ PATIENCE = 15.0
 """Seconds that a source may take."""
 
 READ_AT_MOST = 5000
-"""Dead letters of a lane whose reasons are looked at: all, since reading a part would change the order of the whole."""
+"""Dead letters of a lane whose reasons are looked at: all, since reading a part would change the
+order of the whole."""
 
 TURN = 2.0
 """Seconds to wait for another command that is at work with dead letters."""
@@ -39,7 +49,9 @@ class Survey:
     `kestra` is the reason where its settings can't be used.
     """
 
-    def __init__(self, broker: BrokerSettings, kestra: KestraSettings | BridgeError, metrics: Sequence[str]) -> None:
+    def __init__(
+        self, broker: BrokerSettings, kestra: KestraSettings | BridgeError, metrics: Sequence[str]
+    ) -> None:
         self._settings = broker
         self._metrics = metrics
         self._queues = names(broker.all_lanes, broker.retry_delays)
@@ -62,7 +74,8 @@ class Survey:
     async def facts(self) -> Facts:
         """What all sources tell now. Raises nothing of theirs."""
         where = f"RabbitMQ's management API at {self._management.url}"
-        # Not by gather, which would not wait until what is interrupted has given back the dead letters.
+        # Not by gather, which would not wait until what is interrupted has given back the dead
+        # letters.
         async with asyncio.TaskGroup() as asking:
             broker = asking.create_task(self._of_broker())
             management = asking.create_task(told(self._by_management(), where))
@@ -95,16 +108,21 @@ class Survey:
 
     async def _by_amqp(self) -> BrokerFacts:
         async with self._broker.connection() as connection:
-            inspection = Inspection(connection)
-            depths = {queue: await inspection.depth(queue) for queue in self._queues}
-            return BrokerFacts(version=inspection.version, depths=depths)
+            inspector = Inspector(connection)
+            depths = {queue: await inspector.depth(queue) for queue in self._queues}
+            return BrokerFacts(version=inspector.version, depths=depths)
 
     async def _reasons(self, lane: Lane, depth: Depth | None) -> Mapping[str, int]:
-        """Why a lane's dead letters are there, read anew only where the queue's depth has changed."""
+        """Why a lane's dead letters are there, read anew only where the queue's depth has
+        changed.
+        """
         if not depth or not depth.ready:
             return {}
         if depth.ready > READ_AT_MOST:
-            raise BridgeError(f"more than {READ_AT_MOST} letters are for `kestra-bridge dead-letters list` to read")
+            raise BridgeError(
+                f"more than {READ_AT_MOST} letters are for `kestra-bridge dead-letters "
+                "list` to read"
+            )
         known = self._read.get(lane.queue)
         if known is None or known[0] != depth:
             self._read[lane.queue] = known = depth, await self._count(lane)
@@ -113,7 +131,9 @@ class Survey:
     async def _count(self, lane: Lane) -> Mapping[str, int]:
         async with (
             self._broker.connection() as connection,
-            DeadLetters.open(connection, lane, self._settings, only_look=True, patience=TURN) as dead,
+            DeadLetterQueue.open(
+                connection, lane, self._settings, only_look=True, patience=TURN
+            ) as dead,
         ):
             return dict(Counter([letter.reason async for letter, _ in dead.read()]).most_common())
 
@@ -122,11 +142,15 @@ class Survey:
         alarms = await api.alarms()
         states = await asyncio.gather(*(api.queue(queue) for queue in self._queues))
         queues = {state.name: state for state in states if state}
-        connections = {consumer.connection for state in queues.values() for consumer in state.consumers}
+        connections = {
+            consumer.connection for state in queues.values() for consumer in state.consumers
+        }
         return ManagementFacts(alarms=alarms, queues=queues, since=await self._since(connections))
 
     async def _since(self, connections: set[str]) -> Mapping[str, datetime]:
-        known = await asyncio.gather(*(self._management.connected_since(name) for name in connections))
+        known = await asyncio.gather(
+            *(self._management.connected_since(name) for name in connections)
+        )
         return {name: since for name, since in zip(connections, known, strict=True) if since}
 
     async def _by_kestra(self) -> KestraFacts:
@@ -134,7 +158,9 @@ class Survey:
             raise self._kestra
         version = await self._kestra.probe()
         unfinished = await self._kestra.unfinished()
-        return KestraFacts(version=version, now=self._kestra.now(), unfinished=unfinished, link=self._kestra.link)
+        return KestraFacts(
+            version=version, now=self._kestra.now(), unfinished=unfinished, link=self._kestra.link
+        )
 
 
 async def told(work: Awaitable[Told], whom: str, *, patience: float = PATIENCE) -> Told | Unseen:

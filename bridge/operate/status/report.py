@@ -1,4 +1,6 @@
-"""What `status` says: one picture of an installation, made of what each source told or why it told nothing."""
+"""What `status` says: one picture of an installation, made of what each source told or why it told
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from bridge.rabbitmq.topology import dead_queue, retry_queue
 from bridge.settings.settings import Lane
 
 NEVER_STARTED_AFTER = 60.0
-"""Seconds that an execution may stay CREATED before it stands out: Kestra begins within a second or two."""
+"""Seconds that an execution may stay CREATED before it stands out: Kestra begins within a second or
+two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,9 @@ class BrokerFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManagementFacts:
-    """What RabbitMQ's management API tells; `since` has those connections alone that this user may see."""
+    """What RabbitMQ's management API tells; `since` has those connections alone that this user may
+    see.
+    """
 
     alarms: Sequence[str]
     queues: Mapping[str, QueueState]
@@ -55,7 +60,9 @@ class ManagementFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KestraFacts:
-    """What Kestra tells: its version, its time, the executions that haven't ended, and where a person sees them."""
+    """What Kestra tells: its version, its time, the executions that haven't ended, and where a
+    person sees them.
+    """
 
     version: str
     now: datetime
@@ -80,9 +87,11 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryStatus:
-    """A retry queue. Each of its messages is due within `delay` seconds; which one when, RabbitMQ doesn't tell.
+    """A retry queue. Each of its messages is due within `delay` seconds; which one when, RabbitMQ
+    doesn't tell.
 
-    `handing_on` are those that were due and are not back in the lane: more than for a moment there should be none.
+    `handing_on` are those that were due and are not back in the lane: more than for a moment there
+    should be none.
     """
 
     queue: str
@@ -93,7 +102,9 @@ class RetryStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadStatus:
-    """A dead-letter queue: how many messages it has, and the reasons of the `read` that were looked at: all or none."""
+    """A dead-letter queue: how many messages it has, and the reasons of the `read` that were looked
+    at: all or none.
+    """
 
     queue: str
     messages: int | None
@@ -105,7 +116,8 @@ class DeadStatus:
 class LaneStatus:
     """A lane; what isn't known is None. `by_priority` is what is ready, where the broker tells.
 
-    `handing_on` are messages that RabbitMQ itself gave up and that are not among the dead letters yet.
+    `handing_on` are messages that RabbitMQ itself gave up and that are not among the dead letters
+    yet.
     """
 
     queue: str
@@ -124,7 +136,8 @@ class LaneStatus:
 class JobStatus:
     """A job whose execution has not ended; `age` is in seconds, by Kestra's clock.
 
-    `never_started`: Kestra created the execution more than a minute ago and has not begun to run it.
+    `never_started`: Kestra created the execution more than a minute ago and has not begun to run
+    it.
     """
 
     job: str
@@ -140,7 +153,9 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaStatus:
-    """A consuming connection: from where, since when, and how many deliveries it may hold of each lane."""
+    """A consuming connection: from where, since when, and how many deliveries it may hold of each
+    lane.
+    """
 
     host: str
     since: datetime | None
@@ -157,7 +172,9 @@ class ServerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Oldest:
-    """How long the oldest of what is under way has taken, and what was measured: a `delivery` or an `execution`."""
+    """How long the oldest of what is under way has taken, and what was measured: a `delivery` or an
+    `execution`.
+    """
 
     what: str
     seconds: float
@@ -191,7 +208,11 @@ def names(lanes: Iterable[Lane], retry_delays: Iterable[int]) -> list[str]:
     return [
         name
         for lane in lanes
-        for name in (lane.queue, *(retry_queue(lane.queue, delay) for delay in delays), dead_queue(lane.queue))
+        for name in (
+            lane.queue,
+            *(retry_queue(lane.queue, delay) for delay in delays),
+            dead_queue(lane.queue),
+        )
     ]
 
 
@@ -199,7 +220,9 @@ def picture(facts: Facts) -> Status:
     """The picture that the facts make."""
     jobs = _jobs(facts)
     ours = None if jobs is None else [job for job in jobs if _in_lanes(job, facts.lanes)]
-    metrics = {url: found for url, found in facts.metrics.items() if isinstance(found, ReplicaMetrics)}
+    metrics = {
+        url: found for url, found in facts.metrics.items() if isinstance(found, ReplicaMetrics)
+    }
     return Status(
         at=facts.at,
         rabbitmq=_server(facts.rabbitmq, facts.broker),
@@ -223,16 +246,24 @@ def _lane(facts: Facts, lane: Lane) -> LaneStatus:
     depth, state = _depth(facts, lane.queue), _state(facts, lane.queue)
     return LaneStatus(
         queue=lane.queue,
-        exists=depth is not None if isinstance(facts.broker, BrokerFacts) else (True if state else None),
+        exists=depth is not None
+        if isinstance(facts.broker, BrokerFacts)
+        else (True if state else None),
         kind=state.kind if state else None,
-        # Of one source and moment, so that they add up; what the management API doesn't tell yet is known by AMQP.
+        # Of one source and moment, so that they add up; what the management API doesn't tell yet is
+        # known by AMQP.
         ready=state.ready if state and state.ready is not None else _ready(facts, lane.queue),
         in_flight=_in_flight(facts, lane.queue),
         consumers=depth.consumers if depth else (len(state.consumers) if state else None),
         by_priority=state.by_priority if state else None,
         handing_on=_handing_on(facts, lane.queue),
         retries=[
-            RetryStatus(queue=name, delay=delay, messages=_ready(facts, name), handing_on=_handing_on(facts, name))
+            RetryStatus(
+                queue=name,
+                delay=delay,
+                messages=_ready(facts, name),
+                handing_on=_handing_on(facts, name),
+            )
             for delay in sorted(set(facts.retry_delays))
             for name in (retry_queue(lane.queue, delay),)
         ],
@@ -243,7 +274,9 @@ def _lane(facts: Facts, lane: Lane) -> LaneStatus:
 def _dead(facts: Facts, queue: str) -> DeadStatus:
     told = _reasons(facts).get(queue)
     reasons = told if told and not isinstance(told, Unseen) else {}
-    return DeadStatus(queue=queue, messages=_ready(facts, queue), read=sum(reasons.values()), reasons=reasons)
+    return DeadStatus(
+        queue=queue, messages=_ready(facts, queue), read=sum(reasons.values()), reasons=reasons
+    )
 
 
 def _reasons(facts: Facts) -> Mapping[str, Mapping[str, int] | Unseen]:
@@ -255,7 +288,11 @@ def _depth(facts: Facts, queue: str) -> Depth | None:
 
 
 def _state(facts: Facts, queue: str) -> QueueState | None:
-    return facts.management.queues.get(queue) if isinstance(facts.management, ManagementFacts) else None
+    return (
+        facts.management.queues.get(queue)
+        if isinstance(facts.management, ManagementFacts)
+        else None
+    )
 
 
 def _ready(facts: Facts, queue: str) -> int | None:
@@ -272,11 +309,17 @@ def _handing_on(facts: Facts, queue: str) -> int | None:
 
 
 def _in_flight(facts: Facts, queue: str) -> int | None:
-    """By the management API, else by what the replicas say of themselves, if all of those that were named do."""
+    """By the management API, else by what the replicas say of themselves, if all of those that were
+    named do.
+    """
     state = _state(facts, queue)
     if state and state.in_flight is not None:
         return state.in_flight
-    told = [found.in_flight.get(queue, 0) for found in facts.metrics.values() if isinstance(found, ReplicaMetrics)]
+    told = [
+        found.in_flight.get(queue, 0)
+        for found in facts.metrics.values()
+        if isinstance(found, ReplicaMetrics)
+    ]
     return sum(told) if told and len(told) == len(facts.metrics) else None
 
 
@@ -300,18 +343,24 @@ def _job(execution: Execution, kestra: KestraFacts) -> JobStatus:
         execution=execution.id,
         state=execution.state.value,
         age=age,
-        never_started=execution.state is State.CREATED and age is not None and age > NEVER_STARTED_AFTER,
+        never_started=execution.state is State.CREATED
+        and age is not None
+        and age > NEVER_STARTED_AFTER,
         url=kestra.link(execution),
     )
 
 
 def _in_lanes(job: JobStatus, lanes: Sequence[Lane]) -> bool:
-    """Whether a job is one of these lanes', or may be: its execution doesn't say of which queue it is."""
+    """Whether a job is one of these lanes', or may be: its execution doesn't say of which queue it
+    is.
+    """
     return job.queue is None or any(job.queue == lane.queue for lane in lanes)
 
 
 def _oldest(metrics: Mapping[str, ReplicaMetrics], jobs: Sequence[JobStatus]) -> Oldest | None:
-    """By the replicas' word, which counts from the delivery, else by the executions that Kestra has."""
+    """By the replicas' word, which counts from the delivery, else by the executions that Kestra
+    has.
+    """
     if metrics:
         return Oldest(what="delivery", seconds=max(found.oldest for found in metrics.values()))
     ages = [job.age for job in jobs if job.age is not None]
@@ -326,11 +375,15 @@ def _replicas(facts: Facts) -> list[ReplicaStatus] | None:
         state = _state(facts, lane.queue)
         for consumer in state.consumers if state else ():
             found.setdefault(consumer.connection, []).append((lane.queue, consumer))
-    return [_replica(facts.management.since.get(name), held) for name, held in sorted(found.items())]
+    return [
+        _replica(facts.management.since.get(name), held) for name, held in sorted(found.items())
+    ]
 
 
 def _not_yet_told(facts: Facts) -> bool:
-    """Whether AMQP counts consumers of which the management API, whose figures are older, tells none."""
+    """Whether AMQP counts consumers of which the management API, whose figures are older, tells
+    none.
+    """
     depths = [_depth(facts, lane.queue) for lane in facts.lanes]
     return _replicas(facts) == [] and any(depth.consumers for depth in depths if depth)
 
@@ -355,7 +408,11 @@ def _unknown(facts: Facts) -> list[str]:
         *(("a replica's metrics", found) for found in facts.metrics.values()),
     ]
     unknown = [f"{part}: {source.why}" for part, source in missing if isinstance(source, Unseen)]
-    late = ["replicas: RabbitMQ's management API doesn't tell of the consumers yet"] if _not_yet_told(facts) else []
+    late = (
+        ["replicas: RabbitMQ's management API doesn't tell of the consumers yet"]
+        if _not_yet_told(facts)
+        else []
+    )
     return unknown + late
 
 

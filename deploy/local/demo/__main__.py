@@ -36,7 +36,9 @@ TROUBLES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo: 0 if everything came out as it should, 1 if not, 2 for wrong usage, 130 or 143 when interrupted."""
+    """Run the demo: 0 if everything came out as it should, 1 if not, 2 for wrong usage, 130 or 143
+    when interrupted.
+    """
     options = _parse(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -55,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def forget_settings(environment: MutableMapping[str, str]) -> None:
-    """Keep anybody else's settings from what is started here, least of all the account of a cloud."""
+    """Keep anybody else's settings from what is started here, least of all the account of a
+    cloud.
+    """
     for name in [name for name in environment if name.startswith("BRIDGE_")]:
         del environment[name]
 
@@ -82,9 +86,13 @@ def _run(demo: Demo, console: Console, options: argparse.Namespace) -> int:
         if not options.keep:
             checks.append(_stop_check(stack))
         ok = all(verdict.ok for verdict in verdicts) and all(check.ok for check in checks)
-        demo.say("everything came out as it should" if ok else "NOT everything came out as it should")
+        demo.say(
+            "everything came out as it should" if ok else "NOT everything came out as it should"
+        )
         if options.json:
-            print(json.dumps(_as_data(stack, verdicts, checks, ok=ok), ensure_ascii=False), flush=True)
+            print(
+                json.dumps(_as_data(stack, verdicts, checks, ok=ok), ensure_ascii=False), flush=True
+            )
         else:
             console.print()
             screen.report(console, verdicts, checks)
@@ -100,7 +108,9 @@ def _stop_check(stack: Stack) -> Check:
     return Check("The bridge stopped in order on SIGTERM", status == 0, f"status {status}")
 
 
-def _as_data(stack: Stack, verdicts: Sequence[Verdict], checks: Sequence[Check], *, ok: bool) -> dict[str, Any]:
+def _as_data(
+    stack: Stack, verdicts: Sequence[Verdict], checks: Sequence[Check], *, ok: bool
+) -> dict[str, Any]:
     return {
         "ok": ok,
         "rabbitmq": stack.rabbit.version,
@@ -125,14 +135,22 @@ def _keep(stack: Stack, console: Console) -> None:
 
 
 def _how_to_reach(stack: Stack) -> str:
-    http = next((str(line["http"]) for line in stack.lines("run") if line.get("event") == "starting"), "")
-    exports = "\n".join(f"export {key}={shlex.quote(value)}" for key, value in stack.settings.items())
+    http = next(
+        (str(line["http"]) for line in stack.lines("run") if line.get("event") == "starting"), ""
+    )
+    exports = "\n".join(
+        f"export {key}={shlex.quote(value)}" for key, value in stack.settings.items()
+    )
     rabbit, engine = stack.rabbit, stack.engine
-    on_machine = f"\n{_OURS} submit --queue {MACHINE_QUEUE} --input script='uname -a' --wait" if stack.host else ""
+    on_machine = (
+        f"\n{_OURS} submit --queue {MACHINE_QUEUE} --input script='uname -a' --wait"
+        if stack.host
+        else ""
+    )
     return f"""
-It all goes on until Ctrl-C.
-RabbitMQ {rabbit.version}: {rabbit.management_url} (user {rabbit.username}, password {rabbit.password})
-Kestra's engine behind our façade, its API alone: {engine.url} (user {engine.username}, password {engine.password})
+It all goes on until Ctrl-C. User and password stand in brackets.
+RabbitMQ {rabbit.version}: {rabbit.management_url} ({rabbit.username}, {rabbit.password})
+Kestra's engine, its API alone: {engine.url} ({engine.username}, {engine.password})
 The bridge's metrics: {http}/metrics
 Its log: {stack.directory / "run.log"}
 
@@ -155,15 +173,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="deploy/demo",
         allow_abbrev=False,  # deploy/demo itself looks for an option
         description=(
-            "Shows the bridge at work on this machine: RabbitMQ from Debian, Kestra's engine behind our façade, "
-            f"{len(CASES)} messages of every fate, and {len(machine_cases(''))} more that run scripts on virtual "
-            "machines of their own (QEMU, in emulation where there is no KVM; about 2 GB of memory). Builds what is "
-            "missing, needs no container engine, and leaves nothing running, also after Ctrl-C. Exit status: 0 if each "
+            "Shows the bridge at work on this machine: RabbitMQ from Debian, Kestra's engine "
+            "behind our façade, "
+            f"{len(CASES)} messages of every fate, and {len(machine_cases(''))} more that run "
+            "scripts on virtual "
+            "machines of their own (QEMU, in emulation where there is no KVM; about 2 GB of "
+            "memory). Builds what is "
+            "missing, needs no container engine, and leaves nothing running, also after Ctrl-C. "
+            "Exit status: 0 if each "
             "job came out as it should and no machine is left, 1 if not, 2 for wrong usage."
         ),
     )
     parser.add_argument(
-        "--rabbitmq", choices=("3.10", "4.0", "4.3"), default="3.10", help="the RabbitMQ to run (default: 3.10)"
+        "--rabbitmq",
+        choices=("3.10", "4.0", "4.3"),
+        default="3.10",
+        help="the RabbitMQ to run (default: 3.10)",
     )
     parser.add_argument(
         "--no-machines",
@@ -172,9 +197,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="leave out the jobs that run on virtual machines, and all that is needed for them",
     )
     parser.add_argument(
-        "--keep", action="store_true", help="leave everything running afterwards, until Ctrl-C, and say how to reach it"
+        "--keep",
+        action="store_true",
+        help="leave everything running afterwards, until Ctrl-C, and say how to reach it",
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON; progress goes to standard error")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as JSON; progress goes to standard error",
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,6 @@
-"""The course of the demo: all is started, the jobs are submitted and followed to their end, and all is ended again."""
+"""The course of the demo: all is started, the jobs are submitted and followed to their end, and all
+is ended again.
+"""
 
 from __future__ import annotations
 
@@ -55,14 +57,18 @@ class Demo:
 
     def say(self, text: str) -> None:
         """One line of progress."""
-        self._console.print(Text(f"{time.monotonic() - self._began:5.1f} s  {text}"), soft_wrap=True)
+        self._console.print(
+            Text(f"{time.monotonic() - self._began:5.1f} s  {text}"), soft_wrap=True
+        )
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
         """Something that takes a while: a line, and on a terminal a clock that goes on below it."""
         self.say(text)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True, disable=not self._live) as progress:
+        with Progress(
+            *columns, console=self._console, transient=True, disable=not self._live
+        ) as progress:
             progress.add_task(text, total=None)
             yield
 
@@ -77,14 +83,18 @@ class Demo:
             check_this_host()
         # What ends now is thrown away with its folder: there's no reason to end it slowly.
         with ExitStack() as stack:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kestra-bridge-demo-")))
+            directory = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="kestra-bridge-demo-"))
+            )
             host = Host(directory) if self._machines else None
             if host:
                 stack.callback(host.end)
                 host.start()
                 self._cases = (*CASES, *machine_cases(host.repository))
             settings = {"collect_statistics_interval": "1000"}
-            rabbit = RabbitMQ(directory / "rabbitmq", series=self._series, settings=settings, say=self.say)
+            rabbit = RabbitMQ(
+                directory / "rabbitmq", series=self._series, settings=settings, say=self.say
+            )
             stack.callback(rabbit.kill)
             with self.step(f"starting RabbitMQ {self._series}"):
                 rabbit.start()
@@ -98,7 +108,10 @@ class Demo:
 
     def run(self, stack: Stack, children: ExitStack) -> list[Verdict]:
         """Submit the jobs, start the bridge, and follow it until everything is settled."""
-        with self.step("deploying the flows (kestra-bridge flows deploy)"), stack.start("flows", "deploy") as deploying:
+        with (
+            self.step("deploying the flows (kestra-bridge flows deploy)"),
+            stack.start("flows", "deploy") as deploying,
+        ):
             if deploying.wait(60) != 0:
                 raise DemoError(f"the flows could not be deployed{deploying.tail()}")
         self.say(f"submitting {len(CASES)} messages (kestra-bridge submit), the least urgent first")
@@ -106,7 +119,9 @@ class Demo:
         self.say(f"starting the bridge (kestra-bridge run), {LANE['prefetch']} jobs at once")
         bridge = stack.bridge = stack.start("run")
         children.callback(bridge.kill)
-        self._follow(stack, bridge, lambda: submitted.append(self._submit_machine_jobs(stack, children)))
+        self._follow(
+            stack, bridge, lambda: submitted.append(self._submit_machine_jobs(stack, children))
+        )
         with self.step("reading back what came of them"):
             for each in submitted:
                 each.wait(CHECKED_WITHIN)
@@ -145,11 +160,15 @@ class Demo:
         )
 
     def _submit_first(self, stack: Stack, children: ExitStack) -> Child:
-        submitting = _submit(stack, children, QUEUE, self._cases, SETTLED_WITHIN + MACHINES_SETTLED_WITHIN)
+        submitting = _submit(
+            stack, children, QUEUE, self._cases, SETTLED_WITHIN + MACHINES_SETTLED_WITHIN
+        )
         # It waits for the results from here on, so how far it is can be seen in the queue alone.
         raw = [case for case in CASES if case.raw is not None]
         waiting = len(CASES) - len(raw)
-        submitting.wait_until(lambda: stack.ready() == waiting, timeout=30, what="done with submitting")
+        submitting.wait_until(
+            lambda: stack.ready() == waiting, timeout=30, what="done with submitting"
+        )
         for case in raw:
             stack.publish(case)
         return submitting
@@ -174,17 +193,24 @@ class Demo:
                     submit_machine_jobs()
                     to_come, deadline = False, time.monotonic() + MACHINES_SETTLED_WITHIN
                 settled, executions = stack.settled(self._cases), stack.executions(self._cases)
-                before, looks = looks, {each: verdict.look(settled[each], executions[each]) for each in looks}
+                before, looks = (
+                    looks,
+                    {each: verdict.look(settled[each], executions[each]) for each in looks},
+                )
                 self._count_machines(host)
                 show(looks, [job for job, look in looks.items() if before[job] != look])
                 if all(map(verdict.is_settled, settled.values())):
                     return
                 if not bridge.alive:
-                    raise DemoError(f"the bridge ended with status {bridge.returncode}{bridge.tail()}")
+                    raise DemoError(
+                        f"the bridge ended with status {bridge.returncode}{bridge.tail()}"
+                    )
                 # While the image is made, the jobs are not what takes long.
                 if time.monotonic() > deadline and not to_come:
                     open_ = [job for job, lines in settled.items() if not verdict.is_settled(lines)]
-                    raise DemoError(f"not in time: {', '.join(f'{job} ({looks[job].state})' for job in open_)}")
+                    raise DemoError(
+                        f"not in time: {', '.join(f'{job} ({looks[job].state})' for job in open_)}"
+                    )
                 self._kill_some(stack, executions)
                 time.sleep(LOOK_EVERY)
 
@@ -203,7 +229,9 @@ class Demo:
 
     @contextmanager
     def _screen(self, stack: Stack) -> Iterator[Show]:
-        """Where the jobs are shown: a table that changes, or a line for each change where that can't be."""
+        """Where the jobs are shown: a table that changes, or a line for each change where that
+        can't be.
+        """
         if not self._live:
             yield self._lines(stack.host)
             return
@@ -223,7 +251,9 @@ class Demo:
             for job in changed:
                 look = looks[job]
                 attempt = f"attempt {look.attempt}" if look.attempt else ""
-                self.say(f"{job:<12} {attempt:<10} {look.state:<32} {look.execution or ''}".rstrip())
+                self.say(
+                    f"{job:<12} {attempt:<10} {look.state:<32} {look.execution or ''}".rstrip()
+                )
             if changed:
                 said_at = time.monotonic()
             elif host and time.monotonic() - said_at > SAY_AGAIN:
@@ -240,7 +270,11 @@ class Demo:
         verdicts = []
         for case in self._cases:
             runs, result = executions[case.id], results.get(case.id)
-            returned = _brought_back(stack, case, runs[-1].id, result) if case.on_machine and runs else Returned()
+            returned = (
+                _brought_back(stack, case, runs[-1].id, result)
+                if case.on_machine and runs
+                else Returned()
+            )
             verdicts.append(verdict.judge(case, runs, dead.get(case.id), result, returned))
         return verdicts
 
@@ -251,10 +285,23 @@ class Demo:
         return verdict.machine_checks(self._most, len(host.processes()), len(host.folders()))
 
 
-def _submit(stack: Stack, children: ExitStack, queue: str, cases: Sequence[Case], limit: float) -> Child:
+def _submit(
+    stack: Stack, children: ExitStack, queue: str, cases: Sequence[Case], limit: float
+) -> Child:
     jobs = stack.directory / f"{queue}.jsonl"
-    jobs.write_text("".join(f"{case.line}\n" for case in cases if case.queue == queue and case.raw is None))
-    command = ("--queue", queue, "--file", str(jobs), "--wait", "--wait-timeout", f"{limit:g}", "--json")
+    jobs.write_text(
+        "".join(f"{case.line}\n" for case in cases if case.queue == queue and case.raw is None)
+    )
+    command = (
+        "--queue",
+        queue,
+        "--file",
+        str(jobs),
+        "--wait",
+        "--wait-timeout",
+        f"{limit:g}",
+        "--json",
+    )
     submitting = stack.start("submit", *command, log=f"submit-{queue}")
     children.callback(submitting.kill)
     return submitting
@@ -263,11 +310,17 @@ def _submit(stack: Stack, children: ExitStack, queue: str, cases: Sequence[Case]
 def _is_to_be_killed(stack: Stack, case: Case, execution: Execution) -> bool:
     if case.says is not None:
         return case.says in stack.said(execution.id)
-    return execution.started is not None and time.time() - execution.started.timestamp() > KILL_AFTER
+    return (
+        execution.started is not None and time.time() - execution.started.timestamp() > KILL_AFTER
+    )
 
 
-def _brought_back(stack: Stack, case: Case, execution: str, result: Mapping[str, object] | None) -> Returned:
-    """What a job on a machine brought back. The last lines of Kestra's log may be on their way yet."""
+def _brought_back(
+    stack: Stack, case: Case, execution: str, result: Mapping[str, object] | None
+) -> Returned:
+    """What a job on a machine brought back. The last lines of Kestra's log may be on their way
+    yet.
+    """
     outputs = result.get("outputs") if result else None
     stored = outputs.get("results") if isinstance(outputs, dict) else None
     files = {name: stack.file(execution, uri) for name, uri in (stored or {}).items()}
@@ -280,7 +333,9 @@ def _brought_back(stack: Stack, case: Case, execution: str, result: Mapping[str,
 
 
 def _emptied(stack: Stack, queues: Sequence[str]) -> dict[str, int]:
-    """What these queues hold once RabbitMQ's figures, which lag behind by a second or two, have come to rest."""
+    """What these queues hold once RabbitMQ's figures, which lag behind by a second or two, have
+    come to rest.
+    """
     deadline = time.monotonic() + CHECKED_WITHIN
     while any((depths := stack.depths(queues)).values()) and time.monotonic() < deadline:
         time.sleep(LOOK_EVERY)
@@ -294,4 +349,7 @@ def _on_machines(host: Host | None) -> str:
     if not host.image_is_ready():
         return f"Machine jobs wait for the image: {host.image_progress}"
     running = host.running()
-    return f"{running} machine{'' if running == 1 else 's'} at this moment, of {MACHINE_LANE['prefetch']} at once"
+    return (
+        f"{running} machine{'' if running == 1 else 's'} at this moment, of "
+        f"{MACHINE_LANE['prefetch']} at once"
+    )

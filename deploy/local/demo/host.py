@@ -1,4 +1,6 @@
-"""This host as a provider of machines: their image, a repository for them to check out, and what there is of them."""
+"""This host as a provider of machines: their image, a repository for them to check out, and what
+there is of them.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +47,14 @@ def check(which: Callable[[str], object], architecture: str) -> None:
         NoMachinesError: they can't.
     """
     if architecture != "x86_64":
-        raise NoMachinesError(f"machines need an x86-64 processor, and this is {architecture}; see --no-machines")
+        raise NoMachinesError(
+            f"machines need an x86-64 processor, and this is {architecture}; see --no-machines"
+        )
     missing = {tool: package for tool, package in TOOLS.items() if not which(tool)}
     if missing:
         raise NoMachinesError(
-            f"machines need {', '.join(missing)}, which can't be found here (Debian: apt-get install "
+            f"machines need {', '.join(missing)}, which can't be found here "
+            "(Debian: apt-get install "
             f"{' '.join(missing.values())}); --no-machines shows the rest without them"
         )
 
@@ -65,7 +70,9 @@ def check_this_host() -> None:
 
 
 class Host:
-    """Machines in a folder of their own below `directory`. Whatever there is of them, `end` leaves nothing."""
+    """Machines in a folder of their own below `directory`. Whatever there is of them, `end` leaves
+    nothing.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.folder = directory / "machines"
@@ -81,7 +88,9 @@ class Host:
         return f"git://host.internal:{self._port}/repository"
 
     def environment(self, kestra: Mapping[str, str]) -> dict[str, str]:
-        """What Kestra's workers need for the flows; `kestra` are the settings by which they reach Kestra."""
+        """What Kestra's workers need for the flows; `kestra` are the settings by which they reach
+        Kestra.
+        """
         return {
             **kestra,
             "BRIDGE_MACHINE_PROVIDER": "qemu",
@@ -92,7 +101,9 @@ class Host:
             "BRIDGE_MACHINE_REACH": json.dumps([f"127.0.0.1:{self._port}"]),
             "BRIDGE_LOG_FORMAT": "console",
             "BRIDGE_LOG_LEVEL": "warning",
-            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
+            "PATH": os.pathsep.join(
+                (str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
+            ),
             "PYTHONPATH": str(REPOSITORY),
         }
 
@@ -104,7 +115,9 @@ class Host:
         """
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         command = [sys.executable, "-m", "deploy.local.machine_image"]
-        self._image = Child("machine image", command, log=self._directory / "image.log", env=environment)
+        self._image = Child(
+            "machine image", command, log=self._directory / "image.log", env=environment
+        )
         self._serve_repository()
 
     def image_is_ready(self) -> bool:
@@ -115,7 +128,9 @@ class Host:
         """
         assert self._image is not None
         if self._image.returncode:
-            raise NoMachinesError(f"there is no image for machines; --no-machines shows the rest{self._image.tail()}")
+            raise NoMachinesError(
+                f"there is no image for machines; --no-machines shows the rest{self._image.tail()}"
+            )
         return self._image.returncode == 0
 
     @property
@@ -123,7 +138,11 @@ class Host:
         """What is being done for the image, and since when."""
         assert self._image is not None
         said = self._image.log.read_text(errors="replace").splitlines()
-        step = said[-1].removeprefix("machine image: ") if said else "looking for the image of machines"
+        step = (
+            said[-1].removeprefix("machine image: ")
+            if said
+            else "looking for the image of machines"
+        )
         return f"{step} ({time.monotonic() - self._began:.0f} s)"
 
     def processes(self) -> list[psutil.Process]:
@@ -133,8 +152,17 @@ class Host:
         return [one for one in found if any(mark in word for word in one.info["cmdline"] or ())]
 
     def running(self) -> int:
-        """How many machines run. One that starts is two processes for a moment, beside the one that makes its disk."""
-        return len({word for one in self.processes() for word in one.info["cmdline"] if word.startswith("guest=")})
+        """How many machines run. One that starts is two processes for a moment, beside the one that
+        makes its disk.
+        """
+        return len(
+            {
+                word
+                for one in self.processes()
+                for word in one.info["cmdline"]
+                if word.startswith("guest=")
+            }
+        )
 
     def folders(self) -> list[str]:
         """The machines' folders, half made ones included."""

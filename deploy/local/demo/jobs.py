@@ -18,7 +18,9 @@ NEVER_RUN = ("invalid_message", "flow_not_allowed")
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a job ends for RabbitMQ: done, or a dead letter with a reason; after so many executions."""
+    """How a job ends for RabbitMQ: done, or a dead letter with a reason; after so many
+    executions.
+    """
 
     reason: str | None
     attempts: int
@@ -43,20 +45,24 @@ class Case:
     timeout: float | None = None
     raw: str | None = None
     killed: bool = False
-    """Whether its execution is killed in Kestra: once it has said its line, or soon after its start if it has none."""
+    """Whether its execution is killed in Kestra: once it has said its line, or soon after its start
+    if it has none."""
     says: str | None = None
     """A line that Kestra's log must hold."""
     error: str = ""
     """What the dead letter's error must hold."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """The result files, which must be in Kestra's storage, by their names there, and what is in them."""
+    """The result files, which must be in Kestra's storage, by their names there, and what is in
+    them."""
 
     @property
     def line(self) -> str:
         """The job as `kestra-bridge submit` reads it."""
         optional = {"flow": self.flow, "timeout": self.timeout}
         given = {key: value for key, value in optional.items() if value is not None}
-        return json.dumps({"id": self.id, "priority": self.priority, "inputs": dict(self.inputs), **given})
+        return json.dumps(
+            {"id": self.id, "priority": self.priority, "inputs": dict(self.inputs), **given}
+        )
 
     @property
     def on_machine(self) -> bool:
@@ -70,8 +76,20 @@ CASES = (
     Case(id="low", priority=1, what="waits for all others", expected=DONE),
     Case(id="low-sleeps", priority=1, what="sleeps 2 s", expected=DONE, inputs={"seconds": 2}),
     Case(id="warns", priority=3, what="ends in WARNING", expected=DONE, inputs={"warn": True}),
-    Case(id="fails-first", priority=4, what="fails at first", expected=Ending(None, 2), inputs={"failFirst": True}),
-    Case(id="fails", priority=4, what="fails each time", expected=Ending("failed", 2), inputs={"fail": True}),
+    Case(
+        id="fails-first",
+        priority=4,
+        what="fails at first",
+        expected=Ending(None, 2),
+        inputs={"failFirst": True},
+    ),
+    Case(
+        id="fails",
+        priority=4,
+        what="fails each time",
+        expected=Ending("failed", 2),
+        inputs={"fail": True},
+    ),
     Case(id="middle", priority=5, what="sleeps 1 s", expected=DONE, inputs={"seconds": 1}),
     Case(
         id="not-json",

@@ -19,13 +19,25 @@ OTHER_COLUMNS = 113
 def live_view(cases: Iterable[Case], looks: Mapping[str, Look], machines: str, width: int) -> Group:
     """The jobs at one moment, and a line on machines."""
     wide = width >= WIDE
-    table = _table(("Job", "Priority", *(("What it does",) if wide else ()), "Attempt", "State", "Execution"))
+    table = _table(
+        ("Job", "Priority", *(("What it does",) if wide else ()), "Attempt", "State", "Execution")
+    )
     for case in cases:
         look = looks[case.id]
         what = (case.what,) if wide else ()
-        cells = (case.id, str(case.priority), *what, str(look.attempt or ""), look.state, look.execution or "")
+        cells = (
+            case.id,
+            str(case.priority),
+            *what,
+            str(look.attempt or ""),
+            look.state,
+            look.execution or "",
+        )
         table.add_row(*(Text(cell, _colour(look.state)) for cell in cells))
-    return Group(table, *([Text(f"\n{machines}", "dim", overflow="ellipsis", no_wrap=True)] if machines else ()))
+    return Group(
+        table,
+        *([Text(f"\n{machines}", "dim", overflow="ellipsis", no_wrap=True)] if machines else ()),
+    )
 
 
 def report(console: Console, verdicts: Sequence[Verdict], checks: Sequence[Check]) -> None:
@@ -39,18 +51,35 @@ def report(console: Console, verdicts: Sequence[Verdict], checks: Sequence[Check
         for fault in each.faults:
             console.print(Text(f"✗ {each.case.id}: {fault}", "bold red"))
     for check in checks:
-        console.print(Text(f"{'✓' if check.ok else '✗'} {check.what} ({check.seen})", "" if check.ok else "bold red"))
+        console.print(
+            Text(
+                f"{'✓' if check.ok else '✗'} {check.what} ({check.seen})",
+                "" if check.ok else "bold red",
+            )
+        )
 
 
 def verdict_table(verdicts: Sequence[Verdict], width: int) -> Table:
     """What became of each job."""
     wide = width >= WIDE
     table = _table(
-        ("Job", "Prio", *(("What it does",) if wide else ()), "Expected", "Became", "", *(("Error",) if wide else ()))
+        (
+            "Job",
+            "Prio",
+            *(("What it does",) if wide else ()),
+            "Expected",
+            "Became",
+            "",
+            *(("Error",) if wide else ()),
+        )
     )
     for each in verdicts:
         case, became = each.case, str(each.ended or "unsettled")
-        what, error = ((case.what,), (_clipped(each.error or "", width - OTHER_COLUMNS),)) if wide else ((), ())
+        what, error = (
+            ((case.what,), (_clipped(each.error or "", width - OTHER_COLUMNS),))
+            if wide
+            else ((), ())
+        )
         mark = "✓" if each.ok else "✗"
         cells = (case.id, str(case.priority), *what, str(case.expected), became, mark, *error)
         table.add_row(*(Text(cell, "" if each.ok else "bold red") for cell in cells))
@@ -82,7 +111,9 @@ def _table(headings: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         numeric = heading in ("Priority", "Prio", "Attempt")
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        table.add_column(
+            heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric
+        )
     return table
 
 

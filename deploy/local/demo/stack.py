@@ -39,7 +39,12 @@ SETTINGS = {
 }
 RUN_TASK = "run"
 """The task of the machines' flow that runs the script."""
-NO_SCRIPTS_WORDS = ("kestra-bridge: ", "io.kestra.", "Command failed with exit code ", "Stream closed")
+NO_SCRIPTS_WORDS = (
+    "kestra-bridge: ",
+    "io.kestra.",
+    "Command failed with exit code ",
+    "Stream closed",
+)
 """How lines begin that the bridge's command and Kestra's runner add to a script's output."""
 
 Settled = Mapping[str, list[dict[str, Any]]]
@@ -53,14 +58,18 @@ class RefusedError(RuntimeError):
 class Stack:
     """All that runs; `host` is None where there are no machines."""
 
-    def __init__(self, rabbit: RabbitMQ, engine: Engine, directory: Path, host: Host | None) -> None:
+    def __init__(
+        self, rabbit: RabbitMQ, engine: Engine, directory: Path, host: Host | None
+    ) -> None:
         self.rabbit = rabbit
         self.engine = engine
         self.directory = directory
         self.host = host
         self.bridge: Child | None = None
         self._http = httpx.Client(
-            base_url=f"{engine.url}/api/v1/main", auth=httpx.BasicAuth(engine.username, engine.password), timeout=30
+            base_url=f"{engine.url}/api/v1/main",
+            auth=httpx.BasicAuth(engine.username, engine.password),
+            timeout=30,
         )
 
     @property
@@ -94,7 +103,11 @@ class Stack:
         """The JSON lines that a command has printed so far."""
         file = self.directory / f"{log}.log"
         text = file.read_text(errors="replace") if file.exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line[:1] == "{" and line[-2:] == "}\n"]
+        return [
+            json.loads(line)
+            for line in text.splitlines(keepends=True)
+            if line[:1] == "{" and line[-2:] == "}\n"
+        ]
 
     def settled(self, cases: Iterable[Case]) -> Settled:
         """What the bridge logged of each job's settlements, oldest first."""
@@ -106,9 +119,15 @@ class Stack:
 
     def executions(self, cases: Iterable[Case]) -> Executions:
         """Kestra's executions of each job, by attempt."""
-        params = {f"filters[labels][EQUALS][{MARK_LABEL}]": MARK, "size": "500", "sort": "state.startDate:asc"}
+        params = {
+            f"filters[labels][EQUALS][{MARK_LABEL}]": MARK,
+            "size": "500",
+            "sort": "state.startDate:asc",
+        }
         found: dict[str, list[Execution]] = {case.id: [] for case in cases}
-        for execution in map(parse_execution, self._get("/executions/search", params).json()["results"]):
+        for execution in map(
+            parse_execution, self._get("/executions/search", params).json()["results"]
+        ):
             found.setdefault(execution.labels[JOB_LABEL], []).append(execution)
         return {job: sorted(runs, key=attempt) for job, runs in found.items()}
 
@@ -143,7 +162,9 @@ class Stack:
             "payload_encoding": "string",
             "properties": properties,
         }
-        if not self.rabbit.api(f"exchanges/%2F/{case.queue}/publish", method="POST", body=message)["routed"]:
+        if not self.rabbit.api(f"exchanges/%2F/{case.queue}/publish", method="POST", body=message)[
+            "routed"
+        ]:
             raise RefusedError(f"RabbitMQ routes {case.id} to no queue")
 
     def ready(self) -> int:
@@ -151,15 +172,23 @@ class Stack:
         return asyncio.run(_ready(self.rabbit.amqp_url, QUEUE))
 
     def depths(self, queues: Sequence[str]) -> dict[str, int]:
-        """The messages of queues, those that a consumer holds included; RabbitMQ counts them once a second."""
-        found = {each["name"]: int(each.get("messages", 0)) for each in self.rabbit.api("queues/%2F")}
+        """The messages of queues, those that a consumer holds included; RabbitMQ counts them once a
+        second.
+        """
+        found = {
+            each["name"]: int(each.get("messages", 0)) for each in self.rabbit.api("queues/%2F")
+        }
         return {queue: found.get(queue, 0) for queue in queues}
 
     def dead_letters(self) -> list[dict[str, Any]]:
         """The properties of the dead letters of all queues; they stay where they are."""
         how = {"count": 1000, "ackmode": "ack_requeue_true", "encoding": "auto"}
         paths = [f"queues/%2F/{queue}.dead/get" for queue in self.queues]
-        return [letter["properties"] for path in paths for letter in self.rabbit.api(path, method="POST", body=how)]
+        return [
+            letter["properties"]
+            for path in paths
+            for letter in self.rabbit.api(path, method="POST", body=how)
+        ]
 
     def _get(self, path: str, params: Mapping[str, str]) -> httpx.Response:
         answer = self._http.get(path, params=params)

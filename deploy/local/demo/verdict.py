@@ -1,4 +1,6 @@
-"""What became of the jobs, against what was expected. Pure: it is told what RabbitMQ, Kestra and the bridge say."""
+"""What became of the jobs, against what was expected. Pure: it is told what RabbitMQ, Kestra and
+the bridge say.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Returned:
-    """What a job brought back from its machine: the lines of its output, and its files from Kestra's storage."""
+    """What a job brought back from its machine: the lines of its output, and its files from
+    Kestra's storage.
+    """
 
     said: Sequence[str] = ()
     files: Mapping[str, str] = field(default_factory=dict)
@@ -120,7 +124,9 @@ def judge(
     result: Mapping[str, Any] | None,
     returned: Returned,
 ) -> Verdict:
-    """A dead letter is one that RabbitMQ holds; a job is done when the bridge told its publisher so."""
+    """A dead letter is one that RabbitMQ holds; a job is done when the bridge told its publisher
+    so.
+    """
     last = runs[-1] if runs else None
     ended = None
     if dead is not None:
@@ -128,7 +134,9 @@ def judge(
     elif result is not None and "reason" not in result and result["attempts"] == len(runs):
         ended = Ending(None, len(runs))
     error = str(dead["x-bridge-error"]) if dead is not None and "x-bridge-error" in dead else None
-    return Verdict(case, ended, last.id if last else None, last.state.value if last else None, error, returned)
+    return Verdict(
+        case, ended, last.id if last else None, last.state.value if last else None, error, returned
+    )
 
 
 def queue_check(what: str, depths: Mapping[str, int]) -> Check:
@@ -138,8 +146,12 @@ def queue_check(what: str, depths: Mapping[str, int]) -> Check:
 
 
 def dead_letter_check(cases: Iterable[Case], letters: Iterable[Mapping[str, Any]]) -> Check:
-    """Each job that was to end as a dead letter stands there once, for its reason, and no other does."""
-    held = sorted(f"{each.get('message_id')}: {each['headers'].get('x-bridge-reason')}" for each in letters)
+    """Each job that was to end as a dead letter stands there once, for its reason, and no other
+    does.
+    """
+    held = sorted(
+        f"{each.get('message_id')}: {each['headers'].get('x-bridge-reason')}" for each in letters
+    )
     wanted = sorted(f"{case.id}: {case.expected.reason}" for case in cases if case.expected.reason)
     seen = f"{len(held)} in all" if held == wanted else ", ".join(held) or "none"
     return Check("Dead letters as expected, with their reasons", held == wanted, seen)
@@ -148,10 +160,21 @@ def dead_letter_check(cases: Iterable[Case], letters: Iterable[Mapping[str, Any]
 def order_check(cases: Iterable[Case], executions: Executions, at_once: int) -> Check:
     """First attempts began in order of priority, but for those that began at the same moment."""
     priority = {case.id: case.priority for case in cases}
-    first = [runs[0] for job, runs in executions.items() if job in priority and runs and attempt(runs[0]) == 1]
-    started = [(each.started.timestamp(), priority[each.labels[JOB_LABEL]]) for each in first if each.started]
+    first = [
+        runs[0]
+        for job, runs in executions.items()
+        if job in priority and runs and attempt(runs[0]) == 1
+    ]
+    started = [
+        (each.started.timestamp(), priority[each.labels[JOB_LABEL]])
+        for each in first
+        if each.started
+    ]
     late = [
-        (low, high) for began, low in started for later, high in started if low < high and later - began > SAME_MOMENT
+        (low, high)
+        for began, low in started
+        for later, high in started
+        if low < high and later - began > SAME_MOMENT
     ]
     order = ", ".join(str(number) for _, number in sorted(started))
     return Check("Higher priorities began first", not late, f"{at_once} at once: {order}")
@@ -160,12 +183,18 @@ def order_check(cases: Iterable[Case], executions: Executions, at_once: int) -> 
 def single_check(executions: Executions) -> Check:
     """No attempt had two executions."""
     runs = [(job, attempt(run)) for job, found in executions.items() for run in found]
-    return Check("Each attempt was one execution", len(set(runs)) == len(runs), f"{len(runs)} executions")
+    return Check(
+        "Each attempt was one execution", len(set(runs)) == len(runs), f"{len(runs)} executions"
+    )
 
 
 def machine_checks(most: int, processes: int, folders: int) -> list[Check]:
     """Machines ran side by side, and none is left."""
     return [
         Check("Several machines ran at once", most > 1, f"{most} at most"),
-        Check("No machine is left", processes == folders == 0, f"{processes} processes, {folders} folders"),
+        Check(
+            "No machine is left",
+            processes == folders == 0,
+            f"{processes} processes, {folders} folders",
+        ),
     ]

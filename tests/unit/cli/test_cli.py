@@ -46,7 +46,11 @@ def run(*words: str, into: str | None = None, **settings: str) -> subprocess.Com
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help(command: tuple[str, ...]) -> None:
     done = run(*command, "--help")
-    assert (done.returncode, done.stdout.splitlines()[0].split()[0], done.stderr) == (0, "Usage:", "")
+    assert (done.returncode, done.stdout.splitlines()[0].split()[0], done.stderr) == (
+        0,
+        "Usage:",
+        "",
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -91,7 +95,11 @@ def test_the_version_is_printed() -> None:
     ids=" ".join,
 )
 def test_what_cannot_be_used_is_one_line(words: tuple[str, ...]) -> None:
-    settings = {"BRIDGE_AMQP_URL": "amqp://u:p@127.0.0.1:1/"} if "--flow" in words[:2] and len(words) > 3 else {}
+    settings = (
+        {"BRIDGE_AMQP_URL": "amqp://u:p@127.0.0.1:1/"}
+        if "--flow" in words[:2] and len(words) > 3
+        else {}
+    )
     done = run(*words, **settings)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 
@@ -116,7 +124,9 @@ def test_a_failure_is_one_line_and_another_status() -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
 
 
-@pytest.mark.parametrize("words", [("schema",), ("submit", "--help"), ("run", "--help")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("schema",), ("submit", "--help"), ("run", "--help")], ids=" ".join
+)
 def test_a_reader_who_has_gone_is_no_noise(words: tuple[str, ...]) -> None:
     done = run(*words, into="| head -n 1")
     assert (len(done.stdout.splitlines()), done.stderr) == (1, "")

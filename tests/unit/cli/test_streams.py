@@ -1,4 +1,5 @@
-"""Output goes to whatever stream there is: one that lacks characters, is closed, is full, or that nobody reads."""
+"""Output goes to whatever stream there is: one that lacks characters, is closed, is full, or that
+nobody reads."""
 
 from __future__ import annotations
 
@@ -40,7 +41,13 @@ class TestAStreamThatLacksCharacters:
 @pytest.mark.parametrize("stream", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(
     "words",
-    [("run",), ("status",), ("submit", "--file", "-"), ("dead-letters", "discard", "--all"), ("schema",)],
+    [
+        ("run",),
+        ("status",),
+        ("submit", "--file", "-"),
+        ("dead-letters", "discard", "--all"),
+        ("schema",),
+    ],
     ids=" ".join,
 )
 def test_a_closed_stream_is_no_traceback(words: tuple[str, ...], stream: str) -> None:
@@ -49,7 +56,9 @@ def test_a_closed_stream_is_no_traceback(words: tuple[str, ...], stream: str) ->
     assert ("Traceback" in done.stderr, done.returncode in (0, 1, 2)) == (False, True), done
 
 
-@pytest.mark.parametrize("words", [("schema",), ("--version",), ("status", "--json"), ("--help",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("schema",), ("--version",), ("status", "--json"), ("--help",)], ids=" ".join
+)
 def test_a_full_disk_is_one_line(words: tuple[str, ...]) -> None:
     done = run(*words, into=">/dev/full", BRIDGE_AMQP_URL="amqp://127.0.0.1:1")
     lines = done.stderr.splitlines()

@@ -34,12 +34,15 @@ class Rig:
 
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
-    """A Kestra that denies the creates of `test/denied`, and denied jobs that keep their slot for a moment only."""
+    """A Kestra that denies the creates of `test/denied`, and denied jobs that keep their slot for a
+    moment only."""
     metrics = Metrics()
     async with Standin() as kestra, Kestra(settings_of(kestra), metrics) as client:
         for job in (DENIED, GOOD):
             kestra.flow(job.flow.namespace, job.flow.id)
-        kestra.faults.add("create", status=403, times=None, when=lambda call: "/test/denied" in call.url)
+        kestra.faults.add(
+            "create", status=403, times=None, when=lambda call: "/test/denied" in call.url
+        )
         yield Rig(kestra, client, starter_of(client, metrics, denials=Denials(client, hold=0.1)))
 
 
@@ -75,7 +78,9 @@ async def test_a_flow_that_is_allowed_again_has_a_clean_slate(rig: Rig) -> None:
         await rig.start(DENIED)
     rig.kestra.faults.clear()
     await rig.start(DENIED)
-    rig.kestra.faults.add("create", status=403, times=None, when=lambda call: "/test/denied" in call.url)
+    rig.kestra.faults.add(
+        "create", status=403, times=None, when=lambda call: "/test/denied" in call.url
+    )
     with pytest.raises(Parked):
         await rig.start(Job(id="another", flow=DENIED.flow))
 
@@ -89,10 +94,14 @@ async def test_the_next_job_of_a_denied_flow_keeps_no_slot(rig: Rig) -> None:
     assert rig.kestra.requests["create"] - before == 1
 
 
-async def test_a_create_that_was_asked_for_before_the_denial_says_nothing_against_the_flow(rig: Rig) -> None:
+async def test_a_create_that_was_asked_for_before_the_denial_says_nothing_against_the_flow(
+    rig: Rig,
+) -> None:
     rig.kestra.faults.add("create", delay=0.5, when=lambda call: "/test/good" in call.url)
     good = asyncio.create_task(rig.start(GOOD))
-    await rig.kestra.until(lambda: rig.kestra.requests["create"] == 1, "the create of another flow", timeout=15)
+    await rig.kestra.until(
+        lambda: rig.kestra.requests["create"] == 1, "the create of another flow", timeout=15
+    )
     with pytest.raises(Parked):
         await rig.start(DENIED)
     assert good.done()

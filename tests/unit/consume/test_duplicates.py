@@ -1,4 +1,5 @@
-"""Two replicas that get two copies of one message at the same instant: the second execution is soon seen, and ended."""
+"""Two replicas that get two copies of one message at the same instant: the second execution is soon
+seen, and ended."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class Replica:
     metrics: Metrics
 
     async def look(self) -> float:
-        """How often it listed; on a host so busy that searches seem slow, starting many lists them before."""
+        """How often it listed; on a host so busy that searches seem slow, starting many lists them
+        before."""
         before = self.looks
         await self.starter.second_look.look()
         return self.looks - before
@@ -58,15 +60,21 @@ async def pair(kestra: Standin) -> AsyncIterator[tuple[Replica, Replica]]:
     """Two replicas, each of which has created an execution of the same attempt."""
     kestra.faults.add("create", times=2, delay=0.3)
     async with replica(kestra) as one, replica(kestra) as other:
-        await asyncio.gather(*(each.starter.start(job(), redelivered=False) for each in (one, other)))
+        await asyncio.gather(
+            *(each.starter.start(job(), redelivered=False) for each in (one, other))
+        )
         yield one, other
 
 
-async def test_copies_at_the_same_instant_are_both_created(kestra: Standin, pair: tuple[Replica, Replica]) -> None:
+async def test_copies_at_the_same_instant_are_both_created(
+    kestra: Standin, pair: tuple[Replica, Replica]
+) -> None:
     assert kestra.per_attempt() == {("twice", "1"): 2}
 
 
-async def test_the_second_look_kills_the_later_execution(kestra: Standin, pair: tuple[Replica, Replica]) -> None:
+async def test_the_second_look_kills_the_later_execution(
+    kestra: Standin, pair: tuple[Replica, Replica]
+) -> None:
     for each in pair:
         await each.look()
     assert set(kestra.kills) == {kestra.created[1].id}
@@ -75,21 +83,29 @@ async def test_the_second_look_kills_the_later_execution(kestra: Standin, pair: 
 async def test_the_replica_that_was_first_sees_the_second_execution_by_itself(
     kestra: Standin, pair: tuple[Replica, Replica]
 ) -> None:
-    first = next(each for each in pair if each.starter.second_look._since == kestra.created[0].started)
+    first = next(
+        each for each in pair if each.starter.second_look._since == kestra.created[0].started
+    )
     await first.look()
     assert kestra.kills == [kestra.created[1].id]
 
 
 async def test_many_creates_are_looked_after_by_one_listing(kestra: Standin) -> None:
     async with replica(kestra) as one:
-        await asyncio.gather(*(one.starter.start(job(f"job-{number}"), redelivered=False) for number in range(50)))
+        await asyncio.gather(
+            *(one.starter.start(job(f"job-{number}"), redelivered=False) for number in range(50))
+        )
         assert await one.look() == 1
 
 
-async def test_no_more_than_a_page_is_read(kestra: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_more_than_a_page_is_read(
+    kestra: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bridge.kestra.client.PAGE_SIZE", 2)
     async with replica(kestra) as one:
-        await asyncio.gather(*(one.starter.start(job(f"job-{number}"), redelivered=False) for number in range(5)))
+        await asyncio.gather(
+            *(one.starter.start(job(f"job-{number}"), redelivered=False) for number in range(5))
+        )
         assert await one.look() == 1
 
 
@@ -123,7 +139,9 @@ async def test_a_later_attempt_is_looked_after_in_any_case(kestra: Standin) -> N
         assert one.looks == 1
 
 
-async def test_looking_goes_on_after_a_look_that_failed(kestra: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_looking_goes_on_after_a_look_that_failed(
+    kestra: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(duplicates, "SOON", 0.01)
     failing = kestra.faults.add(
         "search", status=500, when=lambda call: not any("labels" in key for key, _ in call.query)

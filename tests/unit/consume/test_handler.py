@@ -1,4 +1,5 @@
-"""One delivery's way through the handler, where a real broker and Kestra can't show what is to be seen."""
+"""One delivery's way through the handler, where a real broker and Kestra can't show what is to be
+seen."""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ import pytest
 from bridge.consume.handler import Case, Handler
 from bridge.consume.starter import Patience, Started
 from bridge.consume.suspects import Suspects
-from bridge.consume.waiter import Concluder
+from bridge.consume.waiter import OutcomeWaiter
 from bridge.errors import MessageRefused, PublishFailed
 from bridge.job.execution import Outcome, State
 from bridge.job.job import FlowName, Job
 from bridge.job.message import Delivery, Message
 from bridge.job.settlement import Policy
 from bridge.kestra.client import Kestra
-from bridge.rabbitmq.isolation import Alone, Results
+from bridge.rabbitmq.isolation import IsolatedPublisher, ResultPublisher
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracer
 from tests.support.harness import settings_of, starter_of
@@ -44,7 +45,8 @@ class Published:
 
 @dataclass
 class FailsOnce:
-    """Waits for outcomes as the real one does, except that the first time it fails by a fault of its own."""
+    """Waits for outcomes as the real one does, except that the first time it fails by a fault of
+    its own."""
 
     executions: list[str] = field(default_factory=list)
 
@@ -72,18 +74,18 @@ class Rig:
         publisher: Any = None,
         alone: Any = None,
         results: Any = None,
-        concluder: Any = None,
+        waiter: Any = None,
         suspects: Suspects | None = None,
     ) -> Handler:
         publisher = publisher or Published(kept)
         return Handler(
             kestra=self.client,
             publisher=publisher,
-            alone=cast(Alone, alone or publisher),
-            results=cast(Results, results or publisher),
+            isolated=cast(IsolatedPublisher, alone or publisher),
+            results=cast(ResultPublisher, results or publisher),
             suspects=suspects or Suspects(),
             starter=starter_of(self.client, self.metrics, always_look=False),
-            concluder=cast(Concluder, concluder),
+            waiter=cast(OutcomeWaiter, waiter),
             metrics=self.metrics,
             tracer=Tracer(),
             policy=Policy(),
@@ -113,9 +115,11 @@ async def rig() -> AsyncIterator[Rig]:
         yield Rig(kestra, client, metrics)
 
 
-async def test_a_delivery_that_is_handled_again_after_a_fault_of_ours_adopts_its_execution(rig: Rig) -> None:
-    concluder = FailsOnce()
-    await rig.handle(rig.handler(concluder=concluder), Message(body=b"{}", message_id="one"))
+async def test_a_delivery_that_is_handled_again_after_a_fault_of_ours_adopts_its_execution(
+    rig: Rig,
+) -> None:
+    waiter = FailsOnce()
+    await rig.handle(rig.handler(waiter=waiter), Message(body=b"{}", message_id="one"))
     assert rig.kestra.requests["create"] == 1
 
 
@@ -128,10 +132,15 @@ async def test_a_stamp_that_may_have_arrived_is_published_again_with_the_same_id
 
     publisher = Published(becomes)
     await rig.handle(rig.handler(publisher=publisher), Message(body=b"{}"))
-    assert (len(publisher.tried), len({message.message_id for message in publisher.tried})) == (2, 1)
+    assert (len(publisher.tried), len({message.message_id for message in publisher.tried})) == (
+        2,
+        1,
+    )
 
 
-@pytest.mark.parametrize(("body", "settled"), [(b"not JSON", ["ack"]), (b"{}", [])], ids=["dead letter", "success"])
+@pytest.mark.parametrize(
+    ("body", "settled"), [(b"not JSON", ["ack"]), (b"{}", [])], ids=["dead letter", "success"]
+)
 async def test_a_stop_while_a_result_is_sent_leaves_no_dead_letter_to_be_made_twice(
     rig: Rig, body: bytes, settled: list[str]
 ) -> None:
@@ -147,7 +156,7 @@ async def test_a_stop_while_a_result_is_sent_leaves_no_dead_letter_to_be_made_tw
         async def outcome(self, _: Job, started: Started) -> Outcome:
             return Outcome(execution=replace(started.execution, state=State.SUCCESS))
 
-    handler = rig.handler(results=Published(never), concluder=Succeeds())
+    handler = rig.handler(results=Published(never), waiter=Succeeds())
     case = Case(rig.delivery(Message(body=body, message_id="one", reply_to="results")))
     task = asyncio.create_task(handler.handle(case, FLOW))
     await asyncio.wait_for(sending.wait(), 10)
@@ -159,7 +168,8 @@ async def test_a_stop_while_a_result_is_sent_leaves_no_dead_letter_to_be_made_tw
 class TestAMessageThatRabbitMQTakesInNoForm:
     @pytest.fixture
     def refused_twice(self) -> Published:
-        """A broker that takes neither the message nor what is left of it at first, and then does."""
+        """A broker that takes neither the message nor what is left of it at first, and then
+        does."""
         refusals = iter([MessageRefused("too large")] * 2)
 
         async def becomes(*_: object, **__: object) -> None:
@@ -169,10 +179,14 @@ class TestAMessageThatRabbitMQTakesInNoForm:
         return Published(becomes)
 
     async def test_is_left_to_rabbitmq_to_move(self, rig: Rig, refused_twice: Published) -> None:
-        await rig.handle(rig.handler(publisher=refused_twice), Message(body=b"not json", message_id="one"))
+        await rig.handle(
+            rig.handler(publisher=refused_twice), Message(body=b"not json", message_id="one")
+        )
         assert rig.settled == ["reject"]
 
-    async def test_is_kept_where_rabbitmq_must_not_move_it(self, rig: Rig, refused_twice: Published) -> None:
+    async def test_is_kept_where_rabbitmq_must_not_move_it(
+        self, rig: Rig, refused_twice: Published
+    ) -> None:
         odd = Message(body=b"not json", message_id="one", headers={"x-death": ["a", 1]})
         await rig.handle(rig.handler(publisher=refused_twice), odd)
         assert rig.settled == ["ack"]

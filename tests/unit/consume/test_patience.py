@@ -6,8 +6,14 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from bridge.consume.starter import LONGEST_BACKOFF, LeftToBroker, Patience
-from bridge.errors import KestraDenied, KestraError, KestraIncompatible, KestraRejected, KestraUnavailable
+from bridge.consume.starter import LONGEST_BACKOFF, Patience, Released
+from bridge.errors import (
+    KestraDenied,
+    KestraError,
+    KestraIncompatible,
+    KestraRejected,
+    KestraUnavailable,
+)
 
 
 class Recording(Patience):
@@ -33,7 +39,9 @@ def failing(*errors: KestraError) -> Callable[[], Awaitable[str]]:
     return question
 
 
-@pytest.mark.parametrize("error", [KestraUnavailable("away"), KestraDenied("who?"), KestraIncompatible("what?")])
+@pytest.mark.parametrize(
+    "error", [KestraUnavailable("away"), KestraDenied("who?"), KestraIncompatible("what?")]
+)
 async def test_trouble_is_waited_out(error: KestraError) -> None:
     assert await Recording().ask(failing(*[error] * 5)) == "answered"
 
@@ -57,7 +65,9 @@ async def test_no_pause_is_shorter_than_kestra_asks_for(tries: int) -> None:
 
 
 @pytest.mark.parametrize("error", [KestraDenied("who?"), KestraIncompatible("what?")])
-async def test_a_refusal_is_raised_at_once_where_nobody_waits_for_an_operator(error: KestraError) -> None:
+async def test_a_refusal_is_raised_at_once_where_nobody_waits_for_an_operator(
+    error: KestraError,
+) -> None:
     with pytest.raises(type(error)):
         await Patience().unless_refused.ask(failing(error))
 
@@ -70,5 +80,5 @@ async def test_a_denial_is_raised_at_once_where_it_may_be_the_jobs() -> None:
 async def test_a_stop_ends_the_waiting() -> None:
     patience = Patience()
     patience.stopping.set()
-    with pytest.raises(LeftToBroker):
+    with pytest.raises(Released):
         await patience.ask(failing(KestraUnavailable("away")))

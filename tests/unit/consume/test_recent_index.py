@@ -1,4 +1,5 @@
-"""Fresh messages where a search is slow: a listing of recent executions, shared by many, says that there is none."""
+"""Fresh messages where a search is slow: a listing of recent executions, shared by many, says that
+there is none."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class Rig:
     hidden: set[str] = field(default_factory=set)
 
     async def deliver(self, *jobs: Job, redelivered: bool = False) -> list[Started]:
-        return await asyncio.gather(*(self.starter.start(one, redelivered=redelivered) for one in jobs))
+        return await asyncio.gather(
+            *(self.starter.start(one, redelivered=redelivered) for one in jobs)
+        )
 
     async def see_that_searches_are_slow(self) -> None:
         """After these the replica knows, and has listed what there is."""
@@ -54,7 +57,10 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     metrics = Metrics()
     async with Standin() as kestra:
         kestra.flow("test", "short")
-        async with Kestra(settings_of(kestra), metrics) as client, Kestra(settings_of(kestra)) as other:
+        async with (
+            Kestra(settings_of(kestra), metrics) as client,
+            Kestra(settings_of(kestra)) as other,
+        ):
             starter = starter_of(client, metrics)
             rig = Rig(kestra, client, other, starter, metrics)
             listed = client.started_since
@@ -86,13 +92,17 @@ async def test_fresh_messages_share_listings(rig: Rig) -> None:
     assert rig.requests("recent") - before <= 2
 
 
-async def test_while_searches_are_quick_there_is_no_listing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_searches_are_quick_there_is_no_listing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recent_index, "SLOW_SEARCH", 60.0)
     await rig.see_that_searches_are_slow()
     assert rig.requests("recent") == 0
 
 
-async def test_a_kestra_that_is_far_away_is_not_slow(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_kestra_that_is_far_away_is_not_slow(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recent_index, "SLOW_SEARCH", 0.1)
     rig.kestra.faults.add("*", times=None, delay=0.15)
     await rig.client.probe()
@@ -117,7 +127,9 @@ async def test_searches_that_are_slow_at_the_same_moment_are_no_reason_to_list(
     assert rig.requests("recent") == 0
 
 
-async def test_after_a_while_searches_may_have_become_quick(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_while_searches_may_have_become_quick(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recent_index, "HOLDS", 0.0)
     await rig.see_that_searches_are_slow()
     before = rig.requests("find")
@@ -172,7 +184,9 @@ async def test_an_execution_that_is_seen_late_is_found_by_a_listing_that_reads_b
     assert (found.adopted, found.execution.id) == (True, late.id)
 
 
-async def test_more_than_a_page_is_read_before_anything_is_certain(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_more_than_a_page_is_read_before_anything_is_certain(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_pages(monkeypatch, 2)
     made = {name: (await rig.other.create(job(name))).id for name in map(str, range(7))}
     await rig.see_that_searches_are_slow()
@@ -180,7 +194,9 @@ async def test_more_than_a_page_is_read_before_anything_is_certain(rig: Rig, mon
     assert [one.execution.id for one in found] == list(made.values())
 
 
-async def test_a_page_that_is_full_of_one_instant_ends(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_page_that_is_full_of_one_instant_ends(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await rig.see_that_searches_are_slow()
     small_pages(monkeypatch, 1)
     made = {name: (await rig.other.create(job(name))).id for name in map(str, range(4))}
@@ -188,7 +204,9 @@ async def test_a_page_that_is_full_of_one_instant_ends(rig: Rig, monkeypatch: py
     assert [one.execution.id for one in found] == list(made.values())
 
 
-async def test_too_long_a_history_is_searched_and_not_listed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_long_a_history_is_searched_and_not_listed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recent_index, "MOST", 2)
     await rig.see_that_searches_are_slow()
     before = rig.requests("find")

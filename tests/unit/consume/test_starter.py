@@ -10,7 +10,7 @@ import pytest
 
 from bridge.consume import starter
 from bridge.consume.starter import MANY_LOOK, Started, Starter
-from bridge.consume.unfinished_index import Listing
+from bridge.consume.unfinished_index import UnfinishedIndex
 from bridge.errors import KestraUnavailable
 from bridge.job.execution import Execution, State
 from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, FlowName, Job
@@ -126,12 +126,14 @@ class Source:
         if self._error:
             raise self._error
         labels = {JOB_LABEL: "job-1", ATTEMPT_LABEL: "1"}
-        return [Execution(id="own", namespace="test", flow="long", state=State.RUNNING, labels=labels)]
+        return [
+            Execution(id="own", namespace="test", flow="long", state=State.RUNNING, labels=labels)
+        ]
 
 
 async def test_who_asks_during_a_listing_shares_the_next() -> None:
     source = Source()
-    listing = Listing(source)
+    listing = UnfinishedIndex(source)
     first = asyncio.create_task(listing.of(job(1)))
     await eventually(lambda: source.calls, "the listing began", every=0)
     others = [asyncio.create_task(listing.of(job(1))) for _ in range(5)]
@@ -142,7 +144,7 @@ async def test_who_asks_during_a_listing_shares_the_next() -> None:
 
 async def test_one_who_gives_up_takes_the_listing_from_nobody() -> None:
     source = Source()
-    listing = Listing(source)
+    listing = UnfinishedIndex(source)
     first, second = (asyncio.create_task(listing.of(job(1))) for _ in range(2))
     await eventually(lambda: source.calls, "the listing began", every=0)
     first.cancel()
@@ -152,7 +154,7 @@ async def test_one_who_gives_up_takes_the_listing_from_nobody() -> None:
 
 async def test_a_listing_that_fails_fails_for_all_who_share_it() -> None:
     source = Source(KestraUnavailable("away"))
-    listing = Listing(source)
+    listing = UnfinishedIndex(source)
     source.go.set()
     answers = await asyncio.gather(*(listing.of(job(1)) for _ in range(3)), return_exceptions=True)
     assert [type(answer) for answer in answers] == [KestraUnavailable] * 3
@@ -160,7 +162,7 @@ async def test_a_listing_that_fails_fails_for_all_who_share_it() -> None:
 
 async def test_the_listing_after_one_that_failed_is_a_new_one() -> None:
     source = Source(KestraUnavailable("away"))
-    listing = Listing(source)
+    listing = UnfinishedIndex(source)
     source.go.set()
     await asyncio.gather(listing.of(job(1)), return_exceptions=True)
     source._error = None

@@ -7,7 +7,7 @@ import pytest
 from bridge.consume.suspects import Suspects, refused
 from bridge.errors import BrokerUnavailable, PublishFailed
 from bridge.job.message import Delivery, Message
-from bridge.job.settlement import Ack, DeadLetter, Reason, Retry
+from bridge.job.settlement import Ack, Reason, Retry, ToDeadLetter
 
 
 async def _ack() -> None:
@@ -15,7 +15,13 @@ async def _ack() -> None:
 
 
 def delivery(job: str, lane: str = "q", body: bytes = b"{}") -> Delivery:
-    return Delivery(message=Message(body=body, message_id=job), lane=lane, redelivered=False, ack=_ack, reject=_ack)
+    return Delivery(
+        message=Message(body=body, message_id=job),
+        lane=lane,
+        redelivered=False,
+        ack=_ack,
+        reject=_ack,
+    )
 
 
 def cut_off(suspects: Suspects, *jobs: str, by: BaseException | None = None) -> None:
@@ -106,12 +112,20 @@ def test_only_so_many_are_remembered() -> None:
 
 @pytest.mark.parametrize(
     "settlement",
-    [Retry(attempt=2, delay=30, error="task x failed"), DeadLetter(reason=Reason.FAILED, error="task x failed"), Ack()],
+    [
+        Retry(attempt=2, delay=30, error="task x failed"),
+        ToDeadLetter(reason=Reason.FAILED, error="task x failed"),
+        Ack(),
+    ],
 )
-def test_what_rabbitmq_refuses_is_an_invalid_message_whatever_was_due(settlement: Retry | DeadLetter | Ack) -> None:
+def test_what_rabbitmq_refuses_is_an_invalid_message_whatever_was_due(
+    settlement: Retry | ToDeadLetter | Ack,
+) -> None:
     assert refused(settlement, "541").reason is Reason.INVALID_MESSAGE
 
 
 def test_its_error_also_says_how_the_job_had_ended() -> None:
-    letter = refused(DeadLetter(reason=Reason.FAILED, error="task x failed"), "541 INTERNAL_ERROR")
+    letter = refused(
+        ToDeadLetter(reason=Reason.FAILED, error="task x failed"), "541 INTERNAL_ERROR"
+    )
     assert ("541 INTERNAL_ERROR" in letter.error, "task x failed" in letter.error) == (True, True)

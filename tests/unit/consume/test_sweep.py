@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from bridge.consume.completions import Follower, Watch
+from bridge.consume.completions import CompletionRouter, CompletionWaiter
 from bridge.consume.sweep import GONE_AFTER, Reconciler
 from bridge.job.execution import State
 from bridge.job.job import FlowName, Job
@@ -21,7 +21,7 @@ from tests.support.standin import Ends, Standin
 class Rig:
     kestra: Standin
     client: Kestra
-    watch: Watch
+    watch: CompletionRouter
     reconciler: Reconciler
 
     async def create(self, job: str = "one") -> str:
@@ -31,15 +31,20 @@ class Rig:
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
     metrics = Metrics()
-    watch = Watch(metrics)
+    watch = CompletionRouter(metrics)
     async with Standin() as kestra:
         kestra.flow("test", "job", Ends(after=None))
         async with Kestra(settings_of(kestra), metrics) as client:
-            yield Rig(kestra, client, watch, Reconciler(kestra=client, watch=watch, metrics=metrics, interval=1))
+            yield Rig(
+                kestra,
+                client,
+                watch,
+                Reconciler(kestra=client, watch=watch, metrics=metrics, interval=1),
+            )
 
 
-async def told(follower: Follower) -> State | None:
-    return (await follower.news(timeout=1)).state
+async def told(follower: CompletionWaiter) -> State | None:
+    return (await follower.completion(timeout=1)).state
 
 
 async def test_an_end_that_no_reply_told_of_is_told(rig: Rig) -> None:
@@ -81,7 +86,9 @@ async def test_an_execution_that_is_unknown_once_is_not_gone(rig: Rig) -> None:
     execution = await rig.create()
     rig.kestra.forget(execution)
     with rig.watch.follow(execution):
-        assert [await rig.reconciler.sweep() for _ in range(GONE_AFTER - 1)] == [0] * (GONE_AFTER - 1)
+        assert [await rig.reconciler.sweep() for _ in range(GONE_AFTER - 1)] == [0] * (
+            GONE_AFTER - 1
+        )
 
 
 async def test_an_execution_that_stays_unknown_is_gone(rig: Rig) -> None:

@@ -1,4 +1,5 @@
-"""Starting an execution once, and waiting for its end in all the ways in which it can come or stay away."""
+"""Starting an execution once, and waiting for its end in all the ways in which it can come or stay
+away."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from datetime import timedelta
 import pytest
 
 from bridge.consume import starter, waiter
-from bridge.consume.completions import News, Watch
+from bridge.consume.completions import Completion, CompletionRouter
 from bridge.consume.starter import Started, Starter
-from bridge.consume.waiter import Concluder, Vanished
+from bridge.consume.waiter import OutcomeWaiter, Vanished
 from bridge.errors import KestraRejected
 from bridge.job.execution import Outcome, State
 from bridge.job.job import FlowName, Job
@@ -29,32 +30,33 @@ JOB = Job(id="one", flow=FlowName("test", "job"))
 class Rig:
     kestra: Standin
     client: Kestra
-    watch: Watch
+    watch: CompletionRouter
     metrics: Metrics
     starter: Starter
-    concluder: Concluder
+    waiter: OutcomeWaiter
 
     async def outcome(self, job: Job = JOB) -> Outcome:
         started = await self.starter.start(job, redelivered=False)
-        return await self.concluder.outcome(job, started)
+        return await self.waiter.outcome(job, started)
 
 
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    """The real parts with short waits, a stand-in for Kestra, and its replies brought straight to the watch."""
+    """The real parts with short waits, a stand-in for Kestra, and its replies brought straight to
+    the watch."""
     monkeypatch.setattr(waiter, "CONFIRM_AFTER", 0.05)
     metrics = Metrics()
-    watch = Watch(metrics)
+    watch = CompletionRouter(metrics)
     async with Standin() as kestra:
         kestra.flow("test", "job")
 
         async def reply(told: dict[str, str]) -> None:
-            watch.tell(News(execution_id=told["executionId"], state=State(told["state"])))
+            watch.tell(Completion(execution_id=told["executionId"], state=State(told["state"])))
 
         kestra.replies.on_end = reply
         async with Kestra(settings_of(kestra), metrics) as client:
             starter = starter_of(client, metrics)
-            concluder = Concluder(
+            outcome_waiter = OutcomeWaiter(
                 kestra=client,
                 watch=watch,
                 starter=starter,
@@ -63,7 +65,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
                 kill_again_after=(0.1, 0.2),
                 look_again_after=0.1,
             )
-            yield Rig(kestra, client, watch, metrics, starter, concluder)
+            yield Rig(kestra, client, watch, metrics, starter, outcome_waiter)
 
 
 async def test_success_is_taken_at_its_word(rig: Rig) -> None:
@@ -81,13 +83,19 @@ async def test_a_failure_that_kestra_does_not_explain_is_a_failure_all_the_same(
     rig.kestra.flow("test", "job", Ends("FAILED", after=0.1))
     rig.kestra.faults.add("logs", times=None, status=500)
     outcome = await rig.outcome()
-    assert (outcome.label, outcome.error) == ("failed", f"execution {outcome.execution.id} ended FAILED")
+    assert (outcome.label, outcome.error) == (
+        "failed",
+        f"execution {outcome.execution.id} ended FAILED",
+    )
 
 
 async def test_a_flows_own_retry_is_followed_to_its_end(rig: Rig) -> None:
     rig.kestra.flow("test", "job", Ends(after=0.05, retries=2))
     outcome = await rig.outcome()
-    assert (outcome.label, outcome.execution.id) == ("success", rig.kestra.executions_of("one")[-1].id)
+    assert (outcome.label, outcome.execution.id) == (
+        "success",
+        rig.kestra.executions_of("one")[-1].id,
+    )
 
 
 async def test_an_execution_past_its_time_is_killed(rig: Rig) -> None:
@@ -110,7 +118,8 @@ def stuck(rig: Rig, why: str) -> float | None:
 class TestAKillWithoutEffect:
     @pytest.fixture
     async def pending(self, rig: Rig) -> AsyncIterator[asyncio.Task[Outcome]]:
-        """A job past its time whose execution Kestra does not end, whatever it answers to a kill."""
+        """A job past its time whose execution Kestra does not end, whatever it answers to a
+        kill."""
         rig.kestra.flow("test", "job", Ends(after=None, kill_sticks=True))
         task = asyncio.create_task(rig.outcome(Job(id="one", flow=JOB.flow, timeout=0.2)))
         yield task
@@ -126,19 +135,25 @@ class TestAKillWithoutEffect:
     async def test_is_shown_by_a_metric(self, rig: Rig) -> None:
         await rig.kestra.until(lambda: stuck(rig, "kill_without_effect") == 1, "the metric")
 
-    async def test_frees_the_slot_at_the_executions_end(self, rig: Rig, pending: asyncio.Task[Outcome]) -> None:
+    async def test_frees_the_slot_at_the_executions_end(
+        self, rig: Rig, pending: asyncio.Task[Outcome]
+    ) -> None:
         await rig.kestra.until(lambda: len(rig.kestra.kills) >= 2, "two kills")
         await rig.kestra.end(rig.kestra.created[0].id, "SUCCESS")
         assert (await asyncio.wait_for(pending, 10)).label == "success"
 
-    async def test_is_a_time_out_once_it_worked(self, rig: Rig, pending: asyncio.Task[Outcome]) -> None:
+    async def test_is_a_time_out_once_it_worked(
+        self, rig: Rig, pending: asyncio.Task[Outcome]
+    ) -> None:
         await rig.kestra.until(lambda: len(rig.kestra.kills) >= 2, "two kills")
         await rig.kestra.end(rig.kestra.created[0].id, "KILLED")
         assert (await asyncio.wait_for(pending, 10)).label == "timed_out"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 405, 406, 422, 500, 503])
-async def test_a_kill_that_is_refused_does_not_keep_the_slot_beyond_the_end(rig: Rig, status: int) -> None:
+async def test_a_kill_that_is_refused_does_not_keep_the_slot_beyond_the_end(
+    rig: Rig, status: int
+) -> None:
     rig.kestra.flow("test", "job", Ends(after=None))
     rig.kestra.faults.add("kill", status=status, times=None)
     pending = asyncio.create_task(rig.outcome(Job(id="one", flow=JOB.flow, timeout=0.2)))
@@ -158,7 +173,9 @@ class TestAnExecutionThatKestraDoesNotStart:
     async def pending(self, rig: Rig) -> AsyncIterator[asyncio.Task[Outcome]]:
         rig.kestra.flow("test", "job", Ends(after=None, starts=False))
         task = asyncio.create_task(rig.outcome(Job(id="one", flow=JOB.flow, timeout=0.2)))
-        await rig.kestra.until(lambda: stuck(rig, "never_started") == 1, "the metric of executions that never started")
+        await rig.kestra.until(
+            lambda: stuck(rig, "never_started") == 1, "the metric of executions that never started"
+        )
         yield task
         task.cancel()
 
@@ -166,7 +183,9 @@ class TestAnExecutionThatKestraDoesNotStart:
         await rig.kestra.until(lambda: rig.kestra.requests["get"] >= 3, "a third look")
         assert (rig.kestra.kills, pending.done()) == ([], False)
 
-    async def test_has_all_its_time_once_it_has_started(self, rig: Rig, pending: asyncio.Task[Outcome]) -> None:
+    async def test_has_all_its_time_once_it_has_started(
+        self, rig: Rig, pending: asyncio.Task[Outcome]
+    ) -> None:
         run = rig.kestra.created[0]
         rig.kestra.begin(run.id)
         await asyncio.wait_for(pending, 10)
@@ -185,8 +204,10 @@ async def test_a_restarted_execution_that_kestra_does_not_run_yet_is_not_killed(
     rig.kestra.halt()
     rig.kestra.restart(started.execution.id)
     adopted = await rig.starter.start(JOB, redelivered=True)
-    pending = asyncio.create_task(rig.concluder.outcome(replace(JOB, timeout=0.2), adopted))
-    await rig.kestra.until(lambda: stuck(rig, "never_started") == 1, "the metric of executions that never started")
+    pending = asyncio.create_task(rig.waiter.outcome(replace(JOB, timeout=0.2), adopted))
+    await rig.kestra.until(
+        lambda: stuck(rig, "never_started") == 1, "the metric of executions that never started"
+    )
     pending.cancel()
     assert rig.kestra.kills == []
 
@@ -195,7 +216,9 @@ async def test_a_wait_for_the_start_is_no_time_of_what_the_flows_retry_makes(rig
     rig.kestra.flow("test", "job", Ends(after=0.5, retries=1))
     rig.kestra.halt()
     pending = asyncio.create_task(rig.outcome(replace(JOB, timeout=2)))
-    await rig.kestra.until(lambda: stuck(rig, "never_started") == 1, "the metric of executions that never started")
+    await rig.kestra.until(
+        lambda: stuck(rig, "never_started") == 1, "the metric of executions that never started"
+    )
     rig.kestra.go_on()
     assert ((await asyncio.wait_for(pending, 20)).label, rig.kestra.kills) == ("success", [])
 
@@ -215,7 +238,9 @@ async def test_a_kill_that_kestra_fails_over_is_shown_by_a_metric_and_asked_agai
 
 
 @pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(hours=-1)])
-async def test_a_gateways_clock_brings_no_deadline_forward_or_back(rig: Rig, ahead: timedelta) -> None:
+async def test_a_gateways_clock_brings_no_deadline_forward_or_back(
+    rig: Rig, ahead: timedelta
+) -> None:
     rig.kestra.date_skew = ahead
     rig.kestra.flow("test", "job", Ends(after=None))
     began = time.monotonic()
@@ -224,35 +249,43 @@ async def test_a_gateways_clock_brings_no_deadline_forward_or_back(rig: Rig, ahe
 
 
 @pytest.mark.parametrize("status", [403, 406, 422])
-async def test_an_end_is_confirmed_without_the_look_ups_that_kestra_refuses(rig: Rig, status: int) -> None:
+async def test_an_end_is_confirmed_without_the_look_ups_that_kestra_refuses(
+    rig: Rig, status: int
+) -> None:
     rig.kestra.flow("test", "job", Ends("FAILED", after=0.1))
     started = await rig.starter.start(JOB, redelivered=False)
     rig.kestra.faults.add("search", status=status, times=None)
-    assert (await asyncio.wait_for(rig.concluder.outcome(JOB, started), 10)).label == "failed"
+    assert (await asyncio.wait_for(rig.waiter.outcome(JOB, started), 10)).label == "failed"
 
 
 @pytest.mark.parametrize("status", [403, 406, 422])
-async def test_an_end_that_can_not_be_confirmed_counts_as_it_was_told(rig: Rig, status: int) -> None:
+async def test_an_end_that_can_not_be_confirmed_counts_as_it_was_told(
+    rig: Rig, status: int
+) -> None:
     rig.kestra.flow("test", "job", Ends("FAILED", after=0.1))
     started = await rig.starter.start(JOB, redelivered=False)
     for operation in ("search", "get"):
         rig.kestra.faults.add(operation, status=status, times=None)
-    assert (await asyncio.wait_for(rig.concluder.outcome(JOB, started), 10)).label == "failed"
+    assert (await asyncio.wait_for(rig.waiter.outcome(JOB, started), 10)).label == "failed"
 
 
-async def test_a_deadline_that_a_gateways_clock_moves_back_comes_forward_once_the_clock_is_known(rig: Rig) -> None:
+async def test_a_deadline_that_a_gateways_clock_moves_back_comes_forward_once_the_clock_is_known(
+    rig: Rig,
+) -> None:
     rig.kestra.date_skew = timedelta(hours=-1)
     rig.kestra.flow("test", "job", Ends(after=None))
     run = rig.kestra.past({}, "RUNNING")
     found = await rig.client.get(run.id)
     assert found is not None
     adopted = Started(found, adopted=True)
-    pending = asyncio.create_task(rig.concluder.outcome(replace(JOB, timeout=0.2), adopted))
+    pending = asyncio.create_task(rig.waiter.outcome(replace(JOB, timeout=0.2), adopted))
     await asyncio.sleep(0)
     assert run.id in rig.watch.awaited()
     rig.kestra.date_skew = None
     await rig.starter.start(replace(JOB, id="other"), redelivered=False)
-    await rig.kestra.until(lambda: bool(rig.kestra.kills), "a kill of the execution whose time is up")
+    await rig.kestra.until(
+        lambda: bool(rig.kestra.kills), "a kill of the execution whose time is up"
+    )
     pending.cancel()
 
 
@@ -264,9 +297,11 @@ async def test_an_operators_kill_before_the_deadline_is_no_time_out(rig: Rig) ->
 async def test_a_kill_at_the_deadline_by_another_replica_is_a_time_out(rig: Rig) -> None:
     rig.kestra.flow("test", "job", Ends("KILLED", after=0.3))
     started = await rig.starter.start(JOB, redelivered=False)
-    await rig.kestra.until(lambda: rig.kestra.created[0].ended is not None, "the execution was killed")
+    await rig.kestra.until(
+        lambda: rig.kestra.created[0].ended is not None, "the execution was killed"
+    )
     job = Job(id="one", flow=JOB.flow, timeout=0.3)
-    assert (await rig.concluder.outcome(job, started)).label == "timed_out"
+    assert (await rig.waiter.outcome(job, started)).label == "timed_out"
 
 
 async def test_an_execution_that_is_gone_has_vanished(rig: Rig) -> None:
@@ -275,7 +310,7 @@ async def test_an_execution_that_is_gone_has_vanished(rig: Rig) -> None:
     rig.kestra.forget(started.execution.id)
     failed = replace(started.execution, state=State.FAILED)
     with pytest.raises(Vanished):
-        await rig.concluder.outcome(JOB, replace(started, execution=failed))
+        await rig.waiter.outcome(JOB, replace(started, execution=failed))
 
 
 async def test_a_job_over_which_kestra_fails_while_others_are_created_is_refused(
@@ -283,23 +318,31 @@ async def test_a_job_over_which_kestra_fails_while_others_are_created_is_refused
 ) -> None:
     monkeypatch.setattr(starter, "MANY_FAILURES", 3)
     rig.kestra.faults.add("create", status=500, times=None, when=lambda call: "poison" in call.url)
-    poison = asyncio.create_task(rig.starter.start(Job(id="poison", flow=JOB.flow), redelivered=False))
+    poison = asyncio.create_task(
+        rig.starter.start(Job(id="poison", flow=JOB.flow), redelivered=False)
+    )
     await rig.kestra.until(lambda: rig.kestra.requests["create"] >= 1, "the first failure")
     await rig.starter.start(JOB, redelivered=False)
     with pytest.raises(KestraRejected):
         await asyncio.wait_for(poison, 10)
 
 
-async def test_a_kestra_that_fails_over_every_job_is_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_kestra_that_fails_over_every_job_is_waited_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(starter, "MANY_FAILURES", 3)
     rig.kestra.faults.add("create", status=500, times=6)
     assert (await rig.starter.start(JOB, redelivered=False)).execution.labels["bridgeJob"] == "one"
 
 
-async def test_an_execution_of_another_flow_is_found_after_the_lanes_flow_was_changed(rig: Rig) -> None:
+async def test_an_execution_of_another_flow_is_found_after_the_lanes_flow_was_changed(
+    rig: Rig,
+) -> None:
     rig.kestra.flow("test", "new")
     first = await rig.starter.start(Job(id="one", flow=JOB.flow, queue="q"), redelivered=False)
-    second = await rig.starter.start(Job(id="one", flow=FlowName("test", "new"), queue="q"), redelivered=True)
+    second = await rig.starter.start(
+        Job(id="one", flow=FlowName("test", "new"), queue="q"), redelivered=True
+    )
     assert (second.adopted, second.execution.id) == (True, first.execution.id)
 
 

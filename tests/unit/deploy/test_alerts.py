@@ -1,4 +1,5 @@
-"""Each alert fires on the series that it is for and on no healthy ones, and a person finds out what to do about it."""
+"""Each alert fires on the series that it is for and on no healthy ones, and a person finds out what
+to do about it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ PLANTED = Path(__file__).with_name("alerts.yml")
 
 
 def rules(name: str) -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load((PROMETHEUS / name).read_text())["groups"] for rule in group["rules"]]
+    return [
+        rule
+        for group in yaml.safe_load((PROMETHEUS / name).read_text())["groups"]
+        for rule in group["rules"]
+    ]
 
 
 ALERTS = rules("alerts.yml")
@@ -34,7 +39,9 @@ EXPECTATIONS = [
 
 def promtool(*arguments: str | Path) -> str:
     """What it says, if it succeeds; else the test fails with it."""
-    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["promtool", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -42,7 +49,9 @@ def promtool(*arguments: str | Path) -> str:
 def test_prometheus_takes_its_configuration_and_the_rules() -> None:
     found = [
         int(number)
-        for number in re.findall(r"(\d+) rules found", promtool("check", "config", PROMETHEUS / "prometheus.yml"))
+        for number in re.findall(
+            r"(\d+) rules found", promtool("check", "config", PROMETHEUS / "prometheus.yml")
+        )
     ]
     assert found == [len(rules("records.yml")), len(ALERTS)]
 
@@ -65,7 +74,9 @@ def test_an_alert_says_how_urgent_it_is_and_where_its_paragraph_is(alert: dict[s
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=NAMES)
-def test_a_link_to_the_paragraph_goes_where_the_operator_keeps_the_runbook(alert: dict[str, Any]) -> None:
+def test_a_link_to_the_paragraph_goes_where_the_operator_keeps_the_runbook(
+    alert: dict[str, Any],
+) -> None:
     base = '{{ or $externalLabels.kestra_bridge_runbook "deploy/prometheus/RUNBOOK.md" }}'
     assert alert["annotations"]["runbook_url"] == f"{base}#{alert['alert'].lower()}"
 
@@ -75,9 +86,13 @@ def test_an_alert_says_more_than_its_summary(alert: dict[str, Any]) -> None:
     assert alert["annotations"]["description"].endswith(".")
 
 
-@pytest.mark.parametrize("rule", [*ALERTS, *rules("records.yml")], ids=lambda rule: rule.get("alert") or rule["record"])
+@pytest.mark.parametrize(
+    "rule", [*ALERTS, *rules("records.yml")], ids=lambda rule: rule.get("alert") or rule["record"]
+)
 def test_what_is_added_up_stays_apart_by_installation(rule: dict[str, Any]) -> None:
-    summed = re.findall(r"\b(?:sum|max|min|group|count)\b(?: by \(([^)]*)\))?", re.sub(RECORD, "", rule["expr"]))
+    summed = re.findall(
+        r"\b(?:sum|max|min|group|count)\b(?: by \(([^)]*)\))?", re.sub(RECORD, "", rule["expr"])
+    )
     assert [labels for labels in summed if "namespace" not in labels.split(", ")] == []
 
 
@@ -99,14 +114,21 @@ def test_a_command_of_ours_that_the_runbook_names_is_there(command: str) -> None
 def test_a_log_line_that_the_runbook_names_is_one_of_the_bridges() -> None:
     code = "".join(path.read_text() for path in (REPOSITORY / "bridge").rglob("*.py"))
     named = re.findall(r"`([a-z][a-z,' ]+ [a-zA-Z,' ]+)`", " ".join(RUNBOOK.split()))
-    lines = [line for line in named if not re.match(r"docker |kestra-bridge |dead-letters |rabbitmqctl ", line)]
+    lines = [
+        line
+        for line in named
+        if not re.match(r"docker |kestra-bridge |dead-letters |rabbitmqctl ", line)
+    ]
     assert "a publish failed, trying again" in lines
     assert [line for line in lines if f'"{line}"' not in code] == []
 
 
 @pytest.mark.parametrize(
     "path",
-    [*(PROMETHEUS / name for name in ("records.yml", "alerts.yml", "RUNBOOK.md")), REPOSITORY / "README.md"],
+    [
+        *(PROMETHEUS / name for name in ("records.yml", "alerts.yml", "RUNBOOK.md")),
+        REPOSITORY / "README.md",
+    ],
     ids=lambda path: path.name,
 )
 def test_every_metric_that_is_named_is_exported(path: Path) -> None:

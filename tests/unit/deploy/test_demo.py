@@ -1,4 +1,5 @@
-"""The demo says that all is well only if it is, can be read on any screen, and leaves no machine behind."""
+"""The demo says that all is well only if it is, can be read on any screen, and leaves no machine
+behind."""
 
 from __future__ import annotations
 
@@ -29,7 +30,10 @@ WIDTHS = (80, 100, 140, 160)
 ALL_CASES = (*CASES, *machine_cases("git://host.internal:40000/repository"))
 BY_ID = {case.id: case for case in ALL_CASES}
 BRANCH, FAILS, KILLED = BY_ID["vm-branch"], BY_ID["vm-fails"], BY_ID["vm-killed"]
-ERROR = "task run ended FAILED: no data; kestra-bridge: machine of execution 51S4knriTuDRad: the script exited with 3"
+ERROR = (
+    "task run ended FAILED: no data; kestra-bridge: machine of execution 51S4knriTuDRad: the "
+    "script exited with 3"
+)
 BEGAN = datetime(2026, 1, 31, tzinfo=UTC)
 
 
@@ -71,7 +75,9 @@ def test_a_report_is_no_wider_than_the_screen(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_each_job_has_one_line_that_says_what_was_expected_and_what_became_of_it(width: int) -> None:
+def test_each_job_has_one_line_that_says_what_was_expected_and_what_became_of_it(
+    width: int,
+) -> None:
     lines = shown(width, [as_expected(case) for case in ALL_CASES])
     for case in ALL_CASES:
         assert [
@@ -90,8 +96,12 @@ def test_what_came_back_from_machines_is_shown(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_table_that_changes_is_no_wider_than_the_screen_and_a_line_for_each_job(width: int) -> None:
-    looks = {case.id: Look("SUCCESS, again in 2 s", 1, "51S4knriTuDRaduGu5FNSu") for case in ALL_CASES}
+def test_the_table_that_changes_is_no_wider_than_the_screen_and_a_line_for_each_job(
+    width: int,
+) -> None:
+    looks = {
+        case.id: Look("SUCCESS, again in 2 s", 1, "51S4knriTuDRaduGu5FNSu") for case in ALL_CASES
+    }
     console = Console(file=io.StringIO(), width=width)
     console.print(screen.live_view(ALL_CASES, looks, "4 machines at this moment", console.width))
     assert isinstance(console.file, io.StringIO)
@@ -100,8 +110,14 @@ def test_the_table_that_changes_is_no_wider_than_the_screen_and_a_line_for_each_
 
 
 def test_what_is_not_as_expected_is_named() -> None:
-    lines = shown(80, [replace(as_expected(FAILS), error="no reason")], Check("No machine is left", False, "1 folders"))
-    assert "✗ vm-fails: its error lacks 'the script exited with 3'" in [line.strip() for line in lines]
+    lines = shown(
+        80,
+        [replace(as_expected(FAILS), error="no reason")],
+        Check("No machine is left", False, "1 folders"),
+    )
+    assert "✗ vm-fails: its error lacks 'the script exited with 3'" in [
+        line.strip() for line in lines
+    ]
     assert "✗ No machine is left (1 folders)" in lines
 
 
@@ -123,7 +139,10 @@ def test_a_job_of_which_everything_became_as_expected_is_ok(case: Case) -> None:
         replace(as_expected(KILLED), ended=Ending("failed", 1)),
         replace(as_expected(KILLED), returned=Returned(said=["something else"])),
         replace(as_expected(BRANCH), returned=Returned(said=["3 rows counted"])),
-        replace(as_expected(BRANCH), returned=Returned(said=["3 rows counted"], files={"results/report.csv": ""})),
+        replace(
+            as_expected(BRANCH),
+            returned=Returned(said=["3 rows counted"], files={"results/report.csv": ""}),
+        ),
     ],
     ids=lambda wrong: "; ".join(wrong.faults),
 )
@@ -134,14 +153,18 @@ def test_a_job_of_which_something_became_otherwise_is_not(wrong: Verdict) -> Non
 def test_a_job_is_done_only_if_its_publisher_was_told_so() -> None:
     runs = [execution("vm-text")]
     assert verdict.judge(BY_ID["vm-text"], runs, None, None, Returned()).ended is None
-    told = verdict.judge(BY_ID["vm-text"], runs, None, {"job": "vm-text", "attempts": 1}, Returned())
+    told = verdict.judge(
+        BY_ID["vm-text"], runs, None, {"job": "vm-text", "attempts": 1}, Returned()
+    )
     assert told.ended == Ending(None, 1)
 
 
 def test_a_dead_letter_is_what_rabbitmq_holds_whatever_the_publisher_was_told() -> None:
     letter = {"x-bridge-reason": "failed", "x-bridge-error": ERROR}
     runs = [execution("vm-fails", number=1), execution("vm-fails", number=2)]
-    found = verdict.judge(FAILS, runs, letter, {"job": "vm-fails", "attempts": 2}, Returned(said=[str(FAILS.says)]))
+    found = verdict.judge(
+        FAILS, runs, letter, {"job": "vm-fails", "attempts": 2}, Returned(said=[str(FAILS.says)])
+    )
     assert (found.ended, found.error, found.ok) == (Ending("failed", 2), ERROR, True)
 
 
@@ -169,7 +192,10 @@ def test_a_lower_priority_that_began_long_before_a_higher_one_is_out_of_order() 
 
 def test_two_executions_of_one_attempt_are_found() -> None:
     twice = {"low": [execution("low"), execution("low", after=1)]}
-    assert [verdict.single_check(runs).ok for runs in (twice, {"low": [execution("low")]})] == [False, True]
+    assert [verdict.single_check(runs).ok for runs in (twice, {"low": [execution("low")]})] == [
+        False,
+        True,
+    ]
 
 
 def test_a_dead_letter_that_stands_there_twice_is_found() -> None:
@@ -178,7 +204,10 @@ def test_a_dead_letter_that_stands_there_twice_is_found() -> None:
         for case in ALL_CASES
         if case.expected.reason
     ]
-    found = [verdict.dead_letter_check(ALL_CASES, each).ok for each in (letters, [*letters, letters[0]], letters[1:])]
+    found = [
+        verdict.dead_letter_check(ALL_CASES, each).ok
+        for each in (letters, [*letters, letters[0]], letters[1:])
+    ]
     assert found == [True, False, False]
 
 
@@ -188,7 +217,11 @@ def test_of_a_log_only_what_the_script_printed_is_its_output() -> None:
         ("run", "DEBUG", "Starting command with pid 7"),
         ("run", "INFO", "one\ntwo"),
         ("run", "ERROR", "three"),
-        ("run", "ERROR", "kestra-bridge: machine of execution x: the script exited with 3 after 0.1 s"),
+        (
+            "run",
+            "ERROR",
+            "kestra-bridge: machine of execution x: the script exited with 3 after 0.1 s",
+        ),
         ("run", "ERROR", "Command failed with exit code 3"),
         ("run", "WARN", "Killing process 7"),
     ]
@@ -205,7 +238,8 @@ def test_machines_are_had_where_all_tools_are() -> None:
 
 def test_a_tool_that_is_missing_is_named_with_its_package_and_what_to_do_without() -> None:
     with pytest.raises(
-        NoMachinesError, match=r"need qemu-img, .*\(Debian: apt-get install qemu-utils\); --no-machines"
+        NoMachinesError,
+        match=r"need qemu-img, .*\(Debian: apt-get install qemu-utils\); --no-machines",
     ):
         check(lambda tool: tool != "qemu-img", "x86_64")
 
@@ -232,7 +266,13 @@ def start() -> Iterator[Start]:
     def begin(host: Host, name: str) -> int:
         folder = host.folder / name
         folder.mkdir(parents=True)
-        words = ["qemu-system-x86_64", "-c", "import time; time.sleep(600)", f"guest={name}", f"{folder}/disk"]
+        words = [
+            "qemu-system-x86_64",
+            "-c",
+            "import time; time.sleep(600)",
+            f"guest={name}",
+            f"{folder}/disk",
+        ]
         started.append(subprocess.Popen(words, executable=sys.executable))
         return started[-1].pid
 
@@ -251,7 +291,9 @@ def test_machines_are_counted_by_process_and_by_folder(tmp_path: Path, start: St
     assert (host.running(), host.folders()) == (2, [".kestra-three", "kestra-one", "kestra-two"])
 
 
-def test_the_end_leaves_no_process_of_a_machine_and_touches_no_other(tmp_path: Path, start: Start) -> None:
+def test_the_end_leaves_no_process_of_a_machine_and_touches_no_other(
+    tmp_path: Path, start: Start
+) -> None:
     host, other = Host(tmp_path / "one"), Host(tmp_path / "other")
     ours, theirs = start(host, "kestra-one"), start(other, "kestra-one")
     host.end()
@@ -262,16 +304,30 @@ def test_what_to_do_next_names_commands_that_there_are() -> None:
     rabbit = SimpleNamespace(version="4.3", management_url="http://m", username="u", password="p")
     engine = SimpleNamespace(url="http://k", username="u", password="p")
     stack = SimpleNamespace(
-        rabbit=rabbit, engine=engine, host=None, directory=Path("/d"), settings={}, lines=lambda _: [{}]
+        rabbit=rabbit,
+        engine=engine,
+        host=None,
+        directory=Path("/d"),
+        settings={},
+        lines=lambda _: [{}],
     )
     text = _how_to_reach(stack)  # type: ignore[arg-type]
-    words = [line.partition("kestra-bridge ")[2] for line in text.splitlines() if "bin/kestra-bridge " in line]
+    words = [
+        line.partition("kestra-bridge ")[2]
+        for line in text.splitlines()
+        if "bin/kestra-bridge " in line
+    ]
     assert {word.split()[0] for word in words} == {"submit", "status", "dead-letters", "doctor"}
     assert [word for word in map(unknown_in, words) if word] == []
 
 
-def test_its_settings_lead_to_the_management_api_and_to_the_default_virtual_host(tmp_path: Path) -> None:
+def test_its_settings_lead_to_the_management_api_and_to_the_default_virtual_host(
+    tmp_path: Path,
+) -> None:
     rabbit = SimpleNamespace(amqp_url="amqp://u:p@h:1/", management_url="http://h:2")
     engine = SimpleNamespace(url="http://k", username="u", password="p")
     settings = Stack(rabbit, engine, tmp_path, None).settings  # type: ignore[arg-type]
-    assert (settings["BRIDGE_AMQP_URL"], settings["BRIDGE_MANAGEMENT_URL"]) == ("amqp://u:p@h:1", "http://h:2")
+    assert (settings["BRIDGE_AMQP_URL"], settings["BRIDGE_MANAGEMENT_URL"]) == (
+        "amqp://u:p@h:1",
+        "http://h:2",
+    )

@@ -1,4 +1,5 @@
-"""What the package imports is declared, and the lowest versions that are tried are those that are declared."""
+"""What the package imports is declared, and the lowest versions that are tried are those that are
+declared."""
 
 from __future__ import annotations
 
@@ -17,24 +18,40 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = [text for extra in PROJECT["optional-dependencies"].values() for text in extra]
-DECLARED = {canonicalize_name(each.name): each for each in map(Requirement, [*PROJECT["dependencies"], *OPTIONAL])}
+DECLARED = {
+    canonicalize_name(each.name): each
+    for each in map(Requirement, [*PROJECT["dependencies"], *OPTIONAL])
+}
 
 
 def imported(file: Path) -> set[str]:
     """The packages of others that a module imports, wherever in it."""
     nodes = list(ast.walk(ast.parse(file.read_text())))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
-    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"bridge", "opentelemetry"}
+    names |= {
+        node.module
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    }
+    return (
+        {name.split(".")[0] for name in names}
+        - set(sys.stdlib_module_names)
+        - {"bridge", "opentelemetry"}
+    )
 
 
 def pinned(lock: str) -> dict[str, Version]:
-    return {name: Version(version) for name, version in re.findall(r"(?m)^([\w.-]+)==(\S+)", (ROOT / lock).read_text())}
+    return {
+        name: Version(version)
+        for name, version in re.findall(r"(?m)^([\w.-]+)==(\S+)", (ROOT / lock).read_text())
+    }
 
 
 def test_what_is_imported_is_declared() -> None:
     names = set().union(*map(imported, (ROOT / "bridge").rglob("*.py")))
-    distributions = {canonicalize_name(each) for name in names for each in packages_distributions()[name]}
+    distributions = {
+        canonicalize_name(each) for name in names for each in packages_distributions()[name]
+    }
     assert distributions - set(DECLARED) == set()
 
 

@@ -1,4 +1,5 @@
-"""What is shipped for deployment agrees with the settings, with the topology, and with what a container may do."""
+"""What is shipped for deployment agrees with the settings, with the topology, and with what a
+container may do."""
 
 from __future__ import annotations
 
@@ -34,14 +35,18 @@ VARIABLE = re.compile(r"\$\{(\w+)(?::-((?:[^{}]|\{[^{}]*\})*))?\}")
 
 
 def value(text: str, **given: str) -> str:
-    """A text of the compose file with its variables replaced, by what is given or by their defaults."""
+    """A text of the compose file with its variables replaced, by what is given or by their
+    defaults."""
     while match := VARIABLE.search(text):
         text = text.replace(match[0], given.get(match[1]) or match[2] or "")
     return text
 
 
 def environment(service_name: str, **given: str) -> dict[str, str]:
-    return {name: value(str(text), **given) for name, text in SERVICES[service_name]["environment"].items()}
+    return {
+        name: value(str(text), **given)
+        for name, text in SERVICES[service_name]["environment"].items()
+    }
 
 
 def seconds(text: str) -> int:
@@ -51,7 +56,9 @@ def seconds(text: str) -> int:
 
 def instructions(name: str, text: str = DOCKERFILE) -> list[str]:
     joined = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE))
-    return [line.split(maxsplit=1)[1] for line in joined.splitlines() if line.startswith(f"{name} ")]
+    return [
+        line.split(maxsplit=1)[1] for line in joined.splitlines() if line.startswith(f"{name} ")
+    ]
 
 
 # The compose file.
@@ -95,7 +102,9 @@ def test_each_dependency_names_a_service_and_what_to_wait_for() -> None:
     for container in SERVICES.values():
         for name, how in container.get("depends_on", {}).items():
             lasting = "healthcheck" not in SERVICES[name] or "test" in SERVICES[name]["healthcheck"]
-            assert how["condition"] == ("service_healthy" if lasting else "service_completed_successfully")
+            assert how["condition"] == (
+                "service_healthy" if lasting else "service_completed_successfully"
+            )
 
 
 def test_no_container_is_given_the_engines_socket() -> None:
@@ -113,7 +122,9 @@ def test_the_files_that_are_mounted_exist_and_are_read_only() -> None:
 
 def test_volumes_are_named_and_all_of_them_used() -> None:
     mounts = [mount for container in SERVICES.values() for mount in container.get("volumes", [])]
-    assert {mount.split(":")[0] for mount in mounts if not mount.startswith(".")} == set(COMPOSE["volumes"])
+    assert {mount.split(":")[0] for mount in mounts if not mount.startswith(".")} == set(
+        COMPOSE["volumes"]
+    )
 
 
 def test_the_bridge_may_drain_and_settle_before_it_is_killed() -> None:
@@ -125,7 +136,10 @@ def test_the_bridge_may_drain_and_settle_before_it_is_killed() -> None:
 
 def on_this_machine(variables: dict[str, str]) -> dict[str, str]:
     """The same with the files of secrets where they are here."""
-    return {name: text.replace(MOUNTED_SECRETS, f"{DEVELOPMENT_SECRETS}/") for name, text in variables.items()}
+    return {
+        name: text.replace(MOUNTED_SECRETS, f"{DEVELOPMENT_SECRETS}/")
+        for name, text in variables.items()
+    }
 
 
 def test_the_bridges_environment_is_complete_and_valid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,11 +153,19 @@ def test_the_bridges_environment_is_complete_and_valid(monkeypatch: pytest.Monke
 
 
 def test_settings_given_to_compose_reach_the_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"BRIDGE_PREFETCH": "3", "BRIDGE_RETRY_DELAYS": "[1, 2]", "BRIDGE_ALLOWED_FLOWS": '["bridge.jobs/*"]'}
+    given = {
+        "BRIDGE_PREFETCH": "3",
+        "BRIDGE_RETRY_DELAYS": "[1, 2]",
+        "BRIDGE_ALLOWED_FLOWS": '["bridge.jobs/*"]',
+    }
     for name, text in on_this_machine(environment("bridge", **given)).items():
         monkeypatch.setenv(name, text)
     settings = load(Settings)
-    assert (settings.prefetch, settings.retry_delays, settings.flow_patterns) == (3, (1, 2), ("bridge.jobs/*",))
+    assert (settings.prefetch, settings.retry_delays, settings.flow_patterns) == (
+        3,
+        (1, 2),
+        ("bridge.jobs/*",),
+    )
 
 
 def test_those_who_share_an_account_are_given_the_same_name() -> None:
@@ -153,12 +175,23 @@ def test_those_who_share_an_account_are_given_the_same_name() -> None:
         == kestra["NOTIFIER_AMQP_USERNAME"]
         == environment("rabbitmq")["RABBITMQ_DEFAULT_USER"]
     )
-    assert kestra["API_USERNAME"] == bridge["BRIDGE_KESTRA_USERNAME"] == flows["BRIDGE_KESTRA_USERNAME"]
+    assert (
+        kestra["API_USERNAME"]
+        == bridge["BRIDGE_KESTRA_USERNAME"]
+        == flows["BRIDGE_KESTRA_USERNAME"]
+    )
 
 
 def test_the_notifier_finds_the_broker_that_the_bridge_consumes_from() -> None:
-    kestra, address = environment("kestra"), AmqpAddress.from_url(environment("bridge")["BRIDGE_AMQP_URL"])
-    assert (kestra["NOTIFIER_AMQP_HOST"], kestra["NOTIFIER_AMQP_PORT"], kestra["NOTIFIER_AMQP_VHOST"]) == (
+    kestra, address = (
+        environment("kestra"),
+        AmqpAddress.from_url(environment("bridge")["BRIDGE_AMQP_URL"]),
+    )
+    assert (
+        kestra["NOTIFIER_AMQP_HOST"],
+        kestra["NOTIFIER_AMQP_PORT"],
+        kestra["NOTIFIER_AMQP_VHOST"],
+    ) == (
         address.host,
         str(address.port),
         address.vhost,
@@ -219,7 +252,9 @@ def test_every_setting_that_is_named_exists(path: Path) -> None:
     known = {f"BRIDGE_{name.upper()}" for name in Settings.model_fields}
     # Not settings: names of images, and of the notifier's secrets, which the shell puts together.
     others = {"BRIDGE_IMAGE", "BRIDGE_AMQP_", "BRIDGE_AMQP_PASSWORD"}
-    found = set(re.findall(r"\bBRIDGE_[A-Z_]+", path.read_text().replace("SECRET_BRIDGE", "SECRET BRIDGE")))
+    found = set(
+        re.findall(r"\bBRIDGE_[A-Z_]+", path.read_text().replace("SECRET_BRIDGE", "SECRET BRIDGE"))
+    )
     assert found - others <= known
 
 
@@ -245,9 +280,14 @@ def test_the_base_image_is_an_argument_used_by_every_stage() -> None:
 
 
 def test_dependencies_are_installed_by_hash_and_what_ships_is_only_copied() -> None:
-    assert any("--require-hashes" in run and "requirements-runtime.lock" in run for run in instructions("RUN"))
+    assert any(
+        "--require-hashes" in run and "requirements-runtime.lock" in run
+        for run in instructions("RUN")
+    )
     last = DOCKERFILE[DOCKERFILE.rindex("FROM ") :]
-    assert not any(word in run for run in instructions("RUN", last) for word in ("install", "apt", "venv"))
+    assert not any(
+        word in run for run in instructions("RUN", last) for word in ("install", "apt", "venv")
+    )
 
 
 def test_the_image_serves_to_other_containers_on_the_port_that_prometheus_scrapes() -> None:
@@ -264,7 +304,12 @@ def test_the_image_has_the_projects_version() -> None:
 
 
 def test_no_secret_is_baked_into_the_image() -> None:
-    for line in (*instructions("ENV"), *instructions("ARG"), *instructions("COPY"), *instructions("LABEL")):
+    for line in (
+        *instructions("ENV"),
+        *instructions("ARG"),
+        *instructions("COPY"),
+        *instructions("LABEL"),
+    ):
         assert not re.search(r"password|token|secret|amqp_url|\.env\b", line, re.IGNORECASE), line
 
 
@@ -274,14 +319,21 @@ def test_the_image_is_made_of_the_named_sources_alone() -> None:
     assert rules[0] == "*"
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
     assert not allowed & {".git", ".venv", ".env", "tests", "deploy"}
-    sources = {word.rstrip("*") for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]}
+    sources = {
+        word.rstrip("*")
+        for line in instructions("COPY")
+        if "--from" not in line
+        for word in line.split()[:-1]
+    }
     assert sources == allowed
 
 
 # Kestra.
 
 
-def start(script: str, tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def start(
+    script: str, tmp_path: Path, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run a script of `deploy` with an entry point that shows its arguments and its environment."""
     entrypoint = tmp_path / "docker-entrypoint.sh"
     entrypoint.write_text('#!/bin/sh\necho "arguments $*"\nexec env\n')
@@ -295,9 +347,17 @@ def start(script: str, tmp_path: Path, *arguments: str, **variables: str) -> sub
     )
 
 
-def test_kestra_starts_with_the_notifiers_secrets_in_base64_and_no_longer_in_clear(tmp_path: Path) -> None:
+def test_kestra_starts_with_the_notifiers_secrets_in_base64_and_no_longer_in_clear(
+    tmp_path: Path,
+) -> None:
     long = "p%$'\" \\" * 20  # base64 breaks lines unless told otherwise
-    plain = {"HOST": "rabbitmq", "PORT": "5672", "VHOST": "/", "USERNAME": "bridge", "PASSWORD": long}
+    plain = {
+        "HOST": "rabbitmq",
+        "PORT": "5672",
+        "VHOST": "/",
+        "USERNAME": "bridge",
+        "PASSWORD": long,
+    }
     given = {f"NOTIFIER_AMQP_{key}": text for key, text in plain.items()}
     done = start("kestra/start", tmp_path, "server", "standalone", **given)
     lines = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
@@ -310,12 +370,17 @@ def test_kestra_starts_with_the_notifiers_secrets_in_base64_and_no_longer_in_cle
 def test_kestra_starts_with_what_stands_in_files(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("s3cret\n")
     files = dict.fromkeys(
-        ("API_PASSWORD_FILE", "DATABASE_PASSWORD_FILE", "NOTIFIER_AMQP_PASSWORD_FILE"), str(tmp_path / "secret")
+        ("API_PASSWORD_FILE", "DATABASE_PASSWORD_FILE", "NOTIFIER_AMQP_PASSWORD_FILE"),
+        str(tmp_path / "secret"),
     )
     given = {f"NOTIFIER_AMQP_{key}": "x" for key in NOTIFIER_KEYS if key != "PASSWORD"}
     lines = start("kestra/start", tmp_path, **files, **given).stdout.splitlines()
     encoded = base64.b64encode(b"s3cret").decode()
-    expected = {"API_PASSWORD=s3cret", "DATABASE_PASSWORD=s3cret", f"SECRET_BRIDGE_AMQP_PASSWORD={encoded}"}
+    expected = {
+        "API_PASSWORD=s3cret",
+        "DATABASE_PASSWORD=s3cret",
+        f"SECRET_BRIDGE_AMQP_PASSWORD={encoded}",
+    }
     assert expected <= set(lines)
     assert not any("_FILE=" in line for line in lines)
 
@@ -347,12 +412,17 @@ def test_every_variable_in_kestras_configuration_is_given_or_has_a_default() -> 
 def test_prometheus_scrapes_every_replica_of_the_bridge_and_both_others() -> None:
     jobs = {
         job["job_name"]: job
-        for job in yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
+        for job in yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())[
+            "scrape_configs"
+        ]
     }
     (bridge,) = jobs["bridge"]["dns_sd_configs"]
     assert (bridge["names"], bridge["type"], bridge["port"]) == (["bridge"], "A", HTTP_PORT)
     targets = {
-        target for job in jobs.values() for static in job.get("static_configs", []) for target in static["targets"]
+        target
+        for job in jobs.values()
+        for static in job.get("static_configs", [])
+        for target in static["targets"]
     }
     assert {target.split(":")[0] for target in targets} <= set(SERVICES)
     assert {"rabbitmq", "kestra"} <= set(jobs)
@@ -370,7 +440,9 @@ def test_rabbitmq_starts_with_the_password_that_stands_in_a_file(tmp_path: Path)
 
 
 @pytest.mark.parametrize("variables", [{}, {"RABBITMQ_DEFAULT_PASS_FROM": "/nowhere"}])
-def test_rabbitmq_does_not_start_without_a_password(tmp_path: Path, variables: dict[str, str]) -> None:
+def test_rabbitmq_does_not_start_without_a_password(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
     done = start("rabbitmq/start", tmp_path, "rabbitmq-server", **variables)
     assert done.returncode != 0
     assert "arguments" not in done.stdout
@@ -386,13 +458,18 @@ POLICIES = json.loads((DEPLOY / "rabbitmq/definitions.json").read_text())["polic
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 @pytest.mark.parametrize("version", [(4, 0), (4, 3)])
-def test_policies_leave_alone_what_the_bridge_declares(kind: topology.Kind, version: topology.Version) -> None:
-    planned = topology.plan("kestra.jobs", kind=kind, version=version, max_priority=10, retry_delays=(30, 300))
+def test_policies_leave_alone_what_the_bridge_declares(
+    kind: topology.Kind, version: topology.Version
+) -> None:
+    planned = topology.plan(
+        "kestra.jobs", kind=kind, version=version, max_priority=10, retry_delays=(30, 300)
+    )
     for queue in (planned.jobs, planned.dead, *planned.retries):
         for policy in POLICIES:
             if re.search(policy["pattern"], queue.name):
                 assert not {f"x-{key}" for key in policy["definition"]} & set(queue.arguments)
-                # What sets a limit where the bridge sets none, or takes messages elsewhere, is the bridge's to say.
+                # What sets a limit where the bridge sets none, or takes messages elsewhere, is the
+                # bridge's to say.
                 assert set(policy["definition"]) == {"consumer-timeout"}
 
 
@@ -410,7 +487,9 @@ def test_the_broker_waits_as_long_for_an_ack_as_the_bridge_asks_for() -> None:
 
 
 def test_the_configuration_holds_no_user_and_keeps_the_broker_from_making_none() -> None:
-    assert not {"load_definitions", "definitions.local.path", "default_user", "default_pass"} & set(rabbitmq_settings())
+    assert not {"load_definitions", "definitions.local.path", "default_user", "default_pass"} & set(
+        rabbitmq_settings()
+    )
 
 
 def test_the_plugins_are_those_that_people_and_prometheus_reach() -> None:

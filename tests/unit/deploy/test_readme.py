@@ -16,7 +16,11 @@ from tests.support.commands import in_examples, in_markdown, unknown_in
 ALL_SETTINGS = set(Settings.model_fields) | set(MachineSettings.model_fields)
 README = (REPOSITORY / "README.md").read_text()
 OTHERS = ("flows/README.md", "deploy/SIZING.md", "deploy/kubernetes/README.md")
-EXAMPLES = {command for path in (REPOSITORY / "bridge" / "cli").rglob("*.py") for command in in_examples(path)}
+EXAMPLES = {
+    command
+    for path in (REPOSITORY / "bridge" / "cli").rglob("*.py")
+    for command in in_examples(path)
+}
 
 
 def test_every_setting_is_in_the_table() -> None:
@@ -25,7 +29,10 @@ def test_every_setting_is_in_the_table() -> None:
 
 
 def test_no_setting_is_named_that_is_none() -> None:
-    named = {name.removeprefix("BRIDGE_").lower() for name in re.findall(r"(?<![A-Z_])BRIDGE_[A-Z_]+[A-Z]", README)}
+    named = {
+        name.removeprefix("BRIDGE_").lower()
+        for name in re.findall(r"(?<![A-Z_])BRIDGE_[A-Z_]+[A-Z]", README)
+    }
     assert named - ALL_SETTINGS == set()
 
 
@@ -39,7 +46,9 @@ def test_a_default_in_the_table_is_the_codes(name: str) -> None:
 
 
 def test_every_metric_is_in_the_table() -> None:
-    ours = {metric.name for metric in Metrics().registry.collect() if metric.name.startswith("bridge_")}
+    ours = {
+        metric.name for metric in Metrics().registry.collect() if metric.name.startswith("bridge_")
+    }
     assert [name for name in ours if name not in README] == []
 
 

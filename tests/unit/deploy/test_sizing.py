@@ -23,7 +23,8 @@ def settings(**more: Any) -> Settings:
 
 
 def longest(chosen: Settings) -> float:
-    """Seconds that a job takes at worst: each attempt until its time-out, and the delays between them."""
+    """Seconds that a job takes at worst: each attempt until its time-out, and the delays between
+    them."""
     tries = range(1, chosen.max_attempts)
     delays = sum(settlement._delay(done, chosen.retry_delays) for done in tries)
     return chosen.max_attempts * chosen.job_timeout + delays

@@ -18,7 +18,14 @@ def execution(execution_id: str, at: float | None = 0, **more: Any) -> Execution
     """An execution that started `at` seconds after noon."""
     started = None if at is None else NOON + timedelta(seconds=at)
     return Execution(
-        **{"id": execution_id, "namespace": "n", "flow": "f", "state": State.RUNNING, "started": started, **more}
+        **{
+            "id": execution_id,
+            "namespace": "n",
+            "flow": "f",
+            "state": State.RUNNING,
+            "started": started,
+            **more,
+        }
     )
 
 
@@ -56,7 +63,9 @@ class TestChoose:
 
     def test_compares_moments_and_not_their_spelling(self) -> None:
         late = execution("a", started=datetime(2026, 1, 2, 12, 30, tzinfo=UTC))
-        early = execution("b", started=datetime(2026, 1, 2, 14, 0, tzinfo=timezone(timedelta(hours=2))))
+        early = execution(
+            "b", started=datetime(2026, 1, 2, 14, 0, tzinfo=timezone(timedelta(hours=2)))
+        )
         assert choose([late, early]).current == early
 
     def test_takes_whole_seconds_for_earlier_than_their_fractions(self) -> None:
@@ -76,7 +85,9 @@ class TestChoose:
             unique_by=lambda one: one.id,
         ).flatmap(lambda found: st.tuples(st.just(found), st.permutations(found)))
     )
-    def test_does_not_depend_on_the_order(self, lists: tuple[list[Execution], list[Execution]]) -> None:
+    def test_does_not_depend_on_the_order(
+        self, lists: tuple[list[Execution], list[Execution]]
+    ) -> None:
         assert choose(lists[0]) == choose(lists[1])
 
 
@@ -101,7 +112,11 @@ class TestState:
 class TestOutcome:
     @pytest.mark.parametrize(
         ("state", "timed_out", "label"),
-        [(State.SUCCESS, False, "success"), (State.KILLED, False, "killed"), (State.KILLED, True, "timed_out")],
+        [
+            (State.SUCCESS, False, "success"),
+            (State.KILLED, False, "killed"),
+            (State.KILLED, True, "timed_out"),
+        ],
     )
     def test_is_one_word(self, state: State, timed_out: bool, label: str) -> None:
         assert Outcome(execution=execution("a", state=state), timed_out=timed_out).label == label

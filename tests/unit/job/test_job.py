@@ -1,4 +1,5 @@
-"""A message is either a job or refused in one line that says why; nothing else comes out of decoding."""
+"""A message is either a job or refused in one line that says why; nothing else comes out of
+decoding."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ DEFAULT = FlowName("bridge.jobs", "example")
 LONGEST_REQUEST_LINE = 4096
 
 
-def decoded(body: Any = None, *, flow: FlowName | None = DEFAULT, max_priority: int = 10, **properties: Any) -> Job:
+def decoded(
+    body: Any = None, *, flow: FlowName | None = DEFAULT, max_priority: int = 10, **properties: Any
+) -> Job:
     raw = body if isinstance(body, bytes) else json.dumps({} if body is None else body).encode()
     return decode(Message(body=raw, **properties), default_flow=flow, max_priority=max_priority)
 
@@ -54,7 +57,11 @@ class TestDecoding:
         )
 
     def test_leaves_out_an_input_that_is_null(self) -> None:
-        assert decoded({"inputs": {"a": None, "b": 0, "c": "", "d": False}}).inputs == {"b": 0, "c": "", "d": False}
+        assert decoded({"inputs": {"a": None, "b": 0, "c": "", "d": False}}).inputs == {
+            "b": 0,
+            "c": "",
+            "d": False,
+        }
 
     def test_keeps_inputs_as_they_are(self) -> None:
         inputs = {"a": [1, {"b": None}], "c": "$(rm -rf /)", "d": 1e-300, "e": 2**63}
@@ -64,7 +71,9 @@ class TestDecoding:
         "number", ["1E5", "1.10", "-0", "1e-7", "0.1234567890123456789012345", "9" * 40, "0", "1.0"]
     )
     def test_keeps_the_text_of_a_number_wherever_it_stands(self, number: str) -> None:
-        inputs = decoded(f'{{"inputs": {{"x": {number}, "y": {{"z": [{number}, "s"]}}}}}}'.encode()).inputs
+        inputs = decoded(
+            f'{{"inputs": {{"x": {number}, "y": {{"z": [{number}, "s"]}}}}}}'.encode()
+        ).inputs
         assert exact_json.dumps(inputs) == f'{{"x": {number}, "y": {{"z": [{number}, "s"]}}}}'
 
     @pytest.mark.parametrize("name", ["flow", "inputs", "labels", "timeout"])
@@ -84,7 +93,9 @@ class TestDecoding:
         assert decoded().id == ""
 
     @pytest.mark.parametrize("correlation_id", ["a\\u0000", "", " padded ", "two\nlines", "\udcff"])
-    def test_passes_over_a_correlation_id_that_can_not_be_a_label(self, correlation_id: str) -> None:
+    def test_passes_over_a_correlation_id_that_can_not_be_a_label(
+        self, correlation_id: str
+    ) -> None:
         assert decoded(correlation_id=correlation_id).correlation_id is None
 
     @pytest.mark.parametrize("job_id", ["a", "x" * 200, "with space", "ü:😀,%/?#&=+", "1"])
@@ -128,7 +139,10 @@ class TestRefusal:
             ({"labels": {"bridgeJob": "x"}}, "label 'bridgeJob' is reserved"),
             ({"labels": {"a": ""}}, "label 'a' has a value that is empty"),
             ({"labels": {"a": " x"}}, "label 'a' has a value that is empty, padded"),
-            ({"labels": {"a": "x\ny"}}, "label 'a' has a value that is empty, padded or not printable"),
+            (
+                {"labels": {"a": "x\ny"}},
+                "label 'a' has a value that is empty, padded or not printable",
+            ),
             ({"labels": {"a": "x" * 2000}}, "the labels have 2"),
             ({"labels": {"a": "ü" * 400}}, "the labels have 2"),
             ({"timeout": 0}, "timeout: Input should be greater than 0"),
@@ -168,13 +182,22 @@ class TestRefusal:
         ("message", "reason"),
         [
             (Message(body=b""), "the body is empty"),
-            (Message(body=gzip.compress(b"{}")), "the body is compressed (gzip): publish it as plain JSON"),
+            (
+                Message(body=gzip.compress(b"{}")),
+                "the body is compressed (gzip): publish it as plain JSON",
+            ),
             (Message(body=b"xyz", content_encoding="deflate"), "the body is compressed (deflate)"),
             (Message(body=b"\x28\xb5\x2f\xfd"), "the body is compressed (zstd)"),
-            (Message(body='{"flow": "n/f"}'.encode("utf-16")), "the body is in UTF-16 or UTF-32: publish it in UTF-8"),
+            (
+                Message(body='{"flow": "n/f"}'.encode("utf-16")),
+                "the body is in UTF-16 or UTF-32: publish it in UTF-8",
+            ),
             (Message(body="{}".encode("utf-16-le")), "the body is in UTF-16 or UTF-32"),
             (Message(body="{}".encode("utf-32-be")), "the body is in UTF-16 or UTF-32"),
-            (Message(body=b"\x00\x53\x77\xa1\x02{}", message_type="amqp-1.0"), "the body is an AMQP 1.0 value"),
+            (
+                Message(body=b"\x00\x53\x77\xa1\x02{}", message_type="amqp-1.0"),
+                "the body is an AMQP 1.0 value",
+            ),
             (Message(body=b"\x00\x53\x77\xa1\x02{}"), "the body is an AMQP 1.0 value"),
         ],
         ids=range(9),
@@ -201,9 +224,16 @@ class TestRefusal:
         ],
     )
     @pytest.mark.parametrize(
-        "body", ['{"inputs": {"a": "%s"}}', '{"inputs": {"a": [{"b": "%s"}]}}', '{"inputs": {"a": {"%s": 1}}}']
+        "body",
+        [
+            '{"inputs": {"a": "%s"}}',
+            '{"inputs": {"a": [{"b": "%s"}]}}',
+            '{"inputs": {"a": {"%s": 1}}}',
+        ],
     )
-    def test_says_that_kestra_can_store_no_nul_however_it_is_written(self, body: str, text: str) -> None:
+    def test_says_that_kestra_can_store_no_nul_however_it_is_written(
+        self, body: str, text: str
+    ) -> None:
         assert "the body holds a NUL character" in refusal((body % text).encode())
 
     def test_says_that_an_id_can_not_hold_the_text_of_a_nul(self) -> None:
@@ -215,12 +245,16 @@ class TestRefusal:
     def test_counts_the_faults_that_it_does_not_show(self) -> None:
         assert refusal({f"f{n}": 1 for n in range(7)}).endswith("; and 4 more")
 
-    @pytest.mark.parametrize("body", [{"x" * 5000: 1}, {"inputs": {"y" * 5000: 1}}, {"labels": {"z" * 5000: "x"}}])
+    @pytest.mark.parametrize(
+        "body", [{"x" * 5000: 1}, {"inputs": {"y" * 5000: 1}}, {"labels": {"z" * 5000: "x"}}]
+    )
     def test_stays_short_however_long_a_name_is(self, body: Any) -> None:
         assert len(refusal(body)) < 400
 
 
-NAMES = st.sampled_from(["flow", "inputs", "labels", "timeout", "a", "bridge", "system.x"]) | st.text(max_size=5)
+NAMES = st.sampled_from(
+    ["flow", "inputs", "labels", "timeout", "a", "bridge", "system.x"]
+) | st.text(max_size=5)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
@@ -230,18 +264,26 @@ LIKELY_BODIES = st.fixed_dictionaries(
     optional={
         "flow": st.sampled_from(["a/b", "a.b/C", "", "A/b"]) | JSON,
         "inputs": st.dictionaries(st.from_regex(r"[a-z]{1,3}", fullmatch=True), JSON, max_size=3),
-        "labels": st.dictionaries(st.from_regex(r"[a-z.]{1,8}", fullmatch=True), st.text(max_size=30), max_size=3),
+        "labels": st.dictionaries(
+            st.from_regex(r"[a-z.]{1,8}", fullmatch=True), st.text(max_size=30), max_size=3
+        ),
         "timeout": st.floats() | st.integers(),
     },
 )
-BODIES = st.binary(max_size=40) | (JSON | LIKELY_BODIES).map(lambda value: json.dumps(value).encode())
+BODIES = st.binary(max_size=40) | (JSON | LIKELY_BODIES).map(
+    lambda value: json.dumps(value).encode()
+)
 # What a short string of AMQP can hold, the bytes that aren't UTF-8 included.
 SHORT_STRINGS = st.binary(max_size=255).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
-HEADER_VALUES = st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.lists(st.integers())
+HEADER_VALUES = (
+    st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.lists(st.integers())
+)
 MESSAGES = st.builds(
     Message,
     body=BODIES,
-    headers=st.dictionaries(st.sampled_from([ATTEMPT, FIRST_ATTEMPT, "other"]), HEADER_VALUES | st.integers(1, 4)),
+    headers=st.dictionaries(
+        st.sampled_from([ATTEMPT, FIRST_ATTEMPT, "other"]), HEADER_VALUES | st.integers(1, 4)
+    ),
     priority=st.none() | st.integers(0, 255),
     message_id=st.none() | SHORT_STRINGS | st.text(max_size=50),
     correlation_id=st.none() | SHORT_STRINGS,
@@ -250,7 +292,9 @@ MESSAGES = st.builds(
 
 class TestAnyMessage:
     @given(MESSAGES)
-    def test_becomes_a_job_or_is_refused_in_one_short_printable_line(self, message: Message) -> None:
+    def test_becomes_a_job_or_is_refused_in_one_short_printable_line(
+        self, message: Message
+    ) -> None:
         text = ""
         try:
             job = decode(message, default_flow=DEFAULT, max_priority=10)
@@ -265,7 +309,9 @@ class TestAnyMessage:
         job_id=SHORT_STRINGS | st.sampled_from(["ü" * 127, "x" * 200, "😀" * 63]),
         correlation_id=SHORT_STRINGS | st.sampled_from(["ü" * 127, "😀" * 63]),
         labels=st.dictionaries(
-            st.from_regex(r"[a-z][\w.-]{0,9}", fullmatch=True), st.text(min_size=1, max_size=300), max_size=8
+            st.from_regex(r"[a-z][\w.-]{0,9}", fullmatch=True),
+            st.text(min_size=1, max_size=300),
+            max_size=8,
         ),
         attempt=st.integers(1, 1_000_000),
     )
@@ -274,14 +320,18 @@ class TestAnyMessage:
     ) -> None:
         try:
             job = decoded(
-                {"labels": labels}, message_id=job_id, correlation_id=correlation_id, headers={ATTEMPT: attempt}
+                {"labels": labels},
+                message_id=job_id,
+                correlation_id=correlation_id,
+                headers={ATTEMPT: attempt},
             )
         except InvalidMessage:
             return
         assert len(request_line(job)) <= LONGEST_REQUEST_LINE
 
     def test_of_the_largest_kind_still_fits_into_a_request_line(self) -> None:
-        """All limits at once: the longest flow, id, correlation id and attempt, and as many labels as may be."""
+        """All limits at once: the longest flow, id, correlation id and attempt, and as many labels
+        as may be."""
         job = decoded(
             {"flow": f"{'n' * 150}/{'f' * 100}", "labels": {"a": "x" * 1980}},
             message_id="ü" * 127,
@@ -298,7 +348,9 @@ def request_line(job: Job) -> str:
 
 class TestExecutionLabels:
     def test_tell_job_and_attempt_and_carry_the_publishers_own(self) -> None:
-        job = Job(id="job-1", flow=DEFAULT, attempt=2, labels={"team": "blue"}, correlation_id="c-1")
+        job = Job(
+            id="job-1", flow=DEFAULT, attempt=2, labels={"team": "blue"}, correlation_id="c-1"
+        )
         assert job.execution_labels == {
             "bridge": "amqp",
             "bridgeJob": "job-1",
@@ -316,7 +368,9 @@ class TestFlowName:
     def test_is_written_as_it_was_read(self, text: str) -> None:
         assert str(FlowName.parse(text)) == text
 
-    @pytest.mark.parametrize("text", ["", "/", "a/", "/b", "a", "a/b/c", "A/b", "a b/c", "a/b\n", "a/b?x=1", ".a/b"])
+    @pytest.mark.parametrize(
+        "text", ["", "/", "a/", "/b", "a", "a/b/c", "A/b", "a b/c", "a/b\n", "a/b?x=1", ".a/b"]
+    )
     def test_is_refused_where_kestra_would_refuse_it(self, text: str) -> None:
         with pytest.raises(ValueError, match="is not namespace/id"):
             FlowName.parse(text)
@@ -337,7 +391,9 @@ class TestAllowed:
             (["jobs/example"], False),
         ],
     )
-    def test_goes_by_patterns_that_match_the_whole_name(self, patterns: list[str], verdict: bool) -> None:
+    def test_goes_by_patterns_that_match_the_whole_name(
+        self, patterns: list[str], verdict: bool
+    ) -> None:
         assert allowed(DEFAULT, patterns) is verdict
 
 

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, FIRST_ATTEMPT, PLAUSIBLE_WAIT, Delivery, Message
+from bridge.job.message import (
+    ATTEMPT,
+    DEAD_LETTER_HEADERS,
+    FIRST_ATTEMPT,
+    PLAUSIBLE_WAIT,
+    Delivery,
+    Message,
+)
 
 WHOLE = Message(
     body=b"{}",
@@ -35,14 +42,18 @@ def again(headers: dict[str, Any]) -> dict[str, Any]:
 
 def test_keeps_every_property_but_three() -> None:
     changed = WHOLE.to_republish({})
-    assert replace(changed, headers={}) == replace(WHOLE, headers={}, delivery_mode=2, user_id=None, expiration=None)
+    assert replace(changed, headers={}) == replace(
+        WHOLE, headers={}, delivery_mode=2, user_id=None, expiration=None
+    )
 
 
 def test_keeps_the_publishers_headers() -> None:
     assert WHOLE.headers.items() <= WHOLE.to_republish({}).headers.items()
 
 
-@pytest.mark.parametrize(("name", "value"), [("x-bridge-user-id", "guest"), ("x-bridge-expiration", "60000")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("x-bridge-user-id", "guest"), ("x-bridge-expiration", "60000")]
+)
 def test_keeps_a_property_that_would_do_harm_as_a_header(name: str, value: str) -> None:
     assert WHOLE.to_republish({}).headers[name] == value
 
@@ -72,14 +83,18 @@ BROKERS = [
 
 @pytest.mark.parametrize("name", BROKERS)
 def test_leaves_behind_what_rabbitmq_noted_on_the_way(name: str) -> None:
-    """On 3.10 a retry with an old x-death seems to go in circles, and an odd one ends the broker's own worker."""
+    """On 3.10 a retry with an old x-death seems to go in circles, and an odd one ends the broker's
+    own worker."""
     assert again({name: ["a", 1], f"my-{name}": 1}) == {f"my-{name}": 1}
 
 
 def test_asks_for_no_replies_of_a_consumer_that_the_bridge_does_not_have() -> None:
     """RabbitMQ closes the channel over a message that wants them."""
     message = Message(body=b"", reply_to="amq.rabbitmq.reply-to").to_republish({})
-    assert (message.reply_to, message.headers) == (None, {"x-bridge-reply-to": "amq.rabbitmq.reply-to"})
+    assert (message.reply_to, message.headers) == (
+        None,
+        {"x-bridge-reply-to": "amq.rabbitmq.reply-to"},
+    )
 
 
 def test_keeps_the_address_of_somebody_elses_direct_replies() -> None:
@@ -88,7 +103,14 @@ def test_keeps_the_address_of_somebody_elses_direct_replies() -> None:
     )
 
 
-DEATH = {"count": 1, "reason": "expired", "queue": "q", "exchange": "", "routing-keys": ["q"], "time": None}
+DEATH = {
+    "count": 1,
+    "reason": "expired",
+    "queue": "q",
+    "exchange": "",
+    "routing-keys": ["q"],
+    "time": None,
+}
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-death": []}, {"x-death": [DEATH, DEATH]}])
@@ -96,14 +118,19 @@ def test_rabbitmq_may_make_it_a_dead_letter_itself(headers: dict[str, Any]) -> N
     assert Message(body=b"", headers=headers).may_be_rejected
 
 
-@pytest.mark.parametrize("deaths", [["a", 1], "x", 5, {"a": 1}, [{}], [DEATH | {"queue": 1}], [DEATH, "x"]])
+@pytest.mark.parametrize(
+    "deaths", [["a", 1], "x", 5, {"a": 1}, [{}], [DEATH | {"queue": 1}], [DEATH, "x"]]
+)
 def test_rabbitmq_may_not_where_that_would_end_its_queue(deaths: Any) -> None:
     """Tried on 3.10: a classic queue from which such a message expires is gone."""
     assert not Message(body=b"", headers={"x-death": deaths}).may_be_rejected
 
 
 def test_bare_it_has_nothing_that_could_do_harm() -> None:
-    left = {field: getattr(WHOLE, field) for field in ("body", "content_type", "priority", "message_id", "timestamp")}
+    left = {
+        field: getattr(WHOLE, field)
+        for field in ("body", "content_type", "priority", "message_id", "timestamp")
+    }
     assert WHOLE.bare() == Message(**left)
 
 
@@ -147,7 +174,9 @@ async def settle() -> None:
 
 
 def waited(message: Message, *, redelivered: bool = False) -> float | None:
-    delivery = Delivery(message=message, lane="kestra.jobs", redelivered=redelivered, ack=settle, reject=settle)
+    delivery = Delivery(
+        message=message, lane="kestra.jobs", redelivered=redelivered, ack=settle, reject=settle
+    )
     return delivery.waited(NOW)
 
 
@@ -164,13 +193,16 @@ def test_what_was_put_off_or_replayed_tells_nothing_of_the_wait(attempt: int) ->
     assert waited(replace(WAITING, headers={ATTEMPT: attempt})) is None
 
 
-@pytest.mark.parametrize("message", [replace(WAITING, message_id=None), replace(WAITING, timestamp=None)])
+@pytest.mark.parametrize(
+    "message", [replace(WAITING, message_id=None), replace(WAITING, timestamp=None)]
+)
 def test_without_an_id_or_a_time_stamp_the_wait_is_not_known(message: Message) -> None:
     assert waited(message) is None
 
 
 @pytest.mark.parametrize(
-    "stamp", [NOW + timedelta(seconds=1), NOW - PLAUSIBLE_WAIT - MINUTE, datetime(1970, 1, 2, tzinfo=UTC)]
+    "stamp",
+    [NOW + timedelta(seconds=1), NOW - PLAUSIBLE_WAIT - MINUTE, datetime(1970, 1, 2, tzinfo=UTC)],
 )
 def test_an_implausible_time_stamp_is_left_out(stamp: datetime) -> None:
     assert waited(replace(WAITING, timestamp=stamp)) is None

@@ -15,7 +15,9 @@ FLOW = FlowName("test", "job")
 BEGAN = datetime(2026, 11, 27, tzinfo=UTC)
 
 
-def execution(attempt: int, state: State, *, number: int = 0, original: str | None = None) -> Execution:
+def execution(
+    attempt: int, state: State, *, number: int = 0, original: str | None = None
+) -> Execution:
     return Execution(
         id=f"{attempt}-{number}",
         namespace=FLOW.namespace,
@@ -27,7 +29,9 @@ def execution(attempt: int, state: State, *, number: int = 0, original: str | No
     )
 
 
-def found(*executions: Execution, attempt: int = 3, first: int = 1, ack_warning: bool = True) -> str | None:
+def found(
+    *executions: Execution, attempt: int = 3, first: int = 1, ack_warning: bool = True
+) -> str | None:
     """The id of the execution that is taken for the job's."""
     job = Job(id="one", flow=FLOW, attempt=attempt, first_attempt=first)
     result = revived(job, executions, accepts=Policy(ack_warning=ack_warning).accepts)
@@ -38,7 +42,9 @@ def test_attempts_that_stand_as_they_failed_are_none() -> None:
     assert found(execution(1, State.FAILED), execution(2, State.KILLED)) is None
 
 
-@pytest.mark.parametrize("state", [State.RUNNING, State.RESTARTED, State.QUEUED, State.SUCCESS, State.WARNING])
+@pytest.mark.parametrize(
+    "state", [State.RUNNING, State.RESTARTED, State.QUEUED, State.SUCCESS, State.WARNING]
+)
 def test_one_that_runs_or_succeeded_is_the_jobs(state: State) -> None:
     assert found(execution(1, state), execution(2, State.FAILED)) == "1-0"
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.job.execution import Execution, Outcome, State
-from bridge.job.settlement import Ack, DeadLetter, Policy, Reason, Retry, Settlement, decide
+from bridge.job.settlement import Ack, Policy, Reason, Retry, Settlement, ToDeadLetter, decide
 
 POLICY = Policy(max_attempts=3, retry_delays=(30, 300), ack_warning=True)
 
@@ -18,17 +18,27 @@ def outcome(state: State, *, timed_out: bool = False, error: str | None = "why")
 
 
 def decided(
-    state: State, *, attempt: int = 1, first_attempt: int = 1, timed_out: bool = False, policy: Policy = POLICY
+    state: State,
+    *,
+    attempt: int = 1,
+    first_attempt: int = 1,
+    timed_out: bool = False,
+    policy: Policy = POLICY,
 ) -> Settlement:
-    return decide(outcome(state, timed_out=timed_out), attempt=attempt, first_attempt=first_attempt, policy=policy)
+    return decide(
+        outcome(state, timed_out=timed_out),
+        attempt=attempt,
+        first_attempt=first_attempt,
+        policy=policy,
+    )
 
 
 def retry(attempt: int, delay: int) -> Retry:
     return Retry(attempt=attempt, delay=delay, error="why")
 
 
-def dead(reason: Reason) -> DeadLetter:
-    return DeadLetter(reason=reason, error="why")
+def dead(reason: Reason) -> ToDeadLetter:
+    return ToDeadLetter(reason=reason, error="why")
 
 
 @pytest.mark.parametrize(
@@ -54,14 +64,19 @@ def test_an_end_decides_at_the_first_and_at_the_last_attempt(
     assert decided(state, timed_out=timed_out, attempt=3) == last
 
 
-@pytest.mark.parametrize(("attempt", "settlement"), [(1, retry(2, 30)), (2, retry(3, 300)), (3, dead(Reason.FAILED))])
-def test_a_warning_is_a_failure_where_the_operator_says_so(attempt: int, settlement: Settlement) -> None:
+@pytest.mark.parametrize(
+    ("attempt", "settlement"), [(1, retry(2, 30)), (2, retry(3, 300)), (3, dead(Reason.FAILED))]
+)
+def test_a_warning_is_a_failure_where_the_operator_says_so(
+    attempt: int, settlement: Settlement
+) -> None:
     policy = Policy(max_attempts=3, retry_delays=(30, 300), ack_warning=False)
     assert decided(State.WARNING, attempt=attempt, policy=policy) == settlement
 
 
 @pytest.mark.parametrize(
-    ("delays", "waits"), [((30, 300), [30, 300, 300, 300]), ((5,), [5, 5, 5, 5]), ((1, 2, 3, 4, 5), [1, 2, 3, 4])]
+    ("delays", "waits"),
+    [((30, 300), [30, 300, 300, 300]), ((5,), [5, 5, 5, 5]), ((1, 2, 3, 4, 5), [1, 2, 3, 4])],
 )
 def test_the_last_delay_repeats(delays: tuple[int, ...], waits: list[int]) -> None:
     policy = Policy(max_attempts=5, retry_delays=delays)
@@ -83,8 +98,10 @@ def test_one_attempt_means_no_retry() -> None:
 
 
 def test_an_end_without_a_reason_names_the_execution_and_its_state() -> None:
-    settlement = decide(outcome(State.KILLED, error=None), attempt=1, first_attempt=1, policy=POLICY)
-    assert settlement == DeadLetter(reason=Reason.KILLED, error="execution e1 ended KILLED")
+    settlement = decide(
+        outcome(State.KILLED, error=None), attempt=1, first_attempt=1, policy=POLICY
+    )
+    assert settlement == ToDeadLetter(reason=Reason.KILLED, error="execution e1 ended KILLED")
 
 
 @given(

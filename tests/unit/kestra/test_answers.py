@@ -1,4 +1,5 @@
-"""What every answer means for every operation, in one table, seen through the client that raises it."""
+"""What every answer means for every operation, in one table, seen through the client that raises
+it."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ get                U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U
 kill               U   I   D   D   -   I   I   U   -   I   I   I   I   U   U   U   U   U   U
 outputs            U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 explain            U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-story              U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+failure_report     U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 flow               U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 validate_flow      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 save_flow          U   R   D   D   R   I   I   U   R   R   R   R   R   U   U   U   U   U   U
@@ -66,7 +67,7 @@ get                U     U
 kill               -     -
 outputs            U     U
 explain            U     U
-story              U     U
+failure_report     U     U
 flow               U     U
 validate_flow      U     U
 save_flow          -     -
@@ -83,13 +84,19 @@ def rows(table: str) -> dict[str, dict[str, type[object]]]:
     head, *lines = table.strip().splitlines()
     answers = head.split()
     return {
-        name: {answer: ERRORS[letter] or NEVER_RAISED for answer, letter in zip(answers, letters, strict=True)}
+        name: {
+            answer: ERRORS[letter] or NEVER_RAISED
+            for answer, letter in zip(answers, letters, strict=True)
+        }
         for name, *letters in (line.split() for line in lines)
     }
 
 
-async def error_of(operation: str, answer: httpx.Response, metrics: Metrics | None = None) -> Exception | None:
-    """What an operation raises when each of its requests gets that answer, once the server's version is known."""
+async def error_of(
+    operation: str, answer: httpx.Response, metrics: Metrics | None = None
+) -> Exception | None:
+    """What an operation raises when each of its requests gets that answer, once the server's
+    version is known."""
     answers = [httpx.Response(200, json={"results": [], "total": 0})]
 
     def handler(_: httpx.Request) -> httpx.Response:
@@ -129,9 +136,16 @@ async def test_a_refusal_in_kestras_words_means_the_same_every_time(operation: s
 
 @pytest.mark.parametrize("body", [b"", HTML.encode()], ids=["empty", "html"])
 @pytest.mark.parametrize("operation", CALLS)
-async def test_a_gateways_refusal_says_nothing_of_what_kestra_has(operation: str, body: bytes) -> None:
+async def test_a_gateways_refusal_says_nothing_of_what_kestra_has(
+    operation: str, body: bytes
+) -> None:
     expected = by_a_gateway(operation)
-    assert await errors(operation, {code: httpx.Response(int(code), content=body) for code in expected}) == expected
+    assert (
+        await errors(
+            operation, {code: httpx.Response(int(code), content=body) for code in expected}
+        )
+        == expected
+    )
 
 
 @pytest.mark.parametrize("operation", CALLS)
@@ -150,17 +164,25 @@ def test_no_clients_error_leaves_a_create_in_doubt(status: int) -> None:
     assert judge("create", status, Words("Some: reason", by_kestra=True)) is not Meaning.AMBIGUOUS
 
 
-@pytest.mark.parametrize(("status", "counted"), [(401, 1), (403, 1), (405, 1), (406, 1), (404, 0), (409, 0), (503, 0)])
+@pytest.mark.parametrize(
+    ("status", "counted"), [(401, 1), (403, 1), (405, 1), (406, 1), (404, 0), (409, 0), (503, 0)]
+)
 async def test_a_refusal_that_only_an_operator_ends_is_counted(status: int, counted: int) -> None:
     metrics = Metrics()
     await error_of("kill", httpx.Response(status, content=words("no")), metrics)
-    assert metrics.registry.get_sample_value("bridge_kestra_refused_total", {"operation": "kill"}) == counted
+    assert (
+        metrics.registry.get_sample_value("bridge_kestra_refused_total", {"operation": "kill"})
+        == counted
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("7", 7), ("0", 0), ("99999", 300), ("soon", 0), ("-3", 0), ("", 0), ("٣", 0)]
+    ("text", "seconds"),
+    [("7", 7), ("0", 0), ("99999", 300), ("soon", 0), ("-3", 0), ("", 0), ("٣", 0)],
 )
-async def test_a_busy_server_is_asked_again_no_sooner_than_it_says(text: str, seconds: float) -> None:
+async def test_a_busy_server_is_asked_again_no_sooner_than_it_says(
+    text: str, seconds: float
+) -> None:
     error = await error_of("get", httpx.Response(503, headers=[(b"Retry-After", text.encode())]))
     assert isinstance(error, KestraUnavailable)
     assert error.retry_after == seconds

@@ -1,4 +1,5 @@
-"""What leaves the client of Kestra's API is an answer or one of our own errors, and each error means what it says."""
+"""What leaves the client of Kestra's API is an answer or one of our own errors, and each error
+means what it says."""
 
 from __future__ import annotations
 
@@ -21,11 +22,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from bridge.errors import KestraAmbiguous, KestraDenied, KestraError, KestraRejected, KestraUnavailable
+from bridge.errors import (
+    KestraAmbiguous,
+    KestraDenied,
+    KestraError,
+    KestraRejected,
+    KestraUnavailable,
+)
 from bridge.job.execution import Execution, State
 from bridge.job.job import FlowName, Job, decode
 from bridge.job.message import Message
-from bridge.kestra.client import CONCURRENT_CREATES, Kestra, Story, parse_execution
+from bridge.kestra.client import CONCURRENT_CREATES, FailureReport, Kestra, parse_execution
 from bridge.kestra.logs import LogLine
 from bridge.settings.settings import KestraSettings
 from bridge.telemetry.metrics import Metrics
@@ -53,32 +60,68 @@ CALLS: dict[str, Callable[[Kestra], Awaitable[Any]]] = {
     "delete_flow": lambda kestra: kestra.delete_flow(FLOW),
     "delete_execution": lambda kestra: kestra.delete_execution("e1"),
     "correlated": lambda kestra: kestra.correlated("c1"),
-    "story": lambda kestra: kestra.story("e1"),
+    "failure_report": lambda kestra: kestra.failure_report("e1"),
     "reworked": lambda kestra: kestra.reworked(),
     "started_since": lambda kestra: kestra.started_since(datetime.now(UTC)),
     "validate_flow": lambda kestra: kestra.validate_flow("id: x"),
     "save_flow": lambda kestra: kestra.save_flow(FLOW, "id: x", exists=False),
 }
 
-EXECUTION_KEYS = ["id", "namespace", "flowId", "state", "current", "startDate", "labels", "key", "value", "originalId"]
-OTHER_KEYS = ["results", "total", "outputs", "taskRunList", "taskId", "message", "source", "version", "constraints"]
+EXECUTION_KEYS = [
+    "id",
+    "namespace",
+    "flowId",
+    "state",
+    "current",
+    "startDate",
+    "labels",
+    "key",
+    "value",
+    "originalId",
+]
+OTHER_KEYS = [
+    "results",
+    "total",
+    "outputs",
+    "taskRunList",
+    "taskId",
+    "message",
+    "source",
+    "version",
+    "constraints",
+]
 KEYS = st.sampled_from([*EXECUTION_KEYS, *OTHER_KEYS])
-LEAVES = st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.sampled_from(["", "x", "FAILED"])
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 3)
+    | st.floats()
+    | st.sampled_from(["", "x", "FAILED"])
+)
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
 
 def settings(url: str = "http://kestra.example:8080", **more: Any) -> KestraSettings:
-    whole = {"kestra_url": url, "kestra_username": "admin@example.org", "kestra_password": SecretStr(PASSWORD), **more}
+    whole = {
+        "kestra_url": url,
+        "kestra_username": "admin@example.org",
+        "kestra_password": SecretStr(PASSWORD),
+        **more,
+    }
     return KestraSettings(**whole)
 
 
 def against(standin: Standin, **more: Any) -> Kestra:
-    whole = settings(standin.url, kestra_username=standin.username, kestra_password=SecretStr(standin.password))
+    whole = settings(
+        standin.url, kestra_username=standin.username, kestra_password=SecretStr(standin.password)
+    )
     return Kestra(whole, **more)
 
 
-def answering(handler: Handler, *, version: str = "2.0.0", metrics: Metrics | None = None, **more: Any) -> Kestra:
+def answering(
+    handler: Handler, *, version: str = "2.0.0", metrics: Metrics | None = None, **more: Any
+) -> Kestra:
     """A client whose server is a function; the version is answered for it."""
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -93,7 +136,9 @@ def answering(handler: Handler, *, version: str = "2.0.0", metrics: Metrics | No
 
 def words(text: str) -> bytes:
     """An error's body in Kestra's words."""
-    return json.dumps({"message": text, "_links": {"self": [{"href": "/", "templated": False}]}}).encode()
+    return json.dumps(
+        {"message": text, "_links": {"self": [{"href": "/", "templated": False}]}}
+    ).encode()
 
 
 def httpx_errors() -> Iterator[type[Exception]]:
@@ -106,7 +151,9 @@ def httpx_errors() -> Iterator[type[Exception]]:
 def made(kind: type[Exception]) -> Exception:
     if kind is httpx.HTTPStatusError:
         request = httpx.Request("GET", "http://kestra.example")
-        return httpx.HTTPStatusError("it broke", request=request, response=httpx.Response(500, request=request))
+        return httpx.HTTPStatusError(
+            "it broke", request=request, response=httpx.Response(500, request=request)
+        )
     return kind() if len(inspect.signature(kind.__init__).parameters) == 1 else kind("it\nbroke")
 
 
@@ -121,7 +168,9 @@ async def raised(call: Callable[[Kestra], Awaitable[Any]], kestra: Kestra) -> Ex
 class TestEveryMethod:
     def test_is_among_those_that_are_tested_here(self) -> None:
         public = {
-            name for name, _ in inspect.getmembers(Kestra, inspect.iscoroutinefunction) if not name.startswith("_")
+            name
+            for name, _ in inspect.getmembers(Kestra, inspect.iscoroutinefunction)
+            if not name.startswith("_")
         }
         assert public == CALLS.keys()
 
@@ -169,8 +218,12 @@ class TestEveryMethod:
         async with answering(lambda _: httpx.Response(status, text=HTML)) as kestra:
             assert isinstance(await raised(CALLS[operation], kestra), KestraUnavailable)
 
-    @pytest.mark.parametrize("operation", ["get", "kill", "flow", "delete_flow", "delete_execution", "create"])
-    async def test_takes_no_404_for_kestras_word_that_is_not_in_its_words(self, operation: str) -> None:
+    @pytest.mark.parametrize(
+        "operation", ["get", "kill", "flow", "delete_flow", "delete_execution", "create"]
+    )
+    async def test_takes_no_404_for_kestras_word_that_is_not_in_its_words(
+        self, operation: str
+    ) -> None:
         async with answering(lambda _: httpx.Response(404, text=HTML)) as kestra:
             assert isinstance(await raised(CALLS[operation], kestra), KestraUnavailable)
 
@@ -195,11 +248,18 @@ class TestEveryMethod:
         ],
         ids=lambda body: body[:32].decode("ascii", "replace"),
     )
-    async def test_gives_a_value_or_our_error_for_an_answer_of_wrong_shape(self, operation: str, body: bytes) -> None:
+    async def test_gives_a_value_or_our_error_for_an_answer_of_wrong_shape(
+        self, operation: str, body: bytes
+    ) -> None:
         async with answering(lambda _: httpx.Response(200, content=body)) as kestra:
             assert isinstance(await raised(CALLS[operation], kestra), KestraError | None)
 
-    @given(st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6)))
+    @given(
+        st.recursive(
+            LEAVES,
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6),
+        )
+    )
     async def test_gives_a_value_or_our_error_whatever_json_the_answer_is(self, body: Any) -> None:
         content = json.dumps(body).encode()
         async with answering(lambda _: httpx.Response(200, content=content)) as kestra:
@@ -207,8 +267,12 @@ class TestEveryMethod:
         assert [error for error in errors if not isinstance(error, KestraError | None)] == []
 
     @pytest.mark.parametrize("operation", CALLS)
-    @pytest.mark.parametrize("secret", [{}, {"kestra_username": None, "kestra_password": None, "kestra_token": TOKEN}])
-    async def test_shows_no_secret_in_its_errors(self, operation: str, secret: dict[str, Any]) -> None:
+    @pytest.mark.parametrize(
+        "secret", [{}, {"kestra_username": None, "kestra_password": None, "kestra_token": TOKEN}]
+    )
+    async def test_shows_no_secret_in_its_errors(
+        self, operation: str, secret: dict[str, Any]
+    ) -> None:
         answers: list[Handler] = [
             lambda _: httpx.Response(401),
             lambda _: httpx.Response(500, content=words("no")),
@@ -218,13 +282,19 @@ class TestEveryMethod:
         for handler in answers:
             async with answering(handler, **secret) as kestra:
                 texts.append(repr(await raised(CALLS[operation], kestra)))
-        assert not any(word in text for text in texts for word in (PASSWORD, TOKEN, "Basic ", "Bearer "))
+        assert not any(
+            word in text for text in texts for word in (PASSWORD, TOKEN, "Basic ", "Bearer ")
+        )
 
 
 class TestCreate:
-    NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL"})
+    NEVER_SENT = frozenset(
+        {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL"}
+    )
 
-    async def test_is_in_doubt_after_every_httpx_error_but_those_of_a_request_never_sent(self) -> None:
+    async def test_is_in_doubt_after_every_httpx_error_but_those_of_a_request_never_sent(
+        self,
+    ) -> None:
         unavailable: set[str] = set()
         ambiguous: set[str] = set()
         for kind in httpx_errors():
@@ -243,7 +313,9 @@ class TestCreate:
         async with answering(lambda _: httpx.Response(status)) as kestra:
             assert isinstance(await raised(CALLS["create"], kestra), KestraAmbiguous)
 
-    @pytest.mark.parametrize("body", [EMPTY, TRUNCATED, HTML.encode(), b"{}", b"null", b'{"id": "e1"}'])
+    @pytest.mark.parametrize(
+        "body", [EMPTY, TRUNCATED, HTML.encode(), b"{}", b"null", b'{"id": "e1"}']
+    )
     async def test_is_in_doubt_after_a_success_that_can_not_be_read(self, body: bytes) -> None:
         async with answering(lambda _: httpx.Response(200, content=body)) as kestra:
             assert isinstance(await raised(CALLS["create"], kestra), KestraAmbiguous)
@@ -256,7 +328,9 @@ class TestCreate:
         assert error.execution_id == "4n5ruBCMlTeYTGni73rtlW"
 
     async def test_is_rejected_where_the_job_is_too_big_for_kestras_queue(self) -> None:
-        body = words("Internal server error: Message of 2097152 bytes has exceeded the configured limit")
+        body = words(
+            "Internal server error: Message of 2097152 bytes has exceeded the configured limit"
+        )
         async with answering(lambda _: httpx.Response(500, content=body)) as kestra:
             assert isinstance(await raised(CALLS["create"], kestra), KestraRejected)
 
@@ -285,8 +359,12 @@ class TestCreate:
 
     async def test_sends_labels_in_the_url_and_inputs_as_a_form(self) -> None:
         async with Standin() as standin, against(standin) as kestra:
-            standin.flow(FLOW.namespace, FLOW.id, inputs={"text": "STRING", "data": "JSON", "flag": "JSON"})
-            await kestra.create(Job(id="a b&c", flow=FLOW, inputs={"text": "ü\r\n--x", "data": [1], "flag": True}))
+            standin.flow(
+                FLOW.namespace, FLOW.id, inputs={"text": "STRING", "data": "JSON", "flag": "JSON"}
+            )
+            await kestra.create(
+                Job(id="a b&c", flow=FLOW, inputs={"text": "ü\r\n--x", "data": [1], "flag": True})
+            )
         (run,) = standin.created
         assert run.labels["bridgeJob"] == "a b&c"
         assert run.inputs == {"text": "ü\r\n--x", "data": [1], "flag": True}
@@ -299,11 +377,16 @@ class TestCreate:
             sent.append(request.read())
             return httpx.Response(500)
 
-        message = Message(body=f'{{"inputs": {{"x": {number}, "y": [{number}]}}}}'.encode(), message_id="a")
+        message = Message(
+            body=f'{{"inputs": {{"x": {number}, "y": [{number}]}}}}'.encode(), message_id="a"
+        )
         async with answering(note) as kestra:
             with pytest.raises(KestraAmbiguous):
                 await kestra.create(decode(message, default_flow=FLOW, max_priority=1))
-        assert (f"\r\n\r\n{number}\r\n".encode() in sent[0], f"\r\n\r\n[{number}]\r\n".encode() in sent[0]) == (
+        assert (
+            f"\r\n\r\n{number}\r\n".encode() in sent[0],
+            f"\r\n\r\n[{number}]\r\n".encode() in sent[0],
+        ) == (
             True,
             True,
         )
@@ -317,7 +400,9 @@ class TestCreateAgainstAFailingServer:
             yield standin
 
     @pytest.mark.parametrize("worked", [False, True], ids=["before the work", "after the work"])
-    @pytest.mark.parametrize("fault", [{"status": 504}, {"reset": True}, {"hang": True}, {"status": 200, "body": HTML}])
+    @pytest.mark.parametrize(
+        "fault", [{"status": 504}, {"reset": True}, {"hang": True}, {"status": 200, "body": HTML}]
+    )
     async def test_is_in_doubt_and_the_look_up_tells(
         self, standin: Standin, fault: dict[str, Any], worked: bool
     ) -> None:
@@ -335,7 +420,9 @@ class TestCreateAgainstAFailingServer:
             assert caught.value.execution_id is not None
             assert await kestra.get(caught.value.execution_id) is not None
 
-    async def test_is_unavailable_while_the_server_is_down_and_works_once_it_is_up(self, standin: Standin) -> None:
+    async def test_is_unavailable_while_the_server_is_down_and_works_once_it_is_up(
+        self, standin: Standin
+    ) -> None:
         await standin.down()
         async with against(standin) as kestra:
             with pytest.raises(KestraUnavailable):
@@ -343,7 +430,9 @@ class TestCreateAgainstAFailingServer:
             await standin.up()
             assert (await kestra.create(JOB)).state == State.RUNNING
 
-    async def test_takes_no_more_than_its_own_time_while_other_requests_have_longer(self, standin: Standin) -> None:
+    async def test_takes_no_more_than_its_own_time_while_other_requests_have_longer(
+        self, standin: Standin
+    ) -> None:
         standin.faults.add("search", delay=0.5)
         async with against(standin, create_timeout=0.1) as kestra:
             assert await kestra.find(JOB) == []
@@ -360,7 +449,9 @@ class TestFind:
     }
 
     async def found(self, row: dict[str, Any]) -> list[Execution]:
-        async with answering(lambda _: httpx.Response(200, json={"results": [row], "total": 1})) as kestra:
+        async with answering(
+            lambda _: httpx.Response(200, json={"results": [row], "total": 1})
+        ) as kestra:
             return await kestra.find(JOB)
 
     async def test_reads_a_row(self) -> None:
@@ -378,26 +469,44 @@ class TestFind:
     @pytest.mark.parametrize(
         "changed",
         [
-            {"labels": [{"key": "bridgeJob", "value": "job-2"}, {"key": "bridgeAttempt", "value": "1"}]},
-            {"labels": [{"key": "bridgeJob", "value": "job-1"}, {"key": "bridgeAttempt", "value": "2"}]},
+            {
+                "labels": [
+                    {"key": "bridgeJob", "value": "job-2"},
+                    {"key": "bridgeAttempt", "value": "1"},
+                ]
+            },
+            {
+                "labels": [
+                    {"key": "bridgeJob", "value": "job-1"},
+                    {"key": "bridgeAttempt", "value": "2"},
+                ]
+            },
             {"labels": []},
             {"namespace": "bridge.other"},
             {"flowId": "other"},
             {"trigger": {"id": "child", "type": "io.kestra.plugin.core.flow.Subflow"}},
         ],
     )
-    async def test_passes_over_what_the_server_should_not_have_found(self, changed: dict[str, Any]) -> None:
+    async def test_passes_over_what_the_server_should_not_have_found(
+        self, changed: dict[str, Any]
+    ) -> None:
         assert await self.found({**self.ROW, **changed}) == []
 
     async def test_takes_labels_as_a_map_too(self) -> None:
-        assert await self.found({**self.ROW, "labels": {"bridgeJob": "job-1", "bridgeAttempt": "1"}})
+        assert await self.found(
+            {**self.ROW, "labels": {"bridgeJob": "job-1", "bridgeAttempt": "1"}}
+        )
 
     async def test_takes_a_state_that_it_does_not_know(self) -> None:
         (execution,) = await self.found({**self.ROW, "state": {"current": "DREAMING"}})
         assert execution.state is State.UNKNOWN
 
-    @pytest.mark.parametrize("labels", [5, "bridgeJob:job-1", ["bridgeJob"], [{"value": "job-1"}], [{"key": 5}]])
-    async def test_takes_an_execution_whose_labels_it_cannot_read_for_no_answer(self, labels: object) -> None:
+    @pytest.mark.parametrize(
+        "labels", [5, "bridgeJob:job-1", ["bridgeJob"], [{"value": "job-1"}], [{"key": 5}]]
+    )
+    async def test_takes_an_execution_whose_labels_it_cannot_read_for_no_answer(
+        self, labels: object
+    ) -> None:
         with pytest.raises(KestraUnavailable, match="labels"):
             await self.found({**self.ROW, "labels": labels})
 
@@ -415,7 +524,9 @@ class TestFind:
             assert standin.requests["search"] == 3
 
     async def test_ends_where_a_page_is_empty_whatever_the_total_says(self) -> None:
-        async with answering(lambda _: httpx.Response(200, json={"results": [], "total": 7})) as kestra:
+        async with answering(
+            lambda _: httpx.Response(200, json={"results": [], "total": 7})
+        ) as kestra:
             assert await kestra.find(JOB) == []
 
 
@@ -429,7 +540,9 @@ class TestUnfinished:
 
     async def test_leaves_out_what_ended_while_the_server_looked(self) -> None:
         row = {**TestFind.ROW, "state": {"current": "SUCCESS"}}
-        async with answering(lambda _: httpx.Response(200, json={"results": [row], "total": 1})) as kestra:
+        async with answering(
+            lambda _: httpx.Response(200, json={"results": [row], "total": 1})
+        ) as kestra:
             assert await kestra.unfinished() == []
 
 
@@ -449,12 +562,16 @@ class TestDialects:
             standin.flow(FLOW.namespace, FLOW.id, Ends(after=None))
             execution = await kestra.create(JOB)
             await kestra.kill(execution.id)
-            await standin.until(lambda: standin.executions[execution.id].state == "KILLED", "the kill")
+            await standin.until(
+                lambda: standin.executions[execution.id].state == "KILLED", "the kill"
+            )
 
     @pytest.mark.parametrize("version", ["2.0.0", "1.3.25"])
     async def test_explain_by_errors_alone(self, version: str) -> None:
         async with Standin(version=version) as standin, against(standin) as kestra:
-            standin.flow(FLOW.namespace, FLOW.id, Ends(after=None, error="the disk\n is full"), task="boom")
+            standin.flow(
+                FLOW.namespace, FLOW.id, Ends(after=None, error="the disk\n is full"), task="boom"
+            )
             execution = await kestra.create(JOB)
             await standin.end(execution.id, "FAILED")
             failed = await kestra.get(execution.id)
@@ -493,8 +610,12 @@ class TestDialects:
 
 
 class TestOutputs:
-    @pytest.mark.parametrize(("body", "outputs"), [(b"null", {}), (b"{}", {}), (b'{"a": null}', {"a": None})])
-    async def test_are_an_object_even_where_kestra_has_none(self, body: bytes, outputs: dict[str, Any]) -> None:
+    @pytest.mark.parametrize(
+        ("body", "outputs"), [(b"null", {}), (b"{}", {}), (b'{"a": null}', {"a": None})]
+    )
+    async def test_are_an_object_even_where_kestra_has_none(
+        self, body: bytes, outputs: dict[str, Any]
+    ) -> None:
         async with answering(lambda _: httpx.Response(200, content=body)) as kestra:
             assert await kestra.outputs(EXECUTION) == outputs
 
@@ -511,13 +632,18 @@ class TestExplain:
     FAILED_RUN: ClassVar[list[Any]] = [{"taskId": "boom", "state": {"current": "FAILED"}}]
 
     async def test_falls_back_to_the_executions_own_errors(self) -> None:
-        assert await self.explained([], [{"message": "over quota"}]) == "execution e1 ended FAILED: over quota"
+        assert (
+            await self.explained([], [{"message": "over quota"}])
+            == "execution e1 ended FAILED: over quota"
+        )
 
     async def test_prefers_the_errors_of_the_task_that_failed(self) -> None:
         logs = [{"taskId": "boom", "message": "full"}, {"taskId": "other", "message": "later"}]
         assert await self.explained(self.FAILED_RUN, logs) == "task boom ended FAILED: full"
 
-    @pytest.mark.parametrize("logs", [[], {}, None, {"results": None}, {"results": 5}, "text", [None, {"message": 1}]])
+    @pytest.mark.parametrize(
+        "logs", [[], {}, None, {"results": None}, {"results": 5}, "text", [None, {"message": 1}]]
+    )
     async def test_says_what_it_knows_where_there_are_no_logs(self, logs: Any) -> None:
         assert await self.explained(self.FAILED_RUN, logs) == "task boom ended FAILED"
 
@@ -527,13 +653,19 @@ class TestExplain:
 
 
 class TestStory:
-    async def told(self, runs: Any, logs: Any, **more: Any) -> Story:
+    async def told(self, runs: Any, logs: Any, **more: Any) -> FailureReport:
         def answer(request: httpx.Request) -> httpx.Response:
-            whole = {"id": "e1", "namespace": "a", "flowId": "b", "state": {"current": "FAILED"}, "taskRunList": runs}
+            whole = {
+                "id": "e1",
+                "namespace": "a",
+                "flowId": "b",
+                "state": {"current": "FAILED"},
+                "taskRunList": runs,
+            }
             return httpx.Response(200, json=logs if "/logs/" in request.url.path else whole)
 
         async with answering(answer) as kestra:
-            story = await kestra.story("e1", **more)
+            story = await kestra.failure_report("e1", **more)
         assert story is not None
         return story
 
@@ -542,7 +674,12 @@ class TestStory:
             {"taskId": "boom", "level": "INFO", "timestamp": "t1", "message": "writing"},
             {"taskId": "other", "level": "INFO", "timestamp": "t2", "message": "elsewhere"},
             {"taskId": "boom", "level": "ERROR", "timestamp": "t3", "message": "full"},
-            {"taskId": "boom", "level": "DEBUG", "timestamp": "t3", "message": "java.lang.Exception: full\n\tat X"},
+            {
+                "taskId": "boom",
+                "level": "DEBUG",
+                "timestamp": "t3",
+                "message": "java.lang.Exception: full\n\tat X",
+            },
         ]
         story = await self.told(TestExplain.FAILED_RUN, logs)
         assert (story.execution.state, story.task) == (State.FAILED, "boom")
@@ -554,12 +691,14 @@ class TestStory:
 
     async def test_of_an_unknown_execution_is_none(self) -> None:
         async with answering(lambda _: httpx.Response(404, content=words("Not Found"))) as kestra:
-            assert await kestra.story("e1") is None
+            assert await kestra.failure_report("e1") is None
 
 
 class TestValidateFlow:
     @pytest.mark.parametrize("body", [b"{}", b"null", b"[1]", b'{"message": "x"}'])
-    async def test_takes_no_answer_of_another_shape_for_a_flow_without_faults(self, body: bytes) -> None:
+    async def test_takes_no_answer_of_another_shape_for_a_flow_without_faults(
+        self, body: bytes
+    ) -> None:
         async with answering(lambda _: httpx.Response(200, content=body)) as kestra:
             assert isinstance(await raised(CALLS["validate_flow"], kestra), KestraUnavailable)
 
@@ -573,7 +712,9 @@ class TestProbe:
 
     async def test_names_the_address_that_nothing_listens_on(self, unused_tcp_port: int) -> None:
         async with Kestra(settings(f"http://127.0.0.1:{unused_tcp_port}")) as kestra:
-            with pytest.raises(KestraUnavailable, match=f"can't reach Kestra at http://127.0.0.1:{unused_tcp_port}"):
+            with pytest.raises(
+                KestraUnavailable, match=f"can't reach Kestra at http://127.0.0.1:{unused_tcp_port}"
+            ):
                 await kestra.probe()
 
     async def test_tells_whether_kestra_is_up(self) -> None:
@@ -607,27 +748,39 @@ class TestSinceWhenAnExecutionRuns:
         began = datetime(2026, 11, 27, tzinfo=UTC)
         dates = [began + timedelta(seconds=second) for second in range(10)]
         histories = [
-            {"state": state, "date": date.isoformat()} for state, date in zip(states.split(), dates, strict=False)
+            {"state": state, "date": date.isoformat()}
+            for state, date in zip(states.split(), dates, strict=False)
         ]
-        row = {"id": "e1", "namespace": "a", "flowId": "b", "state": {"current": "X", "histories": histories}}
+        row = {
+            "id": "e1",
+            "namespace": "a",
+            "flowId": "b",
+            "state": {"current": "X", "histories": histories},
+        }
         assert parse_execution(row).running_since == (None if expected is None else dates[expected])
 
 
 class TestClock:
     async def now_after(self, date: str) -> timedelta:
         async with answering(
-            lambda _: httpx.Response(200, json={"results": [], "total": 0}, headers=[(b"Date", date.encode("latin-1"))])
+            lambda _: httpx.Response(
+                200, json={"results": [], "total": 0}, headers=[(b"Date", date.encode("latin-1"))]
+            )
         ) as kestra:
             await kestra.find(JOB)
             return kestra.now() - datetime.now(UTC)
 
-    @pytest.mark.parametrize("skew", [timedelta(seconds=-50), timedelta(seconds=50), timedelta(hours=-3)])
+    @pytest.mark.parametrize(
+        "skew", [timedelta(seconds=-50), timedelta(seconds=50), timedelta(hours=-3)]
+    )
     async def test_follows_that_of_the_answers(self, skew: timedelta) -> None:
         found = await self.now_after(format_datetime(datetime.now(UTC) + skew, usegmt=True))
         assert abs(found - skew) < timedelta(seconds=3)
 
     async def test_brings_no_deadline_forward_by_a_date_that_is_hours_ahead(self) -> None:
-        found = await self.now_after(format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True))
+        found = await self.now_after(
+            format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)
+        )
         assert abs(found) < timedelta(seconds=3)
 
     @pytest.mark.parametrize("by_kestra", [timedelta(), timedelta(hours=1), timedelta(hours=-1)])
@@ -643,12 +796,20 @@ class TestClock:
                 assert abs(kestra.now() - datetime.now(UTC) - by_kestra) < timedelta(seconds=3)
 
     async def test_is_ours_while_theirs_is_within_what_a_date_can_tell(self) -> None:
-        found = await self.now_after(format_datetime(datetime.now(UTC) + timedelta(seconds=1), usegmt=True))
+        found = await self.now_after(
+            format_datetime(datetime.now(UTC) + timedelta(seconds=1), usegmt=True)
+        )
         assert abs(found) < timedelta(seconds=1)
 
     @pytest.mark.parametrize(
         "date",
-        ["", "yesterday", "Tue, 24 Nov 99999999999999999999 07:51:54 GMT", "Tue, 24 Nov 2026 07:51:54 -0000", " "],
+        [
+            "",
+            "yesterday",
+            "Tue, 24 Nov 99999999999999999999 07:51:54 GMT",
+            "Tue, 24 Nov 2026 07:51:54 -0000",
+            " ",
+        ],
     )
     async def test_is_ours_where_the_date_says_nothing(self, date: str) -> None:
         assert abs(await self.now_after(date)) < timedelta(seconds=1)
@@ -683,7 +844,9 @@ class TestCredentials:
     async def test_open_a_server_by_token(self) -> None:
         async with Standin(token=TOKEN) as standin:
             no_user = {"kestra_username": None, "kestra_password": None}
-            async with Kestra(settings(standin.url, **no_user, kestra_token=SecretStr(TOKEN))) as kestra:
+            async with Kestra(
+                settings(standin.url, **no_user, kestra_token=SecretStr(TOKEN))
+            ) as kestra:
                 assert await kestra.probe() == "2.0.0"
 
 
@@ -708,26 +871,38 @@ class TestFiles:
         path = tmp_path / "token"
         path.write_text("first\n")
         by_token = {"kestra_username": None, "kestra_password": None, "kestra_token_file": path}
-        assert await self.sent_before_and_after(path, "other\n", **by_token) == ["Bearer first", "Bearer other"]
+        assert await self.sent_before_and_after(path, "other\n", **by_token) == [
+            "Bearer first",
+            "Bearer other",
+        ]
 
     async def test_can_hold_the_password_alone(self, tmp_path: Path) -> None:
         path = tmp_path / "password"
         path.write_text("first")
-        seen = await self.sent_before_and_after(path, "other", kestra_password=None, kestra_password_file=path)
+        seen = await self.sent_before_and_after(
+            path, "other", kestra_password=None, kestra_password_file=path
+        )
         shown = [base64.b64decode(str(text).removeprefix("Basic ")).decode() for text in seen]
         assert shown == ["admin@example.org:first", "admin@example.org:other"]
 
-    async def test_that_can_not_be_used_are_told_before_anything_is_sent(self, tmp_path: Path) -> None:
+    async def test_that_can_not_be_used_are_told_before_anything_is_sent(
+        self, tmp_path: Path
+    ) -> None:
         path = tmp_path / "password"
         path.write_text("first")
         with pytest.raises(KestraDenied, match="BRIDGE_KESTRA_PASSWORD_FILE is an empty file"):
-            await self.sent_before_and_after(path, "\n", kestra_password=None, kestra_password_file=path)
+            await self.sent_before_and_after(
+                path, "\n", kestra_password=None, kestra_password_file=path
+            )
 
 
 class TestLink:
     def test_leads_a_person_to_the_execution(self) -> None:
         kestra = Kestra(settings("https://kestra.example/base/", kestra_tenant="blue"))
-        assert kestra.link(EXECUTION) == "https://kestra.example/base/ui/blue/executions/bridge.jobs/example/e1"
+        assert (
+            kestra.link(EXECUTION)
+            == "https://kestra.example/base/ui/blue/executions/bridge.jobs/example/e1"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -751,9 +926,14 @@ class TestTls:
         finally:
             await runner.cleanup()
 
-    async def denied(self, tls: ssl.SSLContext | None, *, scheme: str = "https", **files: Path) -> str:
+    async def denied(
+        self, tls: ssl.SSLContext | None, *, scheme: str = "https", **files: Path
+    ) -> str:
         """What is said of a server that only an operator can mend."""
-        async with self.server(tls) as address, Kestra(settings(f"{scheme}://{address}", **files)) as kestra:
+        async with (
+            self.server(tls) as address,
+            Kestra(settings(f"{scheme}://{address}", **files)) as kestra,
+        ):
             with pytest.raises(KestraDenied) as caught:
                 await kestra.probe()
         return str(caught.value)
@@ -767,20 +947,27 @@ class TestTls:
 
     async def test_trusts_no_other_private_ca(self, authority: Authority) -> None:
         said = await self.denied(authority.server("kestra", "127.0.0.1"))
-        assert ("can't be trusted" in said, "BRIDGE_KESTRA_CA names whom to trust" in said) == (True, True), said
+        assert ("can't be trusted" in said, "BRIDGE_KESTRA_CA names whom to trust" in said) == (
+            True,
+            True,
+        ), said
 
     async def test_does_not_trust_an_expired_certificate(self, authority: Authority) -> None:
         tls = authority.server("expired", "127.0.0.1", days=-1)
         assert "certificate has expired" in await self.denied(tls, kestra_ca=authority.ca)
 
-    async def test_does_not_trust_a_certificate_for_another_host(self, authority: Authority) -> None:
+    async def test_does_not_trust_a_certificate_for_another_host(
+        self, authority: Authority
+    ) -> None:
         tls = authority.server("other", "kestra.example")
         assert "not valid for '127.0.0.1'" in await self.denied(tls, kestra_ca=authority.ca)
 
     async def test_is_not_to_be_had_of_a_server_without(self, authority: Authority) -> None:
         assert "it does not speak TLS there" in await self.denied(None, kestra_ca=authority.ca)
 
-    async def test_is_named_where_a_plain_request_ends_without_a_word(self, authority: Authority) -> None:
+    async def test_is_named_where_a_plain_request_ends_without_a_word(
+        self, authority: Authority
+    ) -> None:
         said = await self.denied(authority.server("kestra", "127.0.0.1"), scheme="http")
         assert "the address must begin with https://" in said
 
@@ -798,7 +985,9 @@ class TestTls:
             with pytest.raises(KestraDenied, match="only https://"):
                 await kestra.probe()
 
-    async def test_shows_our_certificate_to_a_server_that_demands_one(self, authority: Authority) -> None:
+    async def test_shows_our_certificate_to_a_server_that_demands_one(
+        self, authority: Authority
+    ) -> None:
         certificate, key = authority.issue("bridge")
         files = {"kestra_ca": authority.ca, "kestra_certificate": certificate, "kestra_key": key}
         async with (
@@ -807,7 +996,9 @@ class TestTls:
         ):
             assert await kestra.probe() == "2.0.0"
 
-    async def test_shows_a_renewed_certificate_without_a_restart(self, authority: Authority) -> None:
+    async def test_shows_a_renewed_certificate_without_a_restart(
+        self, authority: Authority
+    ) -> None:
         stranger = Authority(authority.ca.parent / "stranger").issue("bridge")
         certificate, key = authority.issue("renewed")
         right = certificate.read_bytes() + key.read_bytes()
@@ -821,13 +1012,16 @@ class TestTls:
             assert await kestra.probe() == "2.0.0"
 
     @pytest.mark.parametrize("name", ["kestra_ca", "kestra_certificate"])
-    def test_names_the_setting_of_a_file_that_holds_no_certificate(self, name: str, tmp_path: Path) -> None:
+    def test_names_the_setting_of_a_file_that_holds_no_certificate(
+        self, name: str, tmp_path: Path
+    ) -> None:
         (tmp_path / "file.pem").write_text("no certificate")
         with pytest.raises(KestraDenied, match=f"BRIDGE_{name.upper()}"):
             Kestra(settings("https://kestra.example", **{name: tmp_path / "file.pem"}))
 
     async def test_that_breaks_after_a_create_was_sent_leaves_it_ambiguous(self) -> None:
-        """The execution may exist: whatever the alert says, nobody may create it again without a look."""
+        """The execution may exist: whatever the alert says, nobody may create it again without a
+        look."""
 
         def fail(_: httpx.Request) -> httpx.Response:
             raise httpx.ReadError("cut") from alert("TLSV1_ALERT_UNKNOWN_CA")
@@ -841,7 +1035,9 @@ class TestTls:
             raise alert("TLSV13_ALERT_CERTIFICATE_REQUIRED")
 
         async with answering(fail) as kestra:
-            with pytest.raises(KestraDenied, match=r"certificate required.*BRIDGE_KESTRA_CERTIFICATE"):
+            with pytest.raises(
+                KestraDenied, match=r"certificate required.*BRIDGE_KESTRA_CERTIFICATE"
+            ):
                 await kestra.find(JOB)
 
 
@@ -862,8 +1058,12 @@ class TestManyAtOnce:
         async with Standin() as standin, against(standin, create_timeout=5) as kestra:
             standin.flow(FLOW.namespace, FLOW.id)
             standin.faults.add("create", times=None, hang=True)
-            creates = [asyncio.ensure_future(kestra.create(Job(id=f"j{n}", flow=FLOW))) for n in range(200)]
-            await standin.until(lambda: standin.requests["create"] >= CONCURRENT_CREATES, "the first creates")
+            creates = [
+                asyncio.ensure_future(kestra.create(Job(id=f"j{n}", flow=FLOW))) for n in range(200)
+            ]
+            await standin.until(
+                lambda: standin.requests["create"] >= CONCURRENT_CREATES, "the first creates"
+            )
             async with asyncio.timeout(5):
                 assert await kestra.unfinished() == []
             for create in creates:

@@ -1,4 +1,5 @@
-"""The flows for machines as they ship: what holds for each task of theirs, and what their shells make of any text."""
+"""The flows for machines as they ship: what holds for each task of theirs, and what their shells
+make of any text."""
 
 from __future__ import annotations
 
@@ -25,7 +26,12 @@ WEBHOOK_JOB = FLOWS / "common/bridge.jobs/webhook-job.yaml"
 BATCHES = [FLOWS / f"kestra-{series}/bridge.jobs/vm-batch.yaml" for series in (1, 2)]
 CLEANUPS = [FLOWS / f"kestra-{series}/bridge.system/vm-cleanup.yaml" for series in (1, 2)]
 SHELL = "io.kestra.plugin.scripts.shell.Commands"
-NAMES = {"bridge.jobs/vm-job", "bridge.jobs/webhook-job", "bridge.jobs/vm-batch", "bridge.system/vm-cleanup"}
+NAMES = {
+    "bridge.jobs/vm-job",
+    "bridge.jobs/webhook-job",
+    "bridge.jobs/vm-batch",
+    "bridge.system/vm-cleanup",
+}
 OUTSIDE = re.compile(r"\b(inputs|labels|trigger)\.(\w+)")
 NUMBERS = {"time_limit"}
 CHECKS = {"check", "refuse", "judge"}
@@ -93,7 +99,8 @@ class Called:
 
 
 def call(name: str, given: dict[str, Any], folder: Path) -> Called:
-    """Run the shell of that task of vm-job as Kestra would, but for a `kestra-bridge` that only notes its arguments."""
+    """Run the shell of that task of vm-job as Kestra would, but for a `kestra-bridge` that only
+    notes its arguments."""
     (task,) = [task for task in shell_tasks(VM_JOB) if task["id"] == name]
     command = folder / "bin/kestra-bridge"
     command.parent.mkdir()
@@ -104,7 +111,9 @@ def call(name: str, given: dict[str, Any], folder: Path) -> Called:
     environment = {key: rendered(value, given) for key, value in task["env"].items()}
     path = f"{command.parent}:{os.environ['PATH']}"
     script = "set -e\n" + "\n".join(task["commands"])
-    subprocess.run(["sh", "-c", script], cwd=folder, env=environment | {"PATH": path}, check=True, timeout=30)
+    subprocess.run(
+        ["sh", "-c", script], cwd=folder, env=environment | {"PATH": path}, check=True, timeout=30
+    )
     machine, *words = (folder / "arguments").read_bytes().decode().split("\0")[:-1]
     assert machine == "machine"
     commands = cast("TyperGroup", typer.main.get_command(machine_commands.commands)).commands
@@ -121,7 +130,9 @@ def rendered(expression: str, given: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_text_reaches_its_own_option_as_it_is_and_runs_nothing(name: str, value: str, tmp_path: Path) -> None:
+def test_a_text_reaches_its_own_option_as_it_is_and_runs_nothing(
+    name: str, value: str, tmp_path: Path
+) -> None:
     task, option = OPTIONS[name]
     called = call(task, {name: value}, tmp_path)
     assert called.options[option] in (value, [value], (value,))
@@ -145,14 +156,19 @@ def validator(name: str) -> str:
     return str(given["validator"])
 
 
-@pytest.mark.parametrize("script", [*HOSTILE, *BREAKING, "kestra:///a/b", "x" * 300_000], ids=lambda text: text[:20])
+@pytest.mark.parametrize(
+    "script", [*HOSTILE, *BREAKING, "kestra:///a/b", "x" * 300_000], ids=lambda text: text[:20]
+)
 def test_a_script_reaches_its_file_as_it_is(script: str, tmp_path: Path) -> None:
     called = call("run", {"script": script}, tmp_path)
     assert (called.options["script"], called.file("script")) == ("script", script.encode())
 
 
 def test_variables_reach_their_file_as_they_are(tmp_path: Path) -> None:
-    variables = {**{f"V{number}": value for number, value in enumerate(HOSTILE + BREAKING)}, "$(id)": "x" * 300_000}
+    variables = {
+        **{f"V{number}": value for number, value in enumerate(HOSTILE + BREAKING)},
+        "$(id)": "x" * 300_000,
+    }
     called = call("run", {"variables": variables}, tmp_path)
     assert json.loads(called.file(called.options["env_file"])) == variables
 
@@ -184,7 +200,9 @@ def test_all_but_the_script_s_run_is_tried_again_only_so_often(task: dict[str, A
 
 
 @every_task
-def test_no_text_from_outside_reaches_an_environment_that_kestra_renders_once_more(task: dict[str, Any]) -> None:
+def test_no_text_from_outside_reaches_an_environment_that_kestra_renders_once_more(
+    task: dict[str, Any],
+) -> None:
     texts = [
         value
         for value in task.get("env", {}).values()
@@ -221,7 +239,11 @@ def test_whatever_a_job_takes_can_be_handed_on_to_it(path: Path) -> None:
 def test_who_may_be_anybody_can_name_no_file_but_a_task_s() -> None:
     patterns = {re.findall(r'"(\^kestra:.*?)"', path.read_text())[0] for path in (VM_JOB, *BATCHES)}
     (refuse,) = [task for task in read(VM_JOB)["tasks"] if task["id"] == "refuse"]
-    assert (len(patterns), "labels.bridgeJob" in refuse["runIf"], "'webhook-job'" in refuse["runIf"]) == (1, True, True)
+    assert (
+        len(patterns),
+        "labels.bridgeJob" in refuse["runIf"],
+        "'webhook-job'" in refuse["runIf"],
+    ) == (1, True, True)
 
 
 @pytest.mark.parametrize("path", BATCHES, ids=lambda path: path.parts[-3])
@@ -233,7 +255,9 @@ def test_a_batch_checks_every_input_of_its_jobs(path: Path) -> None:
 @pytest.mark.parametrize("path", [WEBHOOK_JOB, *BATCHES], ids=lambda path: path.parts[-3])
 def test_the_defaults_that_are_handed_on_are_the_job_s_own(path: Path) -> None:
     handed = subflow(path)["inputs"]
-    defaults = {given["id"]: given["defaults"] for given in read(VM_JOB)["inputs"] if "defaults" in given}
+    defaults = {
+        given["id"]: given["defaults"] for given in read(VM_JOB)["inputs"] if "defaults" in given
+    }
     told = {name: re.findall(r"\?\? '?([^ ')]*)'?", handed[name])[0] for name in defaults}
     assert told == {name: str(value) for name, value in defaults.items()}
 
@@ -245,23 +269,31 @@ def test_the_webhook_s_key_is_a_secret() -> None:
 
 def test_the_batches_of_both_series_hand_on_the_same() -> None:
     first, second = (subflow(path)["inputs"] for path in BATCHES)
-    assert {name: value.replace("taskrun.value", "item.value") for name, value in first.items()} == second
+    assert {
+        name: value.replace("taskrun.value", "item.value") for name, value in first.items()
+    } == second
 
 
 def test_the_batches_of_both_series_check_and_judge_the_same() -> None:
-    first, second = ([task for task in read(path)["tasks"] if task["id"] in CHECKS] for path in BATCHES)
+    first, second = (
+        [task for task in read(path)["tasks"] if task["id"] in CHECKS] for path in BATCHES
+    )
     assert (first, len(first)) == (second, len(CHECKS))
 
 
 @pytest.mark.parametrize("path", CLEANUPS, ids=lambda path: path.parts[-3])
 def test_machines_are_looked_after_at_every_bad_end(path: Path) -> None:
-    trigger = next(one for one in read(path)["triggers"] if one["type"] == "io.kestra.plugin.core.trigger.Flow")
+    trigger = next(
+        one for one in read(path)["triggers"] if one["type"] == "io.kestra.plugin.core.trigger.Flow"
+    )
     assert set(trigger["states"]) == {"FAILED", "KILLED", "CANCELLED", "WARNING"}
 
 
 @pytest.mark.parametrize("path", CLEANUPS, ids=lambda path: path.parts[-3])
 def test_machines_are_looked_after_on_a_schedule_too(path: Path) -> None:
-    assert "io.kestra.plugin.core.trigger.Schedule" in {trigger["type"] for trigger in read(path)["triggers"]}
+    assert "io.kestra.plugin.core.trigger.Schedule" in {
+        trigger["type"] for trigger in read(path)["triggers"]
+    }
 
 
 def test_the_clean_ups_of_both_series_do_the_same() -> None:
@@ -272,7 +304,11 @@ def test_the_clean_ups_of_both_series_do_the_same() -> None:
 @pytest.mark.parametrize("path", CLEANUPS, ids=lambda path: path.parts[-3])
 @pytest.mark.parametrize(
     ("environment", "reaps"),
-    [({}, False), ({"BRIDGE_MACHINE_SECRET": "s"}, True), ({"BRIDGE_MACHINE_SECRET_FILE": "/f"}, True)],
+    [
+        ({}, False),
+        ({"BRIDGE_MACHINE_SECRET": "s"}, True),
+        ({"BRIDGE_MACHINE_SECRET_FILE": "/f"}, True),
+    ],
 )
 def test_the_cleanup_reaps_wherever_machines_have_a_secret(
     path: Path, environment: dict[str, str], reaps: bool, tmp_path: Path
@@ -284,5 +320,7 @@ def test_the_cleanup_reaps_wherever_machines_have_a_secret(
     (task,) = shell_tasks(path)
     script = "set -e\n" + "\n".join(task["commands"])
     search = {"PATH": f"{command.parent}:{os.environ['PATH']}"}
-    subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment | search, check=True, timeout=30)
+    subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=environment | search, check=True, timeout=30
+    )
     assert (tmp_path / "reaped").exists() is reaps

@@ -48,7 +48,9 @@ def work(**fields: Any) -> Work:
         ({"phase": "script", "error": "OSError: No space left on device"}, Outcome.FAILED, 70),
     ],
 )
-def test_every_end_has_its_own_outcome_and_exit_code(status: dict[str, Any], outcome: Outcome, code: int) -> None:
+def test_every_end_has_its_own_outcome_and_exit_code(
+    status: dict[str, Any], outcome: Outcome, code: int
+) -> None:
     report = report_of({**status, "seconds": 1.25}, work(), attached=False)
 
     assert (report.outcome, report.code, report.seconds) == (outcome, code, 1.25)
@@ -89,14 +91,18 @@ def test_what_can_not_be_carried_out_safely_is_refused(fields: dict[str, Any]) -
         work(**fields)
 
 
-@pytest.mark.parametrize("url", ["https://h/x.git", "ssh://git@h:22/x", "git@github.com:a/b.git", "git://h/x"])
+@pytest.mark.parametrize(
+    "url", ["https://h/x.git", "ssh://git@h:22/x", "git@github.com:a/b.git", "git://h/x"]
+)
 def test_the_usual_repositories_are_taken(url: str) -> None:
     assert work(git_repository=url).git_repository == url
 
 
 @given(st.text(alphabet="ab-/.@{~^: *[\\\n?_\x7f☃lock", max_size=12))
 def test_a_branch_s_name_is_taken_as_git_would_take_it(name: str) -> None:
-    git = subprocess.run(["git", "check-ref-format", "--branch", name], capture_output=True, check=False, cwd="/")
+    git = subprocess.run(
+        ["git", "check-ref-format", "--branch", name], capture_output=True, check=False, cwd="/"
+    )
 
     # `@` and `@{-1}` are git's shorthands, and are no names.
     assert is_branch(name) == (git.returncode == 0 and "@{" not in name and name != "@")
@@ -108,13 +114,18 @@ def test_a_path_that_may_lead_elsewhere_is_none(path: str) -> None:
 
 
 @given(
-    st.dictionaries(st.from_regex(r"\A[A-Z]{1,9}\Z"), st.text(st.characters(codec="utf-8", exclude_characters="\0")))
+    st.dictionaries(
+        st.from_regex(r"\A[A-Z]{1,9}\Z"),
+        st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    )
 )
 def test_variables_keep_their_values_in_the_file_for_the_machine(variables: dict[str, str]) -> None:
     environment = environment_of((f"V{name}={value}" for name, value in variables.items()), {})
     pairs = work(environment=environment).environment_file.split(b"\0")[:-1]
 
-    assert {p.partition(b"=")[0].decode()[1:]: p.partition(b"=")[2].decode() for p in pairs} == variables
+    assert {
+        p.partition(b"=")[0].decode()[1:]: p.partition(b"=")[2].decode() for p in pairs
+    } == variables
 
 
 def test_a_variable_without_a_value_is_our_own() -> None:
@@ -126,7 +137,9 @@ def test_a_variable_that_we_do_not_have_is_refused() -> None:
         environment_of(["A"], {})
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b'{"a":1}', b'{"a":null}', b'{"a":"\\ud800"}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b'{"a":1}', b'{"a":null}', b'{"a":"\\ud800"}', b"\xff", b"[" * 100_000]
+)
 def test_variables_of_a_file_are_an_object_of_texts(text: bytes) -> None:
     with pytest.raises(SettingsError, match="--env-file must be"):
         environment_from(text, option="--env-file")
@@ -169,7 +182,8 @@ def test_credentials_of_a_repository_are_not_shown() -> None:
 
 
 @given(
-    st.binary(max_size=12).map(lambda tail: b"../" + tail) | st.sampled_from([b"/etc/x", b"a/../../x", b"a//b", b"."])
+    st.binary(max_size=12).map(lambda tail: b"../" + tail)
+    | st.sampled_from([b"/etc/x", b"a/../../x", b"a//b", b"."])
 )
 def test_a_result_s_name_never_leads_out_of_its_folder(name: bytes) -> None:
     with pytest.raises(ResultsFailed):

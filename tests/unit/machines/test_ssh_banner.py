@@ -1,4 +1,5 @@
-"""The wait for a machine's SSH banner, by real sockets: long enough also where the host is busy, and no longer."""
+"""The wait for a machine's SSH banner, by real sockets: long enough also where the host is busy,
+and no longer."""
 
 from __future__ import annotations
 
@@ -65,18 +66,30 @@ def saying(text: bytes) -> Answer:
     return say
 
 
-def machine_at(monkeypatch: pytest.MonkeyPatch, port: int, *, boot_timeout: float) -> tuple[Machines, Machine]:
+def machine_at(
+    monkeypatch: pytest.MonkeyPatch, port: int, *, boot_timeout: float
+) -> tuple[Machines, Machine]:
     """A provider's one machine, which is reached at that port."""
     tags = Tags(owner="0" * 16, execution="3xAbC", job="", call="1" * 12, created=0, deadline=0)
     machine = Machine(
-        id="1", name="m-1", state="running", host="127.0.0.1", port=port, user="job", host_key="", tags=tags, dead=False
+        id="1",
+        name="m-1",
+        state="running",
+        host="127.0.0.1",
+        port=port,
+        user="job",
+        host_key="",
+        tags=tags,
+        dead=False,
     )
 
     async def listed(_: Machines) -> list[Machine]:
         return [machine]
 
     monkeypatch.setattr(Machines, "all", listed)
-    return Machines(MachineSettings(machine_secret=SECRET, machine_boot_timeout=boot_timeout)), machine
+    return Machines(
+        MachineSettings(machine_secret=SECRET, machine_boot_timeout=boot_timeout)
+    ), machine
 
 
 @pytest.mark.parametrize(

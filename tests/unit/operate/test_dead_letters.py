@@ -1,4 +1,5 @@
-"""What a dead letter says, which ones a filter means, what a replay does with one, and the message that goes back."""
+"""What a dead letter says, which ones a filter means, what a replay does with one, and the message
+that goes back."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from bridge.job.execution import Execution, State
 from bridge.job.job import FlowName, decode
 from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Message
 from bridge.operate.dead_letters.letters import (
+    DeadLetter,
     Fate,
-    Letter,
     Origin,
     Selection,
     format_span,
@@ -44,7 +45,7 @@ def message(headers: dict[str, Any] | None = None, **more: Any) -> Message:
     return Message(headers=DEAD if headers is None else headers, **given)
 
 
-def letter(headers: dict[str, Any] | None = None, **more: Any) -> Letter:
+def letter(headers: dict[str, Any] | None = None, **more: Any) -> DeadLetter:
     return parse(message(headers, **more), queue="q", default_flow=None)
 
 
@@ -57,7 +58,11 @@ def execution(state: str, execution_id: str = "e1") -> Execution:
 
 def test_a_letter_of_the_bridge_says_why() -> None:
     found = letter()
-    assert (found.origin, found.reason, found.error) == (Origin.BRIDGE, "failed", "task work ended FAILED: disk full")
+    assert (found.origin, found.reason, found.error) == (
+        Origin.BRIDGE,
+        "failed",
+        "task work ended FAILED: disk full",
+    )
 
 
 def test_a_letter_names_job_flow_attempt_and_execution() -> None:
@@ -68,16 +73,25 @@ def test_a_letter_names_job_flow_attempt_and_execution() -> None:
 
 def test_a_letter_that_rabbitmq_gave_up_says_so() -> None:
     found = letter(EXPIRED)
-    assert (found.origin, found.reason, found.error) == (Origin.BROKER, "expired", "RabbitMQ gave it up in q: expired")
+    assert (found.origin, found.reason, found.error) == (
+        Origin.BROKER,
+        "expired",
+        "RabbitMQ gave it up in q: expired",
+    )
 
 
 def test_a_retry_that_rabbitmq_gave_up_is_told_from_its_way_through_the_retry_queue() -> None:
-    deaths = [{"queue": "q", "reason": "delivery_limit"}, {"queue": "q.retry.30", "reason": "expired"}]
+    deaths = [
+        {"queue": "q", "reason": "delivery_limit"},
+        {"queue": "q.retry.30", "reason": "expired"},
+    ]
     assert letter({"x-death": deaths, ATTEMPT: 2}).reason == "delivery_limit"
 
 
 def test_what_came_through_a_retry_queue_alone_is_unexplained() -> None:
-    assert letter({"x-death": [{"queue": "q.retry.30", "reason": "expired"}]}).reason == "unexplained"
+    assert (
+        letter({"x-death": [{"queue": "q.retry.30", "reason": "expired"}]}).reason == "unexplained"
+    )
 
 
 def test_a_message_that_somebody_put_there_is_unexplained() -> None:
@@ -104,16 +118,25 @@ def test_what_came_by_the_exchange_for_dead_letters_is_what_its_headers_say() ->
 
 def test_what_was_unroutable_can_be_put_back_unless_it_is_invalid() -> None:
     good, bad = message({}, exchange="q"), message({}, exchange="q", body=b"[")
-    told = [obstacle(parse(each, queue="q", default_flow=None), each, max_priority=10) for each in (good, bad)]
+    told = [
+        obstacle(parse(each, queue="q", default_flow=None), each, max_priority=10)
+        for each in (good, bad)
+    ]
     assert (told[0], "dead letter again" in (told[1] or "")) == (None, True)
 
 
 def test_the_age_counts_from_when_it_became_a_dead_letter() -> None:
-    assert (letter().age(NOW), letter(EXPIRED).age(NOW)) == (timedelta(hours=2), timedelta(minutes=5))
+    assert (letter().age(NOW), letter(EXPIRED).age(NOW)) == (
+        timedelta(hours=2),
+        timedelta(minutes=5),
+    )
 
 
 def test_a_letter_from_a_clock_ahead_of_ours_is_new() -> None:
-    assert letter(DEAD | {"x-bridge-at": (NOW + timedelta(hours=1)).isoformat()}).age(NOW) == timedelta()
+    assert (
+        letter(DEAD | {"x-bridge-at": (NOW + timedelta(hours=1)).isoformat()}).age(NOW)
+        == timedelta()
+    )
 
 
 def test_a_letter_that_says_no_time_has_no_age() -> None:
@@ -161,7 +184,9 @@ _values = st.recursive(
     st.binary(max_size=40),
     st.none() | st.text(max_size=20),
 )
-def test_anything_that_somebody_puts_there_can_be_read(headers: dict[str, Any], body: bytes, job: str | None) -> None:
+def test_anything_that_somebody_puts_there_can_be_read(
+    headers: dict[str, Any], body: bytes, job: str | None
+) -> None:
     found = parse(Message(body=body, headers=headers, message_id=job), queue="q", default_flow=None)
     assert f"{found.name}{found.reason}{found.error}".isprintable()
 
@@ -195,7 +220,10 @@ def test_a_filter_means_what_passes_all_of_it(selection: Selection, meant: bool)
 
 
 def test_a_letter_without_an_age_is_neither_old_nor_new() -> None:
-    filters = (Selection(now=NOW, older_than=timedelta()), Selection(now=NOW, newer_than=timedelta(days=9)))
+    filters = (
+        Selection(now=NOW, older_than=timedelta()),
+        Selection(now=NOW, newer_than=timedelta(days=9)),
+    )
     assert [letter({}) in one for one in filters] == [False, False]
 
 
@@ -231,7 +259,9 @@ def test_what_is_no_span_is_refused(text: str) -> None:
         parse_span(text)
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(0, "0s"), (59.9, "59s"), (60, "1m"), (7300, "2h"), (200_000, "2d")])
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0, "0s"), (59.9, "59s"), (60, "1m"), (7300, "2h"), (200_000, "2d")]
+)
 def test_a_span_is_shown_by_its_largest_unit(seconds: float, shown: str) -> None:
     assert format_span(timedelta(seconds=seconds)) == shown
 
@@ -255,7 +285,12 @@ def test_the_bridge_reads_it_as_that_attempt() -> None:
 
 def test_body_and_priority_go_back_as_they_were() -> None:
     again = back(correlation_id="c", reply_to="r")
-    assert (again.body, again.priority, again.correlation_id, again.reply_to) == (message().body, 7, "c", "r")
+    assert (again.body, again.priority, again.correlation_id, again.reply_to) == (
+        message().body,
+        7,
+        "c",
+        "r",
+    )
 
 
 def test_the_publishers_headers_go_back_and_the_dead_letters_do_not() -> None:
@@ -263,8 +298,13 @@ def test_the_publishers_headers_go_back_and_the_dead_letters_do_not() -> None:
 
 
 def test_nothing_of_rabbitmqs_own_goes_back() -> None:
-    """With an old x-death a later retry would seem to go in circles, and RabbitMQ 3.10 would drop it."""
-    brokers = EXPIRED | {"x-first-death-queue": "q", "x-last-death-reason": "expired", "x-delivery-count": 3}
+    """With an old x-death a later retry would seem to go in circles, and RabbitMQ 3.10 would drop
+    it."""
+    brokers = EXPIRED | {
+        "x-first-death-queue": "q",
+        "x-last-death-reason": "expired",
+        "x-delivery-count": 3,
+    }
     assert back(brokers).headers == {ATTEMPT: 2, FIRST_ATTEMPT: 2}
 
 
@@ -292,7 +332,7 @@ def test_a_copy_is_known_again_as_its_letters(more: dict[str, Any]) -> None:
     ],
     ids=["id", "body", "attempt", "queue"],
 )
-def test_letters_of_different_jobs_or_attempts_have_different_keys(other: Letter) -> None:
+def test_letters_of_different_jobs_or_attempts_have_different_keys(other: DeadLetter) -> None:
     assert letter().key != other.key
 
 
@@ -322,7 +362,9 @@ INVALID = DEAD | {"x-bridge-reason": "invalid_message"}
 
 
 def test_an_invalid_message_stays_and_says_why() -> None:
-    assert "it would be a dead letter again: the body is not JSON" in (why_not(INVALID, body=b"{") or "")
+    assert "it would be a dead letter again: the body is not JSON" in (
+        why_not(INVALID, body=b"{") or ""
+    )
 
 
 def test_an_invalid_message_that_has_become_valid_can_go_back() -> None:
@@ -334,7 +376,9 @@ def test_what_the_bridge_could_read_is_not_judged_by_the_settings_of_who_replays
 
 
 @pytest.mark.parametrize(("body", "stays"), [(b'{"flow": "a/b"}', False), (b"[]", True)])
-def test_a_message_that_somebody_put_there_goes_back_if_it_is_a_job(body: bytes, stays: bool) -> None:
+def test_a_message_that_somebody_put_there_goes_back_if_it_is_a_job(
+    body: bytes, stays: bool
+) -> None:
     assert bool(why_not({}, body=body)) is stays
 
 
@@ -400,7 +444,11 @@ def test_a_letter_for_programs_is_flat_and_complete() -> None:
     ],
     ids=["unknown", "allowed by now", "another", "none"],
 )
-def test_a_flow_that_was_not_allowed_is_judged_anew(flows: tuple[str, ...] | None, told: str | None) -> None:
-    original = Message(body=b'{"flow": "team/report"}', headers={"x-bridge-reason": "flow_not_allowed"})
+def test_a_flow_that_was_not_allowed_is_judged_anew(
+    flows: tuple[str, ...] | None, told: str | None
+) -> None:
+    original = Message(
+        body=b'{"flow": "team/report"}', headers={"x-bridge-reason": "flow_not_allowed"}
+    )
     found = parse(original, queue="q", default_flow=None)
     assert obstacle(found, original, max_priority=10, flows=flows) == told

@@ -1,4 +1,5 @@
-"""Each of the doctor's checks, by the facts: it names what is wrong, and finds nothing where all is well."""
+"""Each of the doctor's checks, by the facts: it names what is wrong, and finds nothing where all is
+well."""
 
 from __future__ import annotations
 
@@ -16,11 +17,19 @@ from bridge.job.job import FlowName
 from bridge.kestra.client import StoredFlow
 from bridge.operate import flows
 from bridge.operate.doctor.checks import CHECKS, at_start, examine
-from bridge.operate.doctor.facts import BrokerFacts, Certificate, Facts, KestraFacts, LaneFacts, ProbeResult, QueueFacts
+from bridge.operate.doctor.facts import (
+    BrokerFacts,
+    Certificate,
+    Facts,
+    KestraFacts,
+    LaneFacts,
+    ProbeResult,
+    QueueFacts,
+)
 from bridge.operate.doctor.finding import Finding, Level
 from bridge.operate.doctor.kestra_checks import NOTIFIER
 from bridge.operate.status.report import Unseen
-from bridge.rabbitmq.inspector import Depth, Refusal, Standing
+from bridge.rabbitmq.inspector import DeclareResult, Depth, Refusal
 from bridge.rabbitmq.management import Binding, Consumer, QueueState
 from bridge.settings.settings import Settings
 from deploy.local.paths import REPOSITORY
@@ -29,7 +38,7 @@ from tests.support.commands import in_sentences, unknown_in
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 QUEUE = "kestra.jobs"
 REPORT = FlowName("company.team", "report")
-THERE = Standing(exists=True)
+THERE = DeclareResult(exists=True)
 AWAY = Unseen(KestraUnavailable("can't reach Kestra at http://kestra:8080"))
 FORBIDDEN = Unseen(BrokerDenied("RabbitMQ's management API refuses the user"))
 HOLD = 46_800.0
@@ -50,18 +59,26 @@ def shipped(version: str, *, tls: bool = False) -> StoredFlow:
     return StoredFlow(source=found.source)
 
 
-def queue(name: str, arguments: dict[str, Any], *, key: str = "", exchange: str | None = None) -> QueueFacts:
+def queue(
+    name: str, arguments: dict[str, Any], *, key: str = "", exchange: str | None = None
+) -> QueueFacts:
     bindings = [Binding(source=exchange, destination=name, routing_key=key)] if exchange else []
     state = QueueState(name=name, kind="quorum", arguments=arguments, delivery_limit=-1, policy={})
-    return QueueFacts(name=name, standing=THERE, depth=Depth(0, 0), state=state, bindings=bindings)
+    return QueueFacts(name=name, declared=THERE, depth=Depth(0, 0), state=state, bindings=bindings)
 
 
 def sound() -> Facts:
     """A replica on RabbitMQ 4.3 with a quorum queue, and Kestra 2.0."""
-    ours = Consumer(tag="kestra-bridge.q", connection="a", host="h", prefetch=8, timeout=1800, own_timeout=HOLD)
+    ours = Consumer(
+        tag="kestra-bridge.q", connection="a", host="h", prefetch=8, timeout=1800, own_timeout=HOLD
+    )
     jobs = queue(QUEUE, {"x-dead-letter-exchange": f"{QUEUE}.dead"}, key=QUEUE, exchange=QUEUE)
     assert jobs.state is not None
-    back = {"x-message-ttl": 30_000, "x-dead-letter-exchange": QUEUE, "x-dead-letter-routing-key": QUEUE}
+    back = {
+        "x-message-ttl": 30_000,
+        "x-dead-letter-exchange": QUEUE,
+        "x-dead-letter-routing-key": QUEUE,
+    }
     settings = configured()
     lane = LaneFacts(
         lane=settings.all_lanes[0],
@@ -88,7 +105,9 @@ def sound() -> Facts:
             notifier=shipped("2.0.0"),
             flows={REPORT: StoredFlow(source="")},
         ),
-        certificates=[Certificate(what="the certificate of RabbitMQ", until=NOW + timedelta(days=90))],
+        certificates=[
+            Certificate(what="the certificate of RabbitMQ", until=NOW + timedelta(days=90))
+        ],
         round_trip=ProbeResult(seconds=0.4),
         kill=ProbeResult(seconds=0.2),
     )
@@ -158,7 +177,10 @@ def on(version: tuple[int, int], kind: str | None, *more: Change) -> Change:
     """Another version of RabbitMQ or type of queue, whose consumer says nothing of a time-out."""
     text = f"{version[0]}.{version[1]}.1"
     return everything(
-        broker(version=version, version_text=text), lane(kind=kind), consumer(own_timeout=None, timeout=None), *more
+        broker(version=version, version_text=text),
+        lane(kind=kind),
+        consumer(own_timeout=None, timeout=None),
+        *more,
     )
 
 
@@ -170,20 +192,33 @@ def troubles(change: Change, **settings: Any) -> list[Finding]:
 SOUND: dict[str, tuple[Change, dict[str, Any]]] = {
     "4.3 with a quorum queue": (everything(), {}),
     "4.3 with a classic queue": (on((4, 3), "classic", state("jobs", delivery_limit=None)), {}),
-    "4.0 with a classic queue and a raised time-out": (on((4, 0), "classic", consumer(timeout=HOLD)), {}),
+    "4.0 with a classic queue and a raised time-out": (
+        on((4, 0), "classic", consumer(timeout=HOLD)),
+        {},
+    ),
     "nobody consumes and nothing waits, with a policy for 4.0": (
-        on((4, 0), "classic", state("jobs", consumers=(), policy={"consumer-timeout": int(HOLD) * 1000})),
+        on(
+            (4, 0),
+            "classic",
+            state("jobs", consumers=(), policy={"consumer-timeout": int(HOLD) * 1000}),
+        ),
         {},
     ),
     "Kestra 1.3": (kestra(version="1.3.25", notifier=shipped("1.3.25")), {}),
     "a later release of Kestra 1.3": (kestra(version="1.3.44", notifier=shipped("1.3.44")), {}),
     "a later release of Kestra 2.0": (kestra(version="2.0.8", notifier=shipped("2.0.8")), {}),
     "the notifier for a broker that demands TLS": (kestra(notifier=shipped("2.0.0", tls=True)), {}),
-    "encrypted": (everything(), {"amqp_url": SecretStr("amqps://rabbit"), "kestra_url": "https://kestra"}),
+    "encrypted": (
+        everything(),
+        {"amqp_url": SecretStr("amqps://rabbit"), "kestra_url": "https://kestra"},
+    ),
     "a limit that is just met": (kestra(flows={REPORT: StoredFlow(source="", limit=8)}), {}),
     "clocks that differ by less than the grace": (kestra(skew=timedelta(seconds=9)), {}),
     "no probe": (lambda facts: replace(facts, round_trip=None, kill=None), {}),
-    "a shorter job time-out": (everything(consumer(own_timeout=1900)), {"job_timeout": 600, "consumer_timeout": 1800}),
+    "a shorter job time-out": (
+        everything(consumer(own_timeout=1900)),
+        {"job_timeout": 600, "consumer_timeout": 1800},
+    ),
 }
 
 
@@ -195,37 +230,64 @@ def test_a_sound_installation_is_all_ok(name: str) -> None:
 
 
 def test_a_sound_installation_has_an_ok_for_every_check() -> None:
-    assert [finding.check for finding in examine(configured(), sound())] == [check.name for check in CHECKS]
+    assert [finding.check for finding in examine(configured(), sound())] == [
+        check.name for check in CHECKS
+    ]
 
 
 FAULT, WARNING, UNKNOWN = Level.FAULT, Level.WARNING, Level.UNKNOWN
 Wrong = tuple[str, Change, dict[str, Any], Level, str, str]
-"""A name, what is done to a sound installation, settings, and the finding: its level, its check, words of it."""
+"""A name, what is done to a sound installation, settings, and the finding: its level, its check,
+words of it."""
 
 WRONG: list[Wrong] = [
     ("old broker", on((3, 9), "classic"), {}, FAULT, "rabbitmq", "older than 3.10"),
     ("new broker", on((4, 4), "quorum"), {}, WARNING, "rabbitmq", "newer than 4.3"),
     ("alarm", broker(alarms=["memory on rabbit@a"]), {}, FAULT, "alarms", "memory on rabbit@a"),
-    ("right", broker(refused=[Refusal("write", "amq.default")]), {}, FAULT, "rights", "no write right on amq.default"),
-    ("no queue", of_queue("jobs", standing=Standing(False)), {}, WARNING, "queues", "there is no queue kestra.jobs"),
+    (
+        "right",
+        broker(refused=[Refusal("write", "amq.default")]),
+        {},
+        FAULT,
+        "rights",
+        "no write right on amq.default",
+    ),
+    (
+        "no queue",
+        of_queue("jobs", declared=DeclareResult(False)),
+        {},
+        WARNING,
+        "queues",
+        "there is no queue kestra.jobs",
+    ),
     (
         "other arguments",
-        of_queue("retries", standing=Standing(True, "inequivalent arg 'x-message-ttl'")),
+        of_queue("retries", declared=DeclareResult(True, "inequivalent arg 'x-message-ttl'")),
         {},
         FAULT,
         "queues",
-        "queue kestra.jobs.retry.30 is not as the settings ask for: inequivalent arg 'x-message-ttl'",
+        (
+            "queue kestra.jobs.retry.30 is not as the settings ask for: inequivalent arg "
+            "'x-message-ttl'"
+        ),
     ),
     (
         "other exchange",
-        lane(exchanges={QUEUE: Standing(True, "type"), f"{QUEUE}.dead": THERE}),
+        lane(exchanges={QUEUE: DeclareResult(True, "type"), f"{QUEUE}.dead": THERE}),
         {},
         FAULT,
         "queues",
         "exchange kestra.jobs is not as",
     ),
     ("quorum on 3.10", on((3, 10), "quorum"), {}, FAULT, "priorities", "ignores priorities"),
-    ("quorum on 4.0", on((4, 0), "quorum", consumer(timeout=HOLD)), {}, WARNING, "priorities", "knows two priorities"),
+    (
+        "quorum on 4.0",
+        on((4, 0), "quorum", consumer(timeout=HOLD)),
+        {},
+        WARNING,
+        "priorities",
+        "knows two priorities",
+    ),
     ("levels", everything(), {"max_priority": 32}, WARNING, "priorities", "has 0 to 31"),
     (
         "low maximum",
@@ -261,7 +323,10 @@ WRONG: list[Wrong] = [
     ),
     (
         "a queue argument on 4.3",
-        state("jobs", arguments={"x-consumer-timeout": 60_000, "x-dead-letter-exchange": f"{QUEUE}.dead"}),
+        state(
+            "jobs",
+            arguments={"x-consumer-timeout": 60_000, "x-dead-letter-exchange": f"{QUEUE}.dead"},
+        ),
         {},
         FAULT,
         "acknowledgement-timeout",
@@ -315,7 +380,14 @@ WRONG: list[Wrong] = [
         "acknowledgement-timeout",
         "can't be seen from here now",
     ),
-    ("limit", state("jobs", delivery_limit=20), {}, FAULT, "delivery-limit", "gives a message up after 20 returns"),
+    (
+        "limit",
+        state("jobs", delivery_limit=20),
+        {},
+        FAULT,
+        "delivery-limit",
+        "gives a message up after 20 returns",
+    ),
     (
         "a limit of dead letters",
         state("dead", delivery_limit=20),
@@ -342,7 +414,7 @@ WRONG: list[Wrong] = [
     ),
     (
         "no dead-letter exchange",
-        lane(exchanges={QUEUE: THERE, f"{QUEUE}.dead": Standing(False)}),
+        lane(exchanges={QUEUE: THERE, f"{QUEUE}.dead": DeclareResult(False)}),
         {},
         FAULT,
         "dead-letters",
@@ -350,13 +422,20 @@ WRONG: list[Wrong] = [
     ),
     (
         "no dead-letter queue",
-        of_queue("dead", standing=Standing(False)),
+        of_queue("dead", declared=DeclareResult(False)),
         {},
         FAULT,
         "dead-letters",
         "no queue kestra.jobs.dead",
     ),
-    ("dead letters unbound", of_queue("dead", bindings=[]), {}, FAULT, "dead-letters", "is not bound to the exchange"),
+    (
+        "dead letters unbound",
+        of_queue("dead", bindings=[]),
+        {},
+        FAULT,
+        "dead-letters",
+        "is not bound to the exchange",
+    ),
     (
         "another dead-letter exchange",
         state("jobs", arguments={"x-dead-letter-exchange": "other"}),
@@ -367,7 +446,7 @@ WRONG: list[Wrong] = [
     ),
     (
         "no retry queue",
-        of_queue("retries", standing=Standing(False)),
+        of_queue("retries", declared=DeclareResult(False)),
         {},
         FAULT,
         "retries",
@@ -383,13 +462,20 @@ WRONG: list[Wrong] = [
     ),
     (
         "no exchange",
-        lane(exchanges={QUEUE: Standing(False), f"{QUEUE}.dead": THERE}),
+        lane(exchanges={QUEUE: DeclareResult(False), f"{QUEUE}.dead": THERE}),
         {},
         FAULT,
         "retries",
         "there is no exchange kestra.jobs",
     ),
-    ("jobs unbound", of_queue("jobs", bindings=[]), {}, FAULT, "retries", "is not bound to the exchange kestra.jobs"),
+    (
+        "jobs unbound",
+        of_queue("jobs", bindings=[]),
+        {},
+        FAULT,
+        "retries",
+        "is not bound to the exchange kestra.jobs",
+    ),
     (
         "jobs bound by another key",
         of_queue("jobs", bindings=[Binding(source=QUEUE, destination=QUEUE, routing_key="other")]),
@@ -406,10 +492,31 @@ WRONG: list[Wrong] = [
         "policies",
         "kestra.jobs.dead gets max-length, message-ttl from a policy (tidy)",
     ),
-    ("no replies", broker(replies=Standing(False)), {}, WARNING, "replies", "there is no exchange kestra.replies"),
-    ("other replies", broker(replies=Standing(True, "type")), {}, FAULT, "replies", "is not a durable topic exchange"),
+    (
+        "no replies",
+        broker(replies=DeclareResult(False)),
+        {},
+        WARNING,
+        "replies",
+        "there is no exchange kestra.replies",
+    ),
+    (
+        "other replies",
+        broker(replies=DeclareResult(True, "type")),
+        {},
+        FAULT,
+        "replies",
+        "is not a durable topic exchange",
+    ),
     ("unheard replies", broker(replies_bound=0), {}, FAULT, "replies", "no queue is bound"),
-    ("nobody", of_queue("jobs", depth=Depth(0, 0)), {}, WARNING, "consumers", "nobody consumes kestra.jobs"),
+    (
+        "nobody",
+        of_queue("jobs", depth=Depth(0, 0)),
+        {},
+        WARNING,
+        "consumers",
+        "nobody consumes kestra.jobs",
+    ),
     (
         "waiting",
         of_queue("jobs", depth=Depth(7, 0)),
@@ -450,7 +557,14 @@ WRONG: list[Wrong] = [
         "kestra-version",
         "neither 1.3 nor 2.0",
     ),
-    ("no notifier", kestra(notifier=None), {}, FAULT, "notifier", "bridge.system/notifier is not deployed"),
+    (
+        "no notifier",
+        kestra(notifier=None),
+        {},
+        FAULT,
+        "notifier",
+        "bridge.system/notifier is not deployed",
+    ),
     (
         "a notifier for 1.x",
         kestra(notifier=shipped("1.3.25")),
@@ -469,7 +583,9 @@ WRONG: list[Wrong] = [
     ),
     (
         "a disabled notifier",
-        kestra(notifier=StoredFlow(source=shipped("2.0.0").source + "disabled: true\n", disabled=True)),
+        kestra(
+            notifier=StoredFlow(source=shipped("2.0.0").source + "disabled: true\n", disabled=True)
+        ),
         {},
         FAULT,
         "notifier",
@@ -485,7 +601,7 @@ WRONG: list[Wrong] = [
     ),
     (
         "an exchange of an earlier bridge",
-        lane(exchanges={QUEUE: Standing(exists=True, of_before=True), f"{QUEUE}.dead": THERE}),
+        lane(exchanges={QUEUE: DeclareResult(exists=True, of_before=True), f"{QUEUE}.dead": THERE}),
         {},
         WARNING,
         "dead-letters",
@@ -507,7 +623,14 @@ WRONG: list[Wrong] = [
         "dead-letters",
         f"{QUEUE} is handing on messages to the exchange {QUEUE}.dead that have not arrived: 2",
     ),
-    ("no flow", kestra(flows={REPORT: None}), {}, FAULT, "flows", "there is no flow company.team/report in Kestra"),
+    (
+        "no flow",
+        kestra(flows={REPORT: None}),
+        {},
+        FAULT,
+        "flows",
+        "there is no flow company.team/report in Kestra",
+    ),
     (
         "a disabled flow",
         kestra(flows={REPORT: StoredFlow(source="", disabled=True)}),
@@ -638,7 +761,11 @@ class TestWhatIsWrong:
 
     def test_is_named(self, wrong: Wrong) -> None:
         _, change, settings, level, check, words = wrong
-        found = [(finding.level, finding.check) for finding in troubles(change, **settings) if words in finding.what]
+        found = [
+            (finding.level, finding.check)
+            for finding in troubles(change, **settings)
+            if words in finding.what
+        ]
         assert found == [(level, check)]
 
     def test_is_told_with_why_it_matters_and_what_mends_it(self, wrong: Wrong) -> None:
@@ -656,35 +783,54 @@ class TestWithoutTheManagementApi:
 
     def test_what_is_unchecked_is_said_once(self) -> None:
         warnings = [finding for finding in troubles(self.CHANGE) if finding.level is WARNING]
-        assert [(finding.check, finding.what) for finding in warnings] == [("management", FORBIDDEN.why)]
+        assert [(finding.check, finding.what) for finding in warnings] == [
+            ("management", FORBIDDEN.why)
+        ]
         assert warnings[0].why == (
-            "unchecked without it: alarms, the acknowledgement time-out, delivery limits, whether dead-letter queues "
+            "unchecked without it: alarms, the acknowledgement time-out, delivery limits, whether "
+            "dead-letter queues "
             "are bound, whether retry queues lead back, policies, whether replies are heard"
         )
 
     def test_what_is_unchecked_is_not_called_ok(self) -> None:
-        ok = {finding.check for finding in examine(configured(), self.CHANGE(sound())) if finding.level is Level.OK}
+        ok = {
+            finding.check
+            for finding in examine(configured(), self.CHANGE(sound()))
+            if finding.level is Level.OK
+        }
         assert ok & {check.name for check in CHECKS if check.by_management} == set()
 
     def test_what_amqp_tells_is_checked(self) -> None:
-        change = everything(self.CHANGE, of_queue("dead", standing=Standing(False)))
-        assert (FAULT, "dead-letters") in {(finding.level, finding.check) for finding in troubles(change)}
+        change = everything(self.CHANGE, of_queue("dead", declared=DeclareResult(False)))
+        assert (FAULT, "dead-letters") in {
+            (finding.level, finding.check) for finding in troubles(change)
+        }
 
 
 def test_without_kestra_what_concerns_it_is_not_called_ok() -> None:
     found = examine(configured(), replace(sound(), kestra=AWAY, round_trip=None, kill=None))
-    of_kestra = {"kestra", "kestra-version", "notifier", "flows", "concurrency", "round-trip", "kill"}
+    of_kestra = {
+        "kestra",
+        "kestra-version",
+        "notifier",
+        "flows",
+        "concurrency",
+        "round-trip",
+        "kill",
+    }
     assert {finding.check for finding in found if finding.level is Level.OK} & of_kestra == set()
 
 
 def test_a_lane_that_is_not_there_is_not_called_ok_either() -> None:
-    found = examine(configured(), of_queue("jobs", standing=Standing(False))(sound()))
+    found = examine(configured(), of_queue("jobs", declared=DeclareResult(False))(sound()))
     ok = {finding.check for finding in found if finding.level is Level.OK}
     assert ok & {"priorities", "retries", "dead-letters", "consumers"} == set()
 
 
 def test_the_worst_comes_first() -> None:
-    change = everything(broker(alarms=["disk on a"]), kestra(skew=timedelta(minutes=1)), state("jobs", policy=None))
+    change = everything(
+        broker(alarms=["disk on a"]), kestra(skew=timedelta(minutes=1)), state("jobs", policy=None)
+    )
     levels = [finding.level for finding in examine(configured(), change(sound()))]
     assert levels == sorted(levels, key=list(Level).index)
 
@@ -703,7 +849,10 @@ def test_what_lies_beyond_a_limit_that_cancels_is_told_to_cost_attempts() -> Non
 
 def test_at_the_start_of_the_consumer_only_what_it_knows_then_is_judged() -> None:
     change = everything(broker(alarms=["disk on a"]), kestra(notifier=None, flows={REPORT: None}))
-    assert [finding.check for finding in at_start(configured(), change(sound()))] == ["notifier", "flows"]
+    assert [finding.check for finding in at_start(configured(), change(sound()))] == [
+        "notifier",
+        "flows",
+    ]
 
 
 def test_the_command_that_lifts_a_limit_of_dead_letters_is_told_where_no_policy_sets_it() -> None:
@@ -719,7 +868,11 @@ def test_no_secret_is_in_a_finding() -> None:
     assert not [finding for finding in examine(settings, sound()) if "geheim" in str(finding)]
 
 
-SENTENCES = {command for path in (REPOSITORY / "bridge" / "operate" / "doctor").rglob("*.py") for command in in_sentences(path)}
+SENTENCES = {
+    command
+    for path in (REPOSITORY / "bridge" / "operate" / "doctor").rglob("*.py")
+    for command in in_sentences(path)
+}
 
 
 @pytest.mark.parametrize("command", sorted(SENTENCES))
@@ -732,4 +885,6 @@ def test_a_setting_that_mends_is_one(wrong: Wrong) -> None:
     _, change, settings, *_ = wrong
     mends = " ".join(finding.mend for finding in troubles(change, **settings))
     named = re.findall(r"BRIDGE_[A-Z_]*[A-Z](?![A-Z_])", mends)
-    assert [name for name in named if name.removeprefix("BRIDGE_").lower() not in Settings.model_fields] == []
+    assert [
+        name for name in named if name.removeprefix("BRIDGE_").lower() not in Settings.model_fields
+    ] == []

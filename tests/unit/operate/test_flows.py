@@ -1,4 +1,5 @@
-"""The flows that ship, which of them a server gets, and what a deployment does, without a Kestra."""
+"""The flows that ship, which of them a server gets, and what a deployment does, without a
+Kestra."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def flow(name: str, source: str | None = None) -> FlowFile:
 
 
 class Server:
-    """Just enough of Kestra: it keeps flows, refuses what it is told to, and remembers what it was asked."""
+    """Just enough of Kestra: it keeps flows, refuses what it is told to, and remembers what it was
+    asked."""
 
     def __init__(self, *, version: str = "2.0.0", refuse: Mapping[str, str] | None = None) -> None:
         self.version = version
@@ -82,16 +84,24 @@ class Server:
 
     def _save(self, method: str, path: str, source: str) -> httpx.Response:
         name = str(flows.name_in(source))
-        expected = ("POST", "/main/flows") if name not in self.flows else ("PUT", f"/main/flows/{name}")
+        expected = (
+            ("POST", "/main/flows") if name not in self.flows else ("PUT", f"/main/flows/{name}")
+        )
         if (method, path) != expected or name in self.refuse_to_save:
-            return httpx.Response(422, json={"message": "Invalid entity: not like this", "_links": {}})
+            return httpx.Response(
+                422, json={"message": "Invalid entity: not like this", "_links": {}}
+            )
         self.flows[name] = source
         return httpx.Response(200, json={"source": source})
 
     @property
     def writes(self) -> list[tuple[str, str]]:
         """The requests that change something."""
-        return [(method, path) for method, path in self.requests if method != "GET" and not path.endswith("/validate")]
+        return [
+            (method, path)
+            for method, path in self.requests
+            if method != "GET" and not path.endswith("/validate")
+        ]
 
     def client(self) -> Kestra:
         settings = KestraSettings.model_validate({"kestra_url": "http://kestra.test"})
@@ -132,13 +142,17 @@ def test_a_flow_lies_in_a_folder_that_some_server_gets(path: Path) -> None:
 @every_flow
 def test_a_shell_task_has_no_expression_in_its_commands(path: Path) -> None:
     # Inputs reach a shell as variables: in its text they would be commands.
-    commands = [text for task in tasks_in(yaml.safe_load(path.read_text())) for text in shell_texts(task)]
+    commands = [
+        text for task in tasks_in(yaml.safe_load(path.read_text())) for text in shell_texts(task)
+    ]
     assert not [text for text in commands if "{{" in text or "{%" in text]
 
 
 def tasks_in(node: object) -> list[dict[str, Any]]:
     """Everything in a flow that has a type, however deep."""
-    children = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+    children = (
+        list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+    )
     own = [node] if isinstance(node, dict) and "type" in node else []
     return own + [task for child in children for task in tasks_in(child)]
 
@@ -146,11 +160,17 @@ def tasks_in(node: object) -> list[dict[str, Any]]:
 def shell_texts(task: Mapping[str, Any]) -> list[str]:
     if not str(task["type"]).startswith("io.kestra.plugin.scripts.shell."):
         return []
-    return [*task.get("beforeCommands", []), *task.get("commands", []), *filter(None, [task.get("script")])]
+    return [
+        *task.get("beforeCommands", []),
+        *task.get("commands", []),
+        *filter(None, [task.get("script")]),
+    ]
 
 
 @pytest.mark.parametrize("tls", [False, True])
-@pytest.mark.parametrize("version", ["0.24.0", "1.0.0", "1.3.25", "2.0.0", "2.1.0-SNAPSHOT", "3.0.0"])
+@pytest.mark.parametrize(
+    "version", ["0.24.0", "1.0.0", "1.3.25", "2.0.0", "2.1.0-SNAPSHOT", "3.0.0"]
+)
 def test_every_server_gets_one_notifier(version: str, tls: bool) -> None:
     names = [str(found.name) for found in flows.shipped(version, tls=tls)]
     assert names.count("bridge.system/notifier") == 1
@@ -168,9 +188,13 @@ def test_the_notifier_is_that_of_the_server_s_series(version: str, folder: str) 
     assert where(notifier.path) == f"{folder}/bridge.system/notifier.yaml"
 
 
-@pytest.mark.parametrize(("version", "folder"), [("1.3.25", "tls/kestra-1"), ("2.0.0", "tls/kestra-2")])
+@pytest.mark.parametrize(
+    ("version", "folder"), [("1.3.25", "tls/kestra-1"), ("2.0.0", "tls/kestra-2")]
+)
 def test_with_tls_the_notifier_is_the_one_for_it(version: str, folder: str) -> None:
-    notifier = next(found for found in flows.shipped(version, tls=True) if found.name.id == "notifier")
+    notifier = next(
+        found for found in flows.shipped(version, tls=True) if found.name.id == "notifier"
+    )
     assert where(notifier.path) == f"{folder}/bridge.system/notifier.yaml"
 
 
@@ -224,29 +248,42 @@ def test_a_notifier_reads_only_the_secrets_that_are_promised(path: Path) -> None
     assert set(re.findall(r"secret\('BRIDGE_AMQP_(\w+)'\)", path.read_text())) <= promised
 
 
-@pytest.mark.parametrize("path", [path for path in NOTIFIERS if "kestra-1" in where(path)], ids=where)
+@pytest.mark.parametrize(
+    "path", [path for path in NOTIFIERS if "kestra-1" in where(path)], ids=where
+)
 def test_a_notifier_for_1_x_filters_by_conditions(path: Path) -> None:
-    condition = {"type": "io.kestra.plugin.core.condition.ExecutionLabels", "labels": {"bridge": "amqp"}}
+    condition = {
+        "type": "io.kestra.plugin.core.condition.ExecutionLabels",
+        "labels": {"bridge": "amqp"},
+    }
     assert trigger_in(path)["conditions"] == [condition]
 
 
-@pytest.mark.parametrize("path", [path for path in NOTIFIERS if "kestra-1" in where(path)], ids=where)
+@pytest.mark.parametrize(
+    "path", [path for path in NOTIFIERS if "kestra-1" in where(path)], ids=where
+)
 def test_a_notifier_for_1_x_uses_nothing_that_only_2_x_has(path: Path) -> None:
     assert "when" not in trigger_in(path)
     assert "trigger.endDate" not in path.read_text()
 
 
-@pytest.mark.parametrize("path", [path for path in NOTIFIERS if "kestra-2" in where(path)], ids=where)
+@pytest.mark.parametrize(
+    "path", [path for path in NOTIFIERS if "kestra-2" in where(path)], ids=where
+)
 def test_a_notifier_for_2_x_filters_by_when(path: Path) -> None:
     assert trigger_in(path)["when"] == "{{ (labels.bridge ?? '') == 'amqp' }}"
 
 
-@pytest.mark.parametrize("path", [path for path in NOTIFIERS if "kestra-2" in where(path)], ids=where)
+@pytest.mark.parametrize(
+    "path", [path for path in NOTIFIERS if "kestra-2" in where(path)], ids=where
+)
 def test_a_notifier_for_2_x_uses_nothing_that_2_x_refuses(path: Path) -> None:
     assert "conditions" not in trigger_in(path)
 
 
-@pytest.mark.parametrize("path", [path for path in NOTIFIERS if "tls" not in where(path)], ids=where)
+@pytest.mark.parametrize(
+    "path", [path for path in NOTIFIERS if "tls" not in where(path)], ids=where
+)
 def test_a_plain_notifier_s_message_has_all_that_is_promised(path: Path) -> None:
     data = task_in(path)["from"]["data"]
     assert list(data) == ["executionId", "state", "namespace", "flowId", "endedAt"]
@@ -258,7 +295,10 @@ def test_a_notifier_for_tls_never_trusts_everybody(path: Path) -> None:
 
 
 def test_the_notifiers_of_both_series_differ_only_in_trigger_and_end() -> None:
-    first, second = (task_in(FLOWS / series / "bridge.system/notifier.yaml") for series in ("kestra-1", "kestra-2"))
+    first, second = (
+        task_in(FLOWS / series / "bridge.system/notifier.yaml")
+        for series in ("kestra-1", "kestra-2")
+    )
     first["from"]["data"]["endedAt"] = second["from"]["data"]["endedAt"]
     assert first == second
 
@@ -270,14 +310,18 @@ def test_in_a_checkout_the_flows_lie_beside_the_package() -> None:
     assert flows.home() == FLOWS
 
 
-def test_installed_the_flows_lie_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_the_flows_lie_in_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "bridge/_flows").mkdir(parents=True)
     (tmp_path / "flows").mkdir()
     monkeypatch.setattr(flows, "_PACKAGE", tmp_path / "bridge")
     assert flows.home() == tmp_path / "bridge/_flows"
 
 
-def test_an_installation_without_flows_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installation_without_flows_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(flows, "_PACKAGE", tmp_path / "bridge")
     with pytest.raises(BridgeError, match="has no flows"):
         flows.home()
@@ -309,7 +353,9 @@ def test_a_file_that_is_given_twice_is_one_flow(tmp_path: Path) -> None:
 def test_two_files_with_the_same_flow_are_refused(tmp_path: Path) -> None:
     for name in ("one.yaml", "other.yaml"):
         (tmp_path / name).write_text(EXAMPLE.format(id="one", namespace="team"))
-    with pytest.raises(SettingsError, match=r"team/one is in two files, .*one\.yaml and .*other\.yaml"):
+    with pytest.raises(
+        SettingsError, match=r"team/one is in two files, .*one\.yaml and .*other\.yaml"
+    ):
         flows.from_paths([tmp_path])
 
 
@@ -383,9 +429,12 @@ def test_a_flow_with_another_source_is_updated() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [str, str.rstrip, lambda text: f"{text}\n\n", lambda text: text.replace("\n", " \r\n")]
+    "change",
+    [str, str.rstrip, lambda text: f"{text}\n\n", lambda text: text.replace("\n", " \r\n")],
 )
-def test_white_space_at_the_ends_of_lines_and_of_the_file_makes_no_difference(change: Callable[[str], str]) -> None:
+def test_white_space_at_the_ends_of_lines_and_of_the_file_makes_no_difference(
+    change: Callable[[str], str],
+) -> None:
     assert flows.fate(flow("team/one"), change(flow("team/one").source)) is Fate.UNCHANGED
 
 
@@ -455,7 +504,9 @@ async def test_no_deployment_deletes_or_touches_another_flow() -> None:
     server = Server()
     server.flows = {"bridge.system/theirs": "theirs", "bridge.system/notifier": "old"}
     await deploy(server, *flows.shipped("2.0.0"))
-    touched = {path.removeprefix("/main/flows/") for method, path in server.writes if method != "POST"}
+    touched = {
+        path.removeprefix("/main/flows/") for method, path in server.writes if method != "POST"
+    }
     assert (touched, server.flows["bridge.system/theirs"]) == ({"bridge.system/notifier"}, "theirs")
 
 
@@ -498,7 +549,9 @@ class Shell:
 
 
 @pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
+def shell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Shell:
     # Not where a `.env` file could be.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BRIDGE_KESTRA_URL", "http://kestra.test")
@@ -520,7 +573,9 @@ def test_the_table_names_each_flow_and_its_result(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(("version", "sign"), [("1.3.25", "conditions:"), ("2.0.0", "when:")])
-def test_the_server_s_version_decides_on_the_notifier(shell: Shell, version: str, sign: str) -> None:
+def test_the_server_s_version_decides_on_the_notifier(
+    shell: Shell, version: str, sign: str
+) -> None:
     shell.server.version = version
     shell("deploy")
     assert sign in shell.server.flows["bridge.system/notifier"]
@@ -531,7 +586,9 @@ def test_tls_takes_the_notifier_for_it(shell: Shell) -> None:
     assert "BRIDGE_AMQP_API_URL" in shell.server.flows["bridge.system/notifier"]
 
 
-def test_flows_of_one_s_own_are_deployed_instead_of_those_that_ship(shell: Shell, tmp_path: Path) -> None:
+def test_flows_of_one_s_own_are_deployed_instead_of_those_that_ship(
+    shell: Shell, tmp_path: Path
+) -> None:
     (tmp_path / "one.yaml").write_text(EXAMPLE.format(id="one", namespace="team"))
     shell("deploy", tmp_path)
     assert list(shell.server.flows) == ["team/one"]
@@ -571,7 +628,9 @@ def test_a_dry_run_of_the_command_writes_nothing(shell: Shell) -> None:
     assert shell.server.writes == []
 
 
-def test_a_missing_setting_ends_with_exit_code_2(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_setting_ends_with_exit_code_2(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("BRIDGE_KESTRA_URL")
     assert shell("deploy") == 2
 

@@ -53,7 +53,9 @@ def link(execution: Execution) -> str:
 
 
 def consumer(connection: str, *, prefetch: int = 8) -> Consumer:
-    return Consumer(tag=f"kestra-bridge.{QUEUE}", connection=connection, host="10.0.0.7", prefetch=prefetch)
+    return Consumer(
+        tag=f"kestra-bridge.{QUEUE}", connection=connection, host="10.0.0.7", prefetch=prefetch
+    )
 
 
 BROKER = BrokerFacts(
@@ -66,10 +68,17 @@ BROKER = BrokerFacts(
     reasons={f"{QUEUE}.dead": {"failed": 90, "killed": 50}},
 )
 STATE = QueueState(
-    name=QUEUE, kind="quorum", ready=4, in_flight=8, by_priority={"9": 3, "0": 1}, consumers=(consumer("a -> b"),)
+    name=QUEUE,
+    kind="quorum",
+    ready=4,
+    in_flight=8,
+    by_priority={"9": 3, "0": 1},
+    consumers=(consumer("a -> b"),),
 )
 UNREAD = replace(BROKER, reasons={f"{QUEUE}.dead": AWAY})
-MANAGEMENT = ManagementFacts(alarms=[], queues={QUEUE: STATE}, since={"a -> b": NOW - timedelta(hours=1)})
+MANAGEMENT = ManagementFacts(
+    alarms=[], queues={QUEUE: STATE}, since={"a -> b": NOW - timedelta(hours=1)}
+)
 KESTRA = KestraFacts(version="2.0.0", now=NOW, unfinished=[execution()], link=link)
 METRICS = ReplicaMetrics(in_flight={QUEUE: 5}, oldest=100.0, restarts={"channel_closed": 1})
 FACTS = Facts(
@@ -113,7 +122,9 @@ class TestALane:
         assert lane(management=AWAY, metrics={"a": METRICS, "b": AWAY}).in_flight is None
 
     def test_says_that_its_queue_is_not_there(self) -> None:
-        found = lane(broker=replace(BROKER, depths={QUEUE: None}), management=replace(MANAGEMENT, queues={}))
+        found = lane(
+            broker=replace(BROKER, depths={QUEUE: None}), management=replace(MANAGEMENT, queues={})
+        )
         assert (found.exists, found.ready) == (False, None)
 
     def test_tells_its_retries_and_within_what_time_each_is_due(self) -> None:
@@ -143,7 +154,12 @@ class TestALane:
 class TestAJob:
     @pytest.mark.parametrize(
         ("state", "seconds", "expected"),
-        [(State.CREATED, 61, True), (State.CREATED, 5, False), (State.RUNNING, 61, False), (State.QUEUED, 61, False)],
+        [
+            (State.CREATED, 61, True),
+            (State.CREATED, 5, False),
+            (State.RUNNING, 61, False),
+            (State.QUEUED, 61, False),
+        ],
     )
     def test_stands_out_once_kestra_has_left_it_alone_for_a_minute(
         self, state: State, seconds: int, expected: bool
@@ -170,14 +186,18 @@ class TestAJob:
 
     def test_that_does_not_say_of_which_queue_it_is_is_told(self) -> None:
         labels = {key: value for key, value in LABELS.items() if key != "bridgeQueue"}
-        assert len(seen(kestra=replace(KESTRA, unfinished=[execution(labels=labels)])).jobs or ()) == 1
+        assert (
+            len(seen(kestra=replace(KESTRA, unfinished=[execution(labels=labels)])).jobs or ()) == 1
+        )
 
     def test_is_no_subflow_that_inherited_its_labels(self) -> None:
         assert seen(kestra=replace(KESTRA, unfinished=[execution(triggered=True)])).jobs == []
 
     def test_comes_the_earlier_the_older_it_is(self) -> None:
         ages = [NOW - timedelta(seconds=seconds) for seconds in (5, 50, 20)]
-        unfinished = [execution(id=f"e{index}", started=started) for index, started in enumerate(ages)]
+        unfinished = [
+            execution(id=f"e{index}", started=started) for index, started in enumerate(ages)
+        ]
         found = seen(kestra=replace(KESTRA, unfinished=unfinished)).jobs or ()
         assert [job.execution for job in found] == ["e1", "e2", "e0"]
 
@@ -203,7 +223,10 @@ class TestReplicas:
     def test_are_consuming_connections_with_what_they_hold_of_each_lane(self) -> None:
         other = replace(STATE, name="other.jobs", consumers=(consumer("a -> b", prefetch=2),))
         lanes = [Lane(queue=QUEUE), Lane(queue="other.jobs")]
-        queues = {QUEUE: replace(STATE, consumers=(consumer("a -> b"), consumer("c -> b"))), "other.jobs": other}
+        queues = {
+            QUEUE: replace(STATE, consumers=(consumer("a -> b"), consumer("c -> b"))),
+            "other.jobs": other,
+        }
         found = seen(lanes=lanes, management=replace(MANAGEMENT, queues=queues)).replicas or ()
         assert [(replica.host, replica.since, replica.prefetch) for replica in found] == [
             ("10.0.0.7", NOW - timedelta(hours=1), {QUEUE: 8, "other.jobs": 2}),
@@ -213,7 +236,9 @@ class TestReplicas:
     def test_are_unknown_where_the_management_api_is_away(self) -> None:
         assert seen(management=AWAY).replicas is None
 
-    def test_are_unknown_where_there_are_consumers_that_the_management_api_does_not_tell_yet(self) -> None:
+    def test_are_unknown_where_there_are_consumers_that_the_management_api_does_not_tell_yet(
+        self,
+    ) -> None:
         found = seen(management=replace(MANAGEMENT, queues={QUEUE: replace(STATE, consumers=())}))
         assert (found.replicas, len(found.unknown)) == (None, 1)
 
@@ -232,7 +257,10 @@ class TestWhatIsUnknown:
             ({"broker": AWAY}, "ready messages, consumers, dead letters: it is away"),
             ({"broker": UNREAD}, f"reasons in {QUEUE}.dead: it is away"),
             ({"management": AWAY}, "in flight, priorities, alarms, replicas: it is away"),
-            ({"management": AWAY, "metrics": {"a": METRICS}}, "priorities, alarms, replicas: it is away"),
+            (
+                {"management": AWAY, "metrics": {"a": METRICS}},
+                "priorities, alarms, replicas: it is away",
+            ),
             ({"kestra": AWAY}, "jobs: it is away"),
             ({"metrics": {"a": AWAY}}, "a replica's metrics: it is away"),
         ],
@@ -241,7 +269,10 @@ class TestWhatIsUnknown:
         assert seen(**away).unknown == [text]
 
 
-MANY = [execution(id=f"{index:022}", labels={**LABELS, "bridgeJob": f"{index:032x}"}) for index in range(12)]
+MANY = [
+    execution(id=f"{index:022}", labels={**LABELS, "bridgeJob": f"{index:032x}"})
+    for index in range(12)
+]
 BUSY: dict[str, Any] = {
     "kestra": replace(KESTRA, unfinished=MANY),
     "metrics": {"http://10.0.0.7:9464/metrics": METRICS},
@@ -262,18 +293,28 @@ class TestTheScreen:
 
     @pytest.mark.parametrize("width", [80, 160])
     def test_has_each_job_on_one_line(self, width: int) -> None:
-        assert sum("RUNNING" in line and " 1 min 30 s" in line for line in screen(width, **BUSY)) == len(MANY)
+        assert sum(
+            "RUNNING" in line and " 1 min 30 s" in line for line in screen(width, **BUSY)
+        ) == len(MANY)
 
     def test_has_the_executions_links_where_there_is_room(self) -> None:
-        assert sum(link(execution) in line for line in screen(160, **BUSY) for execution in MANY) == len(MANY)
+        assert sum(
+            link(execution) in line for line in screen(160, **BUSY) for execution in MANY
+        ) == len(MANY)
 
     def test_says_elsewhere_where_an_executions_page_is(self) -> None:
         text = "".join(line.strip() for line in screen(80, **BUSY))
-        assert "An execution's page:http://kestra:8080/ui/main/executions/NAMESPACE/FLOW/EXECUTION" in text
+        assert (
+            "An execution's page:http://kestra:8080/ui/main/executions/NAMESPACE/FLOW/EXECUTION"
+            in text
+        )
 
     def test_shows_as_many_jobs_as_there_is_room_for_and_says_how_many_more_there_are(self) -> None:
         lines = screen(80, jobs=5, **BUSY)
-        assert (sum("RUNNING" in line for line in lines), "7 younger ones" in "".join(lines)) == (5, True)
+        assert (sum("RUNNING" in line for line in lines), "7 younger ones" in "".join(lines)) == (
+            5,
+            True,
+        )
 
     @pytest.mark.parametrize(
         "text",
@@ -294,7 +335,9 @@ class TestTheScreen:
 
     def test_says_of_how_many_dead_letters_the_reasons_are_where_more_have_come(self) -> None:
         broker = replace(BROKER, reasons={f"{QUEUE}.dead": {"failed": 90}})
-        assert any("failed: 90 (of 90 that were looked at)" in line for line in screen(80, broker=broker))
+        assert any(
+            "failed: 90 (of 90 that were looked at)" in line for line in screen(80, broker=broker)
+        )
 
     def test_says_what_keeps_the_broker_from_taking_messages(self) -> None:
         lines = screen(160, management=replace(MANAGEMENT, alarms=["memory on rabbit@a"]))
@@ -310,7 +353,9 @@ class TestTheScreen:
 
     def test_can_not_be_moved_by_a_label(self) -> None:
         moving = execution(labels={**LABELS, "bridgeJob": "a\x1b[2Jb"})
-        assert any("a?[2Jb" in line for line in screen(80, kestra=replace(KESTRA, unfinished=[moving])))
+        assert any(
+            "a?[2Jb" in line for line in screen(80, kestra=replace(KESTRA, unfinished=[moving]))
+        )
 
 
 def test_the_picture_is_json_too() -> None:
@@ -324,7 +369,14 @@ def test_the_picture_is_json_too() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (61, "1 min 1 s"), (7200, "2 h"), (90_061, "1 d 1 h")],
+    [
+        (0, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (61, "1 min 1 s"),
+        (7200, "2 h"),
+        (90_061, "1 d 1 h"),
+    ],
 )
 def test_a_length_of_time_is_told_by_its_two_largest_units(seconds: float, text: str) -> None:
     assert in_words(seconds) == text

@@ -16,11 +16,26 @@ from hypothesis import strategies as st
 
 from bridge.errors import InvalidMessage
 from bridge.job.job import FlowName, decode
-from bridge.operate.submission import Draft, IdsByContent, Submission, fields, json_object, judge, random_id, read
+from bridge.operate.submission import (
+    Draft,
+    IdsByContent,
+    Submission,
+    fields,
+    json_object,
+    judge,
+    random_id,
+    read,
+)
 
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00")).filter(lambda text: "\\u0000" not in text)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00")).filter(
+    lambda text: "\\u0000" not in text
+)
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )
@@ -49,8 +64,13 @@ def refusal(text: str | bytes, *, name: str = "f") -> str:
 
 
 def test_a_line_of_json_is_a_job() -> None:
-    line = '{"id": "a", "flow": "n.s/f", "inputs": {"x": [1, 2.5]}, "labels": {"l": "v"}, "timeout": 3}'
-    assert bodies(line) == [{"flow": "n.s/f", "inputs": {"x": [1, 2.5]}, "labels": {"l": "v"}, "timeout": 3}]
+    line = (
+        '{"id": "a", "flow": "n.s/f", "inputs": {"x": [1, 2.5]}, "labels": '
+        '{"l": "v"}, "timeout": 3}'
+    )
+    assert bodies(line) == [
+        {"flow": "n.s/f", "inputs": {"x": [1, 2.5]}, "labels": {"l": "v"}, "timeout": 3}
+    ]
 
 
 def test_the_id_becomes_the_message_id() -> None:
@@ -112,7 +132,9 @@ def test_lines_may_be_empty_and_end_in_carriage_returns() -> None:
 
 
 def test_only_a_line_feed_ends_a_line() -> None:
-    assert bodies('{"inputs": {"x": "one\u2028two\x85three"}}') == [{"inputs": {"x": "one\u2028two\x85three"}}]
+    assert bodies('{"inputs": {"x": "one\u2028two\x85three"}}') == [
+        {"inputs": {"x": "one\u2028two\x85three"}}
+    ]
 
 
 def test_a_byte_order_mark_is_passed_over() -> None:
@@ -121,7 +143,10 @@ def test_a_byte_order_mark_is_passed_over() -> None:
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [('{"id": "a"}'.encode("utf-16"), "f: it is in UTF-16"), (gzip.compress(b"{}"), "f: it is compressed (gzip)")],
+    [
+        ('{"id": "a"}'.encode("utf-16"), "f: it is in UTF-16"),
+        (gzip.compress(b"{}"), "f: it is compressed (gzip)"),
+    ],
     ids=["UTF-16", "gzip"],
 )
 def test_a_file_that_is_no_text_is_named(data: bytes, words: str) -> None:
@@ -133,14 +158,21 @@ def test_a_null_says_nothing() -> None:
 
 
 @given(st.dictionaries(NAMES, JSON_VALUES, max_size=4), IDS, st.integers(0, 10))
-def test_what_a_line_says_is_what_the_bridge_reads(inputs: dict[str, object], job: str, priority: int) -> None:
+def test_what_a_line_says_is_what_the_bridge_reads(
+    inputs: dict[str, object], job: str, priority: int
+) -> None:
     line = json.dumps({"id": job, "inputs": inputs, "priority": priority})
     message = submissions(line)[0].message
     read_back = decode(message, default_flow=FlowName("n", "f"), max_priority=10)
-    assert (read_back.id, dict(read_back.inputs)) == (job, {k: v for k, v in inputs.items() if v is not None})
+    assert (read_back.id, dict(read_back.inputs)) == (
+        job,
+        {k: v for k, v in inputs.items() if v is not None},
+    )
 
 
-@pytest.mark.parametrize("number", ["1E5", "1.10", "-0", "1e-7", "0.1234567890123456789012345", "9" * 40])
+@pytest.mark.parametrize(
+    "number", ["1E5", "1.10", "-0", "1e-7", "0.1234567890123456789012345", "9" * 40]
+)
 def test_a_number_keeps_its_text(number: str) -> None:
     body = submissions(f'{{"inputs": {{"x": {number}, "y": [{{"z": {number}}}]}}}}')[0].message.body
     assert body.decode() == f'{{"inputs":{{"x":{number},"y":[{{"z":{number}}}]}}}}'
@@ -198,7 +230,12 @@ def test_a_file_without_a_job_is_refused(text: str) -> None:
 
 def test_a_row_is_a_job() -> None:
     text = "id,flow,priority,timeout,input.x,input.y,label.l\na,n.s/f,5,2.5,1,true,v\n"
-    expected = {"flow": "n.s/f", "timeout": 2.5, "inputs": {"x": "1", "y": "true"}, "labels": {"l": "v"}}
+    expected = {
+        "flow": "n.s/f",
+        "timeout": 2.5,
+        "inputs": {"x": "1", "y": "true"},
+        "labels": {"l": "v"},
+    }
     assert bodies(text) == [expected]
 
 
@@ -227,9 +264,13 @@ def test_empty_lines_at_the_top_are_no_header(top: str) -> None:
 def test_a_cell_reaches_the_bridge_as_it_is(cells: list[str]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
-    writer.writerows([["id", "input.x"], *([str(number), cell] for number, cell in enumerate(cells))])
+    writer.writerows(
+        [["id", "input.x"], *([str(number), cell] for number, cell in enumerate(cells))]
+    )
     read_back = bodies(text.getvalue(), name="f.csv")
-    assert [body.get("inputs", {}) for body in read_back] == [{"x": cell} if cell else {} for cell in cells]
+    assert [body.get("inputs", {}) for body in read_back] == [
+        {"x": cell} if cell else {} for cell in cells
+    ]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +278,10 @@ def test_a_cell_reaches_the_bridge_as_it_is(cells: list[str]) -> None:
     [
         (
             "id,colour\na,red\n",
-            "f:1: column 2, 'colour', is none of id, flow, priority, timeout, input.NAME, label.NAME",
+            (
+                "f:1: column 2, 'colour', is none of id, flow, priority, "
+                "timeout, input.NAME, label.NAME"
+            ),
         ),
         ("id;flow\na;n/f\n", "f:1: column 1, 'id;flow', is none of"),
         ("id,id\na,b\n", "f:1: column 2, 'id', is there twice"),
@@ -268,7 +312,13 @@ def test_csv_that_is_not_utf8_is_refused_with_the_line() -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("f.csv", "id\na\n"), ("f.CSV", "id\na\n"), ("f.jsonl", '{"id": "a"}'), ("-", "id\na\n"), ("-", ' \n{"id": "a"}')],
+    [
+        ("f.csv", "id\na\n"),
+        ("f.CSV", "id\na\n"),
+        ("f.jsonl", '{"id": "a"}'),
+        ("-", "id\na\n"),
+        ("-", ' \n{"id": "a"}'),
+    ],
 )
 def test_the_format_is_guessed_from_name_and_content(name: str, text: str) -> None:
     assert submissions(text, name=name)[0].id == "a"
@@ -326,8 +376,8 @@ def test_defaults_replace_nothing() -> None:
 
 def test_a_wish_for_an_answer_carries_the_job_id() -> None:
     (job,) = submissions('{"id": "a"}')
-    message = job.sent(NOW, reply_to="mailbox")
-    assert (message.reply_to, message.correlation_id) == ("mailbox", "a")
+    message = job.sent(NOW, reply_to="reply_queue")
+    assert (message.reply_to, message.correlation_id) == ("reply_queue", "a")
 
 
 def test_without_that_wish_there_is_no_address_for_an_answer() -> None:

@@ -1,4 +1,5 @@
-"""Whatever bytes a publisher put into properties and headers, the message arrives, and can be published again."""
+"""Whatever bytes a publisher put into properties and headers, the message arrives, and can be
+published again."""
 
 from __future__ import annotations
 
@@ -26,7 +27,11 @@ from bridge.text import encodable, printable, short
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> Iterator[None]:
     """The decoders are the process's; other tests get back those that they had."""
-    methods, mapping, encoder = dict(decode.METHODS), dict(decode.TABLE_MAPPING), encode.encode_table_value
+    methods, mapping, encoder = (
+        dict(decode.METHODS),
+        dict(decode.TABLE_MAPPING),
+        encode.encode_table_value,
+    )
     codec.install()
     yield
     decode.METHODS.update(methods)
@@ -84,12 +89,23 @@ class TestPamqp:
 
     def test_reads_a_whole_frame_by_what_replaces_them(self) -> None:
         headers = table(
-            entry(b"\xff", text(b"x")) + entry(b"t", b"T" + b"\xff" * 8) + entry(b"a", b"A" + table(b"T" + b"\xff" * 8))
+            entry(b"\xff", text(b"x"))
+            + entry(b"t", b"T" + b"\xff" * 8)
+            + entry(b"a", b"A" + table(b"T" + b"\xff" * 8))
         )
-        content = struct.pack(">HHQH", 60, 0, 0, 1 << 13 | 1 << 7 | 1 << 6) + headers + b"\x01\xfe" + b"\xff" * 8
+        content = (
+            struct.pack(">HHQH", 60, 0, 0, 1 << 13 | 1 << 7 | 1 << 6)
+            + headers
+            + b"\x01\xfe"
+            + b"\xff" * 8
+        )
         _, _, arrived = frame.unmarshal(b"\x02\x00\x01" + table(content) + b"\xce")
         assert isinstance(arrived, ContentHeader)
-        assert (arrived.properties.headers, arrived.properties.message_id, arrived.properties.timestamp) == (
+        assert (
+            arrived.properties.headers,
+            arrived.properties.message_id,
+            arrived.properties.timestamp,
+        ) == (
             {"\udcff": "x", "t": None, "a": [None]},
             "\udcfe",
             None,
@@ -142,12 +158,20 @@ class TestTable:
         assert isinstance(decoded(table(content)), dict | None)
 
     @given(
-        st.lists(st.tuples(st.binary(max_size=9), st.sampled_from(b"tbBsuIilLfdDSATFVx\0?"), st.binary(max_size=20)))
+        st.lists(
+            st.tuples(
+                st.binary(max_size=9),
+                st.sampled_from(b"tbBsuIilLfdDSATFVx\0?"),
+                st.binary(max_size=20),
+            )
+        )
     )
     def test_of_likely_entries_is_a_table_or_nothing_that_can_be_published_again(
         self, entries: list[tuple[bytes, int, bytes]]
     ) -> None:
-        value = decoded(table(b"".join(entry(key, bytes([kind]) + rest) for key, kind, rest in entries)))
+        value = decoded(
+            table(b"".join(entry(key, bytes([kind]) + rest) for key, kind, rest in entries))
+        )
         assert isinstance(value, dict | None)
         encode.field_table(encodable(value or {}))
 
@@ -176,7 +200,9 @@ class TestTable:
         for _ in range(100):
             content = entry(b"k", b"F" + table(content))
         decoded(table(content))
-        assert decoded(table(entry(b"a", b"F" + table(entry(b"b", b"t\x01"))))) == {"a": {"b": True}}
+        assert decoded(table(entry(b"a", b"F" + table(entry(b"b", b"t\x01"))))) == {
+            "a": {"b": True}
+        }
 
 
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 (hypothesis wants it without a zone)
@@ -186,9 +212,13 @@ VALUES = st.recursive(
     | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False)
     | st.text(max_size=20)
-    | st.datetimes(EPOCH, EPOCH + timedelta(days=49_000)).map(lambda moment: moment.replace(microsecond=0, tzinfo=UTC))
+    | st.datetimes(EPOCH, EPOCH + timedelta(days=49_000)).map(
+        lambda moment: moment.replace(microsecond=0, tzinfo=UTC)
+    )
     | st.binary(max_size=10).map(bytearray),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=20), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=20), inner, max_size=4)
+    ),
     max_leaves=15,
 )
 
@@ -198,10 +228,16 @@ class TestRoundTrip:
     def test_changes_no_header(self, headers: dict[str, Any]) -> None:
         assert decoded(encode.field_table(encodable(headers))) == headers
 
-    @given(st.dictionaries(st.text(max_size=20), VALUES, min_size=1, max_size=5), st.text(max_size=60))
+    @given(
+        st.dictionaries(st.text(max_size=20), VALUES, min_size=1, max_size=5), st.text(max_size=60)
+    )
     def test_changes_no_property(self, headers: dict[str, Any], message_id: str) -> None:
         arrived = properties(headers=headers, message_id=message_id, priority=3, delivery_mode=2)
-        assert (arrived.headers, arrived.message_id or "", arrived.priority) == (headers, message_id, 3)
+        assert (arrived.headers, arrived.message_id or "", arrived.priority) == (
+            headers,
+            message_id,
+            3,
+        )
 
     @pytest.mark.parametrize(
         ("raw", "again"),
@@ -216,14 +252,26 @@ class TestRoundTrip:
             (b"L" + struct.pack(">q", -(2**63)), -(2**63)),
             (b"V", None),
         ],
-        ids=["bytes", "large double", "double", "float", "infinity", "decimal", "small decimal", "long", "void"],
+        ids=[
+            "bytes",
+            "large double",
+            "double",
+            "float",
+            "infinity",
+            "decimal",
+            "small decimal",
+            "long",
+            "void",
+        ],
     )
     def test_keeps_what_pamqp_alone_could_not_publish_again(self, raw: bytes, again: Any) -> None:
         value = decoded(table(entry(b"k", raw)))
         assert decoded(encode.field_table(encodable(value))) == {"k": again}
 
     @given(st.binary(max_size=100), st.binary(max_size=30))
-    def test_of_any_header_bytes_arrives_beside_the_other_properties(self, content: bytes, message_id: bytes) -> None:
+    def test_of_any_header_bytes_arrives_beside_the_other_properties(
+        self, content: bytes, message_id: bytes
+    ) -> None:
         """Flags of `headers` and `message_id`, and their raw bytes, as a broker passes them on."""
         arrived = Basic.Properties()
         arrived.unmarshal(1 << 13 | 1 << 7, table(content) + bytes([len(message_id)]) + message_id)
@@ -239,7 +287,14 @@ class TestInstall:
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("", "/"), ("/", "/"), ("/%2F", "/"), ("/jobs", "jobs"), ("/a%2Fb%20%252F", "a/b %2F"), ("/%252F", "%2F")],
+    [
+        ("", "/"),
+        ("/", "/"),
+        ("/%2F", "/"),
+        ("/jobs", "jobs"),
+        ("/a%2Fb%20%252F", "a/b %2F"),
+        ("/%252F", "%2F"),
+    ],
 )
 async def test_a_virtual_host_is_the_one_that_the_address_names(path: str, name: str) -> None:
     codec.install()

@@ -26,7 +26,9 @@ def sent(headers: dict[str, Any], frame_max: int = FRAME) -> dict[str, Any]:
 
 
 def size_of_frame(message: Message, frame_max: int = FRAME) -> int:
-    return OVERHEAD + len(ContentHeader(0, len(message.body), properties_of(message, frame_max)).marshal())
+    return OVERHEAD + len(
+        ContentHeader(0, len(message.body), properties_of(message, frame_max)).marshal()
+    )
 
 
 def test_headers_that_fit_are_left_as_they_are() -> None:
@@ -60,7 +62,11 @@ def test_what_somebody_else_put_under_that_name_does_no_harm(before: Any) -> Non
 
 def test_of_very_many_the_first_are_named_and_the_rest_counted() -> None:
     named = sent({f"h{number:04}": "x" * 2000 for number in range(500)}, 8192)[LEFT_OUT]
-    assert (len(named), named[-1].startswith("and "), named[-1].endswith(" more")) == (NAMED_AT_MOST + 1, True, True)
+    assert (len(named), named[-1].startswith("and "), named[-1].endswith(" more")) == (
+        NAMED_AT_MOST + 1,
+        True,
+        True,
+    )
 
 
 def test_very_many_small_ones_are_no_hold_up() -> None:
@@ -90,15 +96,28 @@ def test_none_is_left_out_without_a_limit() -> None:
 
 
 _values = st.recursive(
-    st.text(max_size=3000) | st.integers(-(2**63), 2**63 - 1) | st.none() | st.binary(max_size=50).map(bytearray),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=20), inner, max_size=4),
+    st.text(max_size=3000)
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.none()
+    | st.binary(max_size=50).map(bytearray),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=20), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
 
-@given(st.dictionaries(st.sampled_from([*DEAD_LETTER_HEADERS, LEFT_OUT]) | st.text(max_size=200), _values, max_size=12))
+@given(
+    st.dictionaries(
+        st.sampled_from([*DEAD_LETTER_HEADERS, LEFT_OUT]) | st.text(max_size=200),
+        _values,
+        max_size=12,
+    )
+)
 def test_whatever_the_headers_are_the_frame_is_not_exceeded(headers: dict[str, Any]) -> None:
-    texts: dict[str, Any] = dict.fromkeys(("correlation_id", "reply_to", "app_id", "content_type"), "ü" * 200)
+    texts: dict[str, Any] = dict.fromkeys(
+        ("correlation_id", "reply_to", "app_id", "content_type"), "ü" * 200
+    )
     ours = {"x-bridge-reason": "failed", "x-bridge-queue": "q" * 200}
     message = Message(body=b"", headers=headers | ours, message_id="m" * 255, **texts)
     assert size_of_frame(message, 8192) <= 8192

@@ -9,12 +9,13 @@ import pytest
 
 from bridge.errors import BrokerDenied, BrokerUnavailable, MessageRefused, PublishFailed, QueueFull
 from bridge.job.message import Message
-from bridge.rabbitmq.isolation import TRIES, Alone, Reopening, Results
+from bridge.rabbitmq.isolation import TRIES, IsolatedPublisher, ReopeningPublisher, ResultPublisher
 
 
 @dataclass
 class Broker:
-    """Closes a connection over a poisoned message, and with it all that is being published there."""
+    """Closes a connection over a poisoned message, and with it all that is being published
+    there."""
 
     opened: int = 0
     got: list[str] = field(default_factory=list)
@@ -57,17 +58,17 @@ def message(name: str, body: bytes = b"good") -> Message:
     return Message(body=body, message_id=name)
 
 
-def alone(broker: Broker) -> Alone:
-    return Alone(Reopening(broker.connect), pause=0)
+def alone(broker: Broker) -> IsolatedPublisher:
+    return IsolatedPublisher(ReopeningPublisher(broker.connect), pause=0)
 
 
-def results(broker: Broker) -> Results:
-    return Results(Reopening(broker.connect), alone(broker))
+def results(broker: Broker) -> ResultPublisher:
+    return ResultPublisher(ReopeningPublisher(broker.connect), alone(broker))
 
 
 async def test_connects_when_there_is_something_to_publish_and_once() -> None:
     broker = Broker()
-    line = Reopening(broker.connect)
+    line = ReopeningPublisher(broker.connect)
     before = broker.opened
     await asyncio.gather(*(line.publish(message(name)) for name in "abc"))
     assert (before, broker.opened) == (0, 1)
@@ -75,7 +76,7 @@ async def test_connects_when_there_is_something_to_publish_and_once() -> None:
 
 async def test_connects_anew_once_a_connection_failed() -> None:
     broker = Broker()
-    line = Reopening(broker.connect)
+    line = ReopeningPublisher(broker.connect)
     with pytest.raises(BrokerUnavailable):
         await line.publish(message("a", b"poison"))
     await line.publish(message("b"))
@@ -84,7 +85,7 @@ async def test_connects_anew_once_a_connection_failed() -> None:
 
 async def test_keeps_a_connection_on_which_a_queue_was_full() -> None:
     broker = Broker()
-    line = Reopening(broker.connect)
+    line = ReopeningPublisher(broker.connect)
     with pytest.raises(QueueFull):
         await line.publish(message("a", b"full"))
     await line.publish(message("b"))
@@ -99,7 +100,7 @@ async def test_leaves_no_connection_behind() -> None:
         opened.append(await broker.connect())
         return opened[-1]
 
-    line = Reopening(connect)
+    line = ReopeningPublisher(connect)
     with pytest.raises(BrokerUnavailable):
         await line.publish(message("a", b"poison"))
     await line.publish(message("b"))
@@ -137,7 +138,7 @@ async def test_alone_a_connection_that_is_refused_is_a_failed_publish() -> None:
         raise BrokerDenied("too many connections")
 
     with pytest.raises(PublishFailed, match="too many connections"):
-        await Alone(Reopening(connect), pause=0).publish(message("a"))
+        await IsolatedPublisher(ReopeningPublisher(connect), pause=0).publish(message("a"))
 
 
 async def test_alone_a_full_queue_is_told_as_that() -> None:
@@ -150,24 +151,30 @@ async def test_results_that_fail_by_a_neighbours_fault_are_sent_again() -> None:
     sender = results(broker)
     bodies = {"a": b"good", "b": b"poison", "c": b"good", "d": b"good"}
     told = await asyncio.gather(
-        *(sender.publish(message(name, body), routing_key="r") for name, body in bodies.items()), return_exceptions=True
+        *(sender.publish(message(name, body), routing_key="r") for name, body in bodies.items()),
+        return_exceptions=True,
     )
-    assert ([type(each) for each in told].count(MessageRefused), sorted(broker.got)) == (1, ["a", "c", "d"])
+    assert ([type(each) for each in told].count(MessageRefused), sorted(broker.got)) == (
+        1,
+        ["a", "c", "d"],
+    )
 
 
 async def test_a_result_that_is_never_confirmed_is_given_up() -> None:
     broker = Broker()
-    sender = Results(Reopening(broker.connect), alone(broker), patience=0.05)
+    sender = ResultPublisher(ReopeningPublisher(broker.connect), alone(broker), patience=0.05)
     with pytest.raises(PublishFailed, match="not confirmed within"):
         await asyncio.wait_for(sender.publish(message("a", b"never"), routing_key="r"), 10)
 
 
-async def test_a_result_that_is_never_confirmed_leaves_the_turn_to_be_sent_alone_to_the_next() -> None:
+async def test_a_result_that_is_never_confirmed_leaves_the_turn_to_be_sent_alone_to_the_next() -> (
+    None
+):
     broker = Broker()
     turn = alone(broker)
-    broken = Reopening(broker.connect)
+    broken = ReopeningPublisher(broker.connect)
     broken.publish = unheard  # type: ignore[method-assign]
-    sender = Results(broken, turn, patience=0.05)
+    sender = ResultPublisher(broken, turn, patience=0.05)
     with pytest.raises(PublishFailed):
         await asyncio.wait_for(sender.publish(message("a", b"never"), routing_key="r"), 10)
     await asyncio.wait_for(turn.publish(message("b")), 10)

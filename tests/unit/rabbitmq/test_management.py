@@ -1,4 +1,5 @@
-"""What the management API's client makes of what the API answers, as it was seen on 3.10.8, 4.0.5 and 4.3.6."""
+"""What the management API's client makes of what the API answers, as it was seen on 3.10.8, 4.0.5
+and 4.3.6."""
 
 from __future__ import annotations
 
@@ -20,7 +21,15 @@ from prometheus_client import generate_latest
 from pydantic import SecretStr
 
 from bridge.errors import BridgeError, BrokerDenied, BrokerUnavailable
-from bridge.rabbitmq.management import Binding, Consumer, Management, QueueState, ReplicaMetrics, parse_queue, scrape
+from bridge.rabbitmq.management import (
+    Binding,
+    Consumer,
+    Management,
+    QueueState,
+    ReplicaMetrics,
+    parse_queue,
+    scrape,
+)
 from bridge.settings.settings import BrokerSettings
 from bridge.telemetry.metrics import Metrics
 from tests.support.certificates import Authority
@@ -29,7 +38,10 @@ Answer = Callable[[httpx.Request], httpx.Response]
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
-    lambda leaves: st.lists(leaves) | st.dictionaries(st.sampled_from(["arguments", "priority_lengths", "9"]), leaves),
+    lambda leaves: (
+        st.lists(leaves)
+        | st.dictionaries(st.sampled_from(["arguments", "priority_lengths", "9"]), leaves)
+    ),
 )
 CONSUMER = {
     "consumer_tag": "kestra-bridge.q",
@@ -71,7 +83,9 @@ def api(answer: Answer | Any, **settings: Any) -> Management:
     """A client of an API that answers so: with that JSON, or as that function says."""
     given_ = {"amqp_url": SecretStr("amqp://user:geheim@rabbit/jobs"), **settings}
     handle = answer if callable(answer) else lambda _: httpx.Response(200, json=answer)
-    return Management(BrokerSettings(**given_, _env_file=None), transport=httpx.MockTransport(handle))
+    return Management(
+        BrokerSettings(**given_, _env_file=None), transport=httpx.MockTransport(handle)
+    )
 
 
 async def queue(answer: Any) -> QueueState:
@@ -99,14 +113,21 @@ class TestAQueue:
         found = (await queue(data)).by_priority
         assert (found, list(found or ())) == (by_priority, list(by_priority or ()))
 
-    @pytest.mark.parametrize(("data", "limit"), [(CLASSIC_3_10, None), (QUORUM_4_0, -1), (QUORUM_4_3, 20)])
-    async def test_tells_how_often_a_message_may_be_returned(self, data: dict[str, Any], limit: int | None) -> None:
+    @pytest.mark.parametrize(
+        ("data", "limit"), [(CLASSIC_3_10, None), (QUORUM_4_0, -1), (QUORUM_4_3, 20)]
+    )
+    async def test_tells_how_often_a_message_may_be_returned(
+        self, data: dict[str, Any], limit: int | None
+    ) -> None:
         assert (await queue(data)).delivery_limit == limit
 
     @pytest.mark.parametrize(
-        ("data", "policy"), [(CLASSIC_3_10, {}), (QUORUM_4_0, {"consumer-timeout": 60000}), (QUORUM_4_3, None)]
+        ("data", "policy"),
+        [(CLASSIC_3_10, {}), (QUORUM_4_0, {"consumer-timeout": 60000}), (QUORUM_4_3, None)],
     )
-    async def test_tells_what_policies_set_once_it_tells_of_itself(self, data: Any, policy: Any) -> None:
+    async def test_tells_what_policies_set_once_it_tells_of_itself(
+        self, data: Any, policy: Any
+    ) -> None:
         assert (await queue(data)).policy == policy
 
     async def test_tells_its_consumers(self) -> None:
@@ -137,7 +158,14 @@ class TestAQueue:
         assert asked == ["/api/queues/%2F/a%2Fq"]
 
     @pytest.mark.parametrize(
-        "field", ["arguments", "backing_queue_status", "messages_by_priority", "consumer_details", "delivery_limit"]
+        "field",
+        [
+            "arguments",
+            "backing_queue_status",
+            "messages_by_priority",
+            "consumer_details",
+            "delivery_limit",
+        ],
     )
     @given(data=JSON)
     def test_is_read_whatever_json_a_part_of_it_is(self, field: str, data: Any) -> None:
@@ -152,7 +180,11 @@ class TestAlarms:
         ("status", "data", "alarms"),
         [
             (200, {"status": "ok"}, []),
-            (503, {"alarms": [{"node": "rabbit@a", "resource": "memory"}], "status": "failed"}, ["memory on rabbit@a"]),
+            (
+                503,
+                {"alarms": [{"node": "rabbit@a", "resource": "memory"}], "status": "failed"},
+                ["memory on rabbit@a"],
+            ),
             (503, {"reason": "something", "status": "failed"}, ["something"]),
         ],
     )
@@ -168,27 +200,38 @@ class TestBindings:
             {"source": "x", "destination": "q", "routing_key": "a"},
         ]
         async with api(rows) as client:
-            assert await client.bindings("q") == [Binding(source="x", destination="q", routing_key="a")]
+            assert await client.bindings("q") == [
+                Binding(source="x", destination="q", routing_key="a")
+            ]
 
 
 class TestAnExchangesPolicy:
     @staticmethod
     async def of(exchange: dict[str, Any], policy: httpx.Response) -> Any:
         def answer(request: httpx.Request) -> httpx.Response:
-            return httpx.Response(200, json=exchange) if "/exchanges/" in request.url.path else policy
+            return (
+                httpx.Response(200, json=exchange) if "/exchanges/" in request.url.path else policy
+            )
 
         async with api(answer) as client:
             return await client.policy_of_exchange("q")
 
     async def test_is_told(self) -> None:
-        policy = httpx.Response(200, json={"name": "p", "definition": {"alternate-exchange": "q.dead"}})
-        assert await self.of({"name": "q", "policy": "p"}, policy) == {"alternate-exchange": "q.dead"}
+        policy = httpx.Response(
+            200, json={"name": "p", "definition": {"alternate-exchange": "q.dead"}}
+        )
+        assert await self.of({"name": "q", "policy": "p"}, policy) == {
+            "alternate-exchange": "q.dead"
+        }
 
     async def test_is_none_where_it_has_none(self) -> None:
         assert await self.of({"name": "q"}, httpx.Response(500)) == {}
 
     async def test_is_none_where_the_user_may_not_see_it(self) -> None:
-        assert await self.of({"name": "q", "policy": "p"}, httpx.Response(401, json={"reason": "no"})) == {}
+        assert (
+            await self.of({"name": "q", "policy": "p"}, httpx.Response(401, json={"reason": "no"}))
+            == {}
+        )
 
 
 class TestAConnection:
@@ -215,8 +258,12 @@ class TestTheClient:
         assert seen == [httpx.BasicAuth("user", "geheim")._auth_header]
 
     async def test_says_what_a_user_without_the_tag_lacks(self) -> None:
-        async with api(lambda _: httpx.Response(401, json={"reason": "Not management user"})) as client:
-            with pytest.raises(BrokerDenied, match=r"'user' \(Not management user\): give it the tag `management`"):
+        async with api(
+            lambda _: httpx.Response(401, json={"reason": "Not management user"})
+        ) as client:
+            with pytest.raises(
+                BrokerDenied, match=r"'user' \(Not management user\): give it the tag `management`"
+            ):
                 await client.alarms()
 
     @pytest.mark.parametrize("reason", ["Login failed", "Not_Authorized"], ids=["3.10", "4.3"])
@@ -227,33 +274,49 @@ class TestTheClient:
 
     async def test_says_where_nothing_is_answered_that_the_address_may_be_wrong(self) -> None:
         async with listening(None, answer=b"") as port:
-            settings = {"amqp_url": "amqp://u:p@rabbit", "management_url": f"http://127.0.0.1:{port}"}
+            settings = {
+                "amqp_url": "amqp://u:p@rabbit",
+                "management_url": f"http://127.0.0.1:{port}",
+            }
             async with Management(BrokerSettings.model_validate(settings)) as client:
                 with pytest.raises(
-                    BrokerUnavailable, match=r"it ended the connection .* is BRIDGE_MANAGEMENT_URL right\?"
+                    BrokerUnavailable,
+                    match=r"it ended the connection .* is BRIDGE_MANAGEMENT_URL right\?",
                 ):
                     await client.version()
 
     @pytest.mark.parametrize("status", [200, 404, 500, 502])
     async def test_is_not_taken_in_by_something_else_that_answers(self, status: int) -> None:
         async with api(lambda _: httpx.Response(status, text="<html>nginx</html>")) as client:
-            with pytest.raises(BrokerUnavailable, match="does not answer as RabbitMQ's management API does"):
+            with pytest.raises(
+                BrokerUnavailable, match="does not answer as RabbitMQ's management API does"
+            ):
                 await client.queue("q")
 
     @pytest.mark.parametrize(
-        "error", [httpx.ConnectError("refused"), httpx.ReadTimeout(""), httpx.RemoteProtocolError("no HTTP")]
+        "error",
+        [
+            httpx.ConnectError("refused"),
+            httpx.ReadTimeout(""),
+            httpx.RemoteProtocolError("no HTTP"),
+        ],
     )
     async def test_turns_httpx_errors_into_ours(self, error: httpx.HTTPError) -> None:
         def fail(_: httpx.Request) -> httpx.Response:
             raise error
 
         async with api(fail) as client:
-            with pytest.raises(BrokerUnavailable, match="can't reach RabbitMQ's management API at http://rabbit:15672"):
+            with pytest.raises(
+                BrokerUnavailable,
+                match="can't reach RabbitMQ's management API at http://rabbit:15672",
+            ):
                 await client.version()
 
     async def test_tells_how_far_the_brokers_clock_is_ahead(self) -> None:
         date = format_datetime(datetime.now(UTC) + timedelta(minutes=5), usegmt=True)
-        async with api(lambda _: httpx.Response(200, json={"rabbitmq_version": "4"}, headers={"Date": date})) as client:
+        async with api(
+            lambda _: httpx.Response(200, json={"rabbitmq_version": "4"}, headers={"Date": date})
+        ) as client:
             await client.version()
         assert client.skew is not None
         assert timedelta(minutes=4) < client.skew < timedelta(minutes=6)
@@ -278,7 +341,8 @@ async def listening(
 
 
 class TestTls:
-    """What only an operator can mend is told in one line that names a setting, as for AMQP and Kestra."""
+    """What only an operator can mend is told in one line that names a setting, as for AMQP and
+    Kestra."""
 
     @staticmethod
     async def told(url: str, **files: Path) -> str:
@@ -301,7 +365,9 @@ class TestTls:
     async def test_for_another_host_is_not_trusted(self, authority: Authority) -> None:
         async with listening(authority.server("rabbit", "rabbit.example")) as port:
             told = await self.told(f"https://127.0.0.1:{port}", amqp_ca=authority.ca)
-        assert re.search(r"\(BRIDGE_MANAGEMENT_URL\): its certificate can't be trusted: .*127\.0\.0\.1", told)
+        assert re.search(
+            r"\(BRIDGE_MANAGEMENT_URL\): its certificate can't be trusted: .*127\.0\.0\.1", told
+        )
 
     async def test_that_wants_a_certificate_says_so(self) -> None:
         def fail(_: httpx.Request) -> httpx.Response:
@@ -310,7 +376,9 @@ class TestTls:
             raise alert  # as OpenSSL tells it, and httpx lets it through
 
         async with api(fail) as client:
-            with pytest.raises(BrokerDenied, match=r"\(certificate required\); BRIDGE_AMQP_CERTIFICATE"):
+            with pytest.raises(
+                BrokerDenied, match=r"\(certificate required\); BRIDGE_AMQP_CERTIFICATE"
+            ):
                 await client.version()
 
     async def test_that_is_not_spoken_is_told(self) -> None:
@@ -327,8 +395,14 @@ class TestTls:
         ("named", "told"),
         [
             (["amqp_ca"], r"BRIDGE_AMQP_CA: \S+ holds no CA certificates"),
-            (["amqp_certificate"], r"BRIDGE_AMQP_CERTIFICATE: no PEM certificate .* in \S+/no\.pem \("),
-            (["amqp_certificate", "amqp_key"], r"BRIDGE_AMQP_CERTIFICATE and BRIDGE_AMQP_KEY: .* in \S+ and \S+ \("),
+            (
+                ["amqp_certificate"],
+                r"BRIDGE_AMQP_CERTIFICATE: no PEM certificate .* in \S+/no\.pem \(",
+            ),
+            (
+                ["amqp_certificate", "amqp_key"],
+                r"BRIDGE_AMQP_CERTIFICATE and BRIDGE_AMQP_KEY: .* in \S+ and \S+ \(",
+            ),
         ],
     )
     async def test_by_a_file_that_is_none_is_told_with_its_name(
@@ -355,7 +429,8 @@ class TestScraping:
         )
 
     @pytest.mark.parametrize(
-        ("status", "text"), [(200, "up 1\n"), (200, "<html>"), (200, ""), (404, "{}"), (200, "bridge_x{ 1")]
+        ("status", "text"),
+        [(200, "up 1\n"), (200, "<html>"), (200, ""), (404, "{}"), (200, "bridge_x{ 1")],
     )
     async def test_is_not_taken_in_by_something_else(self, status: int, text: str) -> None:
         with pytest.raises(BridgeError, match="http://a/metrics"):
@@ -367,7 +442,9 @@ class TestScraping:
             await scrape("http://u:geheim@a/metrics", transport=self.serving("up 1\n", status))
         assert "geheim" not in str(caught.value)
 
-    @pytest.mark.parametrize("url", ["nonsense", "ftp://a", "http://[", "http://127.0.0.1:1/metrics"])
+    @pytest.mark.parametrize(
+        "url", ["nonsense", "ftp://a", "http://[", "http://127.0.0.1:1/metrics"]
+    )
     async def test_says_which_address_can_not_be_asked(self, url: str) -> None:
         with pytest.raises(BridgeError, match="can't read metrics at"):
             await scrape(url)

@@ -30,10 +30,14 @@ from bridge.settings import environment
 def test_a_variable_that_can_not_be_used_is_named(name: str, value: str) -> None:
     with pytest.raises(SettingsError) as caught:
         environment.check({name: value})
-    assert (str(caught.value).startswith(name), "geheim" in str(caught.value)) == (True, False), caught.value
+    assert (str(caught.value).startswith(name), "geheim" in str(caught.value)) == (True, False), (
+        caught.value
+    )
 
 
-def test_a_file_for_the_keys_of_tls_that_can_not_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_for_the_keys_of_tls_that_can_not_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SSLKEYLOGFILE", "/nope/keys")
     with pytest.raises(SettingsError, match="SSLKEYLOGFILE: /nope/keys can't be written"):
         environment.check({"SSLKEYLOGFILE": "/nope/keys"})
@@ -41,7 +45,9 @@ def test_a_file_for_the_keys_of_tls_that_can_not_be_written_is_named(monkeypatch
 
 def test_all_that_are_wrong_are_named_at_once() -> None:
     with pytest.raises(SettingsError, match=r"ALL_PROXY .*; NO_PROXY.*; SSL_CERT_FILE"):
-        environment.check({"ALL_PROXY": "ftp://a", "NO_PROXY": "[::1]", "SSL_CERT_FILE": "/nope.pem"})
+        environment.check(
+            {"ALL_PROXY": "ftp://a", "NO_PROXY": "[::1]", "SSL_CERT_FILE": "/nope.pem"}
+        )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,9 @@ def test_all_that_are_wrong_are_named_at_once() -> None:
         {"ALL_PROXY": "socks5://proxy", "NO_PROXY": "*"},
     ],
 )
-def test_what_httpx_can_use_is_no_fault(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+def test_what_httpx_can_use_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     environment.check(variables)
@@ -65,7 +73,9 @@ def test_what_httpx_can_use_is_no_fault(monkeypatch: pytest.MonkeyPatch, variabl
 @pytest.mark.parametrize(
     "variables", [{"ALL_PROXY": "socks5://proxy"}, {"NO_PROXY": "[::1]"}, {"HTTP_PROXY": "ftp://a"}]
 )
-def test_what_is_a_fault_httpx_can_not_use(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+def test_what_is_a_fault_httpx_can_not_use(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises((ImportError, ValueError, httpx.InvalidURL)):

@@ -24,7 +24,9 @@ def test_every_side_queue_is_known_as_its_lanes(name: str) -> None:
     assert lane_of_side_queue(name) == "q"
 
 
-@pytest.mark.parametrize("name", ["q", "q.high", "q.retry", "q.retry.soon", "dead", ".dead", "q.dead.letters"])
+@pytest.mark.parametrize(
+    "name", ["q", "q.high", "q.retry", "q.retry.soon", "dead", ".dead", "q.dead.letters"]
+)
 def test_any_other_name_is_free(name: str) -> None:
     assert lane_of_side_queue(name) is None
 

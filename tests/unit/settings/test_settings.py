@@ -1,4 +1,5 @@
-"""The settings are read whole: every fault is named at once, no value is shown, and the defaults are the contract's."""
+"""The settings are read whole: every fault is named at once, no value is shown, and the defaults
+are the contract's."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ from bridge.settings.settings import (
 )
 from bridge.telemetry import log
 
-NEEDED = {"BRIDGE_AMQP_URL": "amqp://user:geheim@rabbit:5672/jobs", "BRIDGE_KESTRA_URL": "http://kestra:8080"}
+NEEDED = {
+    "BRIDGE_AMQP_URL": "amqp://user:geheim@rabbit:5672/jobs",
+    "BRIDGE_KESTRA_URL": "http://kestra:8080",
+}
 
 
 @pytest.fixture
@@ -82,16 +86,22 @@ class TestDefaults:
             ("log_level", "info"),
         ],
     )
-    def test_are_those_of_the_contract(self, environment: pytest.MonkeyPatch, name: str, value: Any) -> None:
+    def test_are_those_of_the_contract(
+        self, environment: pytest.MonkeyPatch, name: str, value: Any
+    ) -> None:
         assert getattr(loaded(environment), name) == value
 
     def test_hold_for_an_empty_variable(self, environment: pytest.MonkeyPatch) -> None:
-        assert loaded(environment, PREFETCH="", QUEUE="", FLOW="").all_lanes == (Lane(queue="kestra.jobs", prefetch=8),)
+        assert loaded(environment, PREFETCH="", QUEUE="", FLOW="").all_lanes == (
+            Lane(queue="kestra.jobs", prefetch=8),
+        )
 
     def test_serve_http_on_loopback_alone(self, environment: pytest.MonkeyPatch) -> None:
         assert loaded(environment).http_host == "127.0.0.1"
 
-    def test_hold_a_delivery_for_longer_than_a_job_may_take(self, environment: pytest.MonkeyPatch) -> None:
+    def test_hold_a_delivery_for_longer_than_a_job_may_take(
+        self, environment: pytest.MonkeyPatch
+    ) -> None:
         settings = loaded(environment)
         assert settings.hold > 2 * settings.job_timeout
 
@@ -149,7 +159,9 @@ class TestValues:
         with pytest.raises(SettingsError, match="BRIDGE_KESTRA_URL is not set"):
             load(KestraSettings)
 
-    def test_tell_the_brokers_address_without_credentials(self, environment: pytest.MonkeyPatch) -> None:
+    def test_tell_the_brokers_address_without_credentials(
+        self, environment: pytest.MonkeyPatch
+    ) -> None:
         assert loaded(environment).broker_address == "rabbit:5672/jobs"
 
     @pytest.mark.parametrize(
@@ -160,7 +172,9 @@ class TestValues:
             ("amqps://u:p@rabbit/%2Fa", "rabbit:5671/%2Fa"),
         ],
     )
-    def test_know_the_brokers_default_port(self, environment: pytest.MonkeyPatch, url: str, address: str) -> None:
+    def test_know_the_brokers_default_port(
+        self, environment: pytest.MonkeyPatch, url: str, address: str
+    ) -> None:
         assert loaded(environment, AMQP_URL=url).broker_address == address
 
 
@@ -170,8 +184,13 @@ class TestLanes:
         assert settings.all_lanes == (Lane(queue="q", prefetch=2, flow="a/b"),)
 
     def test_are_read_from_a_json_list(self, environment: pytest.MonkeyPatch) -> None:
-        settings = loaded(environment, LANES='[{"queue": "a", "prefetch": 1, "flow": "n/f"}, {"queue": "b"}]')
-        assert settings.all_lanes == (Lane(queue="a", prefetch=1, flow="n/f"), Lane(queue="b", prefetch=8))
+        settings = loaded(
+            environment, LANES='[{"queue": "a", "prefetch": 1, "flow": "n/f"}, {"queue": "b"}]'
+        )
+        assert settings.all_lanes == (
+            Lane(queue="a", prefetch=1, flow="n/f"),
+            Lane(queue="b", prefetch=8),
+        )
 
     def test_know_their_flow(self) -> None:
         assert Lane(queue="q", flow="a/b").flow_name == FlowName("a", "b")
@@ -185,12 +204,18 @@ class TestLanes:
     def test_allow_nothing_else_once_there_is_a_list(self, environment: pytest.MonkeyPatch) -> None:
         assert loaded(environment, FLOW="n/f", ALLOWED_FLOWS='["m/*"]').flow_patterns == ("m/*",)
 
-    def test_allow_nothing_at_all_where_the_list_is_empty(self, environment: pytest.MonkeyPatch) -> None:
+    def test_allow_nothing_at_all_where_the_list_is_empty(
+        self, environment: pytest.MonkeyPatch
+    ) -> None:
         assert loaded(environment, FLOW="n/f", ALLOWED_FLOWS="[]").flow_patterns == ()
 
-    def test_allow_nothing_after_a_secret_was_read_anew(self, environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_allow_nothing_after_a_secret_was_read_anew(
+        self, environment: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         (tmp_path / "secret").write_text("one")
-        settings = loaded(environment, FLOW="n/f", ALLOWED_FLOWS="[]", KESTRA_TOKEN_FILE=str(tmp_path / "secret"))
+        settings = loaded(
+            environment, FLOW="n/f", ALLOWED_FLOWS="[]", KESTRA_TOKEN_FILE=str(tmp_path / "secret")
+        )
         (tmp_path / "secret").write_text("two")
         assert settings.refreshed(Settings).flow_patterns == ()
 
@@ -204,15 +229,22 @@ class TestLanes:
         ],
     )
     def test_know_what_may_be_started_or_that_they_do_not(
-        self, environment: pytest.MonkeyPatch, variables: dict[str, str], patterns: tuple[str, ...] | None
+        self,
+        environment: pytest.MonkeyPatch,
+        variables: dict[str, str],
+        patterns: tuple[str, ...] | None,
     ) -> None:
         assert loaded(environment, **variables).known_patterns == patterns
 
-    def test_that_can_start_nothing_are_a_fault_for_the_consumer(self, environment: pytest.MonkeyPatch) -> None:
+    def test_that_can_start_nothing_are_a_fault_for_the_consumer(
+        self, environment: pytest.MonkeyPatch
+    ) -> None:
         with pytest.raises(SettingsError, match="no flow may be started: set BRIDGE_FLOW"):
             check_for_run(loaded(environment))
 
-    def test_that_may_start_nothing_are_a_fault_for_the_consumer(self, environment: pytest.MonkeyPatch) -> None:
+    def test_that_may_start_nothing_are_a_fault_for_the_consumer(
+        self, environment: pytest.MonkeyPatch
+    ) -> None:
         with pytest.raises(SettingsError, match=r"BRIDGE_ALLOWED_FLOWS is \[\], by which no flow"):
             check_for_run(loaded(environment, FLOW="n/f", ALLOWED_FLOWS="[]"))
 
@@ -233,7 +265,15 @@ class TestFaults:
             HTTP_PORT="70000",
             MAX_ATTEMPTS="0",
         )
-        names = "AMQP_URL KESTRA_URL PREFETCH LANES RETRY_DELAYS LOG_LEVEL HTTP_PORT MAX_ATTEMPTS".split()  # noqa: SIM905
+        names = [
+            "AMQP_URL",
+            "KESTRA_URL",
+            "PREFETCH",
+            "LANES",
+            "RETRY_DELAYS",
+            "LOG_LEVEL",
+            "HTTP_PORT",
+        ]
         assert [name for name in names if f"BRIDGE_{name}" not in named] == []
 
     @pytest.mark.parametrize(
@@ -248,8 +288,16 @@ class TestFaults:
             ("KESTRA_URL", "http://[::1", "must be http://host:port"),
             ("KESTRA_URL", "http://kestra?x=1", "must be http://host:port"),
             ("KESTRA_URL", "http://u:p@kestra", "must not hold credentials"),
-            ("KESTRA_URL", "http://u:p@kestra", "use BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD"),
-            ("MANAGEMENT_URL", "http://u:p@rabbit", "use BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD"),
+            (
+                "KESTRA_URL",
+                "http://u:p@kestra",
+                "use BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD",
+            ),
+            (
+                "MANAGEMENT_URL",
+                "http://u:p@rabbit",
+                "use BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD",
+            ),
             ("KESTRA_TENANT", "a/b", "must be lower-case letters, digits, - and _ only"),
             ("KESTRA_TOKEN", "token\n", "must be printable ASCII"),
             ("KESTRA_TOKEN", "tökén", "must be printable ASCII"),
@@ -265,23 +313,67 @@ class TestFaults:
                 '[{"queue": "q"}, {"queue": "q.retry.30"}]',
                 "names q.retry.30, which is the name of a side queue of",
             ),
-            ("LANES", '[{"queue": "q.dead"}, {"queue": "q"}]', "side queue of lane q: rename one of them"),
-            ("LANES", '[{"queue": "a"}, {"queue": "kestra.replies"}]', "which is the exchange for replies"),
+            (
+                "LANES",
+                '[{"queue": "q.dead"}, {"queue": "q"}]',
+                "side queue of lane q: rename one of them",
+            ),
+            (
+                "LANES",
+                '[{"queue": "a"}, {"queue": "kestra.replies"}]',
+                "which is the exchange for replies",
+            ),
             ("QUEUE", "kestra.replies", "must not be kestra.replies"),
             ("LANES", '[{"prefetch": 1}]', "BRIDGE_LANES[0][queue] is not set"),
-            ("LANES", '[{"queue": "a", "flow": "x"}]', "BRIDGE_LANES[0][flow] must be namespace/id"),
-            ("LANES", '[{"queue": "a", "speed": 1}]', "BRIDGE_LANES[0][speed] extra inputs are not permitted"),
+            (
+                "LANES",
+                '[{"queue": "a", "flow": "x"}]',
+                "BRIDGE_LANES[0][flow] must be namespace/id",
+            ),
+            (
+                "LANES",
+                '[{"queue": "a", "speed": 1}]',
+                "BRIDGE_LANES[0][speed] extra inputs are not permitted",
+            ),
             ("RETRY_DELAYS", "[]", "at least 1 item"),
             ("RETRY_DELAYS", "[true]", "BRIDGE_RETRY_DELAYS[0] must be a whole number"),
-            ("LANES", '[{"queue": "a", "prefetch": true}]', "BRIDGE_LANES[0][prefetch] must be a whole number"),
-            ("ALLOWED_FLOWS", '["test"]', "BRIDGE_ALLOWED_FLOWS[0] must be namespace/id or a pattern"),
-            ("ALLOWED_FLOWS", '["a/*", ""]', "BRIDGE_ALLOWED_FLOWS[1] must be namespace/id or a pattern"),
-            ("ALLOWED_FLOWS", '["a/ *"]', "BRIDGE_ALLOWED_FLOWS[0] must be namespace/id or a pattern"),
-            ("ALLOWED_FLOWS", '["a/b/c"]', "BRIDGE_ALLOWED_FLOWS[0] must be namespace/id or a pattern"),
-            ("KESTRA_URL", "http://kestra:8080/api/v1", "must be Kestra's own address, without /api/v1"),
+            (
+                "LANES",
+                '[{"queue": "a", "prefetch": true}]',
+                "BRIDGE_LANES[0][prefetch] must be a whole number",
+            ),
+            (
+                "ALLOWED_FLOWS",
+                '["test"]',
+                "BRIDGE_ALLOWED_FLOWS[0] must be namespace/id or a pattern",
+            ),
+            (
+                "ALLOWED_FLOWS",
+                '["a/*", ""]',
+                "BRIDGE_ALLOWED_FLOWS[1] must be namespace/id or a pattern",
+            ),
+            (
+                "ALLOWED_FLOWS",
+                '["a/ *"]',
+                "BRIDGE_ALLOWED_FLOWS[0] must be namespace/id or a pattern",
+            ),
+            (
+                "ALLOWED_FLOWS",
+                '["a/b/c"]',
+                "BRIDGE_ALLOWED_FLOWS[0] must be namespace/id or a pattern",
+            ),
+            (
+                "KESTRA_URL",
+                "http://kestra:8080/api/v1",
+                "must be Kestra's own address, without /api/v1",
+            ),
             ("KESTRA_URL", "http://kestra:8080/api/v1/main/", "without /api/v1/main"),
             ("KESTRA_URL", "http://kestra/base/ui/main/flows", "without /ui/main/flows"),
-            ("RETRY_DELAYS", "[0]", "BRIDGE_RETRY_DELAYS[0] input should be greater than or equal to 1"),
+            (
+                "RETRY_DELAYS",
+                "[0]",
+                "BRIDGE_RETRY_DELAYS[0] input should be greater than or equal to 1",
+            ),
             ("RETRY_DELAYS", "30,300", "is not valid JSON"),
             ("QUEUE_TYPE", "stream", "input should be 'auto', 'classic' or 'quorum'"),
             ("MAX_PRIORITY", "256", "less than or equal to 255"),
@@ -300,10 +392,22 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("variables", "reason"),
         [
-            ({"KESTRA_USERNAME": "u"}, "BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD go together"),
-            ({"KESTRA_PASSWORD": "p"}, "BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD go together"),
-            ({"MANAGEMENT_USERNAME": "u"}, "BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD go together"),
-            ({"KESTRA_TOKEN": "t", "KESTRA_USERNAME": "u", "KESTRA_PASSWORD": "p"}, "exclude each other"),
+            (
+                {"KESTRA_USERNAME": "u"},
+                "BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD go together",
+            ),
+            (
+                {"KESTRA_PASSWORD": "p"},
+                "BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD go together",
+            ),
+            (
+                {"MANAGEMENT_USERNAME": "u"},
+                "BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD go together",
+            ),
+            (
+                {"KESTRA_TOKEN": "t", "KESTRA_USERNAME": "u", "KESTRA_PASSWORD": "p"},
+                "exclude each other",
+            ),
         ],
     )
     def test_say_which_settings_do_not_go_together(
@@ -328,13 +432,24 @@ class TestFaults:
             "amqp://rab bit",
         ],
     )
-    def test_show_no_part_of_a_url_that_can_not_be_read(self, environment: pytest.MonkeyPatch, url: str) -> None:
+    def test_show_no_part_of_a_url_that_can_not_be_read(
+        self, environment: pytest.MonkeyPatch, url: str
+    ) -> None:
         named = fault(environment, AMQP_URL=url)
-        assert ("BRIDGE_AMQP_URL must be amqp://" in named, "geheim" in named) == (True, False), named
+        assert ("BRIDGE_AMQP_URL must be amqp://" in named, "geheim" in named) == (True, False), (
+            named
+        )
 
     @pytest.mark.parametrize("name", ["KESTRA", "MANAGEMENT"])
     @pytest.mark.parametrize(
-        "rest", ["12345/geheim@host", "12345?geheim@host", "12345#geheim@host", "geheim@host", "geheim/@host"]
+        "rest",
+        [
+            "12345/geheim@host",
+            "12345?geheim@host",
+            "12345#geheim@host",
+            "geheim@host",
+            "geheim/@host",
+        ],
     )
     def test_show_no_part_of_an_http_url_with_a_password(
         self, environment: pytest.MonkeyPatch, name: str, rest: str
@@ -352,9 +467,13 @@ class TestFaults:
             text = str(error)
             assert ("geheim" not in text, f"BRIDGE_{name.upper()}" in text) == (True, True), text
 
-    @given(url=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30))
+    @given(
+        url=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
+    )
     @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-    def test_are_all_that_can_come_of_a_url(self, environment: pytest.MonkeyPatch, url: str) -> None:
+    def test_are_all_that_can_come_of_a_url(
+        self, environment: pytest.MonkeyPatch, url: str
+    ) -> None:
         for prefix in ("", "amqp://", "http://u:"):
             environment.setenv("BRIDGE_AMQP_URL", prefix + url)
             environment.setenv("BRIDGE_KESTRA_URL", prefix + url)
@@ -377,14 +496,19 @@ class TestTheManagementApi:
         assert loaded(environment, AMQP_URL=amqp_url).management_address == url
 
     def test_is_where_the_setting_says(self, environment: pytest.MonkeyPatch) -> None:
-        assert loaded(environment, MANAGEMENT_URL="https://api/").management_address == "https://api"
+        assert (
+            loaded(environment, MANAGEMENT_URL="https://api/").management_address == "https://api"
+        )
 
     @pytest.mark.parametrize(
         ("variables", "login"),
         [
             ({"AMQP_URL": "amqp://u%40x:p%2Fw@rabbit"}, ("u@x", "p/w")),
             ({"AMQP_URL": "amqp://rabbit"}, ("guest", "guest")),
-            ({"AMQP_URL": "amqp://rabbit", "AMQP_USERNAME": "u%", "AMQP_PASSWORD": "p@"}, ("u%", "p@")),
+            (
+                {"AMQP_URL": "amqp://rabbit", "AMQP_USERNAME": "u%", "AMQP_PASSWORD": "p@"},
+                ("u%", "p@"),
+            ),
             ({"MANAGEMENT_USERNAME": "m", "MANAGEMENT_PASSWORD": "n"}, ("m", "n")),
         ],
     )
@@ -419,9 +543,15 @@ class TestSecretFiles:
         path.write_text("geheim\n")
         return path
 
-    @pytest.mark.parametrize("section", [Settings, MachineSettings], ids=lambda section: section.__name__)
+    @pytest.mark.parametrize(
+        "section", [Settings, MachineSettings], ids=lambda section: section.__name__
+    )
     def test_are_there_for_every_secret(self, section: type[CommandSettings]) -> None:
-        secret = [name for name, field in section.model_fields.items() if "SecretStr" in str(field.annotation)]
+        secret = [
+            name
+            for name, field in section.model_fields.items()
+            if "SecretStr" in str(field.annotation)
+        ]
         assert [name for name in secret if f"{name}_file" not in section.model_fields] == []
 
     @pytest.mark.parametrize(
@@ -436,7 +566,12 @@ class TestSecretFiles:
         ],
     )
     def test_take_the_place_of_the_value(
-        self, environment: pytest.MonkeyPatch, file: Path, name: str, text: str, others: dict[str, str]
+        self,
+        environment: pytest.MonkeyPatch,
+        file: Path,
+        name: str,
+        text: str,
+        others: dict[str, str],
     ) -> None:
         file.write_text(f"{text}\r\n")
         environment.setenv("BRIDGE_AMQP_URL", "" if name == "AMQP_URL" else "amqp://rabbit")
@@ -463,7 +598,9 @@ class TestSecretFiles:
         said = fault(environment, KESTRA_TOKEN_FILE=str(tmp_path / "secret"))
         assert said.startswith(f"BRIDGE_KESTRA_TOKEN_FILE {reason}")
 
-    def test_that_can_not_be_read_are_named(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+    def test_that_can_not_be_read_are_named(
+        self, environment: pytest.MonkeyPatch, file: Path
+    ) -> None:
         def refuse(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied")
 
@@ -477,18 +614,29 @@ class TestSecretFiles:
         os.mkfifo(tmp_path / "pipe")
         assert "is no file" in fault(environment, KESTRA_TOKEN_FILE=str(tmp_path / "pipe"))
 
-    def test_that_can_not_be_used_are_named_with_every_other_fault(self, environment: pytest.MonkeyPatch) -> None:
+    def test_that_can_not_be_used_are_named_with_every_other_fault(
+        self, environment: pytest.MonkeyPatch
+    ) -> None:
         environment.delenv("BRIDGE_AMQP_URL")
-        said = fault(environment, AMQP_URL_FILE="nowhere", KESTRA_TOKEN_FILE="nowhere", PREFETCH="0")
+        said = fault(
+            environment, AMQP_URL_FILE="nowhere", KESTRA_TOKEN_FILE="nowhere", PREFETCH="0"
+        )
         assert said.count("is no file") == 2
         assert "BRIDGE_PREFETCH" in said
         assert "not set" not in said
 
-    def test_go_with_no_value_of_their_own(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+    def test_go_with_no_value_of_their_own(
+        self, environment: pytest.MonkeyPatch, file: Path
+    ) -> None:
         said = fault(environment, KESTRA_TOKEN="geheim", KESTRA_TOKEN_FILE=str(file))
-        assert said == "BRIDGE_KESTRA_TOKEN_FILE goes in place of BRIDGE_KESTRA_TOKEN: give one of them"
+        assert (
+            said
+            == "BRIDGE_KESTRA_TOKEN_FILE goes in place of BRIDGE_KESTRA_TOKEN: give one of them"
+        )
 
-    def test_hold_what_is_checked_like_any_value(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+    def test_hold_what_is_checked_like_any_value(
+        self, environment: pytest.MonkeyPatch, file: Path
+    ) -> None:
         file.write_text("http://geheim")
         environment.delenv("BRIDGE_AMQP_URL")
         said = fault(environment, AMQP_URL_FILE=str(file))
@@ -503,7 +651,9 @@ class TestSecretFiles:
         fresh = settings.refreshed(Settings)
         assert (fresh.kestra_token, fresh.prefetch) == (SecretStr("neu"), 3)
 
-    def test_are_masked_in_the_log_once_they_were_read_anew(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+    def test_are_masked_in_the_log_once_they_were_read_anew(
+        self, environment: pytest.MonkeyPatch, file: Path
+    ) -> None:
         hidden: list[str] = []
         environment.setattr(log, "hide", hidden.extend)
         settings = loaded(environment, KESTRA_TOKEN_FILE=str(file))
@@ -517,19 +667,27 @@ class TestSecretFiles:
         settings = loaded(environment, KESTRA_TOKEN_FILE=str(file))
         assert settings.refreshed(Settings) is settings
 
-    def test_that_can_not_be_used_any_more_are_named(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+    def test_that_can_not_be_used_any_more_are_named(
+        self, environment: pytest.MonkeyPatch, file: Path
+    ) -> None:
         settings = loaded(environment, KESTRA_TOKEN_FILE=str(file))
         file.unlink()
         with pytest.raises(SettingsError, match="BRIDGE_KESTRA_TOKEN_FILE is no file"):
             settings.refreshed(Settings)
 
-    def test_of_one_side_are_no_matter_of_the_other(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+    def test_of_one_side_are_no_matter_of_the_other(
+        self, environment: pytest.MonkeyPatch, file: Path
+    ) -> None:
         settings = loaded(environment, KESTRA_TOKEN_FILE=str(file), AMQP_URL="amqp://rabbit")
         file.unlink()
         assert settings.refreshed(BrokerSettings) is settings
 
-    def test_leave_what_a_command_changed_as_it_is(self, environment: pytest.MonkeyPatch, file: Path) -> None:
-        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file)).model_copy(update={"lanes": (Lane(queue="other"),)})
+    def test_leave_what_a_command_changed_as_it_is(
+        self, environment: pytest.MonkeyPatch, file: Path
+    ) -> None:
+        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file)).model_copy(
+            update={"lanes": (Lane(queue="other"),)}
+        )
         file.write_text("neu")
         assert settings.refreshed(Settings).all_lanes == (Lane(queue="other"),)
 
@@ -541,7 +699,11 @@ class TestLoginAtTheBroker:
             ({"AMQP_URL": "amqp://u:p@rabbit:1/v"}, "amqp://u:p@rabbit:1/v"),
             ({"AMQP_URL": "amqp://rabbit:1/v?heartbeat=9"}, "amqp://rabbit:1/v?heartbeat=9"),
             (
-                {"AMQP_URL": "amqp://rabbit:1/v?heartbeat=9", "AMQP_USERNAME": "a b", "AMQP_PASSWORD": "p@/:?#%"},
+                {
+                    "AMQP_URL": "amqp://rabbit:1/v?heartbeat=9",
+                    "AMQP_USERNAME": "a b",
+                    "AMQP_PASSWORD": "p@/:?#%",
+                },
                 "amqp://a%20b:p%40%2F%3A%3F%23%25@rabbit:1/v?heartbeat=9",
             ),
             ({"AMQP_URL": "amqp://u@[::1]:1/", "AMQP_PASSWORD": "p"}, "amqp://u:p@[::1]:1/"),
@@ -552,10 +714,16 @@ class TestLoginAtTheBroker:
     ) -> None:
         assert loaded(environment, **variables).amqp_login == login
 
-    @given(password=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs", "Cc"]), min_size=1))
+    @given(
+        password=st.text(
+            st.characters(exclude_characters="\0", exclude_categories=["Cs", "Cc"]), min_size=1
+        )
+    )
     def test_brings_any_password_to_the_broker_as_it_is(self, password: str) -> None:
         settings = BrokerSettings(
-            amqp_url=SecretStr("amqp://rabbit"), amqp_username="u", amqp_password=SecretStr(password)
+            amqp_url=SecretStr("amqp://rabbit"),
+            amqp_username="u",
+            amqp_password=SecretStr(password),
         )
         assert URL(settings.amqp_login).password == password
 
@@ -587,17 +755,26 @@ class TestTlsSettings:
         self, environment: pytest.MonkeyPatch, pem: str, side: str, scheme: str, name: str
     ) -> None:
         said = fault(environment, **{f"{side}_{name}": pem})
-        assert said == f"BRIDGE_{side}_{name} is for TLS: BRIDGE_{side}_URL must begin with {scheme}://"
+        assert (
+            said
+            == f"BRIDGE_{side}_{name} is for TLS: BRIDGE_{side}_URL must begin with {scheme}://"
+        )
 
-    @pytest.mark.parametrize(("side", "url"), [("AMQP", "amqps://u:p@rabbit"), ("KESTRA", "https://kestra")])
+    @pytest.mark.parametrize(
+        ("side", "url"), [("AMQP", "amqps://u:p@rabbit"), ("KESTRA", "https://kestra")]
+    )
     def test_name_a_key_without_a_certificate(
         self, environment: pytest.MonkeyPatch, pem: str, side: str, url: str
     ) -> None:
         said = fault(environment, **{f"{side}_URL": url, f"{side}_KEY": pem})
         assert said == f"BRIDGE_{side}_KEY needs BRIDGE_{side}_CERTIFICATE"
 
-    @pytest.mark.parametrize(("side", "url"), [("AMQP", "AMQPS://u:p@rabbit"), ("KESTRA", "HTTPS://kestra")])
-    def test_go_with_a_scheme_in_any_case(self, environment: pytest.MonkeyPatch, pem: str, side: str, url: str) -> None:
+    @pytest.mark.parametrize(
+        ("side", "url"), [("AMQP", "AMQPS://u:p@rabbit"), ("KESTRA", "HTTPS://kestra")]
+    )
+    def test_go_with_a_scheme_in_any_case(
+        self, environment: pytest.MonkeyPatch, pem: str, side: str, url: str
+    ) -> None:
         settings = loaded(environment, **{f"{side}_URL": url, f"{side}_CA": pem})
         assert Path(pem) in (settings.amqp_ca, settings.kestra_ca)
 
@@ -607,7 +784,10 @@ class TestUnknownVariables:
         ("name", "warning"),
         [
             ("BRIDGE_PREFECH", "BRIDGE_PREFECH is no setting; did you mean BRIDGE_PREFETCH?"),
-            ("bridge_kestra_uri", "bridge_kestra_uri is no setting; did you mean BRIDGE_KESTRA_URL?"),
+            (
+                "bridge_kestra_uri",
+                "bridge_kestra_uri is no setting; did you mean BRIDGE_KESTRA_URL?",
+            ),
             ("BRIDGE_QQQQQQQQQQQQQ", "BRIDGE_QQQQQQQQQQQQQ is no setting"),
         ],
     )
@@ -627,18 +807,31 @@ class TestUnknownVariables:
 
 
 class TestSecrets:
-    def test_are_told_in_every_spelling_the_longest_first(self, environment: pytest.MonkeyPatch) -> None:
+    def test_are_told_in_every_spelling_the_longest_first(
+        self, environment: pytest.MonkeyPatch
+    ) -> None:
         settings = loaded(
-            environment, AMQP_URL="amqp://u:p%40ss%2Fword@rabbit", KESTRA_USERNAME="u", KESTRA_PASSWORD="k"
+            environment,
+            AMQP_URL="amqp://u:p%40ss%2Fword@rabbit",
+            KESTRA_USERNAME="u",
+            KESTRA_PASSWORD="k",
         )
         assert settings.secrets == ("p%40ss%2Fword", "p@ss/word", "k")
 
     @pytest.mark.parametrize("password", ["//[x", "http://a:b@c", "amqp", "%"])
-    def test_are_whole_whatever_they_look_like(self, environment: pytest.MonkeyPatch, password: str) -> None:
-        assert password in loaded(environment, KESTRA_USERNAME="u", KESTRA_PASSWORD=password).secrets
+    def test_are_whole_whatever_they_look_like(
+        self, environment: pytest.MonkeyPatch, password: str
+    ) -> None:
+        assert (
+            password in loaded(environment, KESTRA_USERNAME="u", KESTRA_PASSWORD=password).secrets
+        )
 
-    def test_are_told_in_the_spelling_of_an_address_too(self, environment: pytest.MonkeyPatch) -> None:
-        settings = loaded(environment, AMQP_URL="amqp://rabbit", AMQP_USERNAME="u", AMQP_PASSWORD="p@ss")
+    def test_are_told_in_the_spelling_of_an_address_too(
+        self, environment: pytest.MonkeyPatch
+    ) -> None:
+        settings = loaded(
+            environment, AMQP_URL="amqp://rabbit", AMQP_USERNAME="u", AMQP_PASSWORD="p@ss"
+        )
         assert settings.secrets == ("p%40ss", "p@ss")
 
     def test_are_none_where_there_are_none(self, environment: pytest.MonkeyPatch) -> None:

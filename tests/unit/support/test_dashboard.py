@@ -1,4 +1,5 @@
-"""The dashboard asks for what is there, in the order of a person's questions, and docker-compose.yml brings it up."""
+"""The dashboard asks for what is there, in the order of a person's questions, and
+docker-compose.yml brings it up."""
 
 from __future__ import annotations
 
@@ -10,20 +11,38 @@ import pytest
 import yaml
 
 from deploy.local.paths import REPOSITORY
-from tests.support.dashboard import DASHBOARD, PANELS, PATH, QUERIES, RECORD, ROWS, VARIABLES, exported, named
+from tests.support.dashboard import (
+    DASHBOARD,
+    PANELS,
+    PATH,
+    QUERIES,
+    RECORD,
+    ROWS,
+    VARIABLES,
+    exported,
+    named,
+)
 
 RECORDS = {
     rule["record"]
-    for group in yaml.safe_load((REPOSITORY / "deploy/prometheus/records.yml").read_text())["groups"]
+    for group in yaml.safe_load((REPOSITORY / "deploy/prometheus/records.yml").read_text())[
+        "groups"
+    ]
     for rule in group["rules"]
 }
 GRAFANAS_OWN = {"__rate_interval", "__range"}
-GRAFANA: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]["grafana"]
+GRAFANA: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())[
+    "services"
+]["grafana"]
 
 
 def cells(panel: dict[str, Any]) -> set[tuple[int, int]]:
     place = panel["gridPos"]
-    return {(place["x"] + right, place["y"] + down) for right in range(place["w"]) for down in range(place["h"])}
+    return {
+        (place["x"] + right, place["y"] + down)
+        for right in range(place["w"])
+        for down in range(place["h"])
+    }
 
 
 def test_its_rows_are_a_persons_questions_in_order() -> None:
@@ -38,11 +57,15 @@ def test_its_rows_are_a_persons_questions_in_order() -> None:
 
 def test_each_panel_says_what_it_shows() -> None:
     shown = [panel for panel in PANELS if panel["type"] != "row"]
-    assert [panel["title"] for panel in shown if not panel.get("description") or not panel["targets"]] == []
+    assert [
+        panel["title"] for panel in shown if not panel.get("description") or not panel["targets"]
+    ] == []
 
 
 def test_no_two_panels_overlap_or_have_the_same_id() -> None:
-    overlapping = [(a["title"], b["title"]) for a, b in combinations(PANELS, 2) if cells(a) & cells(b)]
+    overlapping = [
+        (a["title"], b["title"]) for a, b in combinations(PANELS, 2) if cells(a) & cells(b)
+    ]
     assert overlapping == []
     assert len({panel["id"] for panel in PANELS}) == len(PANELS)
 
@@ -61,12 +84,16 @@ def test_all_namespaces_are_also_that_of_series_without_one() -> None:
 
 @pytest.mark.parametrize("expr", QUERIES.values(), ids=QUERIES)
 def test_the_namespace_that_is_chosen_holds_for_every_series(expr: str) -> None:
-    series = re.findall(r"\b(?:[a-z]+:\w+:\w+|(?:bridge|rabbitmq|process)_\w+|up|ALERTS)\b({[^}]*})?", expr)
+    series = re.findall(
+        r"\b(?:[a-z]+:\w+:\w+|(?:bridge|rabbitmq|process)_\w+|up|ALERTS)\b({[^}]*})?", expr
+    )
     assert series
     assert [labels for labels in series if 'namespace=~"$namespace"' not in labels] == []
 
 
-@pytest.mark.parametrize("expr", [expr for expr in QUERIES.values() if "rabbitmq" in expr and "queue" in expr])
+@pytest.mark.parametrize(
+    "expr", [expr for expr in QUERIES.values() if "rabbitmq" in expr and "queue" in expr]
+)
 def test_the_virtual_host_that_is_chosen_holds_for_every_queue(expr: str) -> None:
     assert 'vhost=~"$vhost"' in expr
 
@@ -96,13 +123,19 @@ def test_each_metric_of_the_bridges_is_exported_and_each_record_made(expr: str) 
 def test_grafana_is_given_the_dashboard_where_its_provider_looks() -> None:
     (provider,) = yaml.safe_load((PATH.parent / "dashboards.yml").read_text())["providers"]
     mounts = dict(mount.split(":")[:2] for mount in GRAFANA["volumes"])
-    assert mounts[f"./{PATH.relative_to(REPOSITORY)}"] == f"{provider['options']['path']}/{PATH.name}"
+    assert (
+        mounts[f"./{PATH.relative_to(REPOSITORY)}"] == f"{provider['options']['path']}/{PATH.name}"
+    )
     assert GRAFANA["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] in mounts.values()
 
 
 def test_grafanas_data_source_is_the_composed_prometheus() -> None:
     (source,) = yaml.safe_load((PATH.parent / "datasources.yml").read_text())["datasources"]
-    assert (source["type"], source["url"], source["isDefault"]) == ("prometheus", "http://prometheus:9090", True)
+    assert (source["type"], source["url"], source["isDefault"]) == (
+        "prometheus",
+        "http://prometheus:9090",
+        True,
+    )
     assert DASHBOARD["uid"] == "kestra-bridge"
 
 

@@ -72,15 +72,21 @@ class TestExecutions:
     async def test_end_on_command(self, standin: Standin, api: httpx.AsyncClient) -> None:
         execution_id = await created(api)
         await standin.end(execution_id, "WARNING")
-        assert (await api.get(f"/executions/{execution_id}")).json()["state"]["current"] == "WARNING"
+        assert (await api.get(f"/executions/{execution_id}")).json()["state"][
+            "current"
+        ] == "WARNING"
 
     @pytest.mark.parametrize("after", [0, 0.05])
-    async def test_end_by_themselves(self, standin: Standin, api: httpx.AsyncClient, after: float) -> None:
+    async def test_end_by_themselves(
+        self, standin: Standin, api: httpx.AsyncClient, after: float
+    ) -> None:
         standin.flow(*FLOW, Ends("FAILED", after=after))
         execution_id = await created(api)
         await standin.until(lambda: standin.executions[execution_id].state == "FAILED", "the end")
 
-    async def test_end_by_what_a_function_makes_of_them(self, standin: Standin, api: httpx.AsyncClient) -> None:
+    async def test_end_by_what_a_function_makes_of_them(
+        self, standin: Standin, api: httpx.AsyncClient
+    ) -> None:
         def behave(run: Run) -> Ends:
             return Ends("FAILED" if run.labels["bridgeAttempt"] == "1" else "SUCCESS")
 
@@ -88,13 +94,20 @@ class TestExecutions:
         execution_id = await created(api)
         await standin.until(lambda: standin.executions[execution_id].state == "FAILED", "the end")
 
-    async def test_that_are_killed_can_stick(self, standin: Standin, api: httpx.AsyncClient) -> None:
+    async def test_that_are_killed_can_stick(
+        self, standin: Standin, api: httpx.AsyncClient
+    ) -> None:
         standin.flow(*FLOW, Ends(after=None, kill_sticks=True))
         execution_id = await created(api)
         await api.delete(f"/executions/{execution_id}/actions/kill")
-        assert (standin.executions[execution_id].state, standin.kills) == ("KILLING", [execution_id])
+        assert (standin.executions[execution_id].state, standin.kills) == (
+            "KILLING",
+            [execution_id],
+        )
 
-    async def test_are_retried_as_2_0_does_it(self, standin: Standin, api: httpx.AsyncClient, told: Told) -> None:
+    async def test_are_retried_as_2_0_does_it(
+        self, standin: Standin, api: httpx.AsyncClient, told: Told
+    ) -> None:
         standin.flow(*FLOW, Ends("SUCCESS", retries=1))
         first = await created(api)
         states = await told.wait(3)
@@ -113,7 +126,9 @@ class TestExecutions:
 
 
 class TestReplies:
-    async def test_tell_each_end(self, standin: Standin, api: httpx.AsyncClient, told: Told) -> None:
+    async def test_tell_each_end(
+        self, standin: Standin, api: httpx.AsyncClient, told: Told
+    ) -> None:
         execution_id = await created(api)
         await standin.end(execution_id)
         assert told.states == [(execution_id, "SUCCESS")]
@@ -123,7 +138,9 @@ class TestReplies:
         await standin.end(await created(api))
         assert told.states == []
 
-    async def test_can_be_doubled(self, standin: Standin, api: httpx.AsyncClient, told: Told) -> None:
+    async def test_can_be_doubled(
+        self, standin: Standin, api: httpx.AsyncClient, told: Told
+    ) -> None:
         standin.replies.copies = 2
         execution_id = await created(api)
         await standin.end(execution_id)
@@ -159,27 +176,42 @@ class TestFaults:
         assert (await create(api)).status_code == 504
         assert len(standin.executions) == executions
 
-    async def test_hit_so_many_requests_of_that_operation(self, standin: Standin, api: httpx.AsyncClient) -> None:
+    async def test_hit_so_many_requests_of_that_operation(
+        self, standin: Standin, api: httpx.AsyncClient
+    ) -> None:
         fault = standin.faults.add("create", times=2, status=503)
         assert (await api.get(CONFIGS)).status_code == 200
         assert [(await create(api)).status_code for _ in range(3)] == [503, 503, 200]
         assert fault.hits == 2
 
-    async def test_hit_until_they_are_cleared(self, standin: Standin, api: httpx.AsyncClient) -> None:
+    async def test_hit_until_they_are_cleared(
+        self, standin: Standin, api: httpx.AsyncClient
+    ) -> None:
         standin.faults.add(times=None, status=500)
         assert [(await api.get(CONFIGS)).status_code for _ in range(3)] == [500] * 3
         standin.faults.clear()
         assert (await api.get(CONFIGS)).status_code == 200
 
-    async def test_hit_the_requests_that_are_meant(self, standin: Standin, api: httpx.AsyncClient) -> None:
-        standin.faults.add("get", times=None, status=500, when=lambda call: call.path.endswith("/b"))
+    async def test_hit_the_requests_that_are_meant(
+        self, standin: Standin, api: httpx.AsyncClient
+    ) -> None:
+        standin.faults.add(
+            "get", times=None, status=500, when=lambda call: call.path.endswith("/b")
+        )
         assert [(await api.get(f"/executions/{name}")).status_code for name in "ab"] == [404, 500]
 
     @pytest.mark.parametrize("body", [KESTRA, HTML, TRUNCATED, EMPTY, {"wrong": "shape"}, None])
-    async def test_answer_with_any_body(self, standin: Standin, api: httpx.AsyncClient, body: Any) -> None:
+    async def test_answer_with_any_body(
+        self, standin: Standin, api: httpx.AsyncClient, body: Any
+    ) -> None:
         standin.faults.add("configs", status=500, body=body)
         answer = await api.get(CONFIGS)
-        expected = {"str": HTML.encode(), "bytes": body, "NoneType": b"", "dict": b'{"wrong":"shape"}'}
+        expected = {
+            "str": HTML.encode(),
+            "bytes": body,
+            "NoneType": b"",
+            "dict": b'{"wrong":"shape"}',
+        }
         assert answer.content == expected.get(type(body).__name__, answer.content)
         assert body is not KESTRA or "message" in answer.json()
 
@@ -188,7 +220,9 @@ class TestFaults:
         assert (await api.get(CONFIGS)).headers["Location"] == "/ui/login"
 
     @pytest.mark.parametrize("worked", [False, True])
-    async def test_cut_the_connection(self, standin: Standin, api: httpx.AsyncClient, worked: bool) -> None:
+    async def test_cut_the_connection(
+        self, standin: Standin, api: httpx.AsyncClient, worked: bool
+    ) -> None:
         standin.faults.add("create", reset=True, worked=worked)
         with pytest.raises(httpx.NetworkError):
             await create(api)
@@ -201,7 +235,9 @@ class TestFaults:
         assert not waiting.done()
         waiting.cancel()
 
-    async def test_answer_late_and_work_all_the_same(self, standin: Standin, api: httpx.AsyncClient) -> None:
+    async def test_answer_late_and_work_all_the_same(
+        self, standin: Standin, api: httpx.AsyncClient
+    ) -> None:
         """A create whose client has given up long ago still takes effect."""
         standin.faults.add("create", delay=0.2)
         with pytest.raises(httpx.ReadTimeout):
@@ -209,16 +245,22 @@ class TestFaults:
         assert standin.created == []
         await standin.until(lambda: len(standin.created) == 1, "the execution")
 
-    async def test_let_an_execution_disappear(self, standin: Standin, api: httpx.AsyncClient) -> None:
+    async def test_let_an_execution_disappear(
+        self, standin: Standin, api: httpx.AsyncClient
+    ) -> None:
         standin.faults.add("create", disappeared=True)
         answer = await create(api)
         (run,) = standin.created
         assert answer.status_code == 404
-        assert answer.json()["message"] == f"Not Found: Execution disappeared after create: {run.id}"
+        assert (
+            answer.json()["message"] == f"Not Found: Execution disappeared after create: {run.id}"
+        )
 
 
 class TestServer:
-    async def test_goes_down_and_comes_up_on_the_same_port(self, standin: Standin, api: httpx.AsyncClient) -> None:
+    async def test_goes_down_and_comes_up_on_the_same_port(
+        self, standin: Standin, api: httpx.AsyncClient
+    ) -> None:
         url = standin.url
         await standin.down()
         with pytest.raises(httpx.ConnectError):
@@ -226,13 +268,17 @@ class TestServer:
         await standin.up()
         assert (standin.url, (await api.get(CONFIGS)).status_code) == (url, 200)
 
-    async def test_counts_requests_by_operation(self, standin: Standin, api: httpx.AsyncClient) -> None:
+    async def test_counts_requests_by_operation(
+        self, standin: Standin, api: httpx.AsyncClient
+    ) -> None:
         await create(api)
         await api.get("/executions/search")
         await api.get("/executions/search")
         assert standin.requests == {"create": 1, "search": 2}
 
-    async def test_counts_executions_by_job_and_attempt(self, standin: Standin, api: httpx.AsyncClient) -> None:
+    async def test_counts_executions_by_job_and_attempt(
+        self, standin: Standin, api: httpx.AsyncClient
+    ) -> None:
         await create(api)
         await create(api)
         assert standin.per_attempt() == {("job-1", "1"): 2}

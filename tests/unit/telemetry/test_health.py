@@ -37,7 +37,9 @@ class Conditions:
 @contextmanager
 def served(conditions: Conditions, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     registry = Metrics().registry
-    with serve(registry, live=conditions.slowly_live, ready=lambda: conditions.ready, host=host, port=port) as bound:
+    with serve(
+        registry, live=conditions.slowly_live, ready=lambda: conditions.ready, host=host, port=port
+    ) as bound:
         yield f"http://127.0.0.1:{bound}"
 
 
@@ -68,7 +70,11 @@ def get(url: str) -> tuple[int, str]:
     ],
 )
 def test_a_check_answers_by_all_its_conditions(
-    server: tuple[str, Conditions], monkeypatch: pytest.MonkeyPatch, path: str, changed: dict[str, bool], status: int
+    server: tuple[str, Conditions],
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    changed: dict[str, bool],
+    status: int,
 ) -> None:
     url, conditions = server
     check = path.rpartition("/")[2]
@@ -83,9 +89,14 @@ def test_metrics_are_served_under_their_names(server: tuple[str, Conditions]) ->
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/metrics/", "/health/live/x", "/favicon.ico"])
-def test_any_other_path_is_not_found_and_told_those_that_are(server: tuple[str, Conditions], path: str) -> None:
+def test_any_other_path_is_not_found_and_told_those_that_are(
+    server: tuple[str, Conditions], path: str
+) -> None:
     code, body = get(server[0] + path)
-    assert (code, json.loads(body)) == (404, {"paths": ["/metrics", "/health/live", "/health/ready"]})
+    assert (code, json.loads(body)) == (
+        404,
+        {"paths": ["/metrics", "/health/live", "/health/ready"]},
+    )
 
 
 def test_a_query_changes_nothing(server: tuple[str, Conditions]) -> None:
@@ -119,7 +130,10 @@ def test_nothing_listens_once_it_is_over() -> None:
 
 def test_a_port_that_is_taken_is_a_fault_of_the_settings(server: tuple[str, Conditions]) -> None:
     port = int(server[0].rpartition(":")[2])
-    with pytest.raises(SettingsError, match=f"can't listen on 127.0.0.1:{port} "), served(Conditions(), port=port):
+    with (
+        pytest.raises(SettingsError, match=f"can't listen on 127.0.0.1:{port} "),
+        served(Conditions(), port=port),
+    ):
         pass
 
 

@@ -239,9 +239,13 @@ class TestExceptions:
 
 
 class TestLibraries:
-    @pytest.mark.parametrize("name", ["aio_pika.robust", "aiormq.connection", "httpx", "httpcore.http11", "asyncio"])
+    @pytest.mark.parametrize(
+        "name", ["aio_pika.robust", "aiormq.connection", "httpx", "httpcore.http11", "asyncio"]
+    )
     @pytest.mark.parametrize(("level", "heard"), [("info", False), ("debug", True)])
-    def test_that_chatter_are_heard_at_debug_alone(self, stderr: Stderr, name: str, level: str, heard: bool) -> None:
+    def test_that_chatter_are_heard_at_debug_alone(
+        self, stderr: Stderr, name: str, level: str, heard: bool
+    ) -> None:
         started(stderr, level=level)
         logging.getLogger(name).error("chatter")
         assert ("chatter" in stderr.getvalue()) is heard

@@ -1,4 +1,5 @@
-"""What is counted is there from the start, by the names and the values that the rest of the bridge uses."""
+"""What is counted is there from the start, by the names and the values that the rest of the bridge
+uses."""
 
 from __future__ import annotations
 
@@ -33,7 +34,11 @@ def values(name: str, label: str) -> set[str]:
 def outcomes() -> list[Outcome]:
     """Every way in which an attempt can end."""
     ended = [replace(EXECUTION, state=state) for state in TERMINAL - {State.RETRIED}]
-    return [Outcome(execution=execution, timed_out=late) for execution in ended for late in (False, True)]
+    return [
+        Outcome(execution=execution, timed_out=late)
+        for execution in ended
+        for late in (False, True)
+    ]
 
 
 def test_every_outcome_is_there_from_the_start() -> None:
@@ -41,11 +46,17 @@ def test_every_outcome_is_there_from_the_start() -> None:
 
 
 def test_every_settlement_is_there_from_the_start() -> None:
-    assert values("settlements", "settlement") == {kind.name for kind in get_args(Settlement)} | {"left"}
+    assert values("settlements", "settlement") == {kind.name for kind in get_args(Settlement)} | {
+        "left"
+    }
 
 
 def reasons(settlement: str) -> set[str]:
-    found = [sample.labels for sample in metric("settlements").samples if sample.labels["settlement"] == settlement]
+    found = [
+        sample.labels
+        for sample in metric("settlements").samples
+        if sample.labels["settlement"] == settlement
+    ]
     return {labels["reason"] for labels in found}
 
 
@@ -72,7 +83,9 @@ def test_what_is_neither_a_retry_nor_a_dead_letter_has_no_reason(settlement: str
 @pytest.mark.parametrize("highest", [1, 10])
 def test_every_priority_is_there_from_the_start(highest: int) -> None:
     samples = metric("queue_wait_seconds", max_priority=highest).samples
-    assert {sample.labels["priority"] for sample in samples} == {str(priority) for priority in range(highest + 1)}
+    assert {sample.labels["priority"] for sample in samples} == {
+        str(priority) for priority in range(highest + 1)
+    }
 
 
 def test_where_there_are_very_many_priorities_not_all_are_there_from_the_start() -> None:
@@ -91,7 +104,15 @@ def test_every_cause_of_a_restart_is_there_from_the_start() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["executions", "settlements", "outcomes", "replies", "results", "reconciled", "duplicate_executions_killed"],
+    [
+        "executions",
+        "settlements",
+        "outcomes",
+        "replies",
+        "results",
+        "reconciled",
+        "duplicate_executions_killed",
+    ],
 )
 def test_a_counter_stands_at_nought_before_anything_happened(name: str) -> None:
     totals = [sample.value for sample in metric(name).samples if sample.name.endswith("_total")]
@@ -120,18 +141,25 @@ async def ack() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "age", "overdue"), [(None, 50, 0), (None, 130, 30), (60, 50, 0), (60, 90, 30), (900, 130, 0)]
+    ("own", "age", "overdue"),
+    [(None, 50, 0), (None, 130, 30), (60, 50, 0), (60, 90, 30), (900, 130, 0)],
 )
 def test_a_delivery_is_overdue_by_its_jobs_own_time_out_or_by_the_one_for_all(
     own: float | None, age: float, overdue: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delivery = Delivery(message=Message(body=b""), lane="kestra.jobs", redelivered=False, ack=ack, reject=ack)
+    delivery = Delivery(
+        message=Message(body=b""), lane="kestra.jobs", redelivered=False, ack=ack, reject=ack
+    )
     case = Case(delivery, arrived=1000.0, job=Job(id="j", flow=FlowName("a", "b"), timeout=own))
     monkeypatch.setattr("bridge.consume.handler.time.monotonic", lambda: 1000.0 + age)
     assert case.overdue(100) == overdue
 
 
-def test_a_delivery_that_is_not_decoded_is_overdue_by_the_time_out_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    delivery = Delivery(message=Message(body=b""), lane="kestra.jobs", redelivered=False, ack=ack, reject=ack)
+def test_a_delivery_that_is_not_decoded_is_overdue_by_the_time_out_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    delivery = Delivery(
+        message=Message(body=b""), lane="kestra.jobs", redelivered=False, ack=ack, reject=ack
+    )
     monkeypatch.setattr("bridge.consume.handler.time.monotonic", lambda: 1130.0)
     assert Case(delivery, arrived=1000.0).overdue(100) == 30

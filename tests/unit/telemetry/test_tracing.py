@@ -1,4 +1,5 @@
-"""A delivery stays in its publisher's trace, which no message's header can break, and is recorded on request alone."""
+"""A delivery stays in its publisher's trace, which no message's header can break, and is recorded
+on request alone."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def test_a_trace_context_is_handed_on_as_it_came() -> None:
 
 
 def test_the_ids_are_those_of_the_header() -> None:
-    assert parse({"traceparent": TRACEPARENT}) == TraceContext(trace_id=TRACE, span_id=PARENT, flags="01")
+    assert parse({"traceparent": TRACEPARENT}) == TraceContext(
+        trace_id=TRACE, span_id=PARENT, flags="01"
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,9 @@ def test_a_version_to_come_is_read_as_far_as_this_one_goes(more: str) -> None:
         {"a": "1"},
     ],
 )
-def test_a_tracestate_that_is_malformed_or_too_long_is_left_out_and_the_trace_goes_on(state: Any) -> None:
+def test_a_tracestate_that_is_malformed_or_too_long_is_left_out_and_the_trace_goes_on(
+    state: Any,
+) -> None:
     found = parse({"traceparent": TRACEPARENT, "tracestate": state})
     assert found is not None
     assert found.headers == {"traceparent": TRACEPARENT}
@@ -134,9 +139,12 @@ def test_a_message_outside_any_trace_stays_so() -> None:
 def test_opentelemetry_is_not_imported_unless_it_is_asked_for() -> None:
     code = (
         "import sys, bridge.cli; from bridge.telemetry.tracing import tracer; "
-        "tracer({}, broker='h:1/'); print([name for name in sys.modules if name.startswith('opentelemetry')])"
+        "tracer({}, broker='h:1/'); print([name for name in sys.modules if "
+        "name.startswith('opentelemetry')])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"
 
 
@@ -149,10 +157,16 @@ def test_opentelemetry_is_not_imported_unless_it_is_asked_for() -> None:
         OTLP | {"OTEL_TRACES_EXPORTER": "none"},
         OTLP | {"OTEL_TRACES_EXPORTER": "console"},
         OTLP | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
-        OTLP | {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
+        OTLP
+        | {
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        },
     ],
 )
-def test_nothing_is_recorded_without_being_asked_for_or_in_a_way_that_is_not_there(environment: dict[str, str]) -> None:
+def test_nothing_is_recorded_without_being_asked_for_or_in_a_way_that_is_not_there(
+    environment: dict[str, str],
+) -> None:
     assert type(tracer(environment, broker=BROKER)) is Tracer
 
 
@@ -165,7 +179,9 @@ def test_nothing_is_recorded_without_being_asked_for_or_in_a_way_that_is_not_the
         OTLP | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
     ],
 )
-def test_an_endpoint_or_an_exporter_that_is_named_asks_for_spans(environment: dict[str, str]) -> None:
+def test_an_endpoint_or_an_exporter_that_is_named_asks_for_spans(
+    environment: dict[str, str],
+) -> None:
     asked = tracer(environment, broker=BROKER)
     asked.close()
     assert isinstance(asked, RecordingTracer)
@@ -178,13 +194,17 @@ def test_an_endpoint_or_an_exporter_that_is_named_asks_for_spans(environment: di
         (OTLP | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "grpc"),
     ],
 )
-def test_what_is_asked_for_and_not_there_is_warned_of(environment: dict[str, str], why: str) -> None:
+def test_what_is_asked_for_and_not_there_is_warned_of(
+    environment: dict[str, str], why: str
+) -> None:
     with structlog.testing.capture_logs() as lines:
         tracer(environment, broker=BROKER)
     assert [(line["log_level"], why in line["why"]) for line in lines] == [("warning", True)]
 
 
-def test_a_missing_extra_is_warned_of_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_warned_of_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     monkeypatch.delitem(sys.modules, "bridge.telemetry.spans")
     with structlog.testing.capture_logs() as lines:
@@ -192,7 +212,9 @@ def test_a_missing_extra_is_warned_of_with_the_command_that_installs_it(monkeypa
     assert "pip install 'kestra-bridge[tracing]'" in lines[0]["why"]
 
 
-def test_a_variable_that_opentelemetry_cannot_use_is_an_error_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_opentelemetry_cannot_use_is_an_error_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "-1")
     with pytest.raises(SettingsError, match="OTEL_"):
         tracer(OTLP, broker=BROKER)
@@ -243,7 +265,9 @@ def test_a_delivery_is_a_child_of_what_its_message_names(recorded: Recorded) -> 
 
 
 @pytest.mark.parametrize("headers", [{}, {"traceparent": "00-1"}])
-def test_a_delivery_outside_any_trace_begins_one(recorded: Recorded, headers: dict[str, Any]) -> None:
+def test_a_delivery_outside_any_trace_begins_one(
+    recorded: Recorded, headers: dict[str, Any]
+) -> None:
     with recorded.tracer.delivery(delivery(headers)):
         pass
     assert recorded.process.parent is None
@@ -255,7 +279,9 @@ def test_deliveries_are_not_recorded_whose_publisher_was_not_sampled(recorded: R
     assert recorded._exporter.get_finished_spans() == ()
 
 
-def test_a_deliverys_span_tells_what_a_message_is_by_the_conventions_for_messaging(recorded: Recorded) -> None:
+def test_a_deliverys_span_tells_what_a_message_is_by_the_conventions_for_messaging(
+    recorded: Recorded,
+) -> None:
     with recorded.tracer.delivery(delivery(correlation_id="c-1")):
         pass
     assert recorded.process.kind is SpanKind.CONSUMER
@@ -273,7 +299,9 @@ def test_a_deliverys_span_tells_what_a_message_is_by_the_conventions_for_messagi
 
 
 def test_bytes_that_are_no_text_do_not_keep_a_span_from_being_exported(recorded: Recorded) -> None:
-    odd = replace(delivery(), message=Message(body=b"", message_id="\udcff", correlation_id="\udcff"))
+    odd = replace(
+        delivery(), message=Message(body=b"", message_id="\udcff", correlation_id="\udcff")
+    )
     with recorded.tracer.delivery(odd) as span:
         span.conclude("dead_letter", {}, error="\udcff", error_type="invalid_message")
     assert encode_spans([recorded.process]).SerializeToString().count(rb"\xff") == 3
@@ -294,18 +322,25 @@ def test_a_brokers_address_may_have_colons_of_its_own(recorded: Recorded) -> Non
         ("settle", "settle kestra.jobs", SpanKind.CLIENT),
     ],
 )
-def test_each_part_of_the_work_is_a_span_below(recorded: Recorded, step: Step, name: str, kind: SpanKind) -> None:
+def test_each_part_of_the_work_is_a_span_below(
+    recorded: Recorded, step: Step, name: str, kind: SpanKind
+) -> None:
     with recorded.tracer.delivery(delivery()) as span, span.step(step):
         pass
     child = recorded.span(name)
     assert (child.kind, parent(child)) == (kind, ids(recorded.process)[1])
 
 
-def test_what_is_asked_within_a_part_is_its_child_and_keeps_the_publishers_state(recorded: Recorded) -> None:
+def test_what_is_asked_within_a_part_is_its_child_and_keeps_the_publishers_state(
+    recorded: Recorded,
+) -> None:
     headers = {"traceparent": TRACEPARENT, "tracestate": "a=1"}
     with recorded.tracer.delivery(delivery(headers)) as span, span.step("create"):
         asked = outgoing()
-    assert asked == {"traceparent": f"00-{TRACE}-{ids(recorded.span('create'))[1]}-01", "tracestate": "a=1"}
+    assert asked == {
+        "traceparent": f"00-{TRACE}-{ids(recorded.span('create'))[1]}-01",
+        "tracestate": "a=1",
+    }
 
 
 def test_log_lines_name_the_trace_and_the_deliverys_span(recorded: Recorded) -> None:
@@ -314,7 +349,14 @@ def test_log_lines_name_the_trace_and_the_deliverys_span(recorded: Recorded) -> 
     assert (logged["trace_id"], logged["span_id"]) == ids(recorded.process)
 
 
-FACTS = {"job": "job-1", "flow": "a/b", "attempt": 2, "execution": "e1", "how": "created", "state": "FAILED"}
+FACTS = {
+    "job": "job-1",
+    "flow": "a/b",
+    "attempt": 2,
+    "execution": "e1",
+    "how": "created",
+    "state": "FAILED",
+}
 
 
 def test_a_success_has_no_error(recorded: Recorded) -> None:
@@ -344,7 +386,9 @@ def test_what_became_of_a_delivery_is_on_its_span(recorded: Recorded) -> None:
     }.items() <= (recorded.process.attributes or {}).items()
 
 
-def test_the_name_that_the_environment_gives_the_service_goes_before_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_that_the_environment_gives_the_service_goes_before_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert spans._resource().attributes["service.name"] == "kestra-bridge"
     monkeypatch.setenv("OTEL_SERVICE_NAME", "nightly")
     assert spans._resource().attributes["service.name"] == "nightly"
@@ -365,7 +409,9 @@ class Hanging(SpanExporter):
         self.done = True
 
 
-def test_a_collector_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collector_that_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(spans, "CLOSE_SECONDS", 0.01)
     provider = TracerProvider(shutdown_on_exit=False)
     exporter = Hanging()
