@@ -16,7 +16,7 @@ from bridge.cli.app import FAILED, Json, app, load
 from bridge.cli.dead_letters_work import Discard, Replay, Scope, carry_out, list_them, show_them
 from bridge.errors import SettingsError
 from bridge.operate.dead_letters.letters import REASONS, Selection, parse_span
-from bridge.settings.settings import CommandSettings, FlowSettings, KestraSettings, lane_named
+from bridge.settings import CommandSettings, FlowSettings, KestraSettings, lane_named
 
 SHOWN_AT_MOST = 10
 

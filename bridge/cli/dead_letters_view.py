@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, Message
-from bridge.kestra.client import FailureReport
+from bridge.kestra import FailureReport
 from bridge.kestra.logs import LogLine
 from bridge.operate.dead_letters.letters import DeadLetter, Origin, format_span
 from bridge.text import encodable, visible

@@ -15,7 +15,7 @@ from bridge.cli.dead_letters_view import Told, counted, dumps, full_data, listin
 from bridge.cli.screen import bar, named
 from bridge.errors import BridgeError, KestraError, NoSuchJob, SettingsError
 from bridge.job.message import Message
-from bridge.kestra.client import Kestra, execution_url
+from bridge.kestra import Kestra, execution_url
 from bridge.operate.dead_letters import executions
 from bridge.operate.dead_letters.letters import (
     DeadLetter,
@@ -29,7 +29,7 @@ from bridge.operate.dead_letters.letters import (
 from bridge.operate.dead_letters.queue import DeadLetterQueue, Plan, Tally
 from bridge.rabbitmq.alarms import heard
 from bridge.rabbitmq.broker import Broker, Connection, Publisher
-from bridge.settings.settings import FlowSettings, KestraSettings, Lane
+from bridge.settings import FlowSettings, KestraSettings, Lane
 
 Result = TypeVar("Result")
 

@@ -18,7 +18,7 @@ from bridge.cli.signals import carry_out
 from bridge.operate.doctor.checks import examine
 from bridge.operate.doctor.finding import Finding, Level
 from bridge.operate.doctor.gather import gather
-from bridge.settings.settings import Settings
+from bridge.settings import Settings
 
 UNLIMITED = 1000
 """Columns of a screen that is a file or a pipe."""

@@ -15,7 +15,7 @@ from rich.text import Text
 from bridge.cli import signals, streams
 from bridge.cli.app import Json, app, load
 from bridge.errors import KestraRejected, SettingsError
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.operate.flows import (
     Fate,
     FlowFile,
@@ -26,7 +26,7 @@ from bridge.operate.flows import (
     shipped,
     validate,
 )
-from bridge.settings.settings import KestraSettings
+from bridge.settings import KestraSettings
 
 _EPILOG = (
     "Needs BRIDGE_KESTRA_URL, and where Kestra asks for them BRIDGE_KESTRA_USERNAME and "

@@ -16,10 +16,10 @@ from bridge.cli import machine_run
 from bridge.cli.app import FAILED, Json, load
 from bridge.cli.signals import carry_out
 from bridge.errors import SettingsError
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.machines.lifecycle import Machine, Machines, Sweep
 from bridge.machines.settings import MachineSettings
-from bridge.settings.settings import KestraSettings, authority
+from bridge.settings import KestraSettings, authority
 
 _EPILOG = (
     "Needs BRIDGE_MACHINE_SECRET, and for a cloud BRIDGE_MACHINE_PROVIDER (ec2, openstack, gce, "

@@ -7,7 +7,7 @@ import os
 
 from bridge.cli.app import Json, app, load
 from bridge.consume.service import Service
-from bridge.settings.settings import Settings, check_for_run
+from bridge.settings import Settings, check_for_run
 from bridge.telemetry.tracing import tracer
 
 

@@ -33,8 +33,7 @@ from bridge.operate.status.report import (
     picture,
 )
 from bridge.rabbitmq.management import ReplicaMetrics
-from bridge.settings import environment, settings
-from bridge.settings.settings import BrokerSettings, KestraSettings
+from bridge.settings import BrokerSettings, KestraSettings, environment, settings
 
 EVERY = 5.0
 """Seconds between two looks."""

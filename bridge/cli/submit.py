@@ -31,7 +31,7 @@ from bridge.operate import submission
 from bridge.operate.submission import MADE_ID, Draft, Format, IdsByContent, Submission
 from bridge.rabbitmq.alarms import heard
 from bridge.rabbitmq.broker import Broker, Publisher, ReplyQueue
-from bridge.settings.settings import BrokerSettings, lane_named
+from bridge.settings import BrokerSettings, lane_named
 
 UNCONFIRMED_AT_ONCE = 256
 WIDE = 100

@@ -14,7 +14,7 @@ import structlog
 
 from bridge.errors import KestraDenied, KestraError, KestraRejected
 from bridge.job.job import FlowName, Job
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 
 HOLD = 10.0
 """Seconds for which jobs of a flow keep their slots once its creates are denied: rights may just be

@@ -18,7 +18,7 @@ import structlog
 from bridge.errors import REFUSALS, KestraError
 from bridge.job.execution import Execution, choose
 from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, QUEUE_LABEL
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 
 SOON = 1.0

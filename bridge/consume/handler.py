@@ -43,7 +43,7 @@ from bridge.job.settlement import (
     ToDeadLetter,
     decide,
 )
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.rabbitmq.broker import Publisher
 from bridge.rabbitmq.isolation import IsolatedPublisher, ResultPublisher
 from bridge.rabbitmq.topology import dead_exchange, retry_queue

@@ -23,7 +23,7 @@ from bridge.aio import SingleFlight
 from bridge.errors import KestraError
 from bridge.job.execution import Execution
 from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, Job
-from bridge.kestra.client import CONCURRENT_QUESTIONS, PAGE_SIZE, Kestra
+from bridge.kestra import CONCURRENT_QUESTIONS, PAGE_SIZE, Kestra
 
 SLOW_SEARCH = 0.03
 SLOW_IN_A_ROW = 3

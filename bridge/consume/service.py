@@ -28,11 +28,11 @@ from bridge.consume.sweep import Reconciler
 from bridge.consume.waiter import OutcomeWaiter
 from bridge.errors import BridgeError, BrokerError, BrokerUnavailable, KestraUnavailable
 from bridge.job.message import Delivery
-from bridge.kestra.client import CREATE_TIMEOUT, Kestra
+from bridge.kestra import CREATE_TIMEOUT, Kestra
 from bridge.operate.doctor.checks import at_start
 from bridge.operate.doctor.gather import kestra_facts, known_at_start
 from bridge.rabbitmq.broker import Broker, Session
-from bridge.settings.settings import Lane, Settings, authority
+from bridge.settings import Lane, Settings, authority
 from bridge.telemetry import health
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracer

@@ -39,7 +39,7 @@ from bridge.errors import (
 from bridge.job import revival
 from bridge.job.execution import Execution, State, choose
 from bridge.job.job import Job
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 
 LOOK_EVERY = 1.0

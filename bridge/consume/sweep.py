@@ -15,7 +15,7 @@ import structlog
 from bridge.consume import duplicates
 from bridge.consume.completions import Completion, CompletionRouter
 from bridge.errors import KestraDenied, KestraError
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 
 CONCURRENT_LOOKS = 8

@@ -19,7 +19,7 @@ from bridge.consume.starter import Patience, Started, Starter
 from bridge.errors import REFUSALS, KestraError
 from bridge.job.execution import Execution, Outcome, State
 from bridge.job.job import Job
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 
 CONFIRM_AFTER = 1.0

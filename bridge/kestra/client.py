@@ -40,7 +40,7 @@ from bridge.kestra import clock
 from bridge.kestra.answers import Meaning, Words, judge
 from bridge.kestra.clock import ServerClock
 from bridge.kestra.logs import LogLine, failed_task, last_errors, last_lines
-from bridge.settings.settings import KestraSettings
+from bridge.settings import KestraSettings
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import outgoing
 

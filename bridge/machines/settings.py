@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from bridge.settings.settings import FROM_JSON, CommandSettings, in_a_file
+from bridge.settings import FROM_JSON, CommandSettings, in_a_file
 
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
 

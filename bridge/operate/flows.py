@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bridge.errors import BridgeError, KestraRejected, SettingsError
 from bridge.job.job import FlowName
-from bridge.kestra.client import Dialect, Kestra, StoredFlow
+from bridge.kestra import Dialect, Kestra, StoredFlow
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SUFFIXES = (".yaml", ".yml")

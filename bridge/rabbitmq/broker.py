@@ -61,7 +61,7 @@ from bridge.job.message import OWN_REPLIES, Delivery, Message
 from bridge.rabbitmq import codec, topology
 from bridge.rabbitmq.content_header import properties_of
 from bridge.rabbitmq.isolation import IsolatedPublisher, ReopeningPublisher, ResultPublisher
-from bridge.settings.settings import BrokerSettings, Lane, authority
+from bridge.settings import BrokerSettings, Lane, authority
 from bridge.text import short
 
 CONNECT_TIMEOUT = 15.0

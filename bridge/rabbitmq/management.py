@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bridge import __version__
 from bridge.errors import BridgeError, BrokerDenied, BrokerError, BrokerUnavailable
 from bridge.kestra import clock
-from bridge.settings.settings import BrokerSettings
+from bridge.settings import BrokerSettings
 from bridge.telemetry.log import masked
 
 TIMEOUT = 10.0

@@ -16,11 +16,11 @@ import pytest
 from pydantic import SecretStr
 
 from bridge.job.execution import Execution
-from bridge.kestra.client import parse_execution
+from bridge.kestra import parse_execution
 from bridge.operate.doctor.checks import examine
 from bridge.operate.doctor.finding import Finding, Level
 from bridge.operate.doctor.gather import gather
-from bridge.settings.settings import Settings
+from bridge.settings import Settings
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ

@@ -31,9 +31,9 @@ from cryptography.x509.oid import NameOID
 
 from bridge.job.execution import Execution
 from bridge.job.job import FlowName, Job
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.operate.flows import home
-from bridge.settings.settings import KestraSettings
+from bridge.settings import KestraSettings
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ

@@ -21,7 +21,7 @@ import httpx
 from pydantic import SecretStr
 
 from bridge.rabbitmq.broker import Broker
-from bridge.settings.settings import BrokerSettings
+from bridge.settings import BrokerSettings
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
 from deploy.local.rabbitmq import RabbitMQ, Series

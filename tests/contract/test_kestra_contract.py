@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from bridge.errors import KestraDenied, KestraRejected
 from bridge.job.execution import Execution, State
 from bridge.job.job import FlowName, Job
-from bridge.kestra.client import FailureReport, Kestra, StoredFlow, parse_execution
-from bridge.settings.settings import KestraSettings
+from bridge.kestra import FailureReport, Kestra, StoredFlow, parse_execution
+from bridge.settings import KestraSettings
 from tests.contract.flows import CONTRACT, FLOWS
 from tests.support.given import Server, given
 from tests.support.harness import eventually

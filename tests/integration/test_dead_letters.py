@@ -27,7 +27,7 @@ from bridge.operate.status.collect import Survey
 from bridge.operate.status.report import DeadStatus, picture
 from bridge.rabbitmq.broker import Broker
 from bridge.rabbitmq.reader import Desk
-from bridge.settings.settings import BrokerSettings
+from bridge.settings import BrokerSettings
 from deploy.local.rabbitmq import RabbitMQ, Series
 from tests.integration.conftest import Node
 from tests.support.harness import (

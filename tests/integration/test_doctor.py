@@ -23,7 +23,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError
 from pydantic import SecretStr
 
 from bridge.errors import BrokerDenied
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.operate import flows
 from bridge.operate.dead_letters.queue import lift_limit
 from bridge.operate.doctor.checks import examine
@@ -32,7 +32,7 @@ from bridge.operate.doctor.gather import gather
 from bridge.operate.doctor.probe import KILL, ROUND_TRIP
 from bridge.rabbitmq import topology
 from bridge.rabbitmq.broker import Broker
-from bridge.settings.settings import Lane, Settings
+from bridge.settings import Lane, Settings
 from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ, Series
 from tests.integration.conftest import Kind, Node, Stage, open_stage

@@ -18,7 +18,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from bridge.rabbitmq import topology
-from bridge.settings.settings import Settings, load
+from bridge.settings import Settings, load
 from bridge.telemetry import health
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ

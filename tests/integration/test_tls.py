@@ -15,7 +15,7 @@ import pytest
 
 from bridge.errors import BrokerDenied, BrokerError
 from bridge.rabbitmq.broker import Broker
-from bridge.settings.settings import BrokerSettings
+from bridge.settings import BrokerSettings
 from deploy.local.rabbitmq import RabbitMQ
 from tests.integration.conftest import Kind, Node, Stage, open_stage
 from tests.support.certificates import Authority

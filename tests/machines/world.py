@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from bridge.job.execution import Execution
-from bridge.kestra.client import parse_execution
+from bridge.kestra import parse_execution
 from deploy.local.kestra_engine import AmqpAddress, Engine, Series
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from bridge.settings.settings import KestraSettings
+from bridge.settings import KestraSettings
 from tests.contract.flows import Series
 
 OPTIONS = {

@@ -27,8 +27,8 @@ from pydantic import SecretStr
 
 from bridge.consume.denials import Denials
 from bridge.consume.starter import Patience, Starter
-from bridge.kestra.client import Kestra
-from bridge.settings.settings import KestraSettings
+from bridge.kestra import Kestra
+from bridge.settings import KestraSettings
 from bridge.telemetry.metrics import Metrics
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child

@@ -11,7 +11,7 @@ from datetime import datetime
 from bridge.consume.unfinished_index import by_attempt
 from bridge.job.execution import Execution, State
 from bridge.job.job import FlowName, Job
-from bridge.kestra.client import CONCURRENT_QUESTIONS, Kestra
+from bridge.kestra import CONCURRENT_QUESTIONS, Kestra
 from bridge.operate.dead_letters.letters import ANY_FLOW, DeadLetter, Origin
 
 Executions = dict[bytes, list[Execution]]

@@ -32,7 +32,7 @@ from bridge.rabbitmq.inspector import Inspector
 from bridge.rabbitmq.management import Management
 from bridge.rabbitmq.reader import Browser, Desk, Held, Receipt, alone, peek, refused_rights
 from bridge.rabbitmq.topology import dead_queue, replay_queue
-from bridge.settings.settings import BrokerSettings, Lane
+from bridge.settings import BrokerSettings, Lane
 
 AT_ONCE = 128
 PATIENCE = 15.0

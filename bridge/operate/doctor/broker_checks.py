@@ -11,7 +11,7 @@ from bridge.operate.doctor.finding import Finding, fault, unknown, warning
 from bridge.rabbitmq.inspector import DeclareResult
 from bridge.rabbitmq.management import Consumer, QueueState
 from bridge.rabbitmq.topology import REPLIES, dead_exchange, lead_misrouted
-from bridge.settings.settings import Settings
+from bridge.settings import Settings
 
 OLDEST_TRIED, NEWEST_TRIED = (3, 10), (4, 3)
 CONSUMER_ASKS = (4, 3)

@@ -15,7 +15,7 @@ from bridge.errors import BridgeError
 from bridge.operate.doctor.facts import Certificate
 from bridge.operate.status.collect import told
 from bridge.operate.status.report import Unseen
-from bridge.settings.settings import Settings
+from bridge.settings import Settings
 from bridge.tls import Identity
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)

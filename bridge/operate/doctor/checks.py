@@ -11,7 +11,7 @@ from bridge.operate.doctor import broker_checks, kestra_checks, network_checks
 from bridge.operate.doctor.facts import Facts
 from bridge.operate.doctor.finding import Finding, Level
 from bridge.operate.status.report import Unseen
-from bridge.settings.settings import Settings
+from bridge.settings import Settings
 
 Judge = Callable[[Settings, Facts], Iterator[Finding]]
 

@@ -8,12 +8,12 @@ from datetime import datetime, timedelta
 
 from bridge.durations import in_words
 from bridge.job.job import FlowName
-from bridge.kestra.client import StoredFlow
+from bridge.kestra import StoredFlow
 from bridge.operate.status.report import Unseen
 from bridge.rabbitmq.inspector import DeclareResult, Depth, Refusal
 from bridge.rabbitmq.management import Binding, QueueState
 from bridge.rabbitmq.topology import Kind, Version
-from bridge.settings.settings import Lane
+from bridge.settings import Lane
 
 ABSENT = DeclareResult(exists=False)
 

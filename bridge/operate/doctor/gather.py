@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from bridge.errors import BrokerDenied
 from bridge.job.job import FlowName
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.operate.doctor import probe
 from bridge.operate.doctor.certificates import certificates
 from bridge.operate.doctor.facts import (
@@ -30,7 +30,7 @@ from bridge.rabbitmq import topology
 from bridge.rabbitmq.broker import Broker, Connection, parse_version
 from bridge.rabbitmq.inspector import DeclareResult, Inspector
 from bridge.rabbitmq.management import Management
-from bridge.settings.settings import Lane, Settings
+from bridge.settings import Lane, Settings
 
 PATIENT = 4 * PATIENCE
 """Seconds for RabbitMQ, which is asked much, and its management API, which has its own patience

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 from bridge.job.job import FlowName
-from bridge.kestra.client import Dialect, StoredFlow
+from bridge.kestra import Dialect, StoredFlow
 from bridge.operate import flows
 from bridge.operate.doctor.facts import Facts, KestraFacts
 from bridge.operate.doctor.finding import Finding, fault, warning
 from bridge.operate.flows import Fate, FlowFile
 from bridge.operate.status.report import Unseen
-from bridge.settings.settings import Settings
+from bridge.settings import Settings
 
 TRIED = frozenset({(1, 3), (2, 0)})
 """The series of Kestra that the bridge was tried with."""

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from bridge.durations import in_words
 from bridge.operate.doctor.facts import Certificate, Facts, KestraFacts
 from bridge.operate.doctor.finding import Finding, fault, warning
-from bridge.settings.settings import Settings
+from bridge.settings import Settings
 
 RENEW_WITHIN = timedelta(days=14)
 

@@ -22,7 +22,7 @@ import structlog
 from bridge.errors import KestraError, KestraRejected, KestraUnavailable
 from bridge.job.execution import Execution, State
 from bridge.job.job import FlowName, Job
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.operate.doctor.facts import ProbeResult
 from bridge.operate.doctor.kestra_checks import NOTIFIER
 

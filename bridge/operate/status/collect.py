@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Self, TypeVar
 
 from bridge.errors import BridgeError, BrokerUnavailable
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.operate.dead_letters.queue import DeadLetterQueue
 from bridge.operate.status.report import (
     BrokerFacts,
@@ -27,7 +27,7 @@ from bridge.rabbitmq.broker import Broker
 from bridge.rabbitmq.inspector import Depth, Inspector
 from bridge.rabbitmq.management import Management, scrape
 from bridge.rabbitmq.topology import dead_queue
-from bridge.settings.settings import BrokerSettings, KestraSettings, Lane
+from bridge.settings import BrokerSettings, KestraSettings, Lane
 from bridge.telemetry.log import masked
 
 PATIENCE = 15.0

@@ -16,7 +16,7 @@ from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, QUEUE_LABEL
 from bridge.rabbitmq.inspector import Depth
 from bridge.rabbitmq.management import Consumer, QueueState, ReplicaMetrics
 from bridge.rabbitmq.topology import dead_queue, retry_queue
-from bridge.settings.settings import Lane
+from bridge.settings import Lane
 
 NEVER_STARTED_AFTER = 60.0
 """Seconds that an execution may stay CREATED before it stands out: Kestra begins within a second or

@@ -16,7 +16,7 @@ import httpx
 
 from bridge.job.execution import Execution
 from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, MARK, MARK_LABEL
-from bridge.kestra.client import parse_execution
+from bridge.kestra import parse_execution
 from deploy.local.demo.host import Host
 from deploy.local.demo.jobs import FLOW, MACHINE_FLOW, MACHINE_QUEUE, QUEUE, Case
 from deploy.local.kestra_engine import Engine

@@ -13,7 +13,7 @@ from bridge.consume.denials import Denials, Parked
 from bridge.consume.starter import Started, Starter
 from bridge.errors import KestraDenied, KestraRejected
 from bridge.job.job import FlowName, Job
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import settings_of, starter_of
 from tests.support.standin import Standin

@@ -13,7 +13,7 @@ import pytest
 from bridge.consume import duplicates
 from bridge.consume.starter import Starter
 from bridge.job.job import FlowName, Job
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import answers, eventually, settings_of, starter_of
 from tests.support.standin import Ends, Standin

@@ -19,7 +19,7 @@ from bridge.job.execution import Outcome, State
 from bridge.job.job import FlowName, Job
 from bridge.job.message import Delivery, Message
 from bridge.job.settlement import Policy
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.rabbitmq.isolation import IsolatedPublisher, ResultPublisher
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracer

@@ -15,7 +15,7 @@ from bridge.consume import recent_index
 from bridge.consume.starter import Started, Starter
 from bridge.job.execution import Execution
 from bridge.job.job import FlowName, Job
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import answers, settings_of, starter_of
 from tests.support.standin import Standin

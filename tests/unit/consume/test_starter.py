@@ -14,7 +14,7 @@ from bridge.consume.unfinished_index import UnfinishedIndex
 from bridge.errors import KestraUnavailable
 from bridge.job.execution import Execution, State
 from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, FlowName, Job
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import answers, eventually, settings_of, starter_of
 from tests.support.standin import Ends, Standin

@@ -11,7 +11,7 @@ from bridge.consume.completions import CompletionRouter, CompletionWaiter
 from bridge.consume.sweep import GONE_AFTER, Reconciler
 from bridge.job.execution import State
 from bridge.job.job import FlowName, Job
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import settings_of
 from tests.support.standin import Ends, Standin

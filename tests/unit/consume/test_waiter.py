@@ -18,7 +18,7 @@ from bridge.consume.waiter import OutcomeWaiter, Vanished
 from bridge.errors import KestraRejected
 from bridge.job.execution import Outcome, State
 from bridge.job.job import FlowName, Job
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import settings_of, starter_of
 from tests.support.standin import Ends, Standin

@@ -16,7 +16,7 @@ import yaml
 
 from bridge.consume import service
 from bridge.rabbitmq import topology
-from bridge.settings.settings import Settings, load
+from bridge.settings import Settings, load
 from deploy.local.kestra_engine import AmqpAddress
 from deploy.local.paths import REPOSITORY
 

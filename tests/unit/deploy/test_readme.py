@@ -8,7 +8,7 @@ import pytest
 
 from bridge.job.settlement import Reason
 from bridge.machines.settings import MachineSettings
-from bridge.settings.settings import Settings
+from bridge.settings import Settings
 from bridge.telemetry.metrics import Metrics
 from deploy.local.paths import REPOSITORY
 from tests.support.commands import in_examples, in_markdown, unknown_in

@@ -11,7 +11,7 @@ from bridge.consume import service
 from bridge.job import settlement
 from bridge.job.job import MAX_BODY
 from bridge.kestra import client
-from bridge.settings.settings import Settings
+from bridge.settings import Settings
 from deploy.local.paths import REPOSITORY
 
 TEXT = " ".join((REPOSITORY / "deploy/SIZING.md").read_text().split())

@@ -32,9 +32,9 @@ from bridge.errors import (
 from bridge.job.execution import Execution, State
 from bridge.job.job import FlowName, Job, decode
 from bridge.job.message import Message
-from bridge.kestra.client import CONCURRENT_CREATES, FailureReport, Kestra, parse_execution
+from bridge.kestra import CONCURRENT_CREATES, FailureReport, Kestra, parse_execution
 from bridge.kestra.logs import LogLine
-from bridge.settings.settings import KestraSettings
+from bridge.settings import KestraSettings
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import TraceContext, handing_on
 from tests.support.certificates import Authority

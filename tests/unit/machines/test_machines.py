@@ -37,7 +37,7 @@ from bridge.machines.providers import NETWORK_TIMEOUT, PROVIDERS, SHORTEST_TAG, 
 from bridge.machines.remote import EXIT_CODES
 from bridge.machines.settings import MachineSettings
 from bridge.machines.ssh import LoginDenied
-from bridge.settings.settings import load
+from bridge.settings import load
 from deploy.local import machine_image
 from deploy.local.paths import REPOSITORY, cache_directory
 

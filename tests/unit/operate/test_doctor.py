@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from bridge.errors import BrokerDenied, KestraUnavailable
 from bridge.job.job import FlowName
-from bridge.kestra.client import StoredFlow
+from bridge.kestra import StoredFlow
 from bridge.operate import flows
 from bridge.operate.doctor.checks import CHECKS, at_start, examine
 from bridge.operate.doctor.facts import (
@@ -31,7 +31,7 @@ from bridge.operate.doctor.kestra_checks import NOTIFIER
 from bridge.operate.status.report import Unseen
 from bridge.rabbitmq.inspector import DeclareResult, Depth, Refusal
 from bridge.rabbitmq.management import Binding, Consumer, QueueState
-from bridge.settings.settings import Settings
+from bridge.settings import Settings
 from deploy.local.paths import REPOSITORY
 from tests.support.commands import in_sentences, unknown_in
 

@@ -8,10 +8,10 @@ import pytest
 
 from bridge.errors import KestraUnavailable
 from bridge.job.message import Message
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.operate.dead_letters.executions import has_one, look_up
 from bridge.operate.dead_letters.letters import DeadLetter, parse
-from bridge.settings.settings import KestraSettings
+from bridge.settings import KestraSettings
 from tests.support.standin import Run, Standin
 
 LABELS = {"bridge": "amqp", "bridgeJob": "day-1", "bridgeAttempt": "3", "bridgeQueue": "q"}

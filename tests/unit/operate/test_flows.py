@@ -21,10 +21,10 @@ import bridge.cli.flows
 from bridge.cli import main
 from bridge.errors import BridgeError, SettingsError
 from bridge.job.job import FlowName
-from bridge.kestra.client import Kestra
+from bridge.kestra import Kestra
 from bridge.operate import flows
 from bridge.operate.flows import Fate, FlowFile
-from bridge.settings.settings import KestraSettings
+from bridge.settings import KestraSettings
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 FLOWS = CHECKOUT / "flows"

@@ -28,7 +28,7 @@ from bridge.operate.status.report import (
 )
 from bridge.rabbitmq.inspector import Depth
 from bridge.rabbitmq.management import Consumer, QueueState, ReplicaMetrics
-from bridge.settings.settings import Lane
+from bridge.settings import Lane
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 QUEUE = "kestra.jobs"

@@ -30,7 +30,7 @@ from bridge.rabbitmq.management import (
     parse_queue,
     scrape,
 )
-from bridge.settings.settings import BrokerSettings
+from bridge.settings import BrokerSettings
 from bridge.telemetry.metrics import Metrics
 from tests.support.certificates import Authority
 

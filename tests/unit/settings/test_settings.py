@@ -20,7 +20,7 @@ from bridge.errors import SettingsError
 from bridge.job.job import FlowName
 from bridge.job.settlement import Policy
 from bridge.machines.settings import MachineSettings
-from bridge.settings.settings import (
+from bridge.settings import (
     BrokerSettings,
     CommandSettings,
     KestraSettings,

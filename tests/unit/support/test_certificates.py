@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bridge.operate.doctor.certificates import certificates, valid_until
 from bridge.operate.doctor.facts import Certificate
-from bridge.settings.settings import Settings
+from bridge.settings import Settings
 from tests.support.certificates import Authority
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
