@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from bridge.cli.app import Json, app
-from bridge.job.job import json_schema
+from bridge.job.decode import json_schema
 
 
 @app.command(short_help="Print the JSON Schema of a job message.")

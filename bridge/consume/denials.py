@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import structlog
 
 from bridge.errors import KestraDenied, KestraError, KestraRejected
-from bridge.job.job import FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.kestra import Kestra
 
 HOLD = 10.0

@@ -9,15 +9,14 @@ same rule, so that no two of them disagree.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
 import structlog
 
 from bridge.errors import REFUSALS, KestraError
-from bridge.job.execution import Execution, choose
-from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, QUEUE_LABEL
+from bridge.job.execution import Execution, by_attempt, choose
 from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 
@@ -30,15 +29,9 @@ log = structlog.get_logger(__name__)
 
 def among(executions: Iterable[Execution]) -> list[Execution]:
     """Those of the executions, of any jobs, that are a second one of their attempt."""
-    attempts: defaultdict[tuple[str, ...], list[Execution]] = defaultdict(list)
-    for execution in executions:
-        labels = execution.labels
-        if JOB_LABEL in labels and not execution.triggered:
-            where = labels.get(QUEUE_LABEL) or f"{execution.namespace}/{execution.flow}"
-            attempts[where, labels[JOB_LABEL], labels.get(ATTEMPT_LABEL, "")].append(execution)
     return [
         duplicate
-        for same in attempts.values()
+        for same in by_attempt(executions).values()
         if len(same) > 1
         for duplicate in choose(same).duplicates
     ]
@@ -62,11 +55,9 @@ class Duplicates:
                 await self._kill(duplicate)
 
     async def _kill(self, duplicate: Execution) -> None:
-        facts = {
-            "job": duplicate.labels.get(JOB_LABEL),
-            "attempt": duplicate.labels.get(ATTEMPT_LABEL),
-            "execution": duplicate.id,
-        }
+        facts: dict[str, Any] = {"execution": duplicate.id}
+        if key := duplicate.attempt_key:
+            facts |= {"job": key.job, "attempt": str(key.attempt)}
         try:
             await self._kestra.kill(duplicate.id)
         except REFUSALS as error:

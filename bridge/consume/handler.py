@@ -29,8 +29,10 @@ from bridge.errors import (
     PublishFailed,
     QueueFull,
 )
+from bridge.job.decode import decode
 from bridge.job.execution import Outcome
-from bridge.job.job import FlowName, Job, allowed, decode
+from bridge.job.flow_name import FlowName, allowed
+from bridge.job.job import Job
 from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Delivery, Message
 from bridge.job.settlement import (
     Ack,

@@ -22,7 +22,7 @@ import structlog
 from bridge.aio import SingleFlight
 from bridge.errors import KestraError
 from bridge.job.execution import Execution
-from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, Job
+from bridge.job.job import Job
 from bridge.kestra import CONCURRENT_QUESTIONS, PAGE_SIZE, Kestra
 
 SLOW_SEARCH = 0.03
@@ -95,7 +95,7 @@ class Recent:
     def note(self, job: Job) -> None:
         """This (job, attempt) has an execution now."""
         if self.wanted:
-            self._known.add(_key(job.id, str(job.attempt)))
+            self._known.add(hash(job.key))
 
     async def lacks(self, job: Job) -> bool:
         """Whether it is certain that no execution of this (job, attempt) has started within the
@@ -110,7 +110,7 @@ class Recent:
         except KestraError as error:
             log.debug("the recent executions can't be listed, searching", error=str(error))
             return False
-        return self._complete and _key(job.id, str(job.attempt)) not in self._known
+        return self._complete and self._known.isdisjoint(map(hash, job.keys))
 
     def _forget(self) -> None:
         self._known: set[int] = set()
@@ -156,9 +156,9 @@ class Recent:
         """Note them; returns when the newest of them started."""
         newest = None
         for execution in rows:
-            self._known.add(
-                _key(execution.labels.get(JOB_LABEL, ""), execution.labels.get(ATTEMPT_LABEL, ""))
-            )
+            if key := execution.attempt_key:
+                # Small. Two keys that share a hash cost a search.
+                self._known.add(hash(key))
             newest = execution.started or newest
         if newest is not None:
             # One server's clock may be ahead, and what the others start meanwhile is to be seen,
@@ -173,8 +173,3 @@ class Recent:
             "searches in kestra are slow, and there are too many recent executions to list",
             executions=total,
         )
-
-
-def _key(job: str, attempt: str) -> int:
-    """Small. Two that have it in common cost a search."""
-    return hash((job, attempt))

@@ -228,7 +228,7 @@ class Starter:
             Parked: Kestra denies the creates of its flow.
             Released: the bridge stops.
         """
-        async with self._starting.hold((job.queue, job.id, job.attempt)):
+        async with self._starting.hold(job.key):
             # A fresh message has no execution of its own yet, only perhaps that of an earlier
             # message with its id.
             fresh = not redelivered and job.attempt == job.first_attempt
@@ -377,7 +377,7 @@ class Starter:
         if (
             many
             and again
-            and (execution := await self._own(await self._unfinished.of(job), self._patience))
+            and (execution := await self._own(await self._unfinished.get(job), self._patience))
         ):
             return execution
         return await self.find(job, self._patience) if search or not many else None

@@ -7,14 +7,12 @@ reading every execution there is.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 
 from bridge.aio import SingleFlight
-from bridge.job.execution import Execution
-from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, FlowName, Job
-
-Index = dict[tuple[str, str], list[Execution]]
+from bridge.job.attempt import AttemptKey
+from bridge.job.execution import Execution, by_attempt
+from bridge.job.job import Job
 
 
 class UnfinishedIndex:
@@ -24,25 +22,13 @@ class UnfinishedIndex:
         self._source = source
         self._listed = SingleFlight(self._list)
 
-    async def of(self, job: Job) -> list[Execution]:
-        """This (job, attempt)'s executions in a listing that began after this call. Raises what the
-        source raises.
+    async def get(self, job: Job) -> list[Execution]:
+        """This attempt's executions in a listing that began after this call.
+
+        Raises what the source raises.
         """
-        rows = (await self._listed()).get((job.id, str(job.attempt)), ())
-        return [
-            row
-            for row in rows
-            if job.owns(row.labels, FlowName(row.namespace, row.flow)) and not row.triggered
-        ]
+        listed = await self._listed()
+        return [execution for key in job.keys for execution in listed.get(key, ())]
 
-    async def _list(self) -> Index:
+    async def _list(self) -> dict[AttemptKey, list[Execution]]:
         return by_attempt(await self._source())
-
-
-def by_attempt(executions: Iterable[Execution]) -> Index:
-    """The executions by the job and the attempt that their labels name."""
-    index: defaultdict[tuple[str, str], list[Execution]] = defaultdict(list)
-    for execution in executions:
-        key = (execution.labels.get(JOB_LABEL, ""), execution.labels.get(ATTEMPT_LABEL, ""))
-        index[key].append(execution)
-    return dict(index)

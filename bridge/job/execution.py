@@ -4,10 +4,14 @@ ended.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+
+from bridge.job.attempt import AttemptKey, attempt_key
+from bridge.job.flow_name import FlowName
 
 
 class State(StrEnum):
@@ -68,8 +72,7 @@ class Execution:
     """One run of a flow. Its times are by Kestra's clock; `started` is when it was created."""
 
     id: str
-    namespace: str
-    flow: str
+    flow: FlowName
     state: State
     labels: Mapping[str, str] = field(default_factory=dict)
     started: datetime | None = None
@@ -79,8 +82,15 @@ class Execution:
     isn't told."""
     original_id: str | None = None
     triggered: bool = False
-    """Started by a trigger or by another execution, which may have handed its labels down; never by
-    the bridge."""
+    """Whether a trigger or another execution started it, and not the bridge."""
+
+    @property
+    def attempt_key(self) -> AttemptKey | None:
+        """The attempt that this execution is of; None where it is of none.
+
+        One that was triggered is of none: it may have inherited its labels.
+        """
+        return None if self.triggered else attempt_key(self.labels, self.flow)
 
     @property
     def chain(self) -> str:
@@ -114,6 +124,15 @@ def choose(executions: Iterable[Execution]) -> Found:
     own = [execution for execution in by_age if execution.chain == chain]
     others = tuple(execution for execution in by_age if execution.chain != chain)
     return Found(own[-1], others)
+
+
+def by_attempt(executions: Iterable[Execution]) -> dict[AttemptKey, list[Execution]]:
+    """The executions of each attempt. Those that are of none are left out."""
+    found: defaultdict[AttemptKey, list[Execution]] = defaultdict(list)
+    for execution in executions:
+        if key := execution.attempt_key:
+            found[key].append(execution)
+    return dict(found)
 
 
 def _age(execution: Execution) -> tuple[datetime, str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from bridge.job.execution import Execution, State, choose
-from bridge.job.job import ATTEMPT_LABEL, Job
+from bridge.job.job import Job
 
 
 def revived(
@@ -20,13 +20,14 @@ def revived(
     judged it. Nor does any where the job's own attempt has begun. `accepts` says which states are a
     success.
     """
-    by_attempt: defaultdict[str, list[Execution]] = defaultdict(list)
+    by_number: defaultdict[int, list[Execution]] = defaultdict(list)
     for execution in executions:
-        by_attempt[execution.labels.get(ATTEMPT_LABEL, "")].append(execution)
-    if str(job.attempt) in by_attempt:
+        if key := execution.attempt_key:
+            by_number[key.attempt].append(execution)
+    if job.attempt in by_number:
         return None
     for attempt in range(job.attempt - 1, job.first_attempt - 1, -1):
-        current = choose(by_attempt.get(str(attempt), ())).current
+        current = choose(by_number.get(attempt, ())).current
         if current is not None and (not current.state.terminal or accepts(current.state)):
             return replace(job, attempt=attempt), current
     return None

@@ -26,16 +26,10 @@ from bridge.errors import (
     KestraUnavailable,
     SettingsError,
 )
+from bridge.job.attempt import ATTEMPT_LABEL, CORRELATION_LABEL, JOB_LABEL, MARK, MARK_LABEL
 from bridge.job.execution import TERMINAL, Execution, State
-from bridge.job.job import (
-    ATTEMPT_LABEL,
-    CORRELATION_LABEL,
-    JOB_LABEL,
-    MARK,
-    MARK_LABEL,
-    FlowName,
-    Job,
-)
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.kestra import clock
 from bridge.kestra.answers import Meaning, Words, judge
 from bridge.kestra.clock import ServerClock
@@ -227,9 +221,7 @@ class Kestra:
 
     def link(self, execution: Execution) -> str:
         """Where a person sees the execution."""
-        return execution_url(
-            self._settings, FlowName(execution.namespace, execution.flow), execution.id
-        )
+        return execution_url(self._settings, execution.flow, execution.id)
 
     async def probe(self) -> str:
         """Ask for the server's version, which decides the dialect from now on, and check that the
@@ -296,10 +288,7 @@ class Kestra:
                 timespec="seconds"
             )
         return [
-            execution
-            async for execution in self._search("find", params)
-            if job.owns(execution.labels, FlowName(execution.namespace, execution.flow))
-            and not execution.triggered
+            execution async for execution in self._search("find", params) if job.owns(execution)
         ]
 
     async def find_attempts(self, job: Job) -> list[Execution]:
@@ -308,8 +297,7 @@ class Kestra:
         return [
             execution
             async for execution in self._search("attempts", params)
-            if job.names(execution.labels, FlowName(execution.namespace, execution.flow))
-            and not execution.triggered
+            if job.names(execution)
         ]
 
     async def unfinished(self) -> list[Execution]:
@@ -689,8 +677,7 @@ def parse_execution(data: Any) -> Execution:
         raise ValueError("no state")
     return Execution(
         id=_text(data, "id"),
-        namespace=_text(data, "namespace"),
-        flow=_text(data, "flowId"),
+        flow=FlowName(_text(data, "namespace"), _text(data, "flowId")),
         state=State(_text(state, "current")),
         labels=_labels(data.get("labels")),
         started=_time(state.get("startDate")),

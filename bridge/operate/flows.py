@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from bridge.errors import BridgeError, KestraRejected, SettingsError
-from bridge.job.job import FlowName
+from bridge.job.flow_name import FlowName
 from bridge.kestra import Dialect, Kestra, StoredFlow
 
 _PACKAGE = Path(__file__).resolve().parents[1]

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from bridge import exact_json
 from bridge.errors import InvalidMessage
-from bridge.job.job import BYTE_ORDER_MARK, MAX_BODY, FlowName, decode
+from bridge.job.decode import BYTE_ORDER_MARK, MAX_BODY, decode
+from bridge.job.flow_name import FlowName
 from bridge.job.message import Message
 
 Format = Literal["auto", "jsonl", "csv"]

@@ -29,7 +29,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, Sett
 
 from bridge import tls
 from bridge.errors import SettingsError
-from bridge.job.job import FlowName
+from bridge.job.flow_name import FlowName
 from bridge.job.settlement import Policy
 from bridge.settings.queue_names import lane_of_side_queue, not_an_exchange_of_ours
 from bridge.telemetry import log

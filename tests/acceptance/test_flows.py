@@ -30,7 +30,8 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import NameOID
 
 from bridge.job.execution import Execution
-from bridge.job.job import FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.kestra import Kestra
 from bridge.operate.flows import home
 from bridge.settings import KestraSettings

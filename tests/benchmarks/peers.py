@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import httpx
 
-from bridge.job.job import JOB_LABEL
+from bridge.job.attempt import JOB_LABEL
 from deploy.local.processes import Child
 from tests.benchmarks.measure import BenchmarkError, Figure
 from tests.benchmarks.stage import (

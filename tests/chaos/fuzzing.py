@@ -26,7 +26,7 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 from pydantic_core import from_json
 
-from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL
+from bridge.job.attempt import ATTEMPT_LABEL, JOB_LABEL
 from bridge.job.settlement import Reason
 from deploy.local.processes import ProcessError
 from deploy.local.rabbitmq import RabbitMQ

@@ -19,7 +19,8 @@ from pydantic import SecretStr
 
 from bridge.errors import KestraDenied, KestraRejected
 from bridge.job.execution import Execution, State
-from bridge.job.job import FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.kestra import FailureReport, Kestra, StoredFlow, parse_execution
 from bridge.settings import KestraSettings
 from tests.contract.flows import CONTRACT, FLOWS
@@ -297,7 +298,7 @@ class TestSearch:
         made = [await kestra.create(job("silent")) for _ in range(3)]
         assert made[1].started
         rows, total = await kestra.started_since(made[1].started)
-        ours = [row.id for row in rows if row.namespace == NAMESPACE]
+        ours = [row.id for row in rows if row.flow.namespace == NAMESPACE]
         assert (ours, total >= len(ours)) == ([one.id for one in made[1:]], True)
 
     async def test_leaves_out_states_and_lists_only_what_goes_on(

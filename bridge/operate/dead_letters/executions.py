@@ -8,9 +8,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
-from bridge.consume.unfinished_index import by_attempt
-from bridge.job.execution import Execution, State
-from bridge.job.job import FlowName, Job
+from bridge.job.execution import Execution, State, by_attempt
+from bridge.job.job import Job
 from bridge.kestra import CONCURRENT_QUESTIONS, Kestra
 from bridge.operate.dead_letters.letters import ANY_FLOW, DeadLetter, Origin
 
@@ -53,8 +52,8 @@ async def look_up(
     if any(letter.execution for letter in letters):
         reworked = by_attempt(await kestra.reworked(since=_first_start(letters, found)))
         for letter in letters:
-            rows = reworked.get((letter.job, str(letter.attempt)), ())
-            found[letter.key] += [row for row in rows if _owns(letter, row)]
+            for key in _job(letter).keys:
+                found[letter.key] += reworked.get(key, ())
     return found
 
 
@@ -72,11 +71,6 @@ def _job(letter: DeadLetter) -> Job:
     return Job(
         id=letter.job, flow=letter.flow or ANY_FLOW, queue=letter.queue, attempt=letter.attempt
     )
-
-
-def _owns(letter: DeadLetter, execution: Execution) -> bool:
-    flow = FlowName(execution.namespace, execution.flow)
-    return _job(letter).owns(execution.labels, flow) and not execution.triggered
 
 
 def _first_start(letters: Iterable[DeadLetter], found: Executions) -> datetime | None:

@@ -17,8 +17,9 @@ from typing import Any
 from pydantic_core import from_json
 
 from bridge.errors import InvalidMessage
+from bridge.job.decode import MAX_BODY, decode
 from bridge.job.execution import Execution, State
-from bridge.job.job import MAX_BODY, FlowName, allowed, decode
+from bridge.job.flow_name import FlowName, allowed
 from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Message
 from bridge.job.settlement import Reason
 from bridge.text import visible

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from bridge.durations import in_words
-from bridge.job.job import FlowName
+from bridge.job.flow_name import FlowName
 from bridge.kestra import StoredFlow
 from bridge.operate.status.report import Unseen
 from bridge.rabbitmq.inspector import DeclareResult, Depth, Refusal

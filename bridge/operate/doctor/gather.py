@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from bridge.errors import BrokerDenied
-from bridge.job.job import FlowName
+from bridge.job.flow_name import FlowName
 from bridge.kestra import Kestra
 from bridge.operate.doctor import probe
 from bridge.operate.doctor.certificates import certificates

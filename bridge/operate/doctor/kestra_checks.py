@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from bridge.job.job import FlowName
+from bridge.job.flow_name import FlowName
 from bridge.kestra import Dialect, StoredFlow
 from bridge.operate import flows
 from bridge.operate.doctor.facts import Facts, KestraFacts

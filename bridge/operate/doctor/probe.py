@@ -21,7 +21,8 @@ import structlog
 
 from bridge.errors import KestraError, KestraRejected, KestraUnavailable
 from bridge.job.execution import Execution, State
-from bridge.job.job import FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.kestra import Kestra
 from bridge.operate.doctor.facts import ProbeResult
 from bridge.operate.doctor.kestra_checks import NOTIFIER
@@ -221,4 +222,4 @@ async def _executions_left(kestra: Kestra, job: Job, *, wholly: bool) -> bool:
 
 
 def _is_notice(execution: Execution) -> bool:
-    return FlowName(execution.namespace, execution.flow) == NOTIFIER
+    return execution.flow == NOTIFIER

@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from bridge.errors import BridgeError
+from bridge.job.attempt import ATTEMPT_LABEL, JOB_LABEL, QUEUE_LABEL
 from bridge.job.execution import Execution, State
-from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, QUEUE_LABEL
 from bridge.rabbitmq.inspector import Depth
 from bridge.rabbitmq.management import Consumer, QueueState, ReplicaMetrics
 from bridge.rabbitmq.topology import dead_queue, retry_queue
@@ -339,7 +339,7 @@ def _job(execution: Execution, kestra: KestraFacts) -> JobStatus:
         job=execution.labels.get(JOB_LABEL, ""),
         queue=execution.labels.get(QUEUE_LABEL),
         attempt=int(attempt) if attempt.isdecimal() else None,
-        flow=f"{execution.namespace}/{execution.flow}",
+        flow=str(execution.flow),
         execution=execution.id,
         state=execution.state.value,
         age=age,

@@ -14,8 +14,8 @@ import aio_pika
 import aio_pika.exceptions
 import httpx
 
+from bridge.job.attempt import ATTEMPT_LABEL, JOB_LABEL, MARK, MARK_LABEL
 from bridge.job.execution import Execution
-from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, MARK, MARK_LABEL
 from bridge.kestra import parse_execution
 from deploy.local.demo.host import Host
 from deploy.local.demo.jobs import FLOW, MACHINE_FLOW, MACHINE_QUEUE, QUEUE, Case

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bridge.job.attempt import JOB_LABEL
 from bridge.job.execution import Execution
-from bridge.job.job import JOB_LABEL
 from deploy.local.demo.jobs import Case, Ending
 from deploy.local.demo.stack import Executions, attempt
 

@@ -16,7 +16,7 @@ from bridge.cli.dead_letters_view import Told, print_full
 from bridge.cli.dead_letters_work import Replay
 from bridge.cli.flows import _report as report_of_flows
 from bridge.errors import KestraRejected
-from bridge.job.job import FlowName
+from bridge.job.flow_name import FlowName
 from bridge.job.message import Message
 from bridge.operate.dead_letters.letters import parse
 from bridge.operate.flows import Fate, Verdict

@@ -12,7 +12,8 @@ import pytest
 from bridge.consume.denials import Denials, Parked
 from bridge.consume.starter import Started, Starter
 from bridge.errors import KestraDenied, KestraRejected
-from bridge.job.job import FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import settings_of, starter_of

@@ -12,7 +12,8 @@ import pytest
 
 from bridge.consume import duplicates
 from bridge.consume.starter import Starter
-from bridge.job.job import FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import answers, eventually, settings_of, starter_of

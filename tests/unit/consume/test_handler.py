@@ -16,7 +16,8 @@ from bridge.consume.suspects import Suspects
 from bridge.consume.waiter import OutcomeWaiter
 from bridge.errors import MessageRefused, PublishFailed
 from bridge.job.execution import Outcome, State
-from bridge.job.job import FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.job.message import Delivery, Message
 from bridge.job.settlement import Policy
 from bridge.kestra import Kestra

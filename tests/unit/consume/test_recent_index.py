@@ -14,7 +14,8 @@ import pytest
 from bridge.consume import recent_index
 from bridge.consume.starter import Started, Starter
 from bridge.job.execution import Execution
-from bridge.job.job import FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import answers, settings_of, starter_of

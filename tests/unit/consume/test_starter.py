@@ -12,8 +12,10 @@ from bridge.consume import starter
 from bridge.consume.starter import MANY_LOOK, Started, Starter
 from bridge.consume.unfinished_index import UnfinishedIndex
 from bridge.errors import KestraUnavailable
+from bridge.job.attempt import ATTEMPT_LABEL, JOB_LABEL
 from bridge.job.execution import Execution, State
-from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL, FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import answers, eventually, settings_of, starter_of
@@ -127,16 +129,16 @@ class Source:
             raise self._error
         labels = {JOB_LABEL: "job-1", ATTEMPT_LABEL: "1"}
         return [
-            Execution(id="own", namespace="test", flow="long", state=State.RUNNING, labels=labels)
+            Execution(id="own", flow=FlowName("test", "long"), state=State.RUNNING, labels=labels)
         ]
 
 
 async def test_who_asks_during_a_listing_shares_the_next() -> None:
     source = Source()
     listing = UnfinishedIndex(source)
-    first = asyncio.create_task(listing.of(job(1)))
+    first = asyncio.create_task(listing.get(job(1)))
     await eventually(lambda: source.calls, "the listing began", every=0)
-    others = [asyncio.create_task(listing.of(job(1))) for _ in range(5)]
+    others = [asyncio.create_task(listing.get(job(1))) for _ in range(5)]
     source.go.set()
     await asyncio.gather(first, *others)
     assert source.calls == 2
@@ -145,7 +147,7 @@ async def test_who_asks_during_a_listing_shares_the_next() -> None:
 async def test_one_who_gives_up_takes_the_listing_from_nobody() -> None:
     source = Source()
     listing = UnfinishedIndex(source)
-    first, second = (asyncio.create_task(listing.of(job(1))) for _ in range(2))
+    first, second = (asyncio.create_task(listing.get(job(1))) for _ in range(2))
     await eventually(lambda: source.calls, "the listing began", every=0)
     first.cancel()
     source.go.set()
@@ -156,7 +158,7 @@ async def test_a_listing_that_fails_fails_for_all_who_share_it() -> None:
     source = Source(KestraUnavailable("away"))
     listing = UnfinishedIndex(source)
     source.go.set()
-    answers = await asyncio.gather(*(listing.of(job(1)) for _ in range(3)), return_exceptions=True)
+    answers = await asyncio.gather(*(listing.get(job(1)) for _ in range(3)), return_exceptions=True)
     assert [type(answer) for answer in answers] == [KestraUnavailable] * 3
 
 
@@ -164,6 +166,6 @@ async def test_the_listing_after_one_that_failed_is_a_new_one() -> None:
     source = Source(KestraUnavailable("away"))
     listing = UnfinishedIndex(source)
     source.go.set()
-    await asyncio.gather(listing.of(job(1)), return_exceptions=True)
+    await asyncio.gather(listing.get(job(1)), return_exceptions=True)
     source._error = None
-    assert await listing.of(job(1))
+    assert await listing.get(job(1))

@@ -10,7 +10,8 @@ import pytest
 from bridge.consume.completions import CompletionRouter, CompletionWaiter
 from bridge.consume.sweep import GONE_AFTER, Reconciler
 from bridge.job.execution import State
-from bridge.job.job import FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import settings_of

@@ -17,7 +17,8 @@ from bridge.consume.starter import Started, Starter
 from bridge.consume.waiter import OutcomeWaiter, Vanished
 from bridge.errors import KestraRejected
 from bridge.job.execution import Outcome, State
-from bridge.job.job import FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import settings_of, starter_of

@@ -16,8 +16,9 @@ import psutil
 import pytest
 from rich.console import Console
 
+from bridge.job.attempt import ATTEMPT_LABEL, JOB_LABEL
 from bridge.job.execution import Execution, State
-from bridge.job.job import ATTEMPT_LABEL, JOB_LABEL
+from bridge.job.flow_name import FlowName
 from deploy.local.demo import screen, verdict
 from deploy.local.demo.__main__ import _how_to_reach, forget_settings
 from deploy.local.demo.host import TOOLS, Host, NoMachinesError, check
@@ -42,8 +43,7 @@ def execution(job: str, *, number: int = 1, after: float = 0.0) -> Execution:
     labels = {JOB_LABEL: job, ATTEMPT_LABEL: str(number)}
     return Execution(
         id=f"{job}-{number}-{after}",
-        namespace="bridge.jobs",
-        flow="example",
+        flow=FlowName("bridge.jobs", "example"),
         state=State.SUCCESS,
         labels=labels,
         started=began,

@@ -9,7 +9,7 @@ import pytest
 
 from bridge.consume import service
 from bridge.job import settlement
-from bridge.job.job import MAX_BODY
+from bridge.job.decode import MAX_BODY
 from bridge.kestra import client
 from bridge.settings import Settings
 from deploy.local.paths import REPOSITORY

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.job.execution import TERMINAL, Execution, Found, Outcome, State, choose
+from bridge.job.flow_name import FlowName
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -20,8 +21,7 @@ def execution(execution_id: str, at: float | None = 0, **more: Any) -> Execution
     return Execution(
         **{
             "id": execution_id,
-            "namespace": "n",
-            "flow": "f",
+            "flow": FlowName("n", "f"),
             "state": State.RUNNING,
             "started": started,
             **more,

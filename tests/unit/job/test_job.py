@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from bridge import exact_json
 from bridge.errors import InvalidMessage
-from bridge.job.job import MAX_BODY, FlowName, Job, allowed, decode, json_schema
+from bridge.job.decode import MAX_BODY, decode, json_schema
+from bridge.job.flow_name import FlowName, allowed
+from bridge.job.job import Job
 from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Message
 
 DEFAULT = FlowName("bridge.jobs", "example")

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bridge.job.execution import Execution, State
-from bridge.job.job import FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.job.revival import revived
 from bridge.job.settlement import Policy
 
@@ -20,8 +21,7 @@ def execution(
 ) -> Execution:
     return Execution(
         id=f"{attempt}-{number}",
-        namespace=FLOW.namespace,
-        flow=FLOW.id,
+        flow=FLOW,
         state=state,
         labels={"bridgeJob": "one", "bridgeAttempt": str(attempt)},
         started=BEGAN + timedelta(seconds=number),

@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.job.execution import Execution, Outcome, State
+from bridge.job.flow_name import FlowName
 from bridge.job.settlement import Ack, Policy, Reason, Retry, Settlement, ToDeadLetter, decide
 
 POLICY = Policy(max_attempts=3, retry_delays=(30, 300), ack_warning=True)
 
 
 def outcome(state: State, *, timed_out: bool = False, error: str | None = "why") -> Outcome:
-    execution = Execution(id="e1", namespace="n", flow="f", state=state)
+    execution = Execution(id="e1", flow=FlowName("n", "f"), state=state)
     return Outcome(execution=execution, timed_out=timed_out, error=error)
 
 

@@ -29,8 +29,10 @@ from bridge.errors import (
     KestraRejected,
     KestraUnavailable,
 )
+from bridge.job.decode import decode
 from bridge.job.execution import Execution, State
-from bridge.job.job import FlowName, Job, decode
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.job.message import Message
 from bridge.kestra import CONCURRENT_CREATES, FailureReport, Kestra, parse_execution
 from bridge.kestra.logs import LogLine
@@ -42,7 +44,7 @@ from tests.support.standin import EMPTY, HTML, TRUNCATED, Ends, Standin
 
 FLOW = FlowName("bridge.jobs", "example")
 JOB = Job(id="job-1", flow=FLOW, inputs={"text": "a", "data": {"n": 1}})
-EXECUTION = Execution(id="e1", namespace=FLOW.namespace, flow=FLOW.id, state=State.FAILED)
+EXECUTION = Execution(id="e1", flow=FLOW, state=State.FAILED)
 PASSWORD = "Very-secret-1"
 TOKEN = "very-secret-token"
 
@@ -458,8 +460,7 @@ class TestFind:
         (execution,) = await self.found(self.ROW)
         assert execution == Execution(
             id="e1",
-            namespace=FLOW.namespace,
-            flow=FLOW.id,
+            flow=FLOW,
             state=State.RUNNING,
             labels={"bridgeJob": "job-1", "bridgeAttempt": "1"},
             started=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.job.decode import decode
 from bridge.job.execution import Execution, State
-from bridge.job.job import FlowName, decode
+from bridge.job.flow_name import FlowName
 from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Message
 from bridge.operate.dead_letters.letters import (
     DeadLetter,
@@ -50,7 +51,7 @@ def letter(headers: dict[str, Any] | None = None, **more: Any) -> DeadLetter:
 
 
 def execution(state: str, execution_id: str = "e1") -> Execution:
-    return Execution(id=execution_id, namespace="team", flow="report", state=State(state))
+    return Execution(id=execution_id, flow=FlowName("team", "report"), state=State(state))
 
 
 # -- what one says --

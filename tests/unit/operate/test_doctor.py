@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from bridge.errors import BrokerDenied, KestraUnavailable
-from bridge.job.job import FlowName
+from bridge.job.flow_name import FlowName
 from bridge.kestra import StoredFlow
 from bridge.operate import flows
 from bridge.operate.doctor.checks import CHECKS, at_start, examine

@@ -20,7 +20,7 @@ from hatchling.builders.wheel import WheelBuilder
 import bridge.cli.flows
 from bridge.cli import main
 from bridge.errors import BridgeError, SettingsError
-from bridge.job.job import FlowName
+from bridge.job.flow_name import FlowName
 from bridge.kestra import Kestra
 from bridge.operate import flows
 from bridge.operate.flows import Fate, FlowFile

@@ -15,6 +15,7 @@ from bridge.cli.status import render
 from bridge.durations import in_words
 from bridge.errors import BridgeError
 from bridge.job.execution import Execution, State
+from bridge.job.flow_name import FlowName
 from bridge.operate.status.report import (
     BrokerFacts,
     Facts,
@@ -39,8 +40,7 @@ AWAY = Unseen(BridgeError("it is\naway"))
 def execution(**changed: Any) -> Execution:
     kept: dict[str, Any] = {
         "id": "4n5ruBCMlTeYTGni73rtlW",
-        "namespace": "company.team",
-        "flow": "report",
+        "flow": FlowName("company.team", "report"),
         "state": State.RUNNING,
         "labels": LABELS,
         "started": NOW - timedelta(seconds=90),
@@ -49,7 +49,7 @@ def execution(**changed: Any) -> Execution:
 
 
 def link(execution: Execution) -> str:
-    return f"http://kestra:8080/ui/main/executions/{execution.namespace}/{execution.flow}/{execution.id}"
+    return f"http://kestra:8080/ui/main/executions/{execution.flow}/{execution.id}"
 
 
 def consumer(connection: str, *, prefetch: int = 8) -> Consumer:

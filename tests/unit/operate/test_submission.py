@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import InvalidMessage
-from bridge.job.job import FlowName, decode
+from bridge.job.decode import decode
+from bridge.job.flow_name import FlowName
 from bridge.operate.submission import (
     Draft,
     IdsByContent,

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from yarl import URL
 
 from bridge.errors import SettingsError
-from bridge.job.job import FlowName
+from bridge.job.flow_name import FlowName
 from bridge.job.settlement import Policy
 from bridge.machines.settings import MachineSettings
 from bridge.settings import (

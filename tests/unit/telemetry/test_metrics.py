@@ -12,13 +12,14 @@ from prometheus_client import Metric
 from bridge import __version__
 from bridge.consume.handler import Case
 from bridge.job.execution import TERMINAL, Execution, Outcome, State
-from bridge.job.job import FlowName, Job
+from bridge.job.flow_name import FlowName
+from bridge.job.job import Job
 from bridge.job.message import Delivery, Message
 from bridge.job.settlement import Policy, Reason, Retry, Settlement, decide
 from bridge.rabbitmq.broker import Cause
 from bridge.telemetry.metrics import PRIORITIES_FROM_THE_START, Metrics
 
-EXECUTION = Execution(id="e1", namespace="a", flow="b", state=State.SUCCESS)
+EXECUTION = Execution(id="e1", flow=FlowName("a", "b"), state=State.SUCCESS)
 
 
 def metric(name: str, *, max_priority: int = 10) -> Metric:
