@@ -15,8 +15,10 @@ FLOW = FlowName("company.team", "report")
 JOB = Job(id="one", flow=FLOW, queue="kestra.jobs", attempt=2)
 
 
-def execution(labels: Mapping[str, str], *, flow: FlowName = FLOW, **more: bool) -> Execution:
-    return Execution(id="e1", flow=flow, state=State.RUNNING, labels=labels, **more)
+def execution(
+    labels: Mapping[str, str], *, flow: FlowName = FLOW, triggered: bool = False
+) -> Execution:
+    return Execution(id="e1", flow=flow, state=State.RUNNING, labels=labels, triggered=triggered)
 
 
 def test_labels_lead_back_to_the_attempt_that_they_were_made_of() -> None:
