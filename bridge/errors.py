@@ -1,83 +1,78 @@
-"""Everything that can go wrong, as the bridge's own errors.
+"""The bridge's own errors.
 
     BridgeError
     ├── SettingsError          the environment or the command line is wrong
-    ├── InvalidMessage         a message that can never become a job
+    ├── InvalidMessage         the message can never become a job
     ├── KestraError
     │   ├── KestraRejected     Kestra refused this job; asking again gives the same answer
     │   ├── KestraDenied       Kestra refuses our credentials, tenant or rights
     │   ├── KestraIncompatible Kestra refuses a request for its form, whatever it is about
     │   ├── KestraUnavailable  nothing was done; asking again later can help
-    │   └── KestraAmbiguous    a create may or may not have been done: look before asking again
+    │   └── KestraAmbiguous    a create may have succeeded: look before asking again
     ├── BrokerError
-    │   ├── BrokerUnavailable  no connection, or it was lost; connecting again can help
+    │   ├── BrokerUnavailable  the connection is lost; connecting again can help
     │   ├── BrokerDenied       the broker refuses our credentials, virtual host or rights
     │   ├── TopologyMismatch   a queue or exchange exists with other arguments than the settings
     │   ├── PublishFailed      the broker returned or refused a message, or the channel was lost
-    │   │   ├── QueueFull      the queue refuses it, which is mostly for lack of room
+    │   │   ├── QueueFull      the queue refuses it, mostly because it is full
     │   │   └── MessageRefused the broker closes connections over this very message
     │   ├── QueueMissing       a queue that should be there is not
-    │   └── QueueInUse         somebody else has a queue for themselves at the moment
-    ├── NoSuchJob              no dead letter is of the job that was asked for
+    │   └── QueueInUse         another connection holds the queue exclusively
+    ├── NoSuchJob              no dead letter belongs to the job
     └── MachineError
         ├── MachineRejected    the provider has no such image, size, region or network
         ├── MachineDenied      the provider refuses our credentials or rights
         └── MachineUnavailable the provider is out of reach or full, or the machine is silent
 
-Libraries' errors are translated once, in `bridge.kestra.client`, `bridge.rabbitmq` and
-`bridge.machines`, and never seen elsewhere.
+`bridge.kestra`, `bridge.rabbitmq` and `bridge.machines` translate the errors of their libraries, so
+that no other room sees those.
 """
 
 from __future__ import annotations
 
 
 class BridgeError(Exception):
-    """Base of all errors of the bridge. Its text is one line for a person: what, where, what to
-    do.
-    """
+    """Base of all errors of the bridge. Its text is one line: what, where, what to do."""
 
 
 class SettingsError(BridgeError):
-    """The settings can't be used; the text names every faulty one."""
+    """The settings can't be used. The text names every faulty one."""
 
 
 class InvalidMessage(BridgeError):
-    """A message that can never become a job, whoever reads it and however often."""
+    """The message can never become a job, however often it is read."""
 
 
 class KestraError(BridgeError):
-    """Base of what can go wrong between the bridge and Kestra."""
+    """Base of the errors of Kestra and of the way there."""
 
 
 class KestraRejected(KestraError):
-    """Kestra refused what was asked for its content: unknown or disabled flow, wrong inputs or
-    labels.
-    """
+    """Kestra refused the content of a request: an unknown or disabled flow, inputs or labels."""
 
 
 class KestraDenied(KestraError):
-    """Kestra refuses the credentials, the tenant or the rights. Nothing was done, and only an
-    operator can mend it.
+    """Kestra refuses the credentials, the tenant or the rights.
+
+    Nothing was done. Only an operator can change that.
     """
 
 
 class KestraIncompatible(KestraError):
-    """Kestra, or what stands before it, refuses the form of a request: its method, its media types,
-    its parameters.
+    """Kestra or a gateway refuses the form of a request: its method, media types or parameters.
 
-    Nothing was done. Only another version of Kestra or of the bridge can help, or a change of what
-    stands between.
+    Nothing was done. Another version of Kestra or of the bridge can help, or another gateway.
     """
 
 
 REFUSALS = (KestraDenied, KestraIncompatible)
-"""What only an operator ends, whatever is asked and however often."""
+"""Errors that no request can avoid until an operator steps in."""
 
 
 class KestraUnavailable(KestraError):
     """Kestra could not be reached or could not answer, and nothing was done.
 
-    `retry_after` is how many seconds it asked to be left alone; 0 where it did not ask.
+    `retry_after` is the wait that it asks for, in seconds, or 0.
     """
 
     def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
@@ -86,11 +81,11 @@ class KestraUnavailable(KestraError):
 
 
 class KestraAmbiguous(KestraError):
-    """A create whose answer never came or was an error of the server's: the execution may exist.
+    """A create had no answer or a server error, and its execution may exist.
 
-    `execution_id` is known in the one case where the answer names it ("Execution disappeared after
-    create"). `blames_request` says that Kestra itself failed over it (500): its own trouble, or the
-    request's content. `retry_after` is how many seconds it asked to be left alone.
+    `execution_id` is set where the answer names the execution ("Execution disappeared after
+    create"). `blames_request` says that Kestra answered 500: it is in trouble, or the content of
+    the request is. `retry_after` is the wait that it asks for, in seconds, or 0.
     """
 
     def __init__(
@@ -108,14 +103,13 @@ class KestraAmbiguous(KestraError):
 
 
 class BrokerError(BridgeError):
-    """Base of what can go wrong between the bridge and RabbitMQ."""
+    """Base of the errors of RabbitMQ and of the way there."""
 
 
 class BrokerUnavailable(BrokerError):
     """RabbitMQ can't be reached, or the session with it has ended. Connecting again can help.
 
-    `blames_message` says that RabbitMQ ended it over something that was published: it, or another
-    one beside it.
+    `blames_message` says that RabbitMQ ended the session over a publish, this one or another.
     """
 
     def __init__(self, message: str, *, blames_message: bool = False) -> None:
@@ -132,13 +126,11 @@ class TopologyMismatch(BrokerError):
 
 
 class PublishFailed(BrokerError):
-    """A publish was not confirmed: returned as unroutable, refused by the queue, or the channel was
-    lost.
-    """
+    """A publish was not confirmed: it was unroutable or refused, or the channel was lost."""
 
 
 class QueueFull(PublishFailed):
-    """The queue refuses a message: it is full and set to refuse, or it can't take any just now."""
+    """The queue refuses a message: it is full, or it takes none at the moment."""
 
 
 class MessageRefused(PublishFailed):
@@ -146,34 +138,28 @@ class MessageRefused(PublishFailed):
 
 
 class QueueMissing(BrokerError):
-    """A queue that should be there is not: the settings name another one, or no bridge has run
-    yet.
-    """
+    """A queue does not exist: the settings name another one, or no bridge has run yet."""
 
 
 class QueueInUse(BrokerError):
-    """Somebody else has a queue for themselves at the moment. Asking again later can help."""
+    """Another connection holds the queue exclusively. Asking again later can help."""
 
 
 class NoSuchJob(BridgeError):
-    """No dead letter is of the job that was asked for."""
+    """No dead letter belongs to the job."""
 
 
 class MachineError(BridgeError):
-    """Base of what can go wrong between us and whoever provides machines."""
+    """Base of the errors of machines and their providers."""
 
 
 class MachineRejected(MachineError):
-    """The provider refuses what was asked for: image, size, region, network. Asking again gives the
-    same answer.
-    """
+    """The provider refuses the image, size, region or network, and would refuse it again."""
 
 
 class MachineDenied(MachineError):
-    """The provider refuses the credentials or the rights. Only an operator can mend it."""
+    """The provider refuses the credentials or the rights. Only an operator can change that."""
 
 
 class MachineUnavailable(MachineError):
-    """No machine just now: the provider can't be reached or has no room, or the machine never
-    answered.
-    """
+    """No machine at the moment: the provider is out of reach or full, or the machine is silent."""

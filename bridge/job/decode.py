@@ -28,11 +28,10 @@ _MAX_ATTEMPT = 1_000_000
 _INPUT = r"^[a-zA-Z0-9][.a-zA-Z0-9_-]{0,127}$"
 _LABEL = re.compile(r"[a-z][\w.-]{0,127}")
 _NULS = ("\0", "\\u0000")
-"""What Kestra's PostgreSQL can't store, or changes: the character itself, and the text that JSON
-has for it."""
+"""The NUL character, and JSON's text for it. Kestra's PostgreSQL refuses or changes both."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""What spreadsheets and Windows put before a text in UTF-8; it says nothing."""
+"""Spreadsheets and Windows put it before a text in UTF-8, where it means nothing."""
 
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _COMPRESSIONS = frozenset(
@@ -45,13 +44,13 @@ _MAGIC = (
     (b"\xfd7zXZ", "xz"),
 )
 _AMQP_1_0 = (b"\x00Sw", b"\x00Sv", b"\x00Su")
-"""How a section of an AMQP 1.0 message begins: value, sequence, data."""
+"""How the sections of an AMQP 1.0 message begin: value, sequence, data."""
 
 _RESERVED_LABELS = ("system.", MARK_LABEL)
 
 
 class JobBody(BaseModel):
-    """The body of a job message. A null says nothing, wherever it stands."""
+    """The body of a job message. A null means the same as a key that is absent."""
 
     model_config = ConfigDict(extra="forbid", strict=True, title="A job for kestra-bridge")
 
@@ -80,8 +79,7 @@ def decode(
     """The job that a message of that queue asks for.
 
     Raises:
-        InvalidMessage: the message can never become a job; the text says which part is wrong and
-        why.
+        InvalidMessage: the message can never become a job. The text says what is wrong, and where.
     """
     body = _parse(message)
     flow = FlowName.parse(body.flow) if body.flow else default_flow
@@ -138,7 +136,7 @@ def _parse(message: Message) -> JobBody:
 
 
 def _unreadable(message: Message) -> str | None:
-    """What a body is that is not JSON, and what to do, where it can be told."""
+    """What a body that is not JSON seems to be, and what to do; None where nothing is known."""
     body = message.body
     if not body.strip():
         return "the body is empty: a job's body is a JSON object, at least {}"
@@ -155,7 +153,7 @@ def _unreadable(message: Message) -> str | None:
 
 
 def _compression(message: Message) -> str | None:
-    """The name of the compression that a message says or shows."""
+    """The compression that a message names, or that its first bytes show."""
     encoding = (message.content_encoding or "").lower()
     if encoding in _COMPRESSIONS:
         return encoding
@@ -164,11 +162,13 @@ def _compression(message: Message) -> str | None:
 
 def _describe(error: ValidationError) -> str:
     faults = error.errors(include_url=False, include_input=False)
-    shown = [
-        f"{_where(fault['loc'])}: {_what(fault['loc'], fault['type'], fault['msg'])}"
-        for fault in faults[:3]
-    ]
-    return "; ".join(shown) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+    shown = []
+    for fault in faults[:3]:
+        what = _what(fault["loc"], fault["type"], fault["msg"])
+        shown.append(f"{_where(fault['loc'])}: {what}")
+    if len(faults) > 3:
+        shown.append(f"and {len(faults) - 3} more")
+    return "; ".join(shown)
 
 
 def _where(place: Sequence[object]) -> str:
@@ -176,7 +176,7 @@ def _where(place: Sequence[object]) -> str:
 
 
 def _what(place: Sequence[object], kind: str, message: str) -> str:
-    """What is wrong, for people: a pattern is for programs."""
+    """A fault in words, where pydantic would show a regular expression."""
     if kind != "string_pattern_mismatch":
         return message
     if place[0] == "flow":
@@ -227,10 +227,10 @@ def _attempt(headers: Mapping[str, Any], name: str) -> int:
 
 
 def _correlation_id(value: str | None) -> str | None:
-    """The publisher's correlation id where it can be a label; a reply carries it unchanged in any
-    case.
-    """
-    return value if value and _can_be_label(value) else None
+    """The publisher's correlation id where it can be a label. A result carries it in any case."""
+    if value and _can_be_label(value):
+        return value
+    return None
 
 
 def _can_be_label(value: str) -> bool:
@@ -249,9 +249,7 @@ def _inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> bool:
-    """Whether a JSON value has no number like 1e999, which is read as infinity and can't be written
-    again.
-    """
+    """Whether a JSON value holds no number like 1e999, which is read as an infinity."""
     match value:
         case float():
             return math.isfinite(value)
@@ -279,8 +277,7 @@ def _labels(labels: Mapping[str, str]) -> dict[str, str]:
             raise InvalidMessage(
                 f"label {_show(key)!r} has a value that is empty, padded or not printable"
             )
-    # Labels travel in the create call's request line, which Kestra's web server cuts off at 4,096
-    # bytes.
+    # Labels travel in the create's request line, of which Kestra's web server takes 4,096 bytes.
     length = sum(len(quote(f"labels={key}:{value}&", safe="")) for key, value in labels.items())
     if length > MAX_LABELS_LENGTH:
         raise InvalidMessage(

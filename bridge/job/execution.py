@@ -1,6 +1,4 @@
-"""Kestra's executions as the bridge sees them: states, which one is a job's own, and how it
-ended.
-"""
+"""Kestra's executions: their states, which one belongs to a job, and how it ended."""
 
 from __future__ import annotations
 
@@ -15,8 +13,9 @@ from bridge.job.flow_name import FlowName
 
 
 class State(StrEnum):
-    """An execution's state, by Kestra's own names; `UNKNOWN` stands for one that a newer Kestra
-    invented.
+    """An execution's state, by Kestra's own names.
+
+    `UNKNOWN` stands for any state that is not listed here, which a newer Kestra may have.
     """
 
     CREATED = "CREATED"
@@ -43,14 +42,12 @@ class State(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing more happens to the execution by itself (RETRIED is terminal, but has a
-        successor).
-        """
+        """Whether the execution has ended. A RETRIED one has a successor."""
         return self in TERMINAL
 
     @property
     def ended_well(self) -> bool:
-        """Whether the flow did what it should; a WARNING is for the operator's policy to judge."""
+        """Whether the flow ran to its end. The operator's policy judges a WARNING."""
         return self in (State.SUCCESS, State.WARNING)
 
 
@@ -69,7 +66,7 @@ TERMINAL = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """One run of a flow. Its times are by Kestra's clock; `started` is when it was created."""
+    """One run of a flow. Its times are from Kestra's clock; `started` is its creation."""
 
     id: str
     flow: FlowName
@@ -78,8 +75,7 @@ class Execution:
     started: datetime | None = None
     ended: datetime | None = None
     running_since: datetime | None = None
-    """When it began to run, or to run again after a restart; None where it hasn't, or where that
-    isn't told."""
+    """When it last began to run, also after a restart; None before that, or where unknown."""
     original_id: str | None = None
     triggered: bool = False
     """Whether a trigger or another execution started it, and not the bridge."""
@@ -94,28 +90,24 @@ class Execution:
 
     @property
     def chain(self) -> str:
-        """What an execution shares with those that Kestra made of it (flow retry, replay): the
-        first one's id.
-        """
+        """The id of the first execution of a chain, which a flow retry or a replay continues."""
         return self.original_id or self.id
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a look-up for one (job, attempt) says: the job's own execution, and those that should
-    not be.
-    """
+    """The result of a look-up: the attempt's own execution, and others that must not run."""
 
     current: Execution | None
     duplicates: tuple[Execution, ...] = ()
 
 
 def choose(executions: Iterable[Execution]) -> Found:
-    """Tell the job's own execution from duplicates of it.
+    """The attempt's own execution and its duplicates, among executions of one attempt.
 
-    The chain that began first is the job's, and its newest member is the one to wait for: Kestra's
-    flow retry and an operator's replay make a new execution with the same labels. Every other chain
-    is a second execution for the same attempt, which is not to run.
+    The chain that began first is the attempt's. Its newest member is the execution to wait for,
+    since a flow retry and an operator's replay make a new execution with the same labels. Every
+    other chain is a duplicate.
     """
     by_age = sorted(executions, key=_age)
     if not by_age:
@@ -127,7 +119,7 @@ def choose(executions: Iterable[Execution]) -> Found:
 
 
 def by_attempt(executions: Iterable[Execution]) -> dict[AttemptKey, list[Execution]]:
-    """The executions of each attempt. Those that are of none are left out."""
+    """The executions of each attempt, without those that belong to none."""
     found: defaultdict[AttemptKey, list[Execution]] = defaultdict(list)
     for execution in executions:
         if key := execution.attempt_key:
@@ -141,8 +133,9 @@ def _age(execution: Execution) -> tuple[datetime, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. `timed_out`: the bridge killed it at its deadline. `error`: one line
-    for a person.
+    """How an attempt ended.
+
+    `timed_out` says that the bridge killed it at its deadline; `error` is one line for a person.
     """
 
     execution: Execution

@@ -11,21 +11,19 @@ from typing import Any
 ATTEMPT = "x-bridge-attempt"
 FIRST_ATTEMPT = "x-bridge-first-attempt"
 LEFT_OUT = "x-bridge-left-out"
-"""Names the headers that a message had to leave behind, since all of them did not fit into a
-frame."""
+"""Names the headers that were left out because all of them did not fit into one frame."""
 
 PLAUSIBLE_WAIT = timedelta(days=30)
-"""The longest time that a message is believed to have waited."""
+"""A longer wait is taken for a wrong time stamp."""
 
 Headers = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """An AMQP message: its body and the basic properties, as AMQP 0-9-1 names them (`type` is
-    `message_type`).
+    """An AMQP 0-9-1 message: its body and its basic properties (`type` is `message_type`).
 
-    `exchange` and `routing_key` say where it had been published to, if it was delivered.
+    `exchange` and `routing_key` say where a delivered message was published.
     """
 
     body: bytes
@@ -46,52 +44,54 @@ class Message:
     routing_key: str | None = None
 
     def to_republish(self, headers: Headers, *, message_id: str | None = None) -> Message:
-        """The same message, fit to be published again by the bridge, with `headers` in place of
-        what it had set before.
+        """The same message, fit to be published again, with these headers of the bridge's own.
 
-        This is the one list of what may pass from a publisher into a queue of ours. What RabbitMQ
-        notes in headers itself stays behind: on 3.10 a retry with an `x-death` of earlier is
-        dropped as one that goes round in circles, and one of another shape ends the broker's own
-        work on dead letters. Other properties would do harm on the way and are kept as headers
-        instead: RabbitMQ refuses a `user_id` other than the connection's own and a `reply_to` that
-        means a consumer of the same channel, an `expiration` would let the message vanish from the
-        queue that keeps it, and `CC` and `BCC` would route copies anew (RabbitMQ's "Validated
-        User-ID", "Direct Reply-to", "Time-to-Live" and "Sender-selected Distribution" documents).
+        This is the only list of what may pass from a publisher into one of our queues.
+
+        Headers that RabbitMQ sets stay behind. RabbitMQ 3.10 drops a retry with an earlier
+        `x-death` as a cycle, and an `x-death` of another shape ends its dead-letter worker.
+
+        Four properties and headers would do harm and are kept under other names (RabbitMQ's
+        "Validated User-ID", "Direct Reply-to", "Time-to-Live" and "Sender-selected Distribution"):
+
+        - RabbitMQ refuses a `user_id` other than the connection's;
+        - it refuses a `reply_to` that means a consumer of the publishing channel;
+        - an `expiration` would remove the message from the queue that keeps it;
+        - `CC` and `BCC` would route copies again.
         """
-        kept = {key: value for key, value in self.headers.items() if _may_pass(key)}
-        kept |= {
-            f"x-bridge-{key.lower()}": self.headers[key]
-            for key in _ROUTING_HEADERS
-            if key in self.headers
-        }
-        put_aside = {"user_id": self.user_id, "expiration": self.expiration}
-        if self.reply_to == OWN_REPLIES:
-            put_aside["reply_to"] = self.reply_to
-        for name, value in put_aside.items():
+        reply_to = self.reply_to
+        kept_aside: dict[str, Any] = {"user-id": self.user_id, "expiration": self.expiration}
+        if reply_to == OWN_REPLIES:
+            kept_aside["reply-to"], reply_to = reply_to, None
+        for name in _ROUTING_HEADERS:
+            kept_aside[name.lower()] = self.headers.get(name)
+
+        kept = {name: value for name, value in self.headers.items() if _may_pass(name)}
+        for name, value in kept_aside.items():
             if value is not None:
-                kept[f"x-bridge-{name.replace('_', '-')}"] = value
+                kept[f"x-bridge-{name}"] = value
+        kept.update(headers)
         return replace(
             self,
-            headers=kept | dict(headers),
+            headers=kept,
             delivery_mode=2,
             user_id=None,
             expiration=None,
-            reply_to=None if "reply_to" in put_aside else self.reply_to,
+            reply_to=reply_to,
             message_id=message_id or self.message_id,
         )
 
     @property
     def may_be_rejected(self) -> bool:
-        """Whether RabbitMQ can make it a dead letter itself: an `x-death` of another shape than its
-        own ends a 3.10.
+        """Whether RabbitMQ may dead-letter the message itself.
+
+        An `x-death` of another shape than RabbitMQ's own ends the dead-letter worker of 3.10.
         """
         deaths = self.headers.get("x-death", [])
         return isinstance(deaths, list) and all(map(_is_a_death, deaths))
 
     def bare(self) -> Message:
-        """The message without whatever else its publisher gave it than a body, an id and what can
-        do no harm.
-        """
+        """The message with nothing of its publisher's but the body, the id and harmless parts."""
         return Message(
             body=self.body,
             content_type=self.content_type,
@@ -102,8 +102,8 @@ class Message:
 
 
 OWN_REPLIES = "amq.rabbitmq.reply-to"
-"""RabbitMQ's direct reply-to, as its consumer names it; what its messages carry goes on with a dot
-and an address."""
+"""RabbitMQ's direct reply-to, as a consumer names it. Its messages carry a longer name, which goes
+on with a dot and an address."""
 
 _ROUTING_HEADERS = ("CC", "BCC")
 DEAD_LETTER_HEADERS = (
@@ -120,16 +120,11 @@ _BROKERS_HEADERS = re.compile(
 
 
 def _is_a_death(entry: Any) -> bool:
-    """Whether it is what RabbitMQ notes in `x-death` of each queue that a message left."""
+    """Whether an entry of `x-death` has the shape that RabbitMQ gives it."""
     if not isinstance(entry, dict):
         return False
-    texts = (entry.get(name) for name in ("queue", "reason", "exchange"))
-    keys = entry.get("routing-keys")
-    return (
-        all(isinstance(text, str) for text in texts)
-        and isinstance(entry.get("count"), int)
-        and isinstance(keys, list)
-    )
+    types = {"queue": str, "reason": str, "exchange": str, "count": int, "routing-keys": list}
+    return all(isinstance(entry.get(name), kind) for name, kind in types.items())
 
 
 def _may_pass(header: str) -> bool:
@@ -138,11 +133,10 @@ def _may_pass(header: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Delivery:
-    """One hand-over of a message. It can be settled on the channel that brought it and nowhere
-    else.
+    """One hand-over of a message, which only the channel that brought it can settle.
 
-    `reject` has the broker itself move it to the dead letters. Both raise `BrokerUnavailable` when
-    that channel is gone; the broker then delivers the message again.
+    `reject` makes the broker move the message to the dead letters. `ack` and `reject` raise
+    `BrokerUnavailable` when the channel is gone; the broker then delivers the message again.
     """
 
     message: Message
@@ -152,13 +146,11 @@ class Delivery:
     reject: Callable[[], Awaitable[None]]
 
     def waited(self, now: datetime) -> float | None:
-        """Seconds that the message waited in the queue, by its time stamp; None where that can't be
-        told.
+        """The seconds that the message waited in the queue, or None where that is unknown.
 
-        Only the first delivery of a job can tell: a redelivery and a further attempt come later for
-        other reasons, and a message without an id comes again once it has one. A time stamp in the
-        future, or more than 30 days old, is that of a publisher which counts in other units or
-        whose clock is wrong.
+        Only the first delivery of a job tells: a redelivery and a later attempt waited for other
+        reasons, and a message without an id comes again once it has one. A time stamp in the
+        future, or of more than 30 days ago, comes from a wrong clock or is in another unit.
         """
         message = self.message
         if message.timestamp is None or not message.message_id:
@@ -166,4 +158,6 @@ class Delivery:
         if self.redelivered or ATTEMPT in message.headers:
             return None
         wait = now - message.timestamp
-        return wait.total_seconds() if timedelta() <= wait <= PLAUSIBLE_WAIT else None
+        if not timedelta() <= wait <= PLAUSIBLE_WAIT:
+            return None
+        return wait.total_seconds()

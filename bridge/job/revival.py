@@ -1,4 +1,4 @@
-"""Earlier attempts of a job that an operator brought back while its retry waited. No I/O."""
+"""Find an earlier attempt that an operator brought back in Kestra while the retry waited."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from bridge.job.job import Job
 def revived(
     job: Job, executions: Iterable[Execution], *, accepts: Callable[[State], bool]
 ) -> tuple[Job, Execution] | None:
-    """The earlier attempt that runs again or that succeeded, and its execution; None where all
-    stand as they failed.
+    """The earlier attempt that runs again or has succeeded, with its execution, or None.
 
-    `executions` are those of all attempts. An attempt before a replay doesn't count: the replay
-    judged it. Nor does any where the job's own attempt has begun. `accepts` says which states are a
-    success.
+    `executions` are those of all attempts, and `accepts` says which states are a success. Attempts
+    before a replay do not count, since the replay judged them. None counts once the job's own
+    attempt has begun.
     """
     by_number: defaultdict[int, list[Execution]] = defaultdict(list)
     for execution in executions:
