@@ -116,7 +116,7 @@ def kestra_settings(engine: Engine | Server) -> dict[str, str]:
 
 
 @dataclass
-class Stage:
+class EngineStage:
     """One test's own queue, namespace and flow, and what happens there."""
 
     directory: Path
@@ -272,7 +272,7 @@ class Stage:
 @pytest.fixture
 async def stage(
     tmp_path: Path, rabbit: RabbitMQ | Broker, engine: Engine | Server
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[EngineStage]:
     auth = (
         engine.auth
         if isinstance(engine, Server)
@@ -282,7 +282,7 @@ async def stage(
         httpx.AsyncClient(base_url=f"{engine.url}/api/v1/main", auth=auth, timeout=30) as api,
         Client.connect(rabbit.amqp_url) as client,
     ):
-        stage = Stage(tmp_path, rabbit, engine, client, api)
+        stage = EngineStage(tmp_path, rabbit, engine, client, api)
         await stage.deploy(JOB_FLOW.format(namespace=stage.name))
         try:
             yield stage

@@ -56,7 +56,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iter
 
 
 @dataclass
-class Stage:
+class BrokerStage:
     """One test's own queue and its own Kestra."""
 
     directory: Path
@@ -122,14 +122,14 @@ class Stage:
 @asynccontextmanager
 async def open_stage(
     directory: Path, rabbit: RabbitMQ, kind: Kind, *, tls: ssl.SSLContext | None = None
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[BrokerStage]:
     """A stage on that node, with the flow `test/job` that succeeds at once; no process of it is
     left afterwards.
 
     With `tls`, Kestra speaks that.
     """
     async with Standin(tls=tls) as kestra, Client.connect(rabbit.amqp_url) as client:
-        stage = Stage(directory, rabbit, kind, client, kestra)
+        stage = BrokerStage(directory, rabbit, kind, client, kestra)
         kestra.flow("test", "job")
         await stage.send_replies()
         try:
@@ -143,7 +143,9 @@ async def open_stage(
     params=[("3.10", "classic"), ("4.3", "quorum"), ("4.3", "classic")],
     ids=lambda it: f"{it[0]}-{it[1]}",
 )
-async def stage(request: pytest.FixtureRequest, node: Node, tmp_path: Path) -> AsyncIterator[Stage]:
+async def stage(
+    request: pytest.FixtureRequest, node: Node, tmp_path: Path
+) -> AsyncIterator[BrokerStage]:
     """On each version and queue type that is supported."""
     series, kind = request.param
     async with open_stage(tmp_path, node(series), kind) as opened:
@@ -151,7 +153,7 @@ async def stage(request: pytest.FixtureRequest, node: Node, tmp_path: Path) -> A
 
 
 @pytest.fixture
-async def one_stage(node: Node, tmp_path: Path) -> AsyncIterator[Stage]:
+async def one_stage(node: Node, tmp_path: Path) -> AsyncIterator[BrokerStage]:
     """On 4.3 with a quorum queue alone, for what doesn't depend on either."""
     async with open_stage(tmp_path, node("4.3"), "quorum") as opened:
         yield opened

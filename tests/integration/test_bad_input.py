@@ -14,14 +14,14 @@ import aio_pika
 import pytest
 from pamqp.commands import Basic
 
-from tests.integration.conftest import Node, Stage, open_stage
+from tests.integration.conftest import BrokerStage, Node, open_stage
 from tests.support.harness import eventually
 from tests.support.odd_messages import any_bytes_in_strings, drawn, nested
 
 MESSAGES = 500
 
 
-async def publish(stage: Stage, body: bytes = b"{}", **properties: Any) -> None:
+async def publish(stage: BrokerStage, body: bytes = b"{}", **properties: Any) -> None:
     raw = await stage.client.channel.get_underlay_channel()
     sent = Basic.Properties(message_id=uuid.uuid4().hex)
     for (
@@ -56,7 +56,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("properties", HARMLESS.values(), ids=HARMLESS)
 async def test_odd_properties_do_not_keep_a_job_from_running(
-    stage: Stage, properties: dict[str, Any]
+    stage: BrokerStage, properties: dict[str, Any]
 ) -> None:
     async with stage.bridge() as bridge:
         await publish(stage, message_id="odd", **properties)
@@ -78,7 +78,7 @@ INVALID = {
 
 @pytest.mark.parametrize("properties", INVALID.values(), ids=INVALID)
 async def test_properties_that_make_no_job_are_a_dead_letter(
-    stage: Stage, properties: dict[str, Any]
+    stage: BrokerStage, properties: dict[str, Any]
 ) -> None:
     async with stage.bridge() as bridge:
         await publish(stage, **properties)
@@ -113,7 +113,9 @@ BODIES = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-async def test_a_body_that_makes_no_job_is_a_dead_letter(one_stage: Stage, body: bytes) -> None:
+async def test_a_body_that_makes_no_job_is_a_dead_letter(
+    one_stage: BrokerStage, body: bytes
+) -> None:
     async with one_stage.bridge() as bridge:
         await publish(one_stage, body)
         await bridge.settled(settlement="dead_letter")
@@ -121,7 +123,9 @@ async def test_a_body_that_makes_no_job_is_a_dead_letter(one_stage: Stage, body:
     assert (letter.headers["x-bridge-reason"], letter.body) == ("invalid_message", body)
 
 
-async def test_a_dead_letter_is_not_routed_to_the_copies_of_its_message(one_stage: Stage) -> None:
+async def test_a_dead_letter_is_not_routed_to_the_copies_of_its_message(
+    one_stage: BrokerStage,
+) -> None:
     copies = await one_stage.client.channel.declare_queue(exclusive=True)
     async with one_stage.bridge() as bridge:
         await publish(one_stage, b"bad", headers={"CC": [copies.name]})
@@ -131,7 +135,7 @@ async def test_a_dead_letter_is_not_routed_to_the_copies_of_its_message(one_stag
 
 
 async def test_a_dead_letter_of_another_user_keeps_that_users_name_as_a_header(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     rabbit = one_stage.rabbit
     await asyncio.to_thread(rabbit.ctl, "add_user", one_stage.name, "pw")
@@ -150,7 +154,7 @@ async def test_a_dead_letter_of_another_user_keeps_that_users_name_as_a_header(
     assert letter.headers["x-bridge-user-id"] == one_stage.name
 
 
-async def test_a_dead_letter_does_not_expire(one_stage: Stage) -> None:
+async def test_a_dead_letter_does_not_expire(one_stage: BrokerStage) -> None:
     async with one_stage.bridge() as bridge:
         await publish(one_stage, b"bad", expiration="60000")
         await bridge.settled(settlement="dead_letter")

@@ -175,7 +175,7 @@ def _end_the_schedule(engine: Engine) -> None:
 
 
 @dataclass
-class Stage:
+class MachineStage:
     """One test's own queue and bridges, and what Kestra says of its jobs."""
 
     directory: Path
@@ -393,7 +393,7 @@ def _is_command(process: psutil.Process | None) -> bool:
 
 
 @asynccontextmanager
-async def stage_in(world: World, directory: Path) -> AsyncIterator[Stage]:
+async def stage_in(world: World, directory: Path) -> AsyncIterator[MachineStage]:
     auth = httpx.BasicAuth(world.engine.username, world.engine.password)
     async with (
         httpx.AsyncClient(
@@ -401,7 +401,7 @@ async def stage_in(world: World, directory: Path) -> AsyncIterator[Stage]:
         ) as api,
         Client.connect(world.rabbit.amqp_url) as client,
     ):
-        stage = Stage(directory, world, client, api)
+        stage = MachineStage(directory, world, client, api)
         try:
             yield stage
         finally:
