@@ -8,7 +8,7 @@ from collections import Counter
 
 from aio_pika.abc import AbstractIncomingMessage
 
-from tests.acceptance.conftest import EngineStage
+from tests.support.engine_stage import EngineStage
 from tests.support.harness import Bridge, eventually
 
 JOBS = 50

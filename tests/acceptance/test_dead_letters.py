@@ -3,7 +3,7 @@ has succeeded."""
 
 from __future__ import annotations
 
-from tests.acceptance.conftest import EngineStage
+from tests.support.engine_stage import EngineStage
 from tests.support.harness import Bridge, Ended, command, eventually
 
 FLOW = """

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from bridge.operate.doctor.finding import Finding, Level
 from bridge.operate.doctor.probe import KILL, ROUND_TRIP
-from tests.acceptance.conftest import EngineStage
+from tests.support.engine_stage import EngineStage
 from tests.support.harness import eventually
 
 NOTIFIER = "/flows/bridge.system/notifier"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.local.kestra_engine import Engine
-from tests.acceptance.conftest import EngineStage
+from tests.support.engine_stage import EngineStage
 from tests.support.harness import eventually
 
 NEVER_STARTED = {"why": "never_started"}

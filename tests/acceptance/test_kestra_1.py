@@ -10,7 +10,7 @@ import pytest
 
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from deploy.local.rabbitmq import RabbitMQ
-from tests.acceptance.conftest import Broker, EngineStage, deploy_flows
+from tests.support.engine_stage import Broker, EngineStage, deploy_flows
 from tests.support.given import Server, given
 from tests.support.harness import eventually
 

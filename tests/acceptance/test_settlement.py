@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from tests.acceptance.conftest import EngineStage
+from tests.support.engine_stage import EngineStage
 from tests.support.harness import eventually
 
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import aio_pika
 import pytest
 
-from tests.acceptance.conftest import EngineStage
+from tests.support.engine_stage import EngineStage
 from tests.support.harness import Proxy, eventually
 from tests.support.http_proxy import (
     HttpProxy,

@@ -22,7 +22,7 @@ import yaml
 from deploy.local import images
 from deploy.local.paths import REPOSITORY
 from deploy.local.podman import Podman
-from tests.containers.conftest import (
+from tests.support.containers import (
     NETWORK,
     NO_DISK,
     NO_RIGHTS,

@@ -14,7 +14,7 @@ import aio_pika
 import pytest
 from pamqp.commands import Basic
 
-from tests.integration.conftest import BrokerStage, Node, open_stage
+from tests.support.broker_stage import BrokerStage, Node, open_stage
 from tests.support.harness import eventually
 from tests.support.odd_messages import any_bytes_in_strings, drawn, nested
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.rabbitmq import RabbitMQ
-from tests.integration.conftest import BrokerStage, open_stage
+from tests.support.broker_stage import BrokerStage, open_stage
 from tests.support.harness import Bridge, Client, Proxy, eventually
 from tests.support.standin import Ends, Run
 

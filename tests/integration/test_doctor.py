@@ -35,7 +35,7 @@ from bridge.rabbitmq.broker import Broker
 from bridge.settings import Lane, Settings
 from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ, Series
-from tests.integration.conftest import BrokerStage, Kind, Node, open_stage
+from tests.support.broker_stage import BrokerStage, Kind, Node, open_stage
 from tests.support.certificates import Authority
 from tests.support.harness import command, eventually
 from tests.support.standin import Ends

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import BrokerStage
+from tests.support.broker_stage import BrokerStage
 from tests.support.harness import eventually
 from tests.support.standin import EMPTY, HTML, TRUNCATED, Ends
 

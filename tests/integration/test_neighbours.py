@@ -17,7 +17,7 @@ from pamqp import commands, frame
 
 from bridge.job.message import LEFT_OUT
 from deploy.local.rabbitmq import RabbitMQ
-from tests.integration.conftest import BrokerStage
+from tests.support.broker_stage import BrokerStage
 from tests.support.harness import Proxy, eventually
 from tests.support.standin import Ends, Run
 

@@ -14,8 +14,9 @@ import pytest
 from bridge.rabbitmq import topology
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
-from tests.integration.conftest import BrokerStage, Kind, Node, open_stage, rights_in_the_readme
+from tests.support.broker_stage import BrokerStage, Kind, Node, open_stage
 from tests.support.harness import Bridge, Client, Proxy, eventually
+from tests.support.rights import rights_in_the_readme
 from tests.support.standin import Ends
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from deploy.local.paths import free_port
-from tests.integration.conftest import BrokerStage, Node, open_stage
+from tests.support.broker_stage import BrokerStage, Node, open_stage
 from tests.support.harness import Bridge, eventually
 from tests.support.standin import Ends
 

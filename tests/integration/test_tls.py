@@ -17,7 +17,7 @@ from bridge.errors import BrokerDenied, BrokerError
 from bridge.rabbitmq.broker import Broker
 from bridge.settings import BrokerSettings
 from deploy.local.rabbitmq import RabbitMQ
-from tests.integration.conftest import BrokerStage, Kind, Node, open_stage
+from tests.support.broker_stage import BrokerStage, Kind, Node, open_stage
 from tests.support.certificates import Authority
 from tests.support.harness import Bridge, Proxy, eventually
 

@@ -28,7 +28,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.processes import Child
-from tests.integration.conftest import BrokerStage, Node, open_stage
+from tests.support.broker_stage import BrokerStage, Node, open_stage
 from tests.support.dashboard import QUERIES, VARIABLES, filled
 from tests.support.harness import Bridge, eventually
 from tests.support.standin import Ends

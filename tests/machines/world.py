@@ -27,9 +27,9 @@ from bridge.kestra import parse_execution
 from deploy.local.kestra_engine import AmqpAddress, Engine, Series
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
-from tests.acceptance.conftest import deploy_flows, kestra_settings
 from tests.machines.host import TIMEOUT, Host, said_on
 from tests.machines.test_run import serve_git
+from tests.support.engine_stage import deploy_flows, kestra_settings
 from tests.support.harness import Bridge, Client, another_bridge, eventually
 
 pytestmark = [
