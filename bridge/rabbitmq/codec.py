@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import Any
 from urllib.parse import unquote
 
-from aiormq.connection import Connection  # noqa: TID251 (to mend it)
+from aiormq.connection import Connection
 from pamqp import decode, encode
 
 MAX_DEPTH = 32

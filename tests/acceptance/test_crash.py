@@ -8,7 +8,7 @@ from collections import Counter
 
 from aio_pika.abc import AbstractIncomingMessage
 
-from tests.acceptance.conftest import Stage
+from tests.support.engine_stage import EngineStage
 from tests.support.harness import Bridge, eventually
 
 JOBS = 50
@@ -16,7 +16,7 @@ GRACE = 10
 """The default: on a busy machine a create of the replica that died may take its time to show."""
 
 
-async def publish_jobs(stage: Stage, count: int = JOBS) -> list[str]:
+async def publish_jobs(stage: EngineStage, count: int = JOBS) -> list[str]:
     """Jobs of mixed length, some of which fail at first."""
     names = [f"job-{number:02d}" for number in range(count)]
     for number, name in enumerate(names):
@@ -28,14 +28,14 @@ async def publish_jobs(stage: Stage, count: int = JOBS) -> list[str]:
     return names
 
 
-async def declared(stage: Stage) -> None:
+async def declared(stage: EngineStage) -> None:
     """Have the queue declared by a bridge that stops again, so that jobs can be published before
     any runs."""
     bridge = await stage.bridge().start()
     await bridge.stop()
 
 
-async def all_settled(stage: Stage, *bridges: Bridge, timeout: float = 90) -> None:
+async def all_settled(stage: EngineStage, *bridges: Bridge, timeout: float = 90) -> None:
     async def done() -> bool:
         acked = {
             line["job"] for bridge in bridges for line in bridge.events("settled", settlement="ack")
@@ -45,7 +45,7 @@ async def all_settled(stage: Stage, *bridges: Bridge, timeout: float = 90) -> No
     await eventually(done, "all jobs acked", timeout=timeout, every=0.3)
 
 
-async def executions_per_attempt(stage: Stage) -> Counter[tuple[str, str]]:
+async def executions_per_attempt(stage: EngineStage) -> Counter[tuple[str, str]]:
     return Counter(
         (one.labels["bridgeJob"], one.labels["bridgeAttempt"]) for one in await stage.executions()
     )
@@ -56,7 +56,7 @@ def expected_attempts(names: list[str]) -> Counter[tuple[str, str]]:
     return Counter([(name, "1") for name in names] + [(name, "2") for name in retried])
 
 
-async def test_kill_in_mid_flight_costs_no_job_and_runs_none_twice(stage: Stage) -> None:
+async def test_kill_in_mid_flight_costs_no_job_and_runs_none_twice(stage: EngineStage) -> None:
     await declared(stage)
     names = await publish_jobs(stage)
     first = await stage.bridge(prefetch=20, adopt_grace=GRACE).start()
@@ -67,7 +67,7 @@ async def test_kill_in_mid_flight_costs_no_job_and_runs_none_twice(stage: Stage)
     assert await executions_per_attempt(stage) == expected_attempts(names)
 
 
-async def test_at_a_crash_every_job_is_in_a_queue_or_has_succeeded(stage: Stage) -> None:
+async def test_at_a_crash_every_job_is_in_a_queue_or_has_succeeded(stage: EngineStage) -> None:
     await declared(stage)
     names = await publish_jobs(stage)
     bridge = await stage.bridge(prefetch=20, adopt_grace=GRACE, retry_delays="[600]").start()
@@ -81,18 +81,18 @@ async def test_at_a_crash_every_job_is_in_a_queue_or_has_succeeded(stage: Stage)
     assert set(names) - waiting <= succeeded
 
 
-async def _retrying(stage: Stage) -> list[AbstractIncomingMessage]:
+async def _retrying(stage: EngineStage) -> list[AbstractIncomingMessage]:
     queue = f"{stage.queue}.retry.600"
     return list(await stage.client.take(queue, await stage.client.depth(queue)))
 
 
-async def _nobody_consumes(stage: Stage) -> bool:
+async def _nobody_consumes(stage: EngineStage) -> bool:
     async with stage.client.connection.channel() as channel:
         queue = await channel.declare_queue(stage.queue, passive=True)
         return queue.declaration_result.consumer_count == 0
 
 
-async def test_with_two_replicas_one_may_die(stage: Stage) -> None:
+async def test_with_two_replicas_one_may_die(stage: EngineStage) -> None:
     await declared(stage)
     names = await publish_jobs(stage)
     first = await stage.bridge(prefetch=10, adopt_grace=GRACE).start()
@@ -105,7 +105,7 @@ async def test_with_two_replicas_one_may_die(stage: Stage) -> None:
     assert await executions_per_attempt(stage) == expected_attempts(names)
 
 
-async def test_a_redelivered_job_is_adopted(stage: Stage) -> None:
+async def test_a_redelivered_job_is_adopted(stage: EngineStage) -> None:
     first = await stage.bridge().start()
     await stage.submit("one", body={"inputs": {"seconds": 4}})
     await stage.running()
@@ -115,7 +115,9 @@ async def test_a_redelivered_job_is_adopted(stage: Stage) -> None:
     assert (line["how"], line["settlement"], line["redelivered"]) == ("adopted", "ack", True)
 
 
-async def test_a_job_that_ended_while_no_replica_lived_is_settled_by_the_next(stage: Stage) -> None:
+async def test_a_job_that_ended_while_no_replica_lived_is_settled_by_the_next(
+    stage: EngineStage,
+) -> None:
     first = await stage.bridge().start()
     await stage.submit("one", body={"inputs": {"seconds": 2}})
     (execution,) = await stage.running()
@@ -126,11 +128,11 @@ async def test_a_job_that_ended_while_no_replica_lived_is_settled_by_the_next(st
     assert (line["execution"], line["settlement"]) == (execution.id, "ack")
 
 
-async def _succeeded(stage: Stage) -> bool:
+async def _succeeded(stage: EngineStage) -> bool:
     return [one.state.value for one in await stage.executions()] == ["SUCCESS"]
 
 
-async def test_a_stopping_bridge_settles_what_ends_in_its_drain_time(stage: Stage) -> None:
+async def test_a_stopping_bridge_settles_what_ends_in_its_drain_time(stage: EngineStage) -> None:
     async with stage.bridge(drain_timeout=20) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 3}})
         await stage.running()
@@ -138,7 +140,7 @@ async def test_a_stopping_bridge_settles_what_ends_in_its_drain_time(stage: Stag
     assert (code, bridge.count("settled", job="one", settlement="ack")) == (0, 1)
 
 
-async def test_a_stopping_bridge_retries_what_fails_in_its_drain_time(stage: Stage) -> None:
+async def test_a_stopping_bridge_retries_what_fails_in_its_drain_time(stage: EngineStage) -> None:
     async with stage.bridge(drain_timeout=20) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 2, "failures": 1}})
         await stage.running()
@@ -146,7 +148,7 @@ async def test_a_stopping_bridge_retries_what_fails_in_its_drain_time(stage: Sta
     assert bridge.count("settled", job="one", settlement="retry") == 1
 
 
-async def test_a_stopping_bridge_takes_nothing_new(stage: Stage) -> None:
+async def test_a_stopping_bridge_takes_nothing_new(stage: EngineStage) -> None:
     async with stage.bridge(prefetch=1, drain_timeout=20) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 3}})
         await stage.running()
@@ -155,7 +157,7 @@ async def test_a_stopping_bridge_takes_nothing_new(stage: Stage) -> None:
     assert (await stage.peek(), len(await stage.executions())) == (["two"], 1)
 
 
-async def test_a_stopping_bridge_leaves_what_does_not_end_to_the_next(stage: Stage) -> None:
+async def test_a_stopping_bridge_leaves_what_does_not_end_to_the_next(stage: EngineStage) -> None:
     async with stage.bridge(drain_timeout=1) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}})
         await stage.running()
@@ -166,7 +168,7 @@ async def test_a_stopping_bridge_leaves_what_does_not_end_to_the_next(stage: Sta
     )
 
 
-async def test_a_second_signal_ends_the_bridge_at_once(stage: Stage) -> None:
+async def test_a_second_signal_ends_the_bridge_at_once(stage: EngineStage) -> None:
     async with stage.bridge(drain_timeout=600) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}})
         await stage.running()

@@ -3,7 +3,7 @@ has succeeded."""
 
 from __future__ import annotations
 
-from tests.acceptance.conftest import Stage
+from tests.support.engine_stage import EngineStage
 from tests.support.harness import Bridge, Ended, command, eventually
 
 FLOW = """
@@ -33,7 +33,7 @@ async def dead_letters(bridge: Bridge, *words: str) -> Ended:
     return await command("dead-letters", *words, **ours)
 
 
-async def dead_jobs(stage: Stage, *jobs: str, flow: str = FLOW) -> Bridge:
+async def dead_jobs(stage: EngineStage, *jobs: str, flow: str = FLOW) -> Bridge:
     """A bridge that gives each job one attempt, and these jobs, which failed at it."""
     await stage.deploy(flow.format(namespace=stage.name))
     bridge = await stage.bridge(flow=f"{stage.name}/fails-at-first", max_attempts=1).start()
@@ -43,7 +43,7 @@ async def dead_jobs(stage: Stage, *jobs: str, flow: str = FLOW) -> Bridge:
     return bridge
 
 
-async def test_a_job_that_failed_is_listed_shown_replayed_and_succeeds(stage: Stage) -> None:
+async def test_a_job_that_failed_is_listed_shown_replayed_and_succeeds(stage: EngineStage) -> None:
     bridge = await dead_jobs(stage, "day-1")
     (execution,) = await stage.executions()
     (row,) = (await dead_letters(bridge, "list", "--json")).rows
@@ -69,7 +69,7 @@ async def test_a_job_that_failed_is_listed_shown_replayed_and_succeeds(stage: St
 
 
 async def test_jobs_that_an_operator_restarted_in_kestra_with_success_are_not_run_again(
-    stage: Stage,
+    stage: EngineStage,
 ) -> None:
     bridge = await dead_jobs(stage, "restarted", "revised", "left")
     execution = {each.labels["bridgeJob"]: each.id for each in await stage.executions()}
@@ -107,7 +107,7 @@ async def test_jobs_that_an_operator_restarted_in_kestra_with_success_are_not_ru
 
 
 async def test_a_job_that_an_operator_restarted_and_that_runs_is_left_alone_until_it_has_ended(
-    stage: Stage,
+    stage: EngineStage,
 ) -> None:
     bridge = await dead_jobs(stage, "again", flow=LINGERING)
     (execution,) = await stage.executions()

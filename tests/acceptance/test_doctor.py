@@ -11,14 +11,14 @@ from pydantic import SecretStr
 
 from bridge.operate.doctor.finding import Finding, Level
 from bridge.operate.doctor.probe import KILL, ROUND_TRIP
-from tests.acceptance.conftest import Stage
+from tests.support.engine_stage import EngineStage
 from tests.support.harness import eventually
 
 NOTIFIER = "/flows/bridge.system/notifier"
 
 
 @pytest.fixture(autouse=True)
-async def _of_our_own(stage: Stage) -> None:
+async def _of_our_own(stage: EngineStage) -> None:
     """What the doctor is to find is planted, which nobody's own servers are for."""
     assert stage.node.alive
 
@@ -35,7 +35,7 @@ def replaced(source: str, texts: Mapping[str, str]) -> str:
     return source
 
 
-async def put(stage: Stage, path: str, source: str) -> None:
+async def put(stage: EngineStage, path: str, source: str) -> None:
     answer = await stage.api.put(
         path, content=source.encode(), headers={"Content-Type": "application/x-yaml"}
     )
@@ -43,7 +43,7 @@ async def put(stage: Stage, path: str, source: str) -> None:
 
 
 @asynccontextmanager
-async def notifier(stage: Stage, change: Callable[[str], str] | None) -> AsyncIterator[None]:
+async def notifier(stage: EngineStage, change: Callable[[str], str] | None) -> AsyncIterator[None]:
     """The notifier changed so, or gone, and afterwards as it was."""
     source = (await stage.api.get(NOTIFIER, params={"source": "true"})).json()["source"]
     if change:
@@ -56,7 +56,9 @@ async def notifier(stage: Stage, change: Callable[[str], str] | None) -> AsyncIt
         await (put(stage, NOTIFIER, source) if change else stage.deploy(source))
 
 
-async def test_a_sound_installation_is_all_ok_and_keeps_nothing_of_the_probes(stage: Stage) -> None:
+async def test_a_sound_installation_is_all_ok_and_keeps_nothing_of_the_probes(
+    stage: EngineStage,
+) -> None:
     async with stage.bridge():
 
         async def silent() -> bool:
@@ -87,14 +89,16 @@ async def test_a_sound_installation_is_all_ok_and_keeps_nothing_of_the_probes(st
     ids=["missing", "disabled", "changed"],
 )
 async def test_a_notifier_that_is_not_right_is_found(
-    stage: Stage, change: Callable[[str], str] | None, level: Level, words: str
+    stage: EngineStage, change: Callable[[str], str] | None, level: Level, words: str
 ) -> None:
     async with notifier(stage, change):
         ((found, what),) = of(await stage.diagnosed(), "notifier")
     assert (found, words in what) == (level, True)
 
 
-async def test_a_secret_that_the_notifier_lacks_is_named_by_the_round_trip(stage: Stage) -> None:
+async def test_a_secret_that_the_notifier_lacks_is_named_by_the_round_trip(
+    stage: EngineStage,
+) -> None:
     await stage.bridge().start()  # which declares the exchange
     # It is not tried again: a notice that is still at it would keep the engine from ending.
     broken = {"BRIDGE_AMQP_HOST": "BRIDGE_NOT_THERE", "maxAttempts: 5": "maxAttempts: 1"}
@@ -122,7 +126,7 @@ async def test_a_secret_that_the_notifier_lacks_is_named_by_the_round_trip(stage
     ids=["missing", "disabled", "limited"],
 )
 async def test_a_flow_that_does_not_fit_is_found(
-    stage: Stage, source: str, check: str, level: Level, words: str
+    stage: EngineStage, source: str, check: str, level: Level, words: str
 ) -> None:
     if source:
         task = "{id: say, type: io.kestra.plugin.core.log.Log, message: hello}"
@@ -131,7 +135,7 @@ async def test_a_flow_that_does_not_fit_is_found(
     assert (found, words in what) == (level, True)
 
 
-async def test_a_wrong_password_is_found_and_not_shown(stage: Stage) -> None:
+async def test_a_wrong_password_is_found_and_not_shown(stage: EngineStage) -> None:
     found = await stage.diagnosed(kestra_password=SecretStr("wrong-Passw0rd"))
     ((level, what),) = of(found, "kestra")
     assert (level, "refuses the credentials" in what, "wrong-Passw0rd" in str(found)) == (

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.local.kestra_engine import Engine
-from tests.acceptance.conftest import Stage
+from tests.support.engine_stage import EngineStage
 from tests.support.harness import eventually
 
 NEVER_STARTED = {"why": "never_started"}
@@ -24,7 +24,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 async def test_a_job_beyond_its_time_waits_for_the_executor_and_then_runs_once(
-    stage: Stage, engine: Engine
+    stage: EngineStage, engine: Engine
 ) -> None:
     async with stage.bridge(job_timeout=2, max_attempts=2, reconcile_interval=1) as bridge:
         await stage.submit("one")

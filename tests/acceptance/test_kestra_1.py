@@ -10,7 +10,7 @@ import pytest
 
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from deploy.local.rabbitmq import RabbitMQ
-from tests.acceptance.conftest import Broker, Stage, deploy_flows
+from tests.support.engine_stage import Broker, EngineStage, deploy_flows
 from tests.support.given import Server, given
 from tests.support.harness import eventually
 
@@ -37,7 +37,7 @@ def engine(
 
 
 @asynccontextmanager
-async def no_notifier(stage: Stage) -> AsyncIterator[None]:
+async def no_notifier(stage: EngineStage) -> AsyncIterator[None]:
     answer = await stage.api.delete("/flows/bridge.system/notifier")
     assert answer.status_code == 204, answer.text
     try:
@@ -46,32 +46,32 @@ async def no_notifier(stage: Stage) -> AsyncIterator[None]:
         await asyncio.to_thread(deploy_flows, stage.engine)
 
 
-async def states(stage: Stage) -> list[str]:
+async def states(stage: EngineStage) -> list[str]:
     return [execution.state.value for execution in await stage.executions()]
 
 
-async def test_a_job_that_succeeds_is_acked_by_its_reply(stage: Stage) -> None:
+async def test_a_job_that_succeeds_is_acked_by_its_reply(stage: EngineStage) -> None:
     async with stage.bridge(reconcile_interval=NEVER) as bridge:
         await stage.submit("one")
         (line,) = await bridge.settled(job="one")
     assert (line["state"], line["settlement"]) == ("SUCCESS", "ack")
 
 
-async def test_a_job_whose_reply_never_comes_is_settled_by_the_sweep(stage: Stage) -> None:
+async def test_a_job_whose_reply_never_comes_is_settled_by_the_sweep(stage: EngineStage) -> None:
     async with no_notifier(stage), stage.bridge() as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 1}})
         (line,) = await bridge.settled(job="one")
     assert (line["state"], line["settlement"]) == ("SUCCESS", "ack")
 
 
-async def test_a_job_that_fails_once_is_tried_again_and_acked(stage: Stage) -> None:
+async def test_a_job_that_fails_once_is_tried_again_and_acked(stage: EngineStage) -> None:
     async with stage.bridge(reconcile_interval=NEVER) as bridge:
         await stage.submit("one", body={"inputs": {"failures": 1}})
         await bridge.settled(job="one", settlement="ack")
     assert [line["attempt"] for line in bridge.events("settled")] == [1, 2]
 
 
-async def test_a_dead_letter_quotes_what_the_failed_task_logged(stage: Stage) -> None:
+async def test_a_dead_letter_quotes_what_the_failed_task_logged(stage: EngineStage) -> None:
     async with stage.bridge(max_attempts=1) as bridge:
         await stage.submit("one", body={"inputs": {"failures": 9}})
         await bridge.settled(job="one", settlement="dead_letter")
@@ -81,7 +81,7 @@ async def test_a_dead_letter_quotes_what_the_failed_task_logged(stage: Stage) ->
     )
 
 
-async def test_an_execution_that_an_operator_kills_is_a_dead_letter(stage: Stage) -> None:
+async def test_an_execution_that_an_operator_kills_is_a_dead_letter(stage: EngineStage) -> None:
     async with stage.bridge(max_attempts=3, reconcile_interval=NEVER) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}})
         (execution,) = await stage.running()
@@ -96,7 +96,7 @@ async def test_an_execution_that_an_operator_kills_is_a_dead_letter(stage: Stage
     assert (line["settlement"], line["reason"]) == ("dead_letter", "killed")
 
 
-async def test_a_second_execution_of_the_same_attempt_is_killed(stage: Stage) -> None:
+async def test_a_second_execution_of_the_same_attempt_is_killed(stage: EngineStage) -> None:
     first = await stage.bridge().start()
     await stage.submit("one", body={"inputs": {"seconds": 15}})
     (original,) = await stage.running()
@@ -113,14 +113,16 @@ async def test_a_second_execution_of_the_same_attempt_is_killed(stage: Stage) ->
     assert (line["execution"], found[answer.json()["id"]]) == (original.id, "KILLED")
 
 
-async def test_a_job_past_its_time_is_killed(stage: Stage) -> None:
+async def test_a_job_past_its_time_is_killed(stage: EngineStage) -> None:
     async with stage.bridge(max_attempts=1, job_timeout=1) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}})
         (line,) = await bridge.settled(job="one")
     assert (line["reason"], await states(stage)) == ("timed_out", ["KILLED"])
 
 
-async def test_a_cancelled_execution_is_tried_again_and_then_a_dead_letter(stage: Stage) -> None:
+async def test_a_cancelled_execution_is_tried_again_and_then_a_dead_letter(
+    stage: EngineStage,
+) -> None:
     await stage.deploy(
         f"{{id: crowded, namespace: {stage.name}, concurrency: {{limit: 1, behavior: CANCEL}},"
         " tasks: [{id: hold, type: io.kestra.plugin.core.flow.Pause}]}"
@@ -136,11 +138,11 @@ async def test_a_cancelled_execution_is_tried_again_and_then_a_dead_letter(stage
     ]
 
 
-async def _holds(stage: Stage) -> bool:
+async def _holds(stage: EngineStage) -> bool:
     return await states(stage) == ["PAUSED"]
 
 
-async def test_the_flow_s_outputs_go_to_reply_to(stage: Stage) -> None:
+async def test_the_flow_s_outputs_go_to_reply_to(stage: EngineStage) -> None:
     async with stage.bridge() as bridge:
         reply_queue, results = await stage.client.reply_queue()
         await stage.submit("one", body={"inputs": {"text": "hi"}}, reply_to=reply_queue)
@@ -149,7 +151,7 @@ async def test_the_flow_s_outputs_go_to_reply_to(stage: Stage) -> None:
     assert (result["state"], result["outputs"]) == ("SUCCESS", {"text": "hi"})
 
 
-async def test_a_retry_by_the_flow_itself_is_followed_to_its_end(stage: Stage) -> None:
+async def test_a_retry_by_the_flow_itself_is_followed_to_its_end(stage: EngineStage) -> None:
     await stage.deploy(
         f"{{id: again, namespace: {stage.name},"
         " retry: {type: constant, interval: PT1S, maxAttempts: 3, behavior: CREATE_NEW_EXECUTION},"
@@ -166,7 +168,7 @@ async def test_a_retry_by_the_flow_itself_is_followed_to_its_end(stage: Stage) -
     )
 
 
-async def test_a_job_of_a_bridge_that_died_is_adopted_by_the_next(stage: Stage) -> None:
+async def test_a_job_of_a_bridge_that_died_is_adopted_by_the_next(stage: EngineStage) -> None:
     first = await stage.bridge().start()
     await stage.submit("one", body={"inputs": {"seconds": 4}})
     (execution,) = await stage.running()
@@ -176,7 +178,9 @@ async def test_a_job_of_a_bridge_that_died_is_adopted_by_the_next(stage: Stage) 
     assert (line["how"], line["execution"], line["settlement"]) == ("adopted", execution.id, "ack")
 
 
-async def test_a_job_that_ended_while_no_bridge_lived_is_settled_by_the_next(stage: Stage) -> None:
+async def test_a_job_that_ended_while_no_bridge_lived_is_settled_by_the_next(
+    stage: EngineStage,
+) -> None:
     first = await stage.bridge().start()
     await stage.submit("one", body={"inputs": {"seconds": 1}})
     await stage.running()
@@ -187,13 +191,13 @@ async def test_a_job_that_ended_while_no_bridge_lived_is_settled_by_the_next(sta
     assert await states(stage) == ["SUCCESS"]
 
 
-async def _succeeded(stage: Stage) -> bool:
+async def _succeeded(stage: EngineStage) -> bool:
     return await states(stage) == ["SUCCESS"]
 
 
 @pytest.mark.parametrize("job", ["a\"b'c\\d %41 {{ 1 + 1 }} :x,y&z=w", "é漢字🎉"])
 async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(
-    stage: Stage, job: str
+    stage: EngineStage, job: str
 ) -> None:
     async with stage.bridge() as bridge:
         await stage.submit(job)
@@ -208,7 +212,7 @@ async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(
     ids=["input", "flow", "disabled"],
 )
 async def test_a_job_that_kestra_refuses_is_a_dead_letter_at_once(
-    stage: Stage, flow: str, inputs: object
+    stage: EngineStage, flow: str, inputs: object
 ) -> None:
     await stage.deploy(
         f"{{id: disabled, namespace: {stage.name}, disabled: true,"
@@ -220,7 +224,7 @@ async def test_a_job_that_kestra_refuses_is_a_dead_letter_at_once(
     assert (line["settlement"], line["reason"]) == ("dead_letter", "rejected_by_kestra")
 
 
-async def test_a_warning_is_a_success(stage: Stage) -> None:
+async def test_a_warning_is_a_success(stage: EngineStage) -> None:
     await stage.deploy(
         f"{{id: warns, namespace: {stage.name},"
         " tasks: [{id: no, type: io.kestra.plugin.core.execution.Fail, allowFailure: true}]}"
@@ -231,7 +235,7 @@ async def test_a_warning_is_a_success(stage: Stage) -> None:
     assert (line["state"], line["settlement"]) == ("WARNING", "ack")
 
 
-async def test_the_doctor_finds_nothing_wrong_and_its_probe_comes_back(stage: Stage) -> None:
+async def test_the_doctor_finds_nothing_wrong_and_its_probe_comes_back(stage: EngineStage) -> None:
     async with stage.bridge():
 
         async def silent() -> bool:
@@ -241,6 +245,6 @@ async def test_the_doctor_finds_nothing_wrong_and_its_probe_comes_back(stage: St
         assert await stage.diagnosed(patience=30) == []
 
 
-async def test_the_doctor_misses_the_notifier(stage: Stage) -> None:
+async def test_the_doctor_misses_the_notifier(stage: EngineStage) -> None:
     async with no_notifier(stage):
         assert "notifier" in {finding.check for finding in await stage.diagnosed()}

@@ -8,11 +8,11 @@ import json
 
 import pytest
 
-from tests.acceptance.conftest import Stage
+from tests.support.engine_stage import EngineStage
 from tests.support.harness import eventually
 
 
-async def test_a_job_that_succeeds_is_acked(stage: Stage) -> None:
+async def test_a_job_that_succeeds_is_acked(stage: EngineStage) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one")
         (line,) = await bridge.settled(job="one")
@@ -23,21 +23,21 @@ async def test_a_job_that_succeeds_is_acked(stage: Stage) -> None:
     )
 
 
-async def test_a_reply_settles_a_job_long_before_the_sweep_would(stage: Stage) -> None:
+async def test_a_reply_settles_a_job_long_before_the_sweep_would(stage: EngineStage) -> None:
     async with stage.bridge(reconcile_interval=3600) as bridge:
         await stage.submit("one")
         await bridge.settled(job="one")
         assert await bridge.metric("bridge_replies_total", match="awaited") == 1
 
 
-async def test_a_job_that_fails_once_is_retried_and_acked(stage: Stage) -> None:
+async def test_a_job_that_fails_once_is_retried_and_acked(stage: EngineStage) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one", body={"inputs": {"failures": 1}})
         await bridge.settled(job="one", settlement="ack")
     assert [line["attempt"] for line in bridge.events("settled")] == [1, 2]
 
 
-async def test_each_attempt_has_one_execution_of_its_own(stage: Stage) -> None:
+async def test_each_attempt_has_one_execution_of_its_own(stage: EngineStage) -> None:
     async with stage.bridge(max_attempts=3) as bridge:
         await stage.submit("one", body={"inputs": {"failures": 2}})
         await bridge.settled(job="one", settlement="ack")
@@ -47,7 +47,9 @@ async def test_each_attempt_has_one_execution_of_its_own(stage: Stage) -> None:
     assert attempts == ["1", "2", "3"]
 
 
-async def test_a_job_that_fails_every_time_is_a_dead_letter_that_says_why(stage: Stage) -> None:
+async def test_a_job_that_fails_every_time_is_a_dead_letter_that_says_why(
+    stage: EngineStage,
+) -> None:
     async with stage.bridge(max_attempts=2) as bridge:
         await stage.submit("one", body={"inputs": {"failures": 9}}, priority=7)
         await bridge.settled(job="one", settlement="dead_letter")
@@ -56,7 +58,7 @@ async def test_a_job_that_fails_every_time_is_a_dead_letter_that_says_why(stage:
     assert "failed on purpose" in letter.headers["x-bridge-error"]
 
 
-async def test_a_dead_letter_keeps_body_and_properties(stage: Stage) -> None:
+async def test_a_dead_letter_keeps_body_and_properties(stage: EngineStage) -> None:
     async with stage.bridge(max_attempts=1) as bridge:
         body = b'{"inputs": {"failures": 9}}'
         await stage.submit(
@@ -80,7 +82,7 @@ async def test_a_dead_letter_keeps_body_and_properties(stage: Stage) -> None:
     assert kept == (body, "one", 7, "c", "kept", "report")
 
 
-async def test_a_dead_letter_names_its_last_execution_and_its_queue(stage: Stage) -> None:
+async def test_a_dead_letter_names_its_last_execution_and_its_queue(stage: EngineStage) -> None:
     async with stage.bridge(max_attempts=1) as bridge:
         await stage.submit("one", body={"inputs": {"failures": 9}})
         await bridge.settled(job="one", settlement="dead_letter")
@@ -104,7 +106,7 @@ tasks:
 
 
 async def test_an_attempt_that_an_operator_restarts_while_its_retry_waits_is_the_jobs(
-    stage: Stage,
+    stage: EngineStage,
 ) -> None:
     await stage.deploy(FAILS_UNLESS_RESTARTED.format(namespace=stage.name))
     async with stage.bridge(
@@ -126,7 +128,7 @@ async def test_an_attempt_that_an_operator_restarts_while_its_retry_waits_is_the
 
 
 async def test_an_attempt_that_an_operator_sets_to_success_while_its_retry_waits_is_the_jobs(
-    stage: Stage,
+    stage: EngineStage,
 ) -> None:
     async with stage.bridge(max_attempts=3, retry_delays="[2]") as bridge:
         await stage.submit("one", body={"inputs": {"failures": 1}})
@@ -137,7 +139,7 @@ async def test_an_attempt_that_an_operator_sets_to_success_while_its_retry_waits
     assert (line["execution"], len(await stage.executions(bridgeJob="one"))) == (failed.id, 1)
 
 
-async def test_an_execution_that_an_operator_kills_is_not_tried_again(stage: Stage) -> None:
+async def test_an_execution_that_an_operator_kills_is_not_tried_again(stage: EngineStage) -> None:
     async with stage.bridge(max_attempts=3) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}})
         (execution,) = await stage.running()
@@ -146,7 +148,7 @@ async def test_an_execution_that_an_operator_kills_is_not_tried_again(stage: Sta
     assert (line["settlement"], line["reason"]) == ("dead_letter", "killed")
 
 
-async def test_a_job_past_its_time_is_killed_and_counts_as_failed(stage: Stage) -> None:
+async def test_a_job_past_its_time_is_killed_and_counts_as_failed(stage: EngineStage) -> None:
     async with stage.bridge(max_attempts=2, job_timeout=2) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}})
         await bridge.settled(job="one", settlement="dead_letter")
@@ -156,7 +158,7 @@ async def test_a_job_past_its_time_is_killed_and_counts_as_failed(stage: Stage) 
     ]
 
 
-async def test_nothing_of_a_job_runs_on_after_its_time_out(stage: Stage) -> None:
+async def test_nothing_of_a_job_runs_on_after_its_time_out(stage: EngineStage) -> None:
     async with stage.bridge(max_attempts=1) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}, "timeout": 2})
         await bridge.settled(job="one", settlement="dead_letter")
@@ -165,7 +167,9 @@ async def test_nothing_of_a_job_runs_on_after_its_time_out(stage: Stage) -> None
     ]
 
 
-async def test_a_cancelled_execution_is_tried_again_and_then_a_dead_letter(stage: Stage) -> None:
+async def test_a_cancelled_execution_is_tried_again_and_then_a_dead_letter(
+    stage: EngineStage,
+) -> None:
     await stage.deploy(
         f"{{id: one-at-a-time, namespace: {stage.name}, "
         "concurrency: {limit: 1, behavior: CANCEL},"
@@ -183,7 +187,7 @@ async def test_a_cancelled_execution_is_tried_again_and_then_a_dead_letter(stage
 
 @pytest.mark.parametrize(("ack_warning", "settlement"), [("true", "ack"), ("false", "dead_letter")])
 async def test_a_warning_is_a_success_unless_the_operator_says_otherwise(
-    stage: Stage, ack_warning: str, settlement: str
+    stage: EngineStage, ack_warning: str, settlement: str
 ) -> None:
     await stage.deploy(
         f"{{id: warns, namespace: {stage.name},"
@@ -210,7 +214,7 @@ async def test_a_warning_is_a_success_unless_the_operator_says_otherwise(
     ids=["not-json", "not-an-object", "wrong-shape", "not-allowed", "refused-input", "monstrous"],
 )
 async def test_bad_input_is_a_dead_letter_with_its_reason(
-    stage: Stage, body: object, reason: str
+    stage: EngineStage, body: object, reason: str
 ) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one", body=body)
@@ -219,7 +223,7 @@ async def test_bad_input_is_a_dead_letter_with_its_reason(
     assert letter.headers["x-bridge-reason"] == reason
 
 
-async def test_a_job_too_big_for_the_queue_of_kestra_2_is_a_dead_letter(stage: Stage) -> None:
+async def test_a_job_too_big_for_the_queue_of_kestra_2_is_a_dead_letter(stage: EngineStage) -> None:
     if stage.engine.series == "1.3":
         pytest.skip("only 2.0 has such a limit by default")
     async with stage.bridge() as bridge:
@@ -229,7 +233,9 @@ async def test_a_job_too_big_for_the_queue_of_kestra_2_is_a_dead_letter(stage: S
 
 
 @pytest.mark.parametrize("flow", ["missing", "disabled"])
-async def test_a_flow_that_kestra_does_not_run_is_a_dead_letter(stage: Stage, flow: str) -> None:
+async def test_a_flow_that_kestra_does_not_run_is_a_dead_letter(
+    stage: EngineStage, flow: str
+) -> None:
     await stage.deploy(
         f"{{id: disabled, namespace: {stage.name}, disabled: true,"
         " tasks: [{id: a, type: io.kestra.plugin.core.log.Log, message: a}]}"
@@ -240,7 +246,7 @@ async def test_a_flow_that_kestra_does_not_run_is_a_dead_letter(stage: Stage, fl
     assert line["reason"] == "rejected_by_kestra"
 
 
-async def test_bad_messages_do_not_keep_a_good_one_from_success(stage: Stage) -> None:
+async def test_bad_messages_do_not_keep_a_good_one_from_success(stage: EngineStage) -> None:
     async with stage.bridge(prefetch=1) as bridge:
         for number in range(5):
             await stage.submit(f"bad-{number}", body=b"{")
@@ -252,7 +258,7 @@ async def test_bad_messages_do_not_keep_a_good_one_from_success(stage: Stage) ->
 HOSTILE = "a\"b'c\\d %41 $(touch /tmp/pwned) `id` {{ 1 + 1 }} {% raw %} ; é漢 :x,y&z=w"
 
 
-async def test_hostile_text_reaches_the_flow_as_it_is(stage: Stage) -> None:
+async def test_hostile_text_reaches_the_flow_as_it_is(stage: EngineStage) -> None:
     async with stage.bridge() as bridge:
         reply_queue, results = await stage.client.reply_queue()
         await stage.submit("one", body={"inputs": {"text": HOSTILE}}, reply_to=reply_queue)
@@ -265,7 +271,7 @@ async def test_hostile_text_reaches_the_flow_as_it_is(stage: Stage) -> None:
     "job", [HOSTILE, "key:value", "100%", "a,b", 'quote"s', "back\\slash", "é漢字🎉", "{{x}}"]
 )
 async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(
-    stage: Stage, job: str
+    stage: EngineStage, job: str
 ) -> None:
     async with stage.bridge() as bridge:
         await stage.submit(job)
@@ -274,7 +280,7 @@ async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(
     assert len(await stage.executions()) == 1
 
 
-async def test_hostile_labels_arrive_as_they_are(stage: Stage) -> None:
+async def test_hostile_labels_arrive_as_they_are(stage: EngineStage) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one", body={"labels": {"note": HOSTILE}})
         await bridge.settled(job="one", settlement="ack")
@@ -282,7 +288,7 @@ async def test_hostile_labels_arrive_as_they_are(stage: Stage) -> None:
     assert execution.labels["note"] == HOSTILE
 
 
-async def test_the_final_result_goes_to_reply_to(stage: Stage) -> None:
+async def test_the_final_result_goes_to_reply_to(stage: EngineStage) -> None:
     async with stage.bridge() as bridge:
         reply_queue, results = await stage.client.reply_queue()
         await stage.submit(
@@ -302,7 +308,7 @@ async def test_the_final_result_goes_to_reply_to(stage: Stage) -> None:
     }
 
 
-async def test_only_the_last_attempt_is_told_to_reply_to(stage: Stage) -> None:
+async def test_only_the_last_attempt_is_told_to_reply_to(stage: EngineStage) -> None:
     async with stage.bridge(max_attempts=2) as bridge:
         reply_queue, results = await stage.client.reply_queue()
         await stage.submit("one", body={"inputs": {"failures": 9}}, reply_to=reply_queue)
@@ -318,7 +324,7 @@ async def test_only_the_last_attempt_is_told_to_reply_to(stage: Stage) -> None:
 
 @pytest.mark.parametrize("reply_to", ["nobody", "amq.rabbitmq.reply-to.forged", "x" * 255])
 async def test_a_result_that_nobody_takes_does_not_keep_the_job(
-    stage: Stage, reply_to: str
+    stage: EngineStage, reply_to: str
 ) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one", reply_to=reply_to)
@@ -326,7 +332,7 @@ async def test_a_result_that_nobody_takes_does_not_keep_the_job(
         assert await bridge.metric("bridge_consumer_restarts_total") == 0
 
 
-async def test_a_message_without_an_id_is_stamped_and_run(stage: Stage) -> None:
+async def test_a_message_without_an_id_is_stamped_and_run(stage: EngineStage) -> None:
     async with stage.bridge() as bridge:
         await publish_without_id(stage)
         await bridge.settled(settlement="ack")
@@ -336,7 +342,7 @@ async def test_a_message_without_an_id_is_stamped_and_run(stage: Stage) -> None:
     ]
 
 
-async def publish_without_id(stage: Stage) -> None:
+async def publish_without_id(stage: EngineStage) -> None:
     """Through the management API, as our client's library gives an id to every message."""
     body = {
         "properties": {"delivery_mode": 2},
@@ -350,7 +356,7 @@ async def publish_without_id(stage: Stage) -> None:
     assert answer == {"routed": True}
 
 
-async def test_a_retry_by_the_flow_itself_is_followed_to_its_end(stage: Stage) -> None:
+async def test_a_retry_by_the_flow_itself_is_followed_to_its_end(stage: EngineStage) -> None:
     await stage.deploy(
         f"{{id: again, namespace: {stage.name},"
         " retry: {type: constant, interval: PT2S, maxAttempts: 3, behavior: CREATE_NEW_EXECUTION},"
@@ -363,7 +369,9 @@ async def test_a_retry_by_the_flow_itself_is_followed_to_its_end(stage: Stage) -
     assert (line["settlement"], line["attempt"]) == ("ack", 1)
 
 
-async def test_a_duplicate_publish_while_the_first_runs_joins_its_execution(stage: Stage) -> None:
+async def test_a_duplicate_publish_while_the_first_runs_joins_its_execution(
+    stage: EngineStage,
+) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 2}})
         await stage.running()
@@ -372,7 +380,7 @@ async def test_a_duplicate_publish_while_the_first_runs_joins_its_execution(stag
     assert len(await stage.executions(bridgeJob="one")) == 1
 
 
-async def test_a_duplicate_publish_after_success_starts_nothing(stage: Stage) -> None:
+async def test_a_duplicate_publish_after_success_starts_nothing(stage: EngineStage) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one")
         await bridge.settled(1, settlement="ack")
@@ -381,14 +389,16 @@ async def test_a_duplicate_publish_after_success_starts_nothing(stage: Stage) ->
     assert len(await stage.executions(bridgeJob="one")) == 1
 
 
-async def test_two_messages_with_one_id_at_the_same_instant_are_one_execution(stage: Stage) -> None:
+async def test_two_messages_with_one_id_at_the_same_instant_are_one_execution(
+    stage: EngineStage,
+) -> None:
     async with stage.bridge() as bridge:
         await asyncio.gather(*(stage.submit("one") for _ in range(8)))
         await bridge.settled(8, settlement="ack")
     assert len(await stage.executions(bridgeJob="one")) == 1
 
 
-async def test_a_lane_takes_no_slot_of_another(stage: Stage) -> None:
+async def test_a_lane_takes_no_slot_of_another(stage: EngineStage) -> None:
     fast, slow = f"{stage.name}.fast", f"{stage.name}.slow"
     lanes = json.dumps(
         [{"queue": queue, "prefetch": 1, "flow": f"{stage.name}/job"} for queue in (fast, slow)]
@@ -401,7 +411,7 @@ async def test_a_lane_takes_no_slot_of_another(stage: Stage) -> None:
     assert line["lane"] == fast
 
 
-async def test_in_flight_never_exceeds_the_prefetch(stage: Stage) -> None:
+async def test_in_flight_never_exceeds_the_prefetch(stage: EngineStage) -> None:
     async with stage.bridge(prefetch=2) as bridge:
         for number in range(5):
             await stage.submit(f"job-{number}", body={"inputs": {"seconds": 60}})
@@ -410,5 +420,5 @@ async def test_in_flight_never_exceeds_the_prefetch(stage: Stage) -> None:
         assert await bridge.metric("bridge_in_flight", lane=stage.queue) == 2
 
 
-async def _depth_is(stage: Stage, count: int) -> bool:
+async def _depth_is(stage: EngineStage, count: int) -> bool:
     return await stage.client.depth(stage.queue) == count

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import aio_pika
 import pytest
 
-from tests.acceptance.conftest import Stage
+from tests.support.engine_stage import EngineStage
 from tests.support.harness import Proxy, eventually
 from tests.support.http_proxy import (
     HttpProxy,
@@ -22,7 +22,7 @@ NOTIFIER = "/flows/bridge.system/notifier"
 
 
 @asynccontextmanager
-async def no_notifier(stage: Stage) -> AsyncIterator[None]:
+async def no_notifier(stage: EngineStage) -> AsyncIterator[None]:
     """Take the notifier away for a while, so that no reply comes: soon, as Kestra keeps flows in
     memory."""
     source = (await stage.api.get(NOTIFIER, params={"source": "true"})).json()["source"]
@@ -37,7 +37,7 @@ async def no_notifier(stage: Stage) -> AsyncIterator[None]:
         await stage.api.put(NOTIFIER, content=source.encode(), headers=headers)
 
 
-async def reply(stage: Stage, execution_id: str, state: str, times: int = 1) -> None:
+async def reply(stage: EngineStage, execution_id: str, state: str, times: int = 1) -> None:
     """Publish a reply as the notifier would."""
     body = {"executionId": execution_id, "state": state, "namespace": stage.name, "flowId": "job"}
     exchange = await stage.client.channel.get_exchange("kestra.replies", ensure=False)
@@ -49,7 +49,7 @@ async def reply(stage: Stage, execution_id: str, state: str, times: int = 1) -> 
         )
 
 
-async def test_without_any_reply_every_job_is_settled(stage: Stage) -> None:
+async def test_without_any_reply_every_job_is_settled(stage: EngineStage) -> None:
     async with no_notifier(stage), stage.bridge(reconcile_interval=1) as bridge:
         # What a notifier that is still there may publish goes nowhere, too.
         await stage.client.channel.exchange_delete("kestra.replies")
@@ -61,14 +61,14 @@ async def test_without_any_reply_every_job_is_settled(stage: Stage) -> None:
         assert await bridge.metric("bridge_replies_total") == 0
 
 
-async def test_without_any_reply_a_failure_is_retried_by_the_sweep(stage: Stage) -> None:
+async def test_without_any_reply_a_failure_is_retried_by_the_sweep(stage: EngineStage) -> None:
     async with no_notifier(stage), stage.bridge(reconcile_interval=1) as bridge:
         await stage.submit("one", body={"inputs": {"failures": 1}})
         await bridge.settled(job="one", settlement="ack")
     assert bridge.count("settled", settlement="retry") == 1
 
 
-async def test_doubled_replies_settle_a_job_once(stage: Stage) -> None:
+async def test_doubled_replies_settle_a_job_once(stage: EngineStage) -> None:
     async with no_notifier(stage), stage.bridge(reconcile_interval=60) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 1}})
         (execution,) = await stage.running()
@@ -82,11 +82,11 @@ async def test_doubled_replies_settle_a_job_once(stage: Stage) -> None:
     assert bridge.count("settled", job="one") == 1
 
 
-async def _ended(stage: Stage) -> bool:
+async def _ended(stage: EngineStage) -> bool:
     return all(one.state.terminal for one in await stage.executions())
 
 
-async def test_a_reply_of_failure_that_is_not_true_settles_nothing(stage: Stage) -> None:
+async def test_a_reply_of_failure_that_is_not_true_settles_nothing(stage: EngineStage) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 4}})
         (execution,) = await stage.running()
@@ -98,7 +98,9 @@ async def test_a_reply_of_failure_that_is_not_true_settles_nothing(stage: Stage)
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b'{"executionId": 5}', b"\xff\xfe", b"[" * 100_000]
 )
-async def test_a_malformed_reply_is_counted_and_harms_nothing(stage: Stage, body: bytes) -> None:
+async def test_a_malformed_reply_is_counted_and_harms_nothing(
+    stage: EngineStage, body: bytes
+) -> None:
     async with stage.bridge() as bridge:
         exchange = await stage.client.channel.get_exchange("kestra.replies", ensure=False)
         await exchange.publish(aio_pika.Message(body), "SUCCESS.a.b", mandatory=False)
@@ -109,7 +111,7 @@ async def test_a_malformed_reply_is_counted_and_harms_nothing(stage: Stage, body
         await bridge.settled(job="one", settlement="ack")
 
 
-async def test_a_reply_before_the_answer_to_the_create_call_counts(stage: Stage) -> None:
+async def test_a_reply_before_the_answer_to_the_create_call_counts(stage: EngineStage) -> None:
     async with (
         HttpProxy(stage.engine.url) as proxy,
         stage.bridge(kestra_url=proxy.url, reconcile_interval=3600, adopt_grace=10) as bridge,
@@ -120,7 +122,7 @@ async def test_a_reply_before_the_answer_to_the_create_call_counts(stage: Stage)
     assert (line["settlement"], line["how"]) == ("ack", "created")
 
 
-async def test_a_create_that_answers_504_but_did_create_is_not_repeated(stage: Stage) -> None:
+async def test_a_create_that_answers_504_but_did_create_is_not_repeated(stage: EngineStage) -> None:
     async with HttpProxy(stage.engine.url) as proxy, stage.bridge(kestra_url=proxy.url) as bridge:
         proxy.once("POST", f"/executions/{stage.name}", gateway_timeout_after_the_work)
         await stage.submit("one")
@@ -129,7 +131,7 @@ async def test_a_create_that_answers_504_but_did_create_is_not_repeated(stage: S
 
 
 async def test_a_create_that_answers_504_and_did_nothing_is_repeated_after_the_wait(
-    stage: Stage,
+    stage: EngineStage,
 ) -> None:
     async with (
         HttpProxy(stage.engine.url) as proxy,
@@ -141,7 +143,7 @@ async def test_a_create_that_answers_504_and_did_nothing_is_repeated_after_the_w
     assert len(await stage.executions(bridgeJob="one")) == 1
 
 
-async def test_a_create_whose_answer_never_comes_is_found_by_its_labels(stage: Stage) -> None:
+async def test_a_create_whose_answer_never_comes_is_found_by_its_labels(stage: EngineStage) -> None:
     async with (
         HttpProxy(stage.engine.url) as proxy,
         stage.bridge(kestra_url=proxy.url, adopt_grace=2) as bridge,
@@ -152,7 +154,7 @@ async def test_a_create_whose_answer_never_comes_is_found_by_its_labels(stage: S
     assert line["how"] == "adopted"
 
 
-async def test_kestra_away_for_a_while_costs_no_job_an_attempt(stage: Stage) -> None:
+async def test_kestra_away_for_a_while_costs_no_job_an_attempt(stage: EngineStage) -> None:
     host, port = stage.engine.url.removeprefix("http://").split(":")
     async with (
         Proxy(host, int(port)) as proxy,
@@ -171,7 +173,7 @@ async def test_kestra_away_for_a_while_costs_no_job_an_attempt(stage: Stage) -> 
 
 
 async def test_a_second_execution_of_one_attempt_is_killed_and_the_first_one_counts(
-    stage: Stage,
+    stage: EngineStage,
 ) -> None:
     first = await stage.bridge().start()
     await stage.submit("one", body={"inputs": {"seconds": 6}})
@@ -189,7 +191,7 @@ async def test_a_second_execution_of_one_attempt_is_killed_and_the_first_one_cou
 
 
 async def test_a_job_whose_execution_somebody_deletes_is_a_dead_letter_and_not_run_beside_it(
-    stage: Stage,
+    stage: EngineStage,
 ) -> None:
     async with stage.bridge(adopt_grace=1) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}})

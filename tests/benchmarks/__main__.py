@@ -22,7 +22,7 @@ from deploy.local.kestra_engine import BuildError, Engine
 from deploy.local.processes import ProcessError
 from tests.benchmarks import engine, flight, own, peers, replies, reply_path, report
 from tests.benchmarks.measure import BenchmarkError, Comparison, Figure
-from tests.benchmarks.stage import Stage, open_stage
+from tests.benchmarks.stage import BenchmarkStage, open_stage
 
 FORMAT = 2
 RESULTS = Path(__file__).parent / "results"
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(
-    stage: Stage, options: argparse.Namespace
+    stage: BenchmarkStage, options: argparse.Namespace
 ) -> tuple[dict[str, Any], list[Comparison], list[Figure]]:
     at = datetime.now(UTC).isoformat(timespec="seconds")
     machine = report.machine(

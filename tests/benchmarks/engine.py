@@ -28,7 +28,7 @@ from bridge.job.execution import TERMINAL
 from bridge.rabbitmq.topology import REPLIES
 from deploy.local.kestra_engine import AmqpAddress, Engine
 from tests.benchmarks.measure import BenchmarkError, Case, Comparison, Run, Span, figures
-from tests.benchmarks.stage import FLOW, SLOWEST_RATE, START_SECONDS, Kestra, Stage
+from tests.benchmarks.stage import FLOW, SLOWEST_RATE, START_SECONDS, BenchmarkStage, Kestra
 
 AIM = 0.95
 CASES = tuple(
@@ -49,7 +49,7 @@ tasks:
 """
 
 
-def compare(stage: Stage, *, jobs: int, rounds: int, clients: int) -> list[Comparison]:
+def compare(stage: BenchmarkStage, *, jobs: int, rounds: int, clients: int) -> list[Comparison]:
     """All cases, round by round, the API and the bridge in turn."""
     until_ended = [Comparison("engine", case, "bridge", ENDED, AIM) for case in CASES]
     until_told = [Comparison("engine", case, "bridge", TOLD, AIM) for case in CASES]
@@ -74,7 +74,7 @@ def compare(stage: Stage, *, jobs: int, rounds: int, clients: int) -> list[Compa
 
 
 @contextmanager
-def running_engine(stage: Stage) -> Iterator[tuple[Engine, Kestra]]:
+def running_engine(stage: BenchmarkStage) -> Iterator[tuple[Engine, Kestra]]:
     engine = Engine(
         stage.directory / "engine", amqp=AmqpAddress.from_url(stage.rabbit.amqp_url), say=stage.say
     )
@@ -102,7 +102,7 @@ def deploy(kestra: Kestra, source: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    stage: Stage
+    stage: BenchmarkStage
     engine: Engine
     kestra: Kestra
     clients: int

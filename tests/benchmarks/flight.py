@@ -17,7 +17,15 @@ import psutil
 
 from deploy.local.processes import Child
 from tests.benchmarks.measure import BenchmarkError, Figure
-from tests.benchmarks.stage import FLOW, QUEUE, SLOWEST_RATE, START_SECONDS, Kestra, Stage, standin
+from tests.benchmarks.stage import (
+    FLOW,
+    QUEUE,
+    SLOWEST_RATE,
+    START_SECONDS,
+    BenchmarkStage,
+    Kestra,
+    standin,
+)
 from tests.support.harness import metric, scrape
 
 SWEEP_EVERY = 30
@@ -31,7 +39,7 @@ AIMS = {1_000: 10.0, 10_000: 60.0}
 """Seconds within which so many are to be adopted after a start."""
 
 
-def measure(stage: Stage, *, jobs: int, sweeps: int) -> list[Figure]:
+def measure(stage: BenchmarkStage, *, jobs: int, sweeps: int) -> list[Figure]:
     """Hold so many, kill the process, and have another one adopt them."""
     with standin(stage) as (_, kestra):
         bench = _Bench(stage, kestra, jobs, kestra.count())
@@ -67,7 +75,7 @@ def measure(stage: Stage, *, jobs: int, sweeps: int) -> list[Figure]:
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    stage: Stage
+    stage: BenchmarkStage
     kestra: Kestra
     jobs: int
     before: int

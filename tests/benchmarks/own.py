@@ -8,7 +8,7 @@ from typing import get_args
 
 from deploy.local.processes import Child
 from tests.benchmarks.measure import Case, Comparison, Run, figures
-from tests.benchmarks.stage import Consumer, Kestra, Stage, standin
+from tests.benchmarks.stage import BenchmarkStage, Consumer, Kestra, standin
 
 AIM = 0.8
 CASES = tuple(
@@ -16,7 +16,7 @@ CASES = tuple(
 )
 
 
-def compare(stage: Stage, *, jobs: int, rounds: int) -> list[Comparison]:
+def compare(stage: BenchmarkStage, *, jobs: int, rounds: int) -> list[Comparison]:
     """All cases, round by round, the bridge and the bare loop in turn."""
     found = [Comparison("own", case, "bridge", "bare loop", AIM) for case in CASES]
     with standin(stage) as (child, kestra):
@@ -33,7 +33,7 @@ def compare(stage: Stage, *, jobs: int, rounds: int) -> list[Comparison]:
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    stage: Stage
+    stage: BenchmarkStage
     standin: Child
     kestra: Kestra
     jobs: int

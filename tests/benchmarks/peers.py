@@ -26,8 +26,8 @@ from tests.benchmarks.stage import (
     QUEUE,
     SLOWEST_RATE,
     START_SECONDS,
+    BenchmarkStage,
     Kestra,
-    Stage,
     standin,
 )
 
@@ -55,7 +55,7 @@ COMMANDS: Mapping[Peer, list[str]] = {
 }
 
 
-def measure(stage: Stage, *, jobs: int) -> list[Figure]:
+def measure(stage: BenchmarkStage, *, jobs: int) -> list[Figure]:
     """Jobs per second with one crash in the middle, and how many jobs ran not at all or more than
     once."""
     figures: list[Figure] = []
@@ -96,7 +96,7 @@ def measure(stage: Stage, *, jobs: int) -> list[Figure]:
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    stage: Stage
+    stage: BenchmarkStage
     kestra: Kestra
     peer: Peer
     flow: str

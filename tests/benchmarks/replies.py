@@ -17,7 +17,7 @@ import httpx
 from deploy.local.processes import Child
 from tests.benchmarks import engine
 from tests.benchmarks.measure import BenchmarkError, Figure
-from tests.benchmarks.stage import Kestra, Stage, standin
+from tests.benchmarks.stage import BenchmarkStage, Kestra, standin
 
 PREFETCH = 2
 REPLY_AIM = 5.0
@@ -25,7 +25,7 @@ END_AIM = 1000.0
 PAGE = 500
 
 
-def measure(stage: Stage, *, jobs: int) -> list[Figure]:
+def measure(stage: BenchmarkStage, *, jobs: int) -> list[Figure]:
     """Milliseconds from an execution's end, by Kestra's word, to the line that says that it was
     settled."""
     with standin(stage) as (_, kestra):
@@ -50,7 +50,7 @@ def _figures(
         )
 
 
-def _settled_after(stage: Stage, kestra: Kestra, jobs: int) -> list[float]:
+def _settled_after(stage: BenchmarkStage, kestra: Kestra, jobs: int) -> list[float]:
     stage.fill(jobs)
     settings = {**kestra.settings, "BRIDGE_PREFETCH": str(PREFETCH)}
     with stage.consumer("bridge", jobs, settings) as consumer:

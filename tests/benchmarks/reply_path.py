@@ -21,7 +21,7 @@ import httpx
 from bridge.job.execution import TERMINAL
 from tests.benchmarks import engine
 from tests.benchmarks.measure import Figure
-from tests.benchmarks.stage import SLOWEST_RATE, START_SECONDS, Kestra, Stage
+from tests.benchmarks.stage import SLOWEST_RATE, START_SECONDS, BenchmarkStage, Kestra
 
 Way = Literal["nobody", "a sweep", "the notifier", "afterExecution"]
 TELLING: tuple[Way, ...] = ("the notifier", "afterExecution")
@@ -62,7 +62,7 @@ afterExecution:
 """
 
 
-def measure(stage: Stage, *, jobs: int, rounds: int, clients: int) -> list[Figure]:
+def measure(stage: BenchmarkStage, *, jobs: int, rounds: int, clients: int) -> list[Figure]:
     """Executions per second in each way, and as a share of those that nobody is told of; medians of
     the rounds."""
     rates: dict[Way, list[float]] = {way: [] for way in get_args(Way)}
@@ -97,7 +97,7 @@ def _figures(way: Way, rates: dict[Way, list[float]]) -> list[Figure]:
     ]
 
 
-def _rate(stage: Stage, kestra: Kestra, way: Way, jobs: int, clients: int) -> float:
+def _rate(stage: BenchmarkStage, kestra: Kestra, way: Way, jobs: int, clients: int) -> float:
     """From the first create call until nothing runs any more, notifiers included, and every end was
     told."""
     began = time.monotonic()
@@ -105,7 +105,7 @@ def _rate(stage: Stage, kestra: Kestra, way: Way, jobs: int, clients: int) -> fl
     return jobs / (time.monotonic() - began)
 
 
-async def _create(stage: Stage, kestra: Kestra, way: Way, jobs: int, clients: int) -> None:
+async def _create(stage: BenchmarkStage, kestra: Kestra, way: Way, jobs: int, clients: int) -> None:
     flow = f"{NAMESPACE}/{'after' if way == 'afterExecution' else 'log'}"
     patience = START_SECONDS + jobs / SLOWEST_RATE
     async with (

@@ -74,7 +74,7 @@ class Kestra:
             return int(answer.json()["total"])
 
 
-class Stage:
+class BenchmarkStage:
     """A broker, and a folder for all that is written."""
 
     def __init__(self, directory: Path, rabbit: RabbitMQ, say: Say) -> None:
@@ -275,7 +275,7 @@ class BareLoopAtWork(RunningConsumer):
 
 
 @contextmanager
-def open_stage(series: Series, say: Say) -> Iterator[Stage]:
+def open_stage(series: Series, say: Say) -> Iterator[BenchmarkStage]:
     """A stage on a RabbitMQ of that series; nothing of it is left at the end of the block."""
     with ExitStack() as stack:
         directory = Path(
@@ -286,13 +286,13 @@ def open_stage(series: Series, say: Say) -> Iterator[Stage]:
         stack.callback(rabbit.kill)
         say(f"starting RabbitMQ {rabbit.version}")
         rabbit.start()
-        ready = Stage(directory, rabbit, say)
+        ready = BenchmarkStage(directory, rabbit, say)
         ready.fill(0)
         yield ready
 
 
 @contextmanager
-def standin(stage: Stage) -> Iterator[tuple[Child, Kestra]]:
+def standin(stage: BenchmarkStage) -> Iterator[tuple[Child, Kestra]]:
     """The stand-in for Kestra as a process of its own."""
     with stage.child("stand-in", ["tests.benchmarks.standin_server"], {}) as child:
         child.wait_until(

@@ -221,7 +221,7 @@ def _spoilt_execution(row: dict[str, Any], chance: random.Random) -> Any:
     return row
 
 
-class Stage:
+class FuzzStage:
     """A broker, a Kestra and a bridge between them."""
 
     def __init__(self, client: Client, kestra: Standin, bridge: Bridge, say: Say) -> None:
@@ -314,7 +314,7 @@ async def _publish(raw: AbstractChannel, body: bytes, properties: Basic.Properti
     await raw.basic_publish(body, routing_key=QUEUE, properties=properties)
 
 
-async def fuzz_messages(stage: Stage, odd: Iterator[Odd]) -> None:
+async def fuzz_messages(stage: FuzzStage, odd: Iterator[Odd]) -> None:
     """Each message ends as a dead letter that says why, or as an execution that is what it asked
     for."""
     sent: dict[int, Odd] = {}
@@ -339,7 +339,7 @@ async def fuzz_messages(stage: Stage, odd: Iterator[Odd]) -> None:
     _judge_messages(stage, sent)
 
 
-def _judge_messages(stage: Stage, sent: Mapping[int, Odd]) -> None:
+def _judge_messages(stage: FuzzStage, sent: Mapping[int, Odd]) -> None:
     outcome, runs = stage.outcome, stage.kestra.created
     for number, (reason, error) in stage.dead.items():
         outcome.counts[f"dead letters: {reason}"] += 1
@@ -384,7 +384,7 @@ def _as_form(body: bytes) -> dict[str, str]:
     }
 
 
-async def fuzz_answers(stage: Stage, count: int) -> None:
+async def fuzz_answers(stage: FuzzStage, count: int) -> None:
     """Whatever Kestra answers, each job runs once and is acked."""
     kestra = stage.kestra
     assert isinstance(kestra, Babbler)
@@ -421,7 +421,7 @@ async def fuzz_answers(stage: Stage, count: int) -> None:
 @asynccontextmanager
 async def open_stage(
     directory: Path, rabbit: RabbitMQ, kestra: Standin, say: Say
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[FuzzStage]:
     """A bridge at work between the broker and that Kestra; it is gone at the end of the block."""
     environment = {
         "BRIDGE_AMQP_URL": rabbit.amqp_url,
@@ -442,7 +442,7 @@ async def open_stage(
             "BRIDGE_KESTRA_PASSWORD": kestra.password,
         }
         bridge = await Bridge(directory, environment | settings).start(timeout=60)
-        stage = Stage(client, kestra, bridge, say)
+        stage = FuzzStage(client, kestra, bridge, say)
         minding = asyncio.create_task(stage.mind())
         try:
             await stage.collect_dead_letters()

@@ -20,7 +20,7 @@ from tests.support.standin import Standin
 ENGINES: dict[Series, str] = {"1.3": "1.3.31", "2.0": "2.0.0"}
 """The versions of the engines that are built here."""
 
-DeclareResult = Callable[[str], Server]
+StandinOf = Callable[[str], Server]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,8 +52,8 @@ def kinds_of_servers(config: pytest.Config, only: Series | None) -> list[object]
 
 
 @pytest.fixture(scope="session")
-def check() -> Iterator[DeclareResult]:
-    """Stand-ins by their versions, each started when it's first asked for."""
+def standin_of() -> Iterator[StandinOf]:
+    """Stand-ins by their versions, each started when a test first needs it."""
     with ExitStack() as stack:
         started: dict[str, Server] = {}
 
@@ -93,7 +93,7 @@ def _standin(version: str) -> Iterator[Server]:
 def server(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    declared: DeclareResult,
+    standin_of: StandinOf,
 ) -> Iterator[Server]:
     kind, _, version = request.param.partition("-")
     if kind == "given":
@@ -101,7 +101,7 @@ def server(
         assert server is not None
         yield server
     elif kind == "standin":
-        yield declared(version)
+        yield standin_of(version)
     else:
         with Engine(tmp_path_factory.mktemp("kestra"), series=version) as running:
             own = {"url": running.url, "username": running.username, "password": running.password}

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import aio_pika
-import pytest
 from pamqp.commands import Basic
 
-from tests.integration.conftest import Node, Stage, open_stage
+from tests.support.broker_stage import BrokerStage, Node, open_stage
 from tests.support.harness import eventually
 from tests.support.odd_messages import any_bytes_in_strings, drawn, nested
 
 MESSAGES = 500
 
 
-async def publish(stage: Stage, body: bytes = b"{}", **properties: Any) -> None:
+async def publish(stage: BrokerStage, body: bytes = b"{}", **properties: Any) -> None:
     raw = await stage.client.channel.get_underlay_channel()
     sent = Basic.Properties(message_id=uuid.uuid4().hex)
     for (
@@ -33,7 +32,12 @@ async def publish(stage: Stage, body: bytes = b"{}", **properties: Any) -> None:
         await raw.basic_publish(body, routing_key=stage.queue, properties=sent, mandatory=True)
 
 
-HARMLESS = {
+def outcomes(settled: list[dict[str, Any]]) -> dict[str, str]:
+    """The settlements of deliveries by the id of their jobs."""
+    return {line["job"]: line["settlement"] for line in settled}
+
+
+HARMLESS: dict[str, dict[str, Any]] = {
     "cluster-id": {"cluster_id": "reserved"},
     "type-not-utf8": {"message_type": "\udcff\udcfe"},
     "time-stamp-far-away": {"timestamp": datetime(9999, 12, 31, tzinfo=UTC)},
@@ -54,16 +58,15 @@ HARMLESS = {
 }
 
 
-@pytest.mark.parametrize("properties", HARMLESS.values(), ids=HARMLESS)
-async def test_odd_properties_do_not_keep_a_job_from_running(
-    stage: Stage, properties: dict[str, Any]
-) -> None:
+async def test_odd_properties_keep_no_job_from_running(stage: BrokerStage) -> None:
     async with stage.bridge() as bridge:
-        await publish(stage, message_id="odd", **properties)
-        await bridge.settled(job="odd", settlement="ack")
+        for name, properties in HARMLESS.items():
+            await publish(stage, message_id=name, **properties)
+        settled = await bridge.settled(len(HARMLESS))
+    assert outcomes(settled) == dict.fromkeys(HARMLESS, "ack")
 
 
-INVALID = {
+INVALID: dict[str, dict[str, Any]] = {
     "id-not-utf8": {"message_id": "\udcff\udcfe"},
     "id-with-a-line-break": {"message_id": "a\nb"},
     "id-too-long": {"message_id": "x" * 201},
@@ -76,18 +79,20 @@ INVALID = {
 }
 
 
-@pytest.mark.parametrize("properties", INVALID.values(), ids=INVALID)
-async def test_properties_that_make_no_job_are_a_dead_letter(
-    stage: Stage, properties: dict[str, Any]
-) -> None:
+async def test_properties_that_make_no_job_are_a_dead_letter(stage: BrokerStage) -> None:
     async with stage.bridge() as bridge:
-        await publish(stage, **properties)
-        await bridge.settled(settlement="dead_letter")
-        letter = await stage.dead_letter()
-    assert (letter.headers["x-bridge-reason"], letter.headers["x-bridge-error"] != "") == (
-        "invalid_message",
-        True,
-    )
+        for name, properties in INVALID.items():
+            await publish(stage, json.dumps({"inputs": {"case": name}}).encode(), **properties)
+        await bridge.settled(len(INVALID), settlement="dead_letter")
+        letters = await stage.client.take(f"{stage.queue}.dead", len(INVALID))
+    reasons = {
+        json.loads(letter.body)["inputs"]["case"]: (
+            letter.headers["x-bridge-reason"],
+            letter.headers["x-bridge-error"] != "",
+        )
+        for letter in letters
+    }
+    assert reasons == dict.fromkeys(INVALID, ("invalid_message", True))
 
 
 BODIES = {
@@ -112,16 +117,21 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-async def test_a_body_that_makes_no_job_is_a_dead_letter(one_stage: Stage, body: bytes) -> None:
+async def test_bodies_that_make_no_job_are_dead_letters_as_they_came(
+    one_stage: BrokerStage,
+) -> None:
     async with one_stage.bridge() as bridge:
-        await publish(one_stage, body)
-        await bridge.settled(settlement="dead_letter")
-        letter = await one_stage.dead_letter()
-    assert (letter.headers["x-bridge-reason"], letter.body) == ("invalid_message", body)
+        for body in BODIES.values():
+            await publish(one_stage, body)
+        await bridge.settled(len(BODIES), settlement="dead_letter")
+        letters = await one_stage.client.take(f"{one_stage.queue}.dead", len(BODIES))
+    reasons = {letter.body: letter.headers["x-bridge-reason"] for letter in letters}
+    assert reasons == dict.fromkeys(BODIES.values(), "invalid_message")
 
 
-async def test_a_dead_letter_is_not_routed_to_the_copies_of_its_message(one_stage: Stage) -> None:
+async def test_a_dead_letter_is_not_routed_to_the_copies_of_its_message(
+    one_stage: BrokerStage,
+) -> None:
     copies = await one_stage.client.channel.declare_queue(exclusive=True)
     async with one_stage.bridge() as bridge:
         await publish(one_stage, b"bad", headers={"CC": [copies.name]})
@@ -131,7 +141,7 @@ async def test_a_dead_letter_is_not_routed_to_the_copies_of_its_message(one_stag
 
 
 async def test_a_dead_letter_of_another_user_keeps_that_users_name_as_a_header(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     rabbit = one_stage.rabbit
     await asyncio.to_thread(rabbit.ctl, "add_user", one_stage.name, "pw")
@@ -150,7 +160,7 @@ async def test_a_dead_letter_of_another_user_keeps_that_users_name_as_a_header(
     assert letter.headers["x-bridge-user-id"] == one_stage.name
 
 
-async def test_a_dead_letter_does_not_expire(one_stage: Stage) -> None:
+async def test_a_dead_letter_does_not_expire(one_stage: BrokerStage) -> None:
     async with one_stage.bridge() as bridge:
         await publish(one_stage, b"bad", expiration="60000")
         await bridge.settled(settlement="dead_letter")

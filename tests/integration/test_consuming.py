@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.rabbitmq import RabbitMQ
-from tests.integration.conftest import Stage, open_stage
+from tests.support.broker_stage import BrokerStage, open_stage
 from tests.support.harness import Bridge, Client, Proxy, eventually
 from tests.support.standin import Ends, Run
 
@@ -21,7 +21,7 @@ def jobs_of(runs: list[Run]) -> list[str]:
     return [run.labels["bridgeJob"] for run in runs]
 
 
-async def test_jobs_start_in_the_order_of_their_priority(stage: Stage) -> None:
+async def test_jobs_start_in_the_order_of_their_priority(stage: BrokerStage) -> None:
     await stage.declare()
     for number, priority in enumerate([0, 5, 1, 9, 5, 10]):
         await stage.submit(f"{number}-of-{priority}", priority=priority)
@@ -37,7 +37,7 @@ async def test_jobs_start_in_the_order_of_their_priority(stage: Stage) -> None:
     ]
 
 
-async def test_jobs_of_one_priority_start_in_the_order_of_their_arrival(stage: Stage) -> None:
+async def test_jobs_of_one_priority_start_in_the_order_of_their_arrival(stage: BrokerStage) -> None:
     await stage.declare()
     for number in range(10):
         await stage.submit(f"job-{number}", priority=3)
@@ -47,7 +47,7 @@ async def test_jobs_of_one_priority_start_in_the_order_of_their_arrival(stage: S
 
 
 async def test_a_late_job_of_high_priority_overtakes_all_that_is_not_in_flight(
-    stage: Stage,
+    stage: BrokerStage,
 ) -> None:
     stage.kestra.flow("test", "job", Ends(after=None))
     await stage.declare()
@@ -62,7 +62,7 @@ async def test_a_late_job_of_high_priority_overtakes_all_that_is_not_in_flight(
     assert jobs_of(stage.kestra.created)[-1] == "high"
 
 
-async def test_in_flight_never_exceeds_the_prefetch(stage: Stage) -> None:
+async def test_in_flight_never_exceeds_the_prefetch(stage: BrokerStage) -> None:
     most = 0
 
     def behave(_: Run) -> Ends:
@@ -79,7 +79,7 @@ async def test_in_flight_never_exceeds_the_prefetch(stage: Stage) -> None:
     assert 1 < most + 1 <= 5
 
 
-async def test_a_retry_waits_for_its_delay_and_keeps_its_priority(stage: Stage) -> None:
+async def test_a_retry_waits_for_its_delay_and_keeps_its_priority(stage: BrokerStage) -> None:
     stage.kestra.flow(
         "test",
         "job",
@@ -93,7 +93,7 @@ async def test_a_retry_waits_for_its_delay_and_keeps_its_priority(stage: Stage) 
     assert (second.started - first.ended).total_seconds() >= 2
 
 
-async def test_a_retry_comes_back_with_its_priority(stage: Stage) -> None:
+async def test_a_retry_comes_back_with_its_priority(stage: BrokerStage) -> None:
     stage.kestra.flow("test", "job", Ends("FAILED"))
     async with stage.bridge(retry_delays="[1]", max_attempts=2) as bridge:
         await stage.submit("one", priority=7)
@@ -101,7 +101,9 @@ async def test_a_retry_comes_back_with_its_priority(stage: Stage) -> None:
         assert (await stage.dead_letter()).priority == 7
 
 
-async def test_delays_grow_as_the_operator_says_and_the_last_repeats(one_stage: Stage) -> None:
+async def test_delays_grow_as_the_operator_says_and_the_last_repeats(
+    one_stage: BrokerStage,
+) -> None:
     one_stage.kestra.flow("test", "job", Ends("FAILED"))
     async with one_stage.bridge(retry_delays="[1, 2]", max_attempts=4) as bridge:
         await one_stage.submit("one")
@@ -109,7 +111,9 @@ async def test_delays_grow_as_the_operator_says_and_the_last_repeats(one_stage: 
     assert [line.get("delay") for line in bridge.events("settled")] == [1, 2, 2, None]
 
 
-async def test_a_connection_that_is_cut_costs_no_job_and_runs_none_twice(stage: Stage) -> None:
+async def test_a_connection_that_is_cut_costs_no_job_and_runs_none_twice(
+    stage: BrokerStage,
+) -> None:
     stage.kestra.flow("test", "job", Ends(after=0.5))
     async with Proxy(stage.rabbit.host, stage.rabbit.port) as proxy:
         url = stage.rabbit.amqp_url.replace(f":{stage.rabbit.port}/", f":{proxy.port}/")
@@ -126,7 +130,7 @@ async def test_a_connection_that_is_cut_costs_no_job_and_runs_none_twice(stage: 
 
 
 async def test_of_two_executions_of_one_attempt_the_later_is_ended_long_before_the_sweep(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     stage = one_stage
     stage.kestra.flow("test", "job", Ends(after=None))
@@ -144,7 +148,7 @@ async def test_of_two_executions_of_one_attempt_the_later_is_ended_long_before_t
 
 
 async def test_two_copies_of_a_job_that_fails_come_back_one_after_the_other(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     stage = one_stage
     stage.kestra.flow("test", "job", Ends(after=None))
@@ -174,7 +178,7 @@ async def _awaited_by(*bridges: Bridge, attempts: int = 2) -> bool:
     return sum(started) >= attempts
 
 
-async def test_a_connection_that_goes_silent_is_given_up(one_stage: Stage) -> None:
+async def test_a_connection_that_goes_silent_is_given_up(one_stage: BrokerStage) -> None:
     stage = one_stage
     stage.kestra.flow("test", "job", Ends(after=None))
     async with Proxy(stage.rabbit.host, stage.rabbit.port) as proxy:
@@ -197,7 +201,7 @@ async def test_a_connection_that_goes_silent_is_given_up(one_stage: Stage) -> No
 
 
 async def test_a_broker_that_restarts_costs_no_job_and_runs_none_twice(
-    stage: Stage, tmp_path: Path
+    stage: BrokerStage, tmp_path: Path
 ) -> None:
     series = stage.rabbit.series
     rabbit = RabbitMQ(tmp_path / "own", series=series)
@@ -220,7 +224,7 @@ async def test_a_broker_that_restarts_costs_no_job_and_runs_none_twice(
         rabbit.kill()
 
 
-async def _all_done(stage: Stage, names: list[str], *, timeout: float = 60) -> None:
+async def _all_done(stage: BrokerStage, names: list[str], *, timeout: float = 60) -> None:
     """Wait until each job was acked and the queue is empty, whichever session or replica did it."""
 
     async def done() -> bool:
@@ -234,7 +238,7 @@ async def _all_done(stage: Stage, names: list[str], *, timeout: float = 60) -> N
     await eventually(done, "all jobs acked", timeout=timeout, every=0.2)
 
 
-async def test_a_deleted_dead_letter_exchange_costs_no_dead_letter(one_stage: Stage) -> None:
+async def test_a_deleted_dead_letter_exchange_costs_no_dead_letter(one_stage: BrokerStage) -> None:
     async with one_stage.bridge() as bridge:
         await one_stage.client.channel.exchange_delete(f"{one_stage.queue}.dead")
         await one_stage.submit("bad", b"not JSON")
@@ -242,7 +246,7 @@ async def test_a_deleted_dead_letter_exchange_costs_no_dead_letter(one_stage: St
         assert (await one_stage.dead_letter()).message_id == "bad"
 
 
-async def test_a_deleted_retry_queue_costs_no_retry(one_stage: Stage) -> None:
+async def test_a_deleted_retry_queue_costs_no_retry(one_stage: BrokerStage) -> None:
     one_stage.kestra.flow(
         "test",
         "job",
@@ -255,7 +259,7 @@ async def test_a_deleted_retry_queue_costs_no_retry(one_stage: Stage) -> None:
     assert one_stage.kestra.per_attempt() == Counter({("one", "1"): 1, ("one", "2"): 1})
 
 
-async def test_a_deleted_queue_is_noticed_and_made_anew(one_stage: Stage) -> None:
+async def test_a_deleted_queue_is_noticed_and_made_anew(one_stage: BrokerStage) -> None:
     async with one_stage.bridge() as bridge:
         await one_stage.client.channel.queue_delete(one_stage.queue)
         await eventually(lambda: bridge.count("consuming") == 2, "a new session")
@@ -312,7 +316,7 @@ async def test_the_brokers_cancel_on_4_3_starts_no_second_execution(tmp_path: Pa
         rabbit.kill()
 
 
-async def _outlive_the_timeout(stage: Stage, cause: str, **settings: object) -> None:
+async def _outlive_the_timeout(stage: BrokerStage, cause: str, **settings: object) -> None:
     """A job that takes longer than the broker lets a delivery be unsettled is adopted, and acked
     once it has ended."""
     stage.kestra.flow("test", "job", Ends(after=None))
@@ -346,7 +350,7 @@ async def test_a_long_job_outlives_the_default_timeout_of_4_3_by_the_consumers_o
 
 @pytest.mark.parametrize("kind", ["quorum", "classic"])
 async def test_what_the_broker_itself_gives_up_lands_with_the_dead_letters(
-    one_stage: Stage, kind: str
+    one_stage: BrokerStage, kind: str
 ) -> None:
     await one_stage.declare(queue_type=kind)
     await one_stage.submit("expired", expiration=0.1)

@@ -29,7 +29,7 @@ from bridge.rabbitmq.broker import Broker
 from bridge.rabbitmq.reader import Desk
 from bridge.settings import BrokerSettings
 from deploy.local.rabbitmq import RabbitMQ, Series
-from tests.integration.conftest import Node
+from tests.support.broker_stage import Node
 from tests.support.harness import (
     Client,
     Ended,

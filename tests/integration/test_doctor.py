@@ -35,7 +35,7 @@ from bridge.rabbitmq.broker import Broker
 from bridge.settings import Lane, Settings
 from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ, Series
-from tests.integration.conftest import Kind, Node, Stage, open_stage
+from tests.support.broker_stage import BrokerStage, Kind, Node, open_stage
 from tests.support.certificates import Authority
 from tests.support.harness import command, eventually
 from tests.support.standin import Ends
@@ -491,12 +491,12 @@ async def test_nothing_is_changed_where_nothing_was_declared(own: RabbitMQ) -> N
     await eventually(as_before, "all is as it was before")
 
 
-async def deploy_notifier(stage: Stage) -> None:
+async def deploy_notifier(stage: BrokerStage) -> None:
     async with Kestra(settings_of(stage)) as kestra:
         await flows.deploy(kestra, flows.select(flows.shipped(await kestra.probe()), ["notifier"]))
 
 
-def settings_of(stage: Stage, **more: Any) -> Settings:
+def settings_of(stage: BrokerStage, **more: Any) -> Settings:
     own = {
         "amqp_url": SecretStr(stage.rabbit.amqp_url),
         "queue": stage.queue,
@@ -522,7 +522,7 @@ class Told:
         return [(each["level"], each["check"]) for each in json.loads(self.out)["findings"]]
 
 
-async def doctor(stage: Stage, *words: str, **settings: object) -> Told:
+async def doctor(stage: BrokerStage, *words: str, **settings: object) -> Told:
     environment = stage.bridge(
         **{"management_url": stage.rabbit.management_url, **settings}
     ).environment
@@ -540,7 +540,7 @@ class TestTheCommand:
         async with open_stage(tmp_path, node(series), kind) as stage:
             await self.sound(stage)
 
-    async def sound(self, stage: Stage) -> None:
+    async def sound(self, stage: BrokerStage) -> None:
         await deploy_notifier(stage)
 
         async def told() -> bool:
@@ -557,7 +557,7 @@ class TestTheCommand:
             said.out
         )
 
-    async def test_leaves_nothing_of_its_probes(self, one_stage: Stage) -> None:
+    async def test_leaves_nothing_of_its_probes(self, one_stage: BrokerStage) -> None:
         await deploy_notifier(one_stage)
         one_stage.kestra.flow(KILL.flow.namespace, KILL.flow.id, Ends(after=None))
         said = await doctor(one_stage, "--json")
@@ -571,13 +571,13 @@ class TestTheCommand:
         )
         assert {("ok", "round-trip"), ("ok", "kill")} <= set(said.findings)
 
-    async def test_runs_no_probe_where_none_is_wanted(self, one_stage: Stage) -> None:
+    async def test_runs_no_probe_where_none_is_wanted(self, one_stage: BrokerStage) -> None:
         said = await doctor(one_stage, "--json", "--no-probe")
         probes = {check for _, check in said.findings} & {"round-trip", "kill"}
         assert (one_stage.kestra.created, probes) == ([], set())
 
     async def test_fails_where_there_is_a_fault_and_says_why_and_what_mends_it(
-        self, one_stage: Stage
+        self, one_stage: BrokerStage
     ) -> None:
         said = await doctor(one_stage, "--no-probe")
         first, why, mend, *_ = said.out.splitlines()
@@ -591,7 +591,7 @@ class TestTheCommand:
             ),
         )
 
-    async def test_says_in_one_line_that_rabbitmq_is_away(self, one_stage: Stage) -> None:
+    async def test_says_in_one_line_that_rabbitmq_is_away(self, one_stage: BrokerStage) -> None:
         said = await doctor(one_stage, amqp_url=f"amqp://127.0.0.1:{free_port()}")
         assert (said.code, said.out, said.err.count("\n"), "can't reach RabbitMQ" in said.err) == (
             1,
@@ -601,7 +601,7 @@ class TestTheCommand:
         )
 
     async def test_says_in_one_line_that_rabbitmq_refuses_the_password_and_shows_it_not(
-        self, one_stage: Stage
+        self, one_stage: BrokerStage
     ) -> None:
         url = one_stage.rabbit.amqp_url.replace(one_stage.rabbit.password, PASSWORD)
         said = await doctor(one_stage, amqp_url=url)
@@ -620,26 +620,26 @@ def named(findings: Sequence[Finding], check: str) -> str:
 
 
 class TestKestra:
-    async def test_that_is_away_is_a_fault(self, one_stage: Stage) -> None:
+    async def test_that_is_away_is_a_fault(self, one_stage: BrokerStage) -> None:
         found = await diagnosed(
             settings_of(one_stage, kestra_url=f"http://127.0.0.1:{free_port()}"), probe=True
         )
         assert (FAULT, "kestra") in levels(found)
 
     async def test_that_refuses_the_password_is_a_fault_that_shows_no_password(
-        self, one_stage: Stage
+        self, one_stage: BrokerStage
     ) -> None:
         found = await diagnosed(
             settings_of(one_stage, kestra_password=SecretStr(PASSWORD)), probe=True
         )
         assert ((FAULT, "kestra") in levels(found), PASSWORD in str(found)) == (True, False)
 
-    async def test_whose_clock_is_wrong_is_a_warning(self, one_stage: Stage) -> None:
+    async def test_whose_clock_is_wrong_is_a_warning(self, one_stage: BrokerStage) -> None:
         one_stage.kestra.skew = timedelta(minutes=-5)
         assert (WARNING, "clocks") in levels(await diagnosed(settings_of(one_stage)))
 
     async def test_that_has_the_notifier_of_another_version_is_a_fault(
-        self, one_stage: Stage
+        self, one_stage: BrokerStage
     ) -> None:
         (other,) = flows.select(flows.shipped("1.3.25"), ["notifier"])
         one_stage.kestra.flow("bridge.system", "notifier", source=other.source)
@@ -647,7 +647,7 @@ class TestKestra:
         assert "the one for another version than Kestra 2.0.0" in named(found, "notifier")
 
     async def test_whose_executions_do_not_end_is_a_fault_of_the_round_trip(
-        self, one_stage: Stage
+        self, one_stage: BrokerStage
     ) -> None:
         await deploy_notifier(one_stage)
         one_stage.kestra.flow(ROUND_TRIP.flow.namespace, ROUND_TRIP.flow.id, Ends(after=None))
@@ -656,21 +656,21 @@ class TestKestra:
         assert one_stage.kestra.created[0].state == "KILLED"
 
     async def test_that_starts_no_notifier_is_a_fault_of_the_round_trip(
-        self, one_stage: Stage
+        self, one_stage: BrokerStage
     ) -> None:
         await deploy_notifier(one_stage)
         one_stage.kestra.replies.on_end = None
         found = await diagnosed(settings_of(one_stage), probe=True, patience=1)
         assert "the notifier was not started" in named(found, "round-trip")
 
-    async def test_that_lets_us_deploy_no_probe_is_a_warning(self, one_stage: Stage) -> None:
+    async def test_that_lets_us_deploy_no_probe_is_a_warning(self, one_stage: BrokerStage) -> None:
         await deploy_notifier(one_stage)
         one_stage.kestra.faults.add("new_flow", status=403)
         found = await diagnosed(settings_of(one_stage), probe=True)
         assert (WARNING, "round-trip") in levels(found)
 
     async def test_loses_the_probes_flow_to_another_doctor_and_gets_it_again(
-        self, one_stage: Stage
+        self, one_stage: BrokerStage
     ) -> None:
         await deploy_notifier(one_stage)
         one_stage.kestra.faults.add("create", status=404)
@@ -679,21 +679,23 @@ class TestKestra:
         assert (created, "round-trip" in {check for _, check in levels(found)}) == (1, False)
 
     async def test_without_a_notifier_gets_no_probe_whose_end_nobody_would_tell(
-        self, one_stage: Stage
+        self, one_stage: BrokerStage
     ) -> None:
         await diagnosed(settings_of(one_stage), probe=True)
         assert [run.flow for run in one_stage.kestra.created] == [KILL.flow.id]
 
     @pytest.mark.parametrize("status", [403, 406, 500])
     async def test_that_refuses_kills_is_a_fault_that_says_how(
-        self, one_stage: Stage, status: int
+        self, one_stage: BrokerStage, status: int
     ) -> None:
         one_stage.kestra.faults.add("kill", status=status, times=None)
         one_stage.kestra.flow(KILL.flow.namespace, KILL.flow.id, Ends(after=None))
         found = await diagnosed(settings_of(one_stage), probe=True, patience=1)
         assert named(found, "kill").startswith("an execution can't be killed:")
 
-    async def test_that_takes_kills_and_does_nothing_is_a_fault(self, one_stage: Stage) -> None:
+    async def test_that_takes_kills_and_does_nothing_is_a_fault(
+        self, one_stage: BrokerStage
+    ) -> None:
         one_stage.kestra.flow(KILL.flow.namespace, KILL.flow.id, Ends(after=None, kill_sticks=True))
         found = await diagnosed(settings_of(one_stage), probe=True, patience=1)
         assert "within 1 s" in named(found, "kill")
@@ -714,7 +716,7 @@ class TestCertificates:
         }
 
     @staticmethod
-    async def found(stage: Stage, **settings: Any) -> list[tuple[Level, str]]:
+    async def found(stage: BrokerStage, **settings: Any) -> list[tuple[Level, str]]:
         found = await diagnosed(settings_of(stage, **settings))
         return [(each.level, each.what) for each in found if each.check == "certificates"]
 
@@ -756,7 +758,7 @@ class TestCertificates:
         assert without_day == ([(level, told)] if level else [])
 
     async def test_of_ours_that_has_ended_is_named_where_rabbitmq_refuses_it(
-        self, one_stage: Stage, authority: Authority
+        self, one_stage: BrokerStage, authority: Authority
     ) -> None:
         ours = self.ours(authority, one_stage.rabbit, days=-1)
         with pytest.raises(BrokerDenied) as caught:
@@ -812,7 +814,7 @@ async def test_where_each_look_costs_dead_letters_a_life_none_is_taken_until_the
         ] == ["b"]
 
 
-async def test_an_alarm_is_a_fault(one_stage: Stage) -> None:
+async def test_an_alarm_is_a_fault(one_stage: BrokerStage) -> None:
     await asyncio.to_thread(one_stage.rabbit.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
     try:
 
@@ -825,13 +827,15 @@ async def test_an_alarm_is_a_fault(one_stage: Stage) -> None:
 
 
 class TestTheConsumer:
-    async def test_warns_at_its_start_of_what_costs_nothing_to_see(self, one_stage: Stage) -> None:
+    async def test_warns_at_its_start_of_what_costs_nothing_to_see(
+        self, one_stage: BrokerStage
+    ) -> None:
         async with one_stage.bridge(flow="test/missing", max_priority=40) as bridge:
             await eventually(lambda: bridge.count("the doctor finds") == 3, "three warnings")
             checks = [line["check"] for line in bridge.events("the doctor finds", level="warning")]
         assert checks == ["priorities", "notifier", "flows"]
 
-    async def test_warns_of_nothing_where_all_is_well(self, one_stage: Stage) -> None:
+    async def test_warns_of_nothing_where_all_is_well(self, one_stage: BrokerStage) -> None:
         await deploy_notifier(one_stage)
         asked = one_stage.kestra.requests["flow"]
         async with one_stage.bridge() as bridge:
@@ -842,7 +846,7 @@ class TestTheConsumer:
             await bridge.settled(job="one")
         assert bridge.count("the doctor finds") == 0
 
-    async def test_starts_and_works_where_it_can_not_be_seen(self, one_stage: Stage) -> None:
+    async def test_starts_and_works_where_it_can_not_be_seen(self, one_stage: BrokerStage) -> None:
         one_stage.kestra.faults.add("flow", status=500, times=2)
         async with one_stage.bridge() as bridge:
             await one_stage.submit("one")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import Stage
+from tests.support.broker_stage import BrokerStage
 from tests.support.harness import eventually
 from tests.support.standin import EMPTY, HTML, TRUNCATED, Ends
 
@@ -44,7 +44,7 @@ CREATE_FAULTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("fault", CREATE_FAULTS.values(), ids=CREATE_FAULTS)
 async def test_a_create_that_goes_wrong_ends_in_one_execution(
-    one_stage: Stage, fault: dict[str, Any]
+    one_stage: BrokerStage, fault: dict[str, Any]
 ) -> None:
     one_stage.kestra.flow("test", "job", Ends(after=0.2))
     async with one_stage.bridge(ambiguous_wait=1, adopt_grace=1) as bridge:
@@ -57,7 +57,7 @@ async def test_a_create_that_goes_wrong_ends_in_one_execution(
 @pytest.mark.parametrize("operation", ["search", "get", "configs"])
 @pytest.mark.parametrize("fault", ["500", "502-html", "401", "reset", "redirect"])
 async def test_a_question_that_goes_wrong_is_asked_again(
-    one_stage: Stage, operation: str, fault: str
+    one_stage: BrokerStage, operation: str, fault: str
 ) -> None:
     one_stage.kestra.flow("test", "job", Ends(after=0.5))
     one_stage.kestra.replies.drop = 1.0
@@ -68,7 +68,7 @@ async def test_a_question_that_goes_wrong_is_asked_again(
     assert (line["settlement"], line["attempt"], len(one_stage.kestra.created)) == ("ack", 1, 1)
 
 
-async def test_a_kestra_that_is_down_for_a_while_costs_nothing(one_stage: Stage) -> None:
+async def test_a_kestra_that_is_down_for_a_while_costs_nothing(one_stage: BrokerStage) -> None:
     one_stage.kestra.flow("test", "job", Ends(after=0.5))
     async with one_stage.bridge(prefetch=5) as bridge:
         for number in range(10):
@@ -88,7 +88,7 @@ async def test_a_kestra_that_is_down_for_a_while_costs_nothing(one_stage: Stage)
 
 
 async def test_faults_and_lost_replies_at_random_lose_no_job_and_run_none_twice(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     kestra, count = one_stage.kestra, 100
     kestra.flow("test", "job", Ends(after=0.1))
@@ -110,7 +110,7 @@ async def test_faults_and_lost_replies_at_random_lose_no_job_and_run_none_twice(
     assert kestra.per_attempt() == Counter({(f"job-{number}", "1"): 1 for number in range(count)})
 
 
-async def test_a_flows_own_retry_is_followed_to_its_end(one_stage: Stage) -> None:
+async def test_a_flows_own_retry_is_followed_to_its_end(one_stage: BrokerStage) -> None:
     one_stage.kestra.flow("test", "job", Ends(retries=2, after=0.1))
     async with one_stage.bridge() as bridge:
         await one_stage.submit("one")
@@ -119,7 +119,7 @@ async def test_a_flows_own_retry_is_followed_to_its_end(one_stage: Stage) -> Non
 
 
 async def test_a_job_whose_execution_somebody_deletes_is_a_dead_letter_and_not_run_beside_it(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     kestra = one_stage.kestra
     kestra.flow("test", "job", Ends(after=None))
@@ -136,7 +136,7 @@ async def test_a_job_whose_execution_somebody_deletes_is_a_dead_letter_and_not_r
 
 
 async def test_a_kestra_that_accepts_kills_and_does_nothing_frees_the_slot_at_the_executions_end(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     kestra = one_stage.kestra
     kestra.flow("test", "job", Ends(after=None, kill_sticks=True))
@@ -152,7 +152,7 @@ async def test_a_kestra_that_accepts_kills_and_does_nothing_frees_the_slot_at_th
 
 
 async def test_jobs_of_a_flow_that_kestra_denies_keep_no_other_job_from_starting(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     kestra = one_stage.kestra
     kestra.flow("test", "denied")
@@ -173,7 +173,7 @@ async def test_jobs_of_a_flow_that_kestra_denies_keep_no_other_job_from_starting
 
 
 async def test_with_deduplication_of_redelivered_messages_alone_a_fresh_one_costs_no_search(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     async with one_stage.bridge(deduplicate="redelivered", reconcile_interval=3600) as bridge:
         before = one_stage.kestra.requests["search"]
@@ -182,7 +182,7 @@ async def test_with_deduplication_of_redelivered_messages_alone_a_fresh_one_cost
     assert one_stage.kestra.requests["search"] == before
 
 
-async def test_a_sweep_is_one_search_for_many_jobs(one_stage: Stage) -> None:
+async def test_a_sweep_is_one_search_for_many_jobs(one_stage: BrokerStage) -> None:
     kestra = one_stage.kestra
     kestra.flow("test", "job", Ends(after=None))
     async with one_stage.bridge(
@@ -200,7 +200,7 @@ async def test_a_sweep_is_one_search_for_many_jobs(one_stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.3.25", "2.0.0"])
-async def test_both_dialects_of_kestra_are_spoken(one_stage: Stage, version: str) -> None:
+async def test_both_dialects_of_kestra_are_spoken(one_stage: BrokerStage, version: str) -> None:
     one_stage.kestra.version = version
     one_stage.kestra.flow("test", "job", Ends(outputs={"answer": 42}))
     async with one_stage.bridge() as bridge:
@@ -211,7 +211,7 @@ async def test_both_dialects_of_kestra_are_spoken(one_stage: Stage, version: str
     assert result["outputs"] == {"answer": 42}
 
 
-async def test_the_outputs_of_a_job_that_failed_are_told_too(one_stage: Stage) -> None:
+async def test_the_outputs_of_a_job_that_failed_are_told_too(one_stage: BrokerStage) -> None:
     one_stage.kestra.flow("test", "job", Ends("FAILED", outputs={"answer": 42}))
     async with one_stage.bridge(max_attempts=1) as bridge:
         reply_queue, results = await one_stage.client.reply_queue()

@@ -22,9 +22,10 @@ from bridge.settings import Settings, load
 from bridge.telemetry import health
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ
-from tests.integration.conftest import open_stage, rights_in_the_readme
+from tests.support.broker_stage import open_stage
 from tests.support.harness import Client, eventually
 from tests.support.kubernetes import HERE, OVERLAYS, Manifest, built, every, faults, rules
+from tests.support.rights import rights_in_the_readme
 
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
 PLANNED = topology.plan(

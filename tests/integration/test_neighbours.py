@@ -17,7 +17,7 @@ from pamqp import commands, frame
 
 from bridge.job.message import LEFT_OUT
 from deploy.local.rabbitmq import RabbitMQ
-from tests.integration.conftest import Stage
+from tests.support.broker_stage import BrokerStage
 from tests.support.harness import Proxy, eventually
 from tests.support.standin import Ends, Run
 
@@ -28,7 +28,7 @@ FORGED = "amq.rabbitmq.reply-to.g1h2AA5yZXBseUA.x"
 
 
 async def by_api(
-    stage: Stage, body: str = "{}", queue: str | None = None, **properties: Any
+    stage: BrokerStage, body: str = "{}", queue: str | None = None, **properties: Any
 ) -> None:
     """Publish by the management API: without an id unless one is given, and whatever frames may
     have."""
@@ -48,7 +48,9 @@ def fails_at_first(run: Run) -> Ends:
 
 
 class TestHeadersCloseToTheFrame:
-    async def test_make_a_dead_letter_that_names_what_was_left_out(self, stage: Stage) -> None:
+    async def test_make_a_dead_letter_that_names_what_was_left_out(
+        self, stage: BrokerStage
+    ) -> None:
         async with stage.bridge() as bridge:
             await stage.submit("big", b"not json", headers={"big": NEAR_THE_FRAME, "small": 1})
             await bridge.settled(job="big", settlement="dead_letter")
@@ -56,20 +58,20 @@ class TestHeadersCloseToTheFrame:
         kept = {"big", "small"} & letter.headers.keys()
         assert (letter.body, letter.headers[LEFT_OUT], kept) == (b"not json", ["big"], {"small"})
 
-    async def test_end_no_session(self, stage: Stage) -> None:
+    async def test_end_no_session(self, stage: BrokerStage) -> None:
         async with stage.bridge() as bridge:
             await stage.submit("big", b"not json", headers={"big": NEAR_THE_FRAME})
             await bridge.settled(job="big", settlement="dead_letter")
             assert await bridge.metric("bridge_consumer_restarts_total") == 0
 
-    async def test_are_no_obstacle_to_a_retry(self, stage: Stage) -> None:
+    async def test_are_no_obstacle_to_a_retry(self, stage: BrokerStage) -> None:
         stage.kestra.flow("test", "job", fails_at_first)
         async with stage.bridge() as bridge:
             await by_api(stage, message_id="big", headers={"big": BEYOND_THE_FRAME})
             await bridge.settled(job="big", settlement="ack")
             assert await bridge.metric("bridge_consumer_restarts_total") == 0
 
-    async def test_are_no_obstacle_to_a_stamp(self, stage: Stage) -> None:
+    async def test_are_no_obstacle_to_a_stamp(self, stage: BrokerStage) -> None:
         async with stage.bridge() as bridge:
             await by_api(stage, headers={"big": BEYOND_THE_FRAME})
             await bridge.settled(settlement="ack")
@@ -107,7 +109,7 @@ class Touchy(Proxy):
 
 class TestAMessageThatEndsConnections:
     async def test_ends_one_session_and_becomes_a_dead_letter_without_what_others_gave_it(
-        self, stage: Stage
+        self, stage: BrokerStage
     ) -> None:
         async with Touchy(stage.rabbit.host, stage.rabbit.port) as broker:
             url = f"amqp://{stage.rabbit.username}:{stage.rabbit.password}@127.0.0.1:{broker.port}/"
@@ -128,7 +130,7 @@ class TestAMessageThatEndsConnections:
             1,
         )
 
-    async def test_costs_nobody_else_anything(self, stage: Stage) -> None:
+    async def test_costs_nobody_else_anything(self, stage: BrokerStage) -> None:
         stage.kestra.flow("test", "job", fails_at_first)
         jobs = [f"job-{number}" for number in range(10)]
         async with Touchy(stage.rabbit.host, stage.rabbit.port) as broker:
@@ -164,7 +166,7 @@ async def smaller_messages(rabbit: RabbitMQ, most: int) -> AsyncIterator[None]:
 
 
 class TestABodyBeyondALimitThatWasLowered:
-    async def test_becomes_a_dead_letter_by_rabbitmqs_own_doing(self, stage: Stage) -> None:
+    async def test_becomes_a_dead_letter_by_rabbitmqs_own_doing(self, stage: BrokerStage) -> None:
         await stage.declare()
         await stage.submit("large", b"x" * 200_000)
         async with smaller_messages(stage.rabbit, 100_000), stage.bridge() as bridge:
@@ -174,7 +176,7 @@ class TestABodyBeyondALimitThatWasLowered:
 
 
 class TestAFullLane:
-    async def test_takes_messages_without_an_id_through(self, stage: Stage) -> None:
+    async def test_takes_messages_without_an_id_through(self, stage: BrokerStage) -> None:
         await stage.declare()
         await set_policy(stage, {"max-length": 3, "overflow": "reject-publish"})
         await overfill(stage)
@@ -184,7 +186,7 @@ class TestAFullLane:
         assert (stamps, await stage.client.depth(stage.queue)) == (6, 0)
 
 
-async def overfill(stage: Stage) -> None:
+async def overfill(stage: BrokerStage) -> None:
     """Have three messages more in the lane than it takes, as consumers do that give theirs back;
     none has an id."""
     async with stage.client.connection.channel() as channel:
@@ -201,7 +203,7 @@ async def overfill(stage: Stage) -> None:
     await eventually(full, "six messages in a lane for three")
 
 
-async def set_policy(stage: Stage, definition: dict[str, Any]) -> None:
+async def set_policy(stage: BrokerStage, definition: dict[str, Any]) -> None:
     """Have a policy hold for the lane's queue."""
     body = {
         "pattern": f"^{stage.queue}$".replace(".", r"\."),
@@ -228,7 +230,9 @@ DEATHS: dict[str, Any] = {
 
 class TestAnEarlierDeath:
     @pytest.mark.parametrize("deaths", DEATHS)
-    async def test_does_not_keep_a_job_from_its_retry(self, stage: Stage, deaths: str) -> None:
+    async def test_does_not_keep_a_job_from_its_retry(
+        self, stage: BrokerStage, deaths: str
+    ) -> None:
         stage.kestra.flow("test", "job", fails_at_first)
         value = DEATHS[deaths] or [
             {
@@ -247,7 +251,7 @@ class TestAnEarlierDeath:
 
 
 class TestAForgedReplyTo:
-    async def test_costs_no_other_result_and_no_session(self, stage: Stage) -> None:
+    async def test_costs_no_other_result_and_no_session(self, stage: BrokerStage) -> None:
         jobs = [f"job-{number}" for number in range(9)]
         async with stage.bridge(prefetch=20) as bridge:
             reply_queue, results = await stage.client.reply_queue()
@@ -264,7 +268,7 @@ class TestAForgedReplyTo:
 
 
 class TestDirectReplyTo:
-    async def test_gets_the_result_which_counts_as_sent(self, stage: Stage) -> None:
+    async def test_gets_the_result_which_counts_as_sent(self, stage: BrokerStage) -> None:
         arrived: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
         async def receive(message: AbstractIncomingMessage) -> None:

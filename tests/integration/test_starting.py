@@ -14,8 +14,9 @@ import pytest
 from bridge.rabbitmq import topology
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
-from tests.integration.conftest import Kind, Node, Stage, open_stage, rights_in_the_readme
+from tests.support.broker_stage import BrokerStage, Kind, Node, open_stage
 from tests.support.harness import Bridge, Client, Proxy, eventually
+from tests.support.rights import rights_in_the_readme
 from tests.support.standin import Ends
 
 
@@ -31,7 +32,7 @@ def any_node(request: pytest.FixtureRequest, node: Node) -> RabbitMQ:
     return node(request.param)
 
 
-async def test_a_queue_with_other_arguments_is_a_clear_error_and_exit_2(stage: Stage) -> None:
+async def test_a_queue_with_other_arguments_is_a_clear_error_and_exit_2(stage: BrokerStage) -> None:
     await stage.client.channel.declare_queue(
         stage.queue, durable=True, arguments={"x-queue-type": "classic", "x-max-priority": 3}
     )
@@ -47,14 +48,16 @@ async def test_a_queue_with_other_arguments_is_a_clear_error_and_exit_2(stage: S
     )
 
 
-async def test_an_exchange_of_another_type_is_a_clear_error_and_exit_2(one_stage: Stage) -> None:
+async def test_an_exchange_of_another_type_is_a_clear_error_and_exit_2(
+    one_stage: BrokerStage,
+) -> None:
     await one_stage.client.channel.declare_exchange(one_stage.queue, "fanout", durable=True)
     code, line = await ended(one_stage.bridge())
     assert (code, f"exchange {one_stage.queue} exists with other arguments" in line) == (2, True)
 
 
 async def test_auto_takes_a_classic_queue_that_an_upgraded_broker_still_has(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     await one_stage.declare(queue_type="classic")
     async with one_stage.bridge(queue_type="auto") as bridge:
@@ -75,7 +78,7 @@ async def test_quorum_queues_that_an_upgraded_broker_still_has_from_rabbitmq_3_a
 
 
 async def test_an_exchange_that_an_earlier_bridge_made_without_an_alternate_one_is_taken(
-    stage: Stage,
+    stage: BrokerStage,
 ) -> None:
     await stage.client.channel.declare_exchange(stage.queue, "direct", durable=True)
     async with stage.bridge() as bridge:
@@ -83,7 +86,7 @@ async def test_an_exchange_that_an_earlier_bridge_made_without_an_alternate_one_
         await bridge.settled(job="one", settlement="ack")
 
 
-async def test_auto_is_quorum_from_4_3_on_and_classic_before(stage: Stage) -> None:
+async def test_auto_is_quorum_from_4_3_on_and_classic_before(stage: BrokerStage) -> None:
     async with stage.bridge(queue_type="auto") as bridge:
         expected = "classic" if stage.rabbit.series == "3.10" else "quorum"
         assert bridge.events("consuming")[0]["queues"] == {stage.queue: expected}
@@ -96,7 +99,7 @@ async def test_a_job_runs_on_4_0_too(kind: Kind, node: Node, tmp_path: Path) -> 
         await bridge.settled(job="one", settlement="ack")
 
 
-async def test_a_wrong_password_is_exit_2_and_is_not_shown(stage: Stage) -> None:
+async def test_a_wrong_password_is_exit_2_and_is_not_shown(stage: BrokerStage) -> None:
     bridge = stage.bridge(
         amqp_url=stage.rabbit.amqp_url.replace(stage.rabbit.password, "wrong-Passw0rd")
     )
@@ -112,12 +115,12 @@ async def test_a_wrong_password_is_exit_2_and_is_not_shown(stage: Stage) -> None
     )
 
 
-async def test_an_unknown_virtual_host_is_exit_2(stage: Stage) -> None:
+async def test_an_unknown_virtual_host_is_exit_2(stage: BrokerStage) -> None:
     code, line = await ended(stage.bridge(amqp_url=f"{stage.rabbit.amqp_url}nowhere"))
     assert (code, "virtual host" in line) == (2, True)
 
 
-async def test_a_user_without_rights_is_exit_2(one_stage: Stage) -> None:
+async def test_a_user_without_rights_is_exit_2(one_stage: BrokerStage) -> None:
     rabbit = one_stage.rabbit
     await asyncio.to_thread(rabbit.ctl, "add_user", one_stage.name, "some-Passw0rd")
     await asyncio.to_thread(
@@ -217,7 +220,7 @@ async def submit(url: str, flow: str, *options: str) -> int:
 
 
 async def test_a_broker_that_says_nothing_does_not_keep_the_bridge_from_stopping(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     async with Proxy(one_stage.rabbit.host, one_stage.rabbit.port) as proxy:
         proxy.stall()
@@ -228,7 +231,9 @@ async def test_a_broker_that_says_nothing_does_not_keep_the_bridge_from_stopping
         assert await bridge.stop(8) == 0
 
 
-async def test_a_wrong_password_for_kestra_is_exit_2_and_is_not_shown(one_stage: Stage) -> None:
+async def test_a_wrong_password_for_kestra_is_exit_2_and_is_not_shown(
+    one_stage: BrokerStage,
+) -> None:
     bridge = one_stage.bridge(kestra_password="wrong-Passw0rd")
     code, line = await ended(bridge)
     assert (
@@ -239,13 +244,13 @@ async def test_a_wrong_password_for_kestra_is_exit_2_and_is_not_shown(one_stage:
 
 
 async def test_another_tenant_than_main_is_exit_2_on_the_open_source_edition(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     code, line = await ended(one_stage.bridge(kestra_tenant="other"))
     assert (code, "tenant" in line) == (2, True)
 
 
-async def test_wrong_settings_are_named_all_at_once_and_exit_2(one_stage: Stage) -> None:
+async def test_wrong_settings_are_named_all_at_once_and_exit_2(one_stage: BrokerStage) -> None:
     code, line = await ended(
         one_stage.bridge(
             prefetch="none", retry_delays="[", flow="no-namespace", kestra_url="ftp://x"
@@ -255,17 +260,19 @@ async def test_wrong_settings_are_named_all_at_once_and_exit_2(one_stage: Stage)
     assert (code, [name for name in names if name not in line]) == (2, [])
 
 
-async def test_without_any_flow_to_start_the_settings_are_wrong(one_stage: Stage) -> None:
+async def test_without_any_flow_to_start_the_settings_are_wrong(one_stage: BrokerStage) -> None:
     code, line = await ended(one_stage.bridge(flow=""))
     assert (code, "BRIDGE_ALLOWED_FLOWS" in line) == (2, True)
 
 
-async def test_a_port_that_is_taken_is_exit_2(one_stage: Stage) -> None:
+async def test_a_port_that_is_taken_is_exit_2(one_stage: BrokerStage) -> None:
     code, line = await ended(one_stage.bridge(http_port=one_stage.rabbit.port))
     assert (code, "BRIDGE_HTTP_PORT" in line) == (2, True)
 
 
-async def test_a_broker_that_comes_later_is_waited_for(one_stage: Stage, tmp_path: Path) -> None:
+async def test_a_broker_that_comes_later_is_waited_for(
+    one_stage: BrokerStage, tmp_path: Path
+) -> None:
     late = RabbitMQ(tmp_path / "late", series="4.3")
     bridge = await one_stage.bridge(amqp_url=late.amqp_url).start(until="no session with RabbitMQ")
     try:
@@ -277,7 +284,7 @@ async def test_a_broker_that_comes_later_is_waited_for(one_stage: Stage, tmp_pat
 
 
 async def test_kestra_that_comes_later_is_waited_for_before_anything_is_taken(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     await one_stage.kestra.down()
     bridge = await one_stage.bridge().start(until="waiting for Kestra")
@@ -287,7 +294,7 @@ async def test_kestra_that_comes_later_is_waited_for_before_anything_is_taken(
 
 @pytest.mark.parametrize("setting", ["amqp_url", "kestra_url"])
 async def test_a_bridge_that_still_waits_stops_at_once_when_told_to(
-    one_stage: Stage, setting: str
+    one_stage: BrokerStage, setting: str
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
     urls = {"amqp_url": f"amqp://{address}/", "kestra_url": f"http://{address}"}
@@ -296,7 +303,7 @@ async def test_a_bridge_that_still_waits_stops_at_once_when_told_to(
     assert await bridge.stop(10) == 0
 
 
-async def test_it_is_ready_once_it_consumes(one_stage: Stage) -> None:
+async def test_it_is_ready_once_it_consumes(one_stage: BrokerStage) -> None:
     async with one_stage.bridge() as bridge:
         assert await bridge.health("ready") == (
             200,
@@ -304,20 +311,20 @@ async def test_it_is_ready_once_it_consumes(one_stage: Stage) -> None:
         )
 
 
-async def test_it_is_alive_but_not_ready_while_kestra_is_away(one_stage: Stage) -> None:
+async def test_it_is_alive_but_not_ready_while_kestra_is_away(one_stage: BrokerStage) -> None:
     await one_stage.kestra.down()
     bridge = await one_stage.bridge().start(until="waiting for Kestra")
     assert [(await bridge.health(which))[0] for which in ("live", "ready")] == [200, 503]
 
 
-async def test_a_setting_that_is_none_is_warned_of_with_a_hint(one_stage: Stage) -> None:
+async def test_a_setting_that_is_none_is_warned_of_with_a_hint(one_stage: BrokerStage) -> None:
     async with one_stage.bridge(prefech=3) as bridge:
         assert (
             "BRIDGE_PREFECH is no setting; did you mean BRIDGE_PREFETCH?" in bridge.log.read_text()
         )
 
 
-async def test_no_secret_is_in_the_log_even_at_level_debug(one_stage: Stage) -> None:
+async def test_no_secret_is_in_the_log_even_at_level_debug(one_stage: BrokerStage) -> None:
     async with one_stage.bridge(log_level="debug") as bridge:
         await one_stage.submit("one", {"inputs": {"secret": "s3cr3t-input"}})
         await bridge.settled(job="one")

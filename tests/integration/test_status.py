@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from deploy.local.paths import free_port
-from tests.integration.conftest import Node, Stage, open_stage
+from tests.support.broker_stage import BrokerStage, Node, open_stage
 from tests.support.harness import Bridge, eventually
 from tests.support.standin import Ends
 
@@ -35,7 +35,7 @@ class Shown:
         return data
 
 
-async def status(stage: Stage, *words: str, **settings: object) -> Shown:
+async def status(stage: BrokerStage, *words: str, **settings: object) -> Shown:
     environment = stage.bridge(
         **{"management_url": stage.rabbit.management_url, **settings}
     ).environment
@@ -47,7 +47,9 @@ async def status(stage: Stage, *words: str, **settings: object) -> Shown:
 
 
 @pytest.fixture(params=[("3.10", "classic"), ("4.3", "quorum")], ids=lambda it: f"{it[0]}-{it[1]}")
-async def stage(request: pytest.FixtureRequest, node: Node, tmp_path: Path) -> AsyncIterator[Stage]:
+async def stage(
+    request: pytest.FixtureRequest, node: Node, tmp_path: Path
+) -> AsyncIterator[BrokerStage]:
     """On those that tell the priorities."""
     series, kind = request.param
     async with open_stage(tmp_path, node(series), kind) as opened:
@@ -55,7 +57,7 @@ async def stage(request: pytest.FixtureRequest, node: Node, tmp_path: Path) -> A
 
 
 @pytest.fixture
-async def busy(stage: Stage) -> Bridge:
+async def busy(stage: BrokerStage) -> Bridge:
     """A replica that holds two jobs while three more are ready, one waits for its retry, and two
     are dead letters."""
     stage.kestra.flow("test", "slow", Ends(after=None))
@@ -73,7 +75,7 @@ async def busy(stage: Stage) -> Bridge:
     return bridge
 
 
-async def test_queues_jobs_and_replicas_are_shown(stage: Stage, busy: Bridge) -> None:
+async def test_queues_jobs_and_replicas_are_shown(stage: BrokerStage, busy: Bridge) -> None:
     async def settled_down() -> dict[str, Any]:
         found = (
             await status(stage, "--json", "--metrics", f"{busy.http}/metrics", retry_delays="[600]")
@@ -119,7 +121,7 @@ async def test_queues_jobs_and_replicas_are_shown(stage: Stage, busy: Bridge) ->
     }
 
 
-async def test_what_has_no_source_is_unknown_and_no_failure(one_stage: Stage) -> None:
+async def test_what_has_no_source_is_unknown_and_no_failure(one_stage: BrokerStage) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     shown = await status(
         one_stage, "--json", "--metrics", nowhere, management_url=nowhere, kestra_url=nowhere
@@ -131,12 +133,14 @@ async def test_what_has_no_source_is_unknown_and_no_failure(one_stage: Stage) ->
     )
 
 
-async def test_kestra_may_be_left_out(one_stage: Stage) -> None:
+async def test_kestra_may_be_left_out(one_stage: BrokerStage) -> None:
     shown = await status(one_stage, "--json", kestra_url="")
     assert (shown.code, shown.data["unknown"]) == (0, ["jobs: BRIDGE_KESTRA_URL is not set"])
 
 
-async def test_a_broker_that_is_away_is_exit_1_and_the_rest_is_shown(one_stage: Stage) -> None:
+async def test_a_broker_that_is_away_is_exit_1_and_the_rest_is_shown(
+    one_stage: BrokerStage,
+) -> None:
     shown = await status(one_stage, "--json", amqp_url=f"amqp://127.0.0.1:{free_port()}")
     assert (
         shown.code,
@@ -145,20 +149,20 @@ async def test_a_broker_that_is_away_is_exit_1_and_the_rest_is_shown(one_stage: 
     ) == (1, "2.0.0", 1)
 
 
-async def test_a_wrong_password_is_exit_2_and_is_not_shown(one_stage: Stage) -> None:
+async def test_a_wrong_password_is_exit_2_and_is_not_shown(one_stage: BrokerStage) -> None:
     url = one_stage.rabbit.amqp_url.replace(one_stage.rabbit.password, "wrong-Passw0rd")
     shown = await status(one_stage, amqp_url=url)
     assert (shown.code, "wrong-Passw0rd" in shown.out + shown.err) == (2, False)
 
 
 async def test_a_lane_that_was_never_declared_is_shown_as_not_there_and_stays_so(
-    one_stage: Stage,
+    one_stage: BrokerStage,
 ) -> None:
     await status(one_stage)
     assert (await status(one_stage, "--json")).data["lanes"][0]["exists"] is False
 
 
-async def test_watching_shows_it_again_and_again_until_interrupted(one_stage: Stage) -> None:
+async def test_watching_shows_it_again_and_again_until_interrupted(one_stage: BrokerStage) -> None:
     environment = one_stage.bridge(management_url=one_stage.rabbit.management_url).environment
     command = [sys.executable, "-m", "bridge", "status", "--json", "--watch", "0.5"]
     process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=-1, stderr=-1)
@@ -174,7 +178,7 @@ async def test_watching_shows_it_again_and_again_until_interrupted(one_stage: St
     )
 
 
-async def test_an_alarm_is_shown(node: Node, one_stage: Stage) -> None:
+async def test_an_alarm_is_shown(node: Node, one_stage: BrokerStage) -> None:
     rabbit = node("4.3")
     await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
     try:

@@ -17,7 +17,7 @@ from bridge.errors import BrokerDenied, BrokerError
 from bridge.rabbitmq.broker import Broker
 from bridge.settings import BrokerSettings
 from deploy.local.rabbitmq import RabbitMQ
-from tests.integration.conftest import Kind, Node, Stage, open_stage
+from tests.support.broker_stage import BrokerStage, Kind, Node, open_stage
 from tests.support.certificates import Authority
 from tests.support.harness import Bridge, Proxy, eventually
 
@@ -27,7 +27,7 @@ class Secure:
     """A stage on which everything is spoken with TLS, by a user of its own whose password stands in
     a file."""
 
-    stage: Stage
+    stage: BrokerStage
     authority: Authority
     proxy: Proxy
     directory: Path

@@ -28,7 +28,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.processes import Child
-from tests.integration.conftest import Node, Stage, open_stage
+from tests.support.broker_stage import BrokerStage, Node, open_stage
 from tests.support.dashboard import QUERIES, VARIABLES, filled
 from tests.support.harness import Bridge, eventually
 from tests.support.standin import Ends
@@ -177,7 +177,7 @@ def watched(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
         found.prometheus.child.kill()
 
 
-async def _watch(directory: Path, stage: Stage) -> Watched:
+async def _watch(directory: Path, stage: BrokerStage) -> Watched:
     """A run of two replicas, one that records spans and one that doesn't, each on a queue of its
     own."""
     stage.kestra.flow("test", "fails", Ends("FAILED", error="disk full"))
@@ -221,7 +221,7 @@ async def _ready(prometheus: Prometheus) -> None:
 
 
 async def _work(
-    stage: Stage, found: Watched, recording: Bridge, plain: Bridge, plain_queue: str
+    stage: BrokerStage, found: Watched, recording: Bridge, plain: Bridge, plain_queue: str
 ) -> None:
     """Some jobs, one of which fails for good, until all is scraped that they should leave
     behind."""

@@ -18,7 +18,7 @@ from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.processes import Child
 from deploy.local.rabbitmq import RabbitMQ
 from tests.machines.host import TIMEOUT, Host
-from tests.machines.world import Stage, World, stage_in, world_of
+from tests.machines.world import MachineStage, World, stage_in, world_of
 
 _KESTRAS: dict[str, tuple[Series, str | None]] = {
     "2.0": ("2.0", None),
@@ -106,7 +106,7 @@ def world(
 
 
 @pytest.fixture
-async def stage(tmp_path: Path, world: World) -> AsyncIterator[Stage]:
+async def stage(tmp_path: Path, world: World) -> AsyncIterator[MachineStage]:
     """A test's own queue and bridges in that world."""
     async with stage_in(world, tmp_path) as made:
         yield made

@@ -13,7 +13,7 @@ from tests.machines.world import (
     REPOSITORY_NAME,
     RESULT,
     SCRIPT,
-    Stage,
+    MachineStage,
     pytestmark,
 )
 from tests.support.harness import eventually
@@ -27,7 +27,7 @@ UNTIL_LET_GO = "until [ -e ~/go ]; do sleep 0.1; done"
 
 
 async def test_a_message_s_script_runs_on_a_machine_with_whatever_its_fields_hold(
-    stage: Stage,
+    stage: MachineStage,
 ) -> None:
     greeting = f"{HOSTILE}\n\t{'x' * 100_000}\n\n"
     async with stage.bridge() as bridge:
@@ -49,7 +49,7 @@ async def test_a_message_s_script_runs_on_a_machine_with_whatever_its_fields_hol
 
 
 async def test_a_script_that_fails_runs_again_on_another_machine_and_then_its_exit_code_is_told(
-    stage: Stage,
+    stage: MachineStage,
 ) -> None:
     async with stage.bridge(max_attempts=2) as bridge:
         await stage.submit("one", script="echo started; uname -n; exit 5")
@@ -65,7 +65,7 @@ async def test_a_script_that_fails_runs_again_on_another_machine_and_then_its_ex
 
 
 async def test_a_machine_that_never_answers_is_given_up_for_another_and_a_dead_letter_says_so(
-    stage: Stage,
+    stage: MachineStage,
 ) -> None:
     soon = {
         "    env:\n      JOB_EXECUTION": '    env:\n      BRIDGE_MACHINE_BOOT_TIMEOUT: "1"\n    '
@@ -91,7 +91,7 @@ async def test_a_machine_that_never_answers_is_given_up_for_another_and_a_dead_l
 
 
 async def test_a_job_whose_machine_dies_in_mid_run_is_a_dead_letter_that_says_so(
-    stage: Stage,
+    stage: MachineStage,
 ) -> None:
     soon = {
         "--outputs\n    # The bridge's own time limit": "--outputs --reconnect 2\n    # The "
@@ -112,7 +112,9 @@ async def test_a_job_whose_machine_dies_in_mid_run_is_a_dead_letter_that_says_so
     assert await stage.nothing_is_left()
 
 
-async def test_a_job_whose_bridge_dies_in_mid_run_is_adopted_by_the_next(stage: Stage) -> None:
+async def test_a_job_whose_bridge_dies_in_mid_run_is_adopted_by_the_next(
+    stage: MachineStage,
+) -> None:
     first = await stage.bridge().start()
     await stage.submit("one", script=f"echo 'started {{{{ 1 + 1 }}}}'; {UNTIL_LET_GO}")
     execution = await stage.speaking("started {{ 1 + 1 }}")
@@ -126,7 +128,7 @@ async def test_a_job_whose_bridge_dies_in_mid_run_is_adopted_by_the_next(stage: 
 
 
 async def test_a_job_whose_worker_dies_in_mid_run_is_taken_up_without_running_it_again(
-    stage: Stage,
+    stage: MachineStage,
 ) -> None:
     async with stage.bridge(job_timeout=PATIENCE) as bridge:
         script = f"echo x >>../../starts; echo started; {UNTIL_LET_GO}; wc -l <../../starts >n"
@@ -143,7 +145,7 @@ async def test_a_job_whose_worker_dies_in_mid_run_is_taken_up_without_running_it
     assert await stage.nothing_is_left()
 
 
-async def test_a_file_that_is_given_to_a_job_lies_beside_its_script(stage: Stage) -> None:
+async def test_a_file_that_is_given_to_a_job_lies_beside_its_script(stage: MachineStage) -> None:
     given = b"\x00 given {{ 1 + 1 }} \xff"
     execution = await stage.run(
         f"{NAMESPACE}/vm-job",
@@ -157,7 +159,7 @@ async def test_a_file_that_is_given_to_a_job_lies_beside_its_script(stage: Stage
 
 
 async def test_the_schedule_destroys_what_is_past_its_deadline_or_its_execution_and_nothing_else(
-    stage: Stage,
+    stage: MachineStage,
 ) -> None:
     ended = await stage.run(f"{NAMESPACE}/example")
     assert await stage.end(ended) == "SUCCESS"

@@ -14,7 +14,7 @@ from tests.machines.world import (
     NAMESPACE,
     PATIENCE,
     RESULT,
-    Stage,
+    MachineStage,
     most_at_once,
     pytestmark,
 )
@@ -33,7 +33,7 @@ NAMES = {"2.0": RESULT, "1.3": "-out $(id) 'x"}
 """A result file's name. Kestra 1.3 can't keep one with braces, double quotes or spaces in it."""
 
 
-async def copying(stage: Stage) -> dict[str, Any]:
+async def copying(stage: MachineStage) -> dict[str, Any]:
     """A job whose one result file, under a hostile name, is a file of Kestra's storage and then a
     hostile text."""
     return {
@@ -45,13 +45,13 @@ async def copying(stage: Stage) -> dict[str, Any]:
     }
 
 
-async def jobs_of(stage: Stage) -> list[str]:
+async def jobs_of(stage: MachineStage) -> list[str]:
     """The executions of jobs that there ever were."""
     return [one.id for one in await stage.search(**{"filters[flowId][EQUALS]": "vm-job"})]
 
 
 @on_both
-async def test_a_webhook_call_runs_the_same_job(stage: Stage) -> None:
+async def test_a_webhook_call_runs_the_same_job(stage: MachineStage) -> None:
     execution = await stage.call(**await copying(stage))
     assert await stage.end(execution) == "SUCCESS", await stage.said(execution)
     ((path, address),) = (await stage.outputs(execution))["results"].items()
@@ -61,7 +61,9 @@ async def test_a_webhook_call_runs_the_same_job(stage: Stage) -> None:
 
 
 @on_both
-async def test_of_an_execution_that_is_killed_in_mid_run_no_machine_is_left(stage: Stage) -> None:
+async def test_of_an_execution_that_is_killed_in_mid_run_no_machine_is_left(
+    stage: MachineStage,
+) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one", script="echo started; sleep 1000")
         await stage.kill((await stage.speaking()).id)
@@ -72,7 +74,9 @@ async def test_of_an_execution_that_is_killed_in_mid_run_no_machine_is_left(stag
 
 
 @on_both
-async def test_of_a_batch_that_is_killed_while_its_machines_boot_none_is_left(stage: Stage) -> None:
+async def test_of_a_batch_that_is_killed_while_its_machines_boot_none_is_left(
+    stage: MachineStage,
+) -> None:
     async with stage.bridge(flow=BATCH) as bridge:
         await stage.submit("one", jobs=[{"script": "sleep 1000"}] * 2)
         await eventually(
@@ -88,7 +92,7 @@ async def test_of_a_batch_that_is_killed_while_its_machines_boot_none_is_left(st
 
 @on_both
 async def test_a_batch_with_a_job_that_no_machine_could_run_is_refused_before_any_begins(
-    stage: Stage,
+    stage: MachineStage,
 ) -> None:
     bad = [
         {"script": "true"},
@@ -114,7 +118,7 @@ async def test_a_batch_with_a_job_that_no_machine_could_run_is_refused_before_an
 
 
 @on_both
-async def test_a_message_can_name_no_file_but_a_task_s(stage: Stage) -> None:
+async def test_a_message_can_name_no_file_but_a_task_s(stage: MachineStage) -> None:
     files = (
         "/etc/hostname",
         "file:///etc/hostname",
@@ -144,7 +148,7 @@ tasks:
 
 
 @on_1_3_25
-async def test_on_1_3_25_an_empty_text_is_no_file(stage: Stage) -> None:
+async def test_on_1_3_25_an_empty_text_is_no_file(stage: MachineStage) -> None:
     await stage.deploy(HANDS_ON_AN_EMPTY_TEXT)
     execution = await stage.run(f"{NAMESPACE}/hands-on-an-empty-text")
     assert await stage.end(execution) == "FAILED"
@@ -152,13 +156,13 @@ async def test_on_1_3_25_an_empty_text_is_no_file(stage: Stage) -> None:
 
 
 @on_1_3_25
-async def test_on_1_3_25_a_webhook_call_needs_no_file(stage: Stage) -> None:
+async def test_on_1_3_25_a_webhook_call_needs_no_file(stage: MachineStage) -> None:
     execution = await stage.call(script="true", time_limit=900)
     assert await stage.end(execution) == "SUCCESS", await stage.said(execution)
 
 
 @on_1_3_25
-async def test_on_1_3_25_jobs_of_a_batch_need_no_file(stage: Stage) -> None:
+async def test_on_1_3_25_jobs_of_a_batch_need_no_file(stage: MachineStage) -> None:
     jobs = [{"script": "true"}, {"script": "true", "input_file": ""}, await copying(stage)]
     async with stage.bridge(flow=BATCH, max_attempts=1) as bridge:
         await stage.submit("one", jobs=jobs)
@@ -168,7 +172,7 @@ async def test_on_1_3_25_jobs_of_a_batch_need_no_file(stage: Stage) -> None:
 
 @on_1
 async def test_on_1_3_a_batch_tells_of_each_job_and_fails_with_the_one_that_failed(
-    stage: Stage,
+    stage: MachineStage,
 ) -> None:
     async with stage.bridge(flow=BATCH, max_attempts=1) as bridge:
         await stage.submit("one", jobs=[{"script": "exit 5"}, await copying(stage)])
@@ -182,7 +186,7 @@ async def test_on_1_3_a_batch_tells_of_each_job_and_fails_with_the_one_that_fail
 
 @on_2
 async def test_of_a_batch_of_twenty_four_at_a_time_have_machines_and_the_one_that_fails_is_named(
-    stage: Stage,
+    stage: MachineStage,
 ) -> None:
     jobs: list[dict[str, Any]] = [{"script": "true", "time_limit": 900} for _ in range(20)]
     jobs[7]["script"], jobs[11] = "exit 5", await copying(stage)

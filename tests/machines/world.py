@@ -27,9 +27,9 @@ from bridge.kestra import parse_execution
 from deploy.local.kestra_engine import AmqpAddress, Engine, Series
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
-from tests.acceptance.conftest import deploy_flows, kestra_settings
 from tests.machines.host import TIMEOUT, Host, said_on
 from tests.machines.test_run import serve_git
+from tests.support.engine_stage import deploy_flows, kestra_settings
 from tests.support.harness import Bridge, Client, another_bridge, eventually
 
 pytestmark = [
@@ -175,7 +175,7 @@ def _end_the_schedule(engine: Engine) -> None:
 
 
 @dataclass
-class Stage:
+class MachineStage:
     """One test's own queue and bridges, and what Kestra says of its jobs."""
 
     directory: Path
@@ -393,7 +393,7 @@ def _is_command(process: psutil.Process | None) -> bool:
 
 
 @asynccontextmanager
-async def stage_in(world: World, directory: Path) -> AsyncIterator[Stage]:
+async def stage_in(world: World, directory: Path) -> AsyncIterator[MachineStage]:
     auth = httpx.BasicAuth(world.engine.username, world.engine.password)
     async with (
         httpx.AsyncClient(
@@ -401,7 +401,7 @@ async def stage_in(world: World, directory: Path) -> AsyncIterator[Stage]:
         ) as api,
         Client.connect(world.rabbit.amqp_url) as client,
     ):
-        stage = Stage(directory, world, client, api)
+        stage = MachineStage(directory, world, client, api)
         try:
             yield stage
         finally:

@@ -260,7 +260,10 @@ Start = Callable[[Host, str], int]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts what looks like a machine's process, and returns its id."""
+    """Starts what looks like a machine's process, and returns its id once it runs.
+
+    Until then, the kernel may show an empty command line for it.
+    """
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(host: Host, name: str) -> int:
@@ -269,17 +272,20 @@ def start() -> Iterator[Start]:
         words = [
             "qemu-system-x86_64",
             "-c",
-            "import time; time.sleep(600)",
+            "import time; print('running', flush=True); time.sleep(600)",
             f"guest={name}",
             f"{folder}/disk",
         ]
-        started.append(subprocess.Popen(words, executable=sys.executable))
-        return started[-1].pid
+        process = subprocess.Popen(words, executable=sys.executable, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"running\n"
+        return process.pid
 
     yield begin
     for process in started:
         process.kill()
-        process.wait(10)
+        process.communicate(timeout=10)
 
 
 def test_machines_are_counted_by_process_and_by_folder(tmp_path: Path, start: Start) -> None:
