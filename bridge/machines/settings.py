@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from bridge.settings import FROM_JSON, CommandSettings, in_a_file
+from bridge.settings import FROM_JSON, CommandSettings, SecretPath, in_a_file
 
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
 
@@ -51,7 +51,7 @@ class MachineSettings(CommandSettings):
         description="What the keys of all machines are derived from: at least 16 characters, the "
         "same for all workers."
     )
-    machine_secret_file: Path | None = in_a_file("it")
+    machine_secret_file: SecretPath | None = in_a_file("it")
     machine_user: Annotated[str, AfterValidator(_ordinary_user)] = Field(
         default="job",
         description="The ordinary user that scripts run as; it is made on each machine.",
@@ -75,7 +75,7 @@ class MachineSettings(CommandSettings):
         default=None,
         description="Its secret key or password, the file of its key, or the API token.",
     )
-    machine_access_secret_file: Path | None = in_a_file("it")
+    machine_access_secret_file: SecretPath | None = in_a_file("it")
     machine_endpoint: str | None = Field(
         default=None, description="The API's address, where it is not the provider's own."
     )
