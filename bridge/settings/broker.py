@@ -63,7 +63,9 @@ class BrokerSettings(CommandSettings):
         default=None, description="RabbitMQ's user, if the address has none."
     )
     amqp_username_file: SecretPath | None = in_a_file("the user")
-    amqp_password: SecretStr | None = Field(default=None, description="Its password.")
+    amqp_password: SecretStr | None = Field(
+        default=None, description="The password of RabbitMQ's user."
+    )
     amqp_password_file: SecretPath | None = in_a_file("the password")
     amqp_ca: Readable | None = Field(
         default=None,
@@ -77,8 +79,8 @@ class BrokerSettings(CommandSettings):
     )
     amqp_key: Readable | None = Field(
         default=None,
-        description="A file with its key, if the key is not in the same file. It has no "
-        "pass phrase.",
+        description="A file with the key of that certificate, if it is not in the same file. It "
+        "has no pass phrase.",
     )
     management_url: HttpUrl | None = Field(
         default=None,
@@ -87,11 +89,13 @@ class BrokerSettings(CommandSettings):
     )
     management_username: str | None = Field(
         default=None,
-        description="A user for it with the tag `management`. Default: the user of "
-        "BRIDGE_AMQP_URL.",
+        description="A user for the management API, with the tag `management`. Default: the "
+        "user of BRIDGE_AMQP_URL.",
     )
     management_username_file: SecretPath | None = in_a_file("the user")
-    management_password: SecretStr | None = Field(default=None, description="Its password.")
+    management_password: SecretStr | None = Field(
+        default=None, description="The password of the management API's user."
+    )
     management_password_file: SecretPath | None = in_a_file("the password")
     queue: QueueName = Field(
         default="kestra.jobs",

@@ -25,7 +25,9 @@ class KestraSettings(CommandSettings):
         default=None, description="User for Kestra's Basic authentication."
     )
     kestra_username_file: SecretPath | None = in_a_file("the user")
-    kestra_password: SecretStr | None = Field(default=None, description="Its password.")
+    kestra_password: SecretStr | None = Field(
+        default=None, description="The password of Kestra's user."
+    )
     kestra_password_file: SecretPath | None = in_a_file("the password")
     kestra_token: HeaderSecret | None = Field(
         default=None, description="An API token (Bearer), instead of user and password."
@@ -43,8 +45,8 @@ class KestraSettings(CommandSettings):
     )
     kestra_key: Readable | None = Field(
         default=None,
-        description="A file with its key, if the key is not in the same file. It has no "
-        "pass phrase.",
+        description="A file with the key of that certificate, if it is not in the same file. It "
+        "has no pass phrase.",
     )
     ack_warning: bool = Field(
         default=True, description="Whether an execution that ended in WARNING is a success."

@@ -63,15 +63,15 @@ class Settings(FlowSettings, KestraSettings):
     )
     consumer_timeout: Annotated[float, Field(ge=1, le=100_000_000)] | None = Field(
         default=None,
-        description="How long a delivery may stay unsettled. Consumers of quorum queues tell "
-        "RabbitMQ 4.3. Default: twice the job time-out and an hour.",
+        description="How long a delivery may stay unsettled. A consumer of a quorum queue sets "
+        "it at RabbitMQ from 4.3 on. Default: twice the job time-out and an hour.",
     )
     http_host: str = Field(
         default="127.0.0.1",
         description="Where metrics and health are served; `0.0.0.0` in a container.",
     )
     http_port: Annotated[int, Field(ge=0, le=65_535)] = Field(
-        default=9464, description="The port for it; 0 takes a free one and logs it."
+        default=9464, description="The port of metrics and health; 0 takes a free one and logs it."
     )
 
     @property
