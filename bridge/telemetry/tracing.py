@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, cast
 
 import structlog
@@ -95,17 +95,17 @@ class Span:
         self._lane = lane
         self._server = server or {}
 
-    @contextmanager
-    def step(self, name: Step) -> Iterator[None]:
+    def step(self, name: Step) -> AbstractContextManager[object]:
         """Do a part of the work within the block."""
+        if not self._span.is_recording():
+            return nullcontext()
         title, attributes = str(name), None
         if name == "settle":
             title = f"settle {self._lane}"
             attributes = {**self._server, **_operation("settle", self._lane)}
-        with self._tracer.start_as_current_span(
+        return self._tracer.start_as_current_span(
             title, kind=_STEP_KINDS[name], attributes=attributes
-        ):
-            yield
+        )
 
     def conclude(
         self, settlement: str, facts: Mapping[str, object], *, error: str = "", error_type: str = ""
