@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import structlog
 import typer
 
-from bridge import __version__
+from bridge import __version__, settings
 from bridge.cli import streams
 from bridge.cli.signals import Signalled
 from bridge.errors import (
@@ -28,7 +28,7 @@ from bridge.errors import (
     SettingsError,
     TopologyMismatch,
 )
-from bridge.settings import environment, settings
+from bridge.settings import environment
 from bridge.telemetry import log
 
 FAILED = 1

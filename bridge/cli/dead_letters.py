@@ -14,8 +14,9 @@ import typer
 
 from bridge.cli.app import FAILED, Json, app, load
 from bridge.cli.dead_letters_work import Discard, Replay, Scope, carry_out, list_them, show_them
+from bridge.durations import parse_span
 from bridge.errors import SettingsError
-from bridge.operate.dead_letters.letters import REASONS, Selection, parse_span
+from bridge.operate.dead_letters.letters import REASONS, Selection
 from bridge.settings import CommandSettings, FlowSettings, KestraSettings, lane_named
 
 SHOWN_AT_MOST = 10

@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bridge.durations import format_span
 from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, Message
 from bridge.kestra import FailureReport
 from bridge.kestra.logs import LogLine
-from bridge.operate.dead_letters.letters import DeadLetter, Origin, format_span
+from bridge.operate.dead_letters.letters import DeadLetter, Origin
 from bridge.text import encodable, visible
 
 ROWS_AT_MOST = 100

@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bridge import settings
 from bridge.cli.app import Json, app, load
 from bridge.cli.signals import Signalled, carry_out
 from bridge.durations import in_words
@@ -33,7 +34,7 @@ from bridge.operate.status.report import (
     picture,
 )
 from bridge.rabbitmq.management import ReplicaMetrics
-from bridge.settings import BrokerSettings, KestraSettings, environment, settings
+from bridge.settings import BrokerSettings, KestraSettings, environment
 
 EVERY = 5.0
 """Seconds between two looks."""

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from bridge.settings import FROM_JSON, CommandSettings, in_a_file
+from bridge.settings import FROM_JSON, CommandSettings, SecretPath, in_a_file
 
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
 
@@ -35,8 +35,12 @@ def _ordinary_user(text: str) -> str:
     return text
 
 
+def _directory() -> Path:
+    return Path(tempfile.gettempdir()) / "kestra-bridge-machines"
+
+
 def _image_directory() -> Path:
-    """Where `python -m deploy.local.machine_image` puts the images that it makes."""
+    """The folder where `python -m deploy.local.machine_image` puts the images that it makes."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return Path(os.environ.get("KESTRA_BRIDGE_CACHE") or user / "kestra-bridge") / "machine-images"
 
@@ -45,20 +49,23 @@ class MachineSettings(CommandSettings):
     """Where machines come from and how they are reached."""
 
     machine_provider: str = Field(
-        default="qemu", description="`qemu` for machines on this host, or a cloud's name."
+        default="qemu",
+        description="`qemu` for machines on this host, or a cloud: `ec2`, `openstack`, `gce`, "
+        "`digitalocean`, `linode`, `vultr`.",
     )
     machine_secret: Annotated[SecretStr, Field(min_length=16)] = Field(
-        description="What the keys of all machines are derived from: at least 16 characters, the "
-        "same for all workers."
+        description="The secret that the keys of all machines are derived from: at least 16 "
+        "characters, the same for all workers."
     )
-    machine_secret_file: Path | None = in_a_file("it")
+    machine_secret_file: SecretPath | None = in_a_file("it")
     machine_user: Annotated[str, AfterValidator(_ordinary_user)] = Field(
         default="job",
         description="The ordinary user that scripts run as; it is made on each machine.",
     )
     machine_image: str | None = Field(
         default=None,
-        description="The image: its id or name at the provider. With `qemu`: `debian`.",
+        description="The image: its id or name at the provider, with cloud-init. With `qemu`: "
+        "`debian`.",
     )
     machine_size: str | None = Field(
         default=None,
@@ -68,25 +75,25 @@ class MachineSettings(CommandSettings):
     machine_region: str | None = Field(default=None, description="The region; with `gce` the zone.")
     machine_access_key: str | None = Field(
         default=None,
-        description="The account: access key id, user name or service account; none where "
-        "a token is all.",
+        description="The account: access key id, user name or service account; not needed with a "
+        "token.",
     )
     machine_access_secret: SecretStr | None = Field(
         default=None,
         description="Its secret key or password, the file of its key, or the API token.",
     )
-    machine_access_secret_file: Path | None = in_a_file("it")
+    machine_access_secret_file: SecretPath | None = in_a_file("it")
     machine_endpoint: str | None = Field(
-        default=None, description="The API's address, where it is not the provider's own."
+        default=None, description="The API's address, if it is not the provider's usual one."
     )
     machine_project: str | None = Field(
         default=None, description="OpenStack's tenant or Google's project."
     )
     machine_network: str | None = Field(
         default=None,
-        description="The network or subnet, where one must be named. With `qemu`: `isolated`, or "
-        "`open` for machines "
-        "that may reach the internet and also all that listens on this host's loopback.",
+        description="The network or subnet, if the provider needs one. With `qemu`: `isolated`, or "
+        "`open` for machines that may reach the internet and all that listens on this host's "
+        "loopback.",
     )
     machine_firewall: str | None = Field(
         default=None,
@@ -94,8 +101,8 @@ class MachineSettings(CommandSettings):
     )
     machine_address: Literal["public", "private"] = Field(
         default="public",
-        description="Which of its addresses a machine is reached by; the other, where it "
-        "has but one.",
+        description="The address to reach a machine at. A machine with only the other address is "
+        "reached at that one.",
     )
     machine_reach: Annotated[tuple[Annotated[str, AfterValidator(_target)], ...], *FROM_JSON] = (
         Field(
@@ -106,15 +113,17 @@ class MachineSettings(CommandSettings):
     )
     machine_accelerator: Literal["auto", "kvm", "tcg"] = Field(
         default="auto",
-        description="With `qemu`: `auto` is KVM where a kernel really boots under "
-        "it, else emulation.",
+        description="With `qemu`: `auto` is KVM if a kernel really boots under it, else emulation.",
     )
     machine_directory: Path = Field(
-        default=Path(tempfile.gettempdir()) / "kestra-bridge-machines",
-        description="With `qemu`: the folder of the machines' disks and state.",
+        default_factory=_directory,
+        description="With `qemu`: the folder of the machines' disks and state. Default: "
+        "`kestra-bridge-machines` in the folder for temporary files.",
     )
     machine_image_directory: Path = Field(
-        default_factory=_image_directory, description="With `qemu`: the folder of the images."
+        default_factory=_image_directory,
+        description="With `qemu`: the folder of the images. Default: where `python -m "
+        "deploy.local.machine_image` puts them, in the user's cache.",
     )
     machine_boot_timeout: Seconds = Field(
         default=300, description="How long a machine may take until it can be reached."

@@ -1,5 +1,5 @@
-"""Which names a queue of jobs must not have, beside those of others and of the bridge's own;
-`topology` gives those.
+"""Names that a queue of jobs must not have: `bridge.rabbitmq.topology` gives them to other queues
+and exchanges.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ _SIDE_QUEUE = re.compile(r"(.+)\.(?:dead|dead\.lock|replay|ledger|reporter|retry
 
 
 def lane_of_side_queue(name: str) -> str | None:
-    """The lane that has a side queue of that name, if there is such a lane; None where no lane
-    could have one.
-    """
+    """The lane whose side queue would have that name; None if no lane's would."""
     match = _SIDE_QUEUE.fullmatch(name)
-    return match[1] if match else None
+    if match is None:
+        return None
+    return match[1]
 
 
 def not_an_exchange_of_ours(name: str) -> str:
-    """The name of a queue of jobs, whose exchange has the same name; raises `ValueError` where that
-    is another's.
+    """The name of a queue of jobs; its exchange has the same name.
+
+    Raises:
+        ValueError: another exchange has that name.
     """
     if name == "kestra.replies":
         raise ValueError("must not be kestra.replies, which is the exchange for replies")

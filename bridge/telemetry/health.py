@@ -1,7 +1,7 @@
-"""The HTTP endpoints: `/metrics`, `/health/live` and `/health/ready`.
+"""The HTTP endpoints `/metrics`, `/health/live` and `/health/ready`.
 
-They are served from a thread of their own, so that they answer also when the event loop does not,
-which is what `/health/live` is there to tell.
+They are served from threads of their own, so they answer even while the event loop hangs, which is
+what `/health/live` has to report.
 """
 
 from __future__ import annotations
@@ -11,38 +11,34 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 from bridge.errors import SettingsError
 
 Check = Callable[[], Mapping[str, bool]]
-"""Named conditions; an endpoint answers 200 when all hold, else 503."""
+"""Named conditions: an endpoint answers 200 if all of them hold, else 503."""
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Server6(_Server):
+class _Server6(ThreadingWSGIServer):
     address_family = socket.AF_INET6
 
 
-class _Quiet(WSGIRequestHandler):
+class _SilentHandler(WSGIRequestHandler):
     timeout = 10
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
-        """Scrapes and probes are no news."""
+        """Scrapes and probes are not worth a line."""
 
 
 @contextmanager
 def serve(
     registry: CollectorRegistry, *, live: Check, ready: Check, host: str, port: int
 ) -> Iterator[int]:
-    """Serve the endpoints for as long as the context lasts; gives the port.
+    """Serve the endpoints within the block; yields the port.
 
     Raises:
         SettingsError: the address can't be listened on.
@@ -55,14 +51,16 @@ def serve(
         if path == "/metrics":
             scraped: Iterable[bytes] = metrics(environ, start_response)
             return scraped
-        if check := checks.get(path):
-            return _answer(start_response, check())
-        return _send(start_response, "404 Not Found", {"paths": ["/metrics", *checks]})
+        if path not in checks:
+            return _send(start_response, "404 Not Found", {"paths": ["/metrics", *checks]})
+        conditions = dict(checks[path]())
+        if all(conditions.values()):
+            return _send(start_response, "200 OK", conditions)
+        return _send(start_response, "503 Service Unavailable", conditions)
 
+    server_class = _Server6 if ":" in host else ThreadingWSGIServer
     try:
-        server = make_server(
-            host, port, app, server_class=_Server6 if ":" in host else _Server, handler_class=_Quiet
-        )
+        server = make_server(host, port, app, server_class, _SilentHandler)
     except (OSError, OverflowError) as error:
         raise SettingsError(
             f"can't listen on {host}:{port} (BRIDGE_HTTP_HOST, BRIDGE_HTTP_PORT): {error}"
@@ -77,17 +75,8 @@ def serve(
         thread.join(timeout=5)
 
 
-def _answer(start_response: Callable[..., Any], conditions: Mapping[str, bool]) -> Iterable[bytes]:
-    return _send(
-        start_response,
-        "200 OK" if all(conditions.values()) else "503 Service Unavailable",
-        dict(conditions),
-    )
-
-
 def _send(start_response: Callable[..., Any], status: str, body: dict[str, Any]) -> Iterable[bytes]:
     payload = json.dumps(body).encode() + b"\n"
-    start_response(
-        status, [("Content-Type", "application/json"), ("Content-Length", str(len(payload)))]
-    )
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(payload)))]
+    start_response(status, headers)
     return [payload]

@@ -1,6 +1,4 @@
-"""Logging: structured lines, one for each thing that a person would want to know, and never a
-secret.
-"""
+"""Logging: structured lines about what a person would want to know, without secrets."""
 
 from __future__ import annotations
 
@@ -14,50 +12,50 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-_CHATTY = ("aio_pika", "aiormq", "httpx", "httpcore", "asyncio")
-"""Libraries that log what the bridge says itself, in its own words; they are heard at level debug
-alone."""
+_QUIETED = ("aio_pika", "aiormq", "httpx", "httpcore", "asyncio")
+"""Libraries that log what the bridge logs itself, in its own words; shown at level debug only."""
 
-_WORRIED = ("opentelemetry",)
-"""Libraries that warn of each try that fails; that they gave up is said as an error."""
+_QUIETED_WARNINGS = ("opentelemetry",)
+"""Libraries that warn of each attempt that fails, and log an error once they give up; their
+warnings are shown at level debug only."""
 
-_SECRETS: list[str] = []
-"""What is masked wherever it stands, the longest first: one secret may be a part of another."""
-
-_SEARCHED_FROM = 8
-"""Characters of a secret that is searched for. A shorter one is also a part of words, which would
-be masked for it."""
+_SHORTEST_SECRET = 8
+"""Characters. A shorter secret is also a part of ordinary words, which would be masked with it."""
 
 _POSITIONS = (
     re.compile(r"([a-z][a-z0-9+.-]*://[^\s/?#@:]*:)\S*(?=@)", re.IGNORECASE),
     re.compile(r"(authorization\W+(?:b\W+)?(?:bearer|basic)\s+)[^\s'\"]+", re.IGNORECASE),
 )
-"""Where a text holds a secret, whatever that is: the password of a URL, and what a header shows to
-a server."""
+"""Places in a text that hold a secret, whatever its value: the password of a URL, and the
+credentials in a header."""
 
 _SECRET_FIELDS = re.compile(r"(?:^|[_-])(?:password|token|authorization)$", re.IGNORECASE)
+
+_SECRETS: list[str] = []
+"""The texts to mask, the longest first: one secret may be a part of another. They belong to the
+process, as the configuration of logging does."""
 
 
 def configure(
     *, style: Literal["auto", "json", "console"], level: str, secrets: Iterable[str] = ()
 ) -> None:
-    """Set up structlog, and the standard library's logging through it, for this process. Lines go
+    """Set up structlog, and through it the standard library's logging, for this process. Lines go
     to standard error.
     """
     _SECRETS.clear()
     hide(secrets)
-    console = style == "console" or (style == "auto" and sys.stderr.isatty())
     debug = level == "debug"
+    terminal = sys.stderr.isatty()
+    renderer: Processor = structlog.processors.JSONRenderer(sort_keys=False, default=repr)
+    if style == "console" or (style == "auto" and terminal):
+        renderer = structlog.dev.ConsoleRenderer(colors=terminal)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _traceback_for_debug_only(debug=debug),
+        _shorten_error(with_traceback=debug),
         _mask,
     ]
-    renderer: Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else _json
-    )
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -77,16 +75,16 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for name in _CHATTY:
+    for name in _QUIETED:
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.CRITICAL)
-    for name in _WORRIED:
+    for name in _QUIETED_WARNINGS:
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.ERROR)
 
 
 def hide(secrets: Iterable[str]) -> None:
     """Mask these too from now on, such as a password that was changed while the process runs."""
-    found = {*_SECRETS, *(secret for secret in secrets if len(secret) >= _SEARCHED_FROM)}
-    _SECRETS[:] = sorted(found, key=len, reverse=True)
+    long_enough = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+    _SECRETS[:] = sorted(long_enough.union(_SECRETS), key=len, reverse=True)
 
 
 def masked(text: str) -> str:
@@ -98,31 +96,41 @@ def masked(text: str) -> str:
     return text
 
 
-_json = structlog.processors.JSONRenderer(sort_keys=False, default=repr)
+def _shorten_error(*, with_traceback: bool) -> Processor:
+    """A processor that tells an error in one line, and where it was raised."""
 
-
-def _traceback_for_debug_only(*, debug: bool) -> Processor:
     def shorten(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-        info = event.pop("exc_info", None)
-        error = sys.exc_info()[1] if info is True else info[1] if isinstance(info, tuple) else info
-        if isinstance(error, BaseException):
-            frames = traceback.extract_tb(error.__traceback__)
-            where = (
-                f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
-            )
-            event["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
-            if debug:
-                event["exception"] = "".join(traceback.format_exception(error))
+        error = event.pop("exc_info", None)
+        if error is True:
+            error = sys.exc_info()[1]
+        elif isinstance(error, tuple):
+            error = error[1]
+        if not isinstance(error, BaseException):
+            return event
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames:
+            text += f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})"
+        event["error"] = text
+        if with_traceback:
+            event["exception"] = "".join(traceback.format_exception(error))
         return event
 
     return shorten
 
 
 def _mask(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    return {
-        key: value if key.startswith("_") else _clean_field(key, value)
-        for key, value in event.items()
-    }
+    masked_event: EventDict = {}
+    for key, value in event.items():
+        # structlog's own fields, which are taken out before a line is written.
+        masked_event[key] = value if key.startswith("_") else _clean_field(key, value)
+    return masked_event
+
+
+def _clean_field(name: Any, value: Any) -> Any:
+    if isinstance(name, str) and _SECRET_FIELDS.search(name):
+        return "***"
+    return _clean(value)
 
 
 def _clean(value: Any) -> Any:
@@ -133,10 +141,9 @@ def _clean(value: Any) -> Any:
             return {key: _clean_field(key, item) for key, item in value.items()}
         case list() | tuple():
             return [_clean(item) for item in value]
-    text = masked(value if isinstance(value, str) else repr(value))
-    # Lone surrogates stand for bytes that weren't UTF-8; a terminal and a file take none.
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _clean_field(name: Any, value: Any) -> Any:
-    return "***" if isinstance(name, str) and _SECRET_FIELDS.search(name) else _clean(value)
+        case str():
+            text = value
+        case _:
+            text = repr(value)
+    # A lone surrogate stands for a byte that wasn't UTF-8; terminals and files take none.
+    return masked(text).encode("utf-8", "backslashreplace").decode()

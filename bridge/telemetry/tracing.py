@@ -1,180 +1,227 @@
-"""Trace context: a message's place in its publisher's trace, handed on to Kestra and shown in the
-log.
+"""Traces: a delivery stays in its publisher's trace, which goes on to Kestra and into the log.
 
-A message says it in the headers `traceparent` and `tracestate` (W3C's "Trace Context"
-recommendation). With OpenTelemetry installed and told where to, `bridge.telemetry.spans` records
-what becomes of each delivery as well; otherwise nothing of it is imported.
+A message names its place in a trace in the headers `traceparent` and `tracestate` (W3C's "Trace
+Context" recommendation). That works with OpenTelemetry's API only. If OpenTelemetry's environment
+variables ask for it, `bridge.telemetry.otlp` also exports a span of each delivery; otherwise the
+SDK is not imported.
+
+Attributes follow OpenTelemetry's semantic conventions for messaging (for RabbitMQ, as of version
+1.45), which are still under development. What they have no name for begins with `bridge.` or
+`kestra.`.
 """
 
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal, cast
 
 import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.propagators.textmap import Getter
+from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from bridge import __version__
 from bridge.errors import SettingsError
 from bridge.job.message import Delivery, Headers
+from bridge.text import printable
 
 Step = Literal["create", "wait", "settle"]
-"""A part of seeing to a delivery."""
+"""A part of the work on a delivery."""
 
-TRACEPARENT = "traceparent"
-TRACESTATE = "tracestate"
+Attributes = Mapping[str, str | int]
 
-MAX_STATE = 512
-"""So many characters of `tracestate` are passed on, as every implementation has to; a longer one is
-left out."""
-
-_MAX_STATE_MEMBERS = 32
-_TRACEPARENT = re.compile(
-    r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
-)
-_STATE_MEMBER = re.compile(r"[a-z0-9][a-z0-9_\-*/@]{0,255}=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
+MAX_HEADER = 512
+"""Characters of a `tracestate` that every implementation has to pass on; a longer one is left
+out."""
 
 _LIBRARIES = ("opentelemetry", "google", "requests")
 _PROTOCOL = "http/protobuf"
-
-_outgoing: ContextVar[Headers] = ContextVar("outgoing_trace", default=MappingProxyType({}))
+_PROPAGATOR = TraceContextTextMapPropagator()
+_STEP_KINDS: Mapping[Step, SpanKind] = {
+    "create": SpanKind.CLIENT,
+    "wait": SpanKind.INTERNAL,
+    "settle": SpanKind.CLIENT,
+}
+_FACTS: Mapping[str, str] = {
+    "redelivered": "bridge.redelivered",
+    "attempt": "bridge.attempt",
+    "flow": "kestra.flow",
+    "execution": "kestra.execution.id",
+    "how": "kestra.execution.how",
+    "state": "kestra.execution.state",
+}
+"""The attributes of the facts about a delivery, by the facts' names in the log."""
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceContext:
-    """A place in a trace; ids and flags in lower-case hexadecimal."""
+class _MessageHeaders(Getter[Headers]):
+    """Reads headers of a message, which can be of any type and length."""
 
-    trace_id: str
-    span_id: str
-    flags: str
-    state: str = ""
+    def get(self, carrier: Headers, key: str) -> list[str] | None:
+        value = carrier.get(key)
+        if not isinstance(value, str) or len(value) > MAX_HEADER or value != value.strip():
+            return None
+        return [value]
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """The same as headers, for a message or for a request."""
-        traceparent = f"00-{self.trace_id}-{self.span_id}-{self.flags}"
-        return {TRACEPARENT: traceparent, **({TRACESTATE: self.state} if self.state else {})}
-
-
-def parse(headers: Headers) -> TraceContext | None:
-    """The trace context that headers carry, or None where they have none or a malformed one.
-
-    A version above 00 is read as far as 00 goes, and a `tracestate` counts only beside a
-    `traceparent`.
-    """
-    value = headers.get(TRACEPARENT)
-    found = _TRACEPARENT.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        return None
-    version, trace_id, span_id, flags, more = found.groups()
-    if version == "00" and more:
-        return None
-    # Of a version to come only the flag is known that says whether the trace is sampled.
-    known = flags if version == "00" else f"{int(flags, 16) & 1:02x}"
-    return TraceContext(
-        trace_id=trace_id, span_id=span_id, flags=known, state=_state(headers.get(TRACESTATE))
-    )
-
-
-def _state(value: object) -> str:
-    """A `tracestate` as it came, or nothing where it isn't one: then the trace goes on without
-    it.
-    """
-    if not isinstance(value, str) or len(value) > MAX_STATE:
-        return ""
-    members = [member.strip(" \t") for member in value.split(",")]
-    keys = [member.partition("=")[0] for member in members if member]
-    valid = len(keys) <= _MAX_STATE_MEMBERS and len(set(keys)) == len(keys)
-    return (
-        value
-        if valid and all(_STATE_MEMBER.fullmatch(member) for member in members if member)
-        else ""
-    )
+    def keys(self, carrier: Headers) -> list[str]:
+        return list(carrier)
 
 
 def outgoing() -> Headers:
-    """The headers that put a request into the trace of what is being done; empty where there's no
-    trace.
-    """
-    return _outgoing.get()
-
-
-@contextmanager
-def handing_on(context: TraceContext) -> Iterator[None]:
-    """Let requests within the block go out with this context."""
-    token = _outgoing.set(context.headers)
-    try:
-        yield
-    finally:
-        _outgoing.reset(token)
-
-
-def logged(context: TraceContext) -> AbstractContextManager[None]:
-    """Let lines that are logged within the block say to which trace they belong."""
-    return structlog.contextvars.bound_contextvars(
-        trace_id=context.trace_id, span_id=context.span_id
-    )
+    """The headers that put a request into the trace of the current work; empty outside a trace."""
+    headers: dict[str, str] = {}
+    _PROPAGATOR.inject(headers)
+    return headers
 
 
 class Span:
-    """What is told of one delivery. This one records nothing."""
+    """The record of one delivery; without arguments it records nothing."""
 
-    def step(self, name: Step) -> AbstractContextManager[object]:  # noqa: ARG002 (nobody asks)
+    def __init__(
+        self,
+        tracer: trace.Tracer | None = None,
+        span: trace.Span = trace.INVALID_SPAN,
+        *,
+        lane: str = "",
+        server: Attributes | None = None,
+    ) -> None:
+        self._tracer = tracer or trace.NoOpTracer()
+        self._span = span
+        self._lane = lane
+        self._server = server or {}
+
+    def step(self, name: Step) -> AbstractContextManager[object]:
         """Do a part of the work within the block."""
-        return _NOTHING
+        if not self._span.is_recording():
+            return nullcontext()
+        title, attributes = str(name), None
+        if name == "settle":
+            title = f"settle {self._lane}"
+            attributes = {**self._server, **_operation("settle", self._lane)}
+        return self._tracer.start_as_current_span(
+            title, kind=_STEP_KINDS[name], attributes=attributes
+        )
 
     def conclude(
         self, settlement: str, facts: Mapping[str, object], *, error: str = "", error_type: str = ""
     ) -> None:
-        """Tell what became of the delivery; an error is one line for a person, and its type one
+        """Record what became of the delivery; an error is one line for a person, and its type one
         word.
         """
-
-
-_NOTHING = nullcontext()
-_UNRECORDED = Span()
+        self._span.set_attribute("bridge.settlement", settlement)
+        for name, value in facts.items():
+            if name in _FACTS and isinstance(value, str | int):
+                self._span.set_attribute(_FACTS[name], value)
+        if error_type:
+            self._span.set_attribute("error.type", error_type)
+            self._span.set_status(StatusCode.ERROR, printable(error))
 
 
 class Tracer:
-    """Keeps each delivery in the trace that its message belongs to. This one records nothing."""
+    """Keeps each delivery in the trace of its message; without a provider it records nothing.
+
+    `broker` is RabbitMQ's `host:port/vhost`.
+    """
+
+    def __init__(self, provider: trace.TracerProvider | None = None, *, broker: str = "") -> None:
+        provider = provider or trace.NoOpTracerProvider()
+        self._tracer = provider.get_tracer("bridge", __version__)
+        self._server: Attributes = {}
+        if broker:
+            # From the right: an IPv6 address has colons of its own.
+            host, _, port = broker.partition("/")[0].rpartition(":")
+            self._server = {"server.address": host, "server.port": int(port)}
 
     @contextmanager
     def delivery(self, delivery: Delivery) -> Iterator[Span]:
-        """See to a delivery within the block."""
-        context = parse(delivery.message.headers)
-        if context is None:
-            yield _UNRECORDED
-            return
-        with handing_on(context), logged(context):
-            yield _UNRECORDED
+        """Work on a delivery within the block, which its span lasts as long as."""
+        lane = delivery.lane
+        attributes = {**self._server, **_attributes(delivery)}
+        token = otel_context.attach(_publisher(delivery.message.headers))
+        try:
+            with (
+                self._tracer.start_as_current_span(
+                    f"process {lane}", kind=SpanKind.CONSUMER, attributes=attributes
+                ) as span,
+                structlog.contextvars.bound_contextvars(**_ids(trace.get_current_span())),
+            ):
+                yield Span(self._tracer, span, lane=lane, server=self._server)
+        finally:
+            otel_context.detach(token)
 
     def close(self) -> None:
         """Hand over what is recorded; it takes a few seconds at most."""
+
+
+def _publisher(headers: Headers) -> otel_context.Context:
+    """The publisher's place in its trace; never that of whatever started the task."""
+    found = _PROPAGATOR.extract(headers, otel_context.Context(), _MessageHeaders())
+    span = trace.get_current_span(found).get_span_context()
+    # The recommendation defines no other flag, and wants the others passed on as zero.
+    known = trace.TraceFlags(span.trace_flags & trace.TraceFlags.SAMPLED)
+    if known == span.trace_flags:
+        return found
+    masked = trace.SpanContext(span.trace_id, span.span_id, True, known, span.trace_state)
+    return trace.set_span_in_context(trace.NonRecordingSpan(masked), found)
+
+
+def _ids(span: trace.Span) -> dict[str, str]:
+    """The ids of a span as log lines show them; empty outside a trace."""
+    found = span.get_span_context()
+    if not found.is_valid:
+        return {}
+    return {
+        "trace_id": trace.format_trace_id(found.trace_id),
+        "span_id": trace.format_span_id(found.span_id),
+    }
+
+
+def _attributes(delivery: Delivery) -> Attributes:
+    message = delivery.message
+    found: dict[str, str | int] = {
+        **_operation("process", delivery.lane),
+        "messaging.message.body.size": len(message.body),
+    }
+    # Text that UTF-8 can't carry can't be exported, nor can anything exported with it.
+    if message.message_id:
+        found["messaging.message.id"] = printable(message.message_id)
+    if message.correlation_id:
+        found["messaging.message.conversation_id"] = printable(message.correlation_id)
+    return found
+
+
+def _operation(name: str, lane: str) -> Attributes:
+    return {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": name,
+        "messaging.operation.type": name,
+        "messaging.destination.name": lane,
+    }
 
 
 def tracer(environment: Mapping[str, str], *, broker: str) -> Tracer:
     """The tracer that OpenTelemetry's environment variables ask for. `broker` is RabbitMQ's
     `host:port/vhost`.
 
-    Spans are recorded when an OTLP endpoint is named, or `otlp` as the exporter of traces. What
-    can't be done is warned of: such variables are often set for everything that runs on a machine.
+    Spans are exported if an OTLP endpoint is named, or `otlp` as the exporter of traces. A request
+    that can't be met is only warned of: such variables are often set for everything on a machine.
 
     Raises:
-        SettingsError: OpenTelemetry can't make sense of one of them.
+        SettingsError: OpenTelemetry can't use the value of one of them.
     """
     if not _wanted(environment):
         return Tracer()
-    if obstacle := _obstacle(environment):
+    obstacle = _obstacle(environment)
+    if obstacle:
         log.warning("no traces are recorded", why=obstacle)
         return Tracer()
     try:
-        spans = importlib.import_module("bridge.telemetry.spans")
+        otlp = importlib.import_module("bridge.telemetry.otlp")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _LIBRARIES:
             raise
@@ -182,34 +229,34 @@ def tracer(environment: Mapping[str, str], *, broker: str) -> Tracer:
         log.warning("no traces are recorded", why=why)
         return Tracer()
     try:
-        return cast("Tracer", spans.exporting(broker))
+        return cast("Tracer", otlp.exporting(broker))
     except ValueError as error:
         raise SettingsError(f"OpenTelemetry can't use its variables OTEL_…: {error}") from error
 
 
 def _wanted(environment: Mapping[str, str]) -> bool:
     exporters = _exporters(environment)
-    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or "none" in exporters:
+    disabled = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if disabled or "none" in exporters:
         return False
     endpoints = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     return bool(exporters) or any(environment.get(name) for name in endpoints)
 
 
 def _exporters(environment: Mapping[str, str]) -> set[str]:
-    return {
-        name.strip().lower() for name in environment.get("OTEL_TRACES_EXPORTER", "").split(",")
-    } - {""}
+    names = environment.get("OTEL_TRACES_EXPORTER", "").split(",")
+    return {name.strip().lower() for name in names} - {""}
 
 
 def _obstacle(environment: Mapping[str, str]) -> str:
-    """Why traces that are wanted can't be had; empty where nothing is in the way."""
-    if others := sorted(_exporters(environment) - {"otlp"}):
+    """The reason why traces can't be exported as asked; empty if they can."""
+    others = sorted(_exporters(environment) - {"otlp"})
+    if others:
         return f"OTEL_TRACES_EXPORTER is {', '.join(others)}, and only otlp is there"
     for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        if protocol := environment.get(name, "").strip():
-            return (
-                ""
-                if protocol == _PROTOCOL
-                else f"{name} is {protocol}, and only {_PROTOCOL} is there"
-            )
+        protocol = environment.get(name, "").strip()
+        if protocol == _PROTOCOL:
+            return ""
+        if protocol:
+            return f"{name} is {protocol}, and only {_PROTOCOL} is there"
     return ""

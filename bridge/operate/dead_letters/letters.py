@@ -36,7 +36,6 @@ REASONS = (*Reason, *BROKER_REASONS, UNROUTABLE, UNEXPLAINED)
 ANY_FLOW = FlowName("any", "flow")
 _NOT_CONTENT = re.compile(r"x-(?:delivery|acquired)-count")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SPAN = re.compile(r"(?:(\d{1,6})w)?(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
 
 
 class Origin(StrEnum):
@@ -273,26 +272,6 @@ class Selection:
         if age is None:
             return False
         return (self.older_than or timedelta()) <= age <= (self.newer_than or timedelta.max)
-
-
-def parse_span(text: str) -> timedelta:
-    """A span of time such as `90s`, `30m`, `2h`, `1d12h` or `2w`; raises `ValueError` for anything
-    else.
-    """
-    match = _SPAN.fullmatch(text.strip().lower())
-    if not match or not any(match.groups()):
-        raise ValueError(f"{text!a} is no span of time such as 90s, 30m, 2h, 3d or 1w")
-    weeks, days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
-
-
-def format_span(span: timedelta) -> str:
-    """A span of time by its largest unit, as `parse_span` takes it."""
-    seconds = int(span.total_seconds())
-    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
-        if seconds >= length:
-            return f"{seconds // length}{unit}"
-    return f"{seconds}s"
 
 
 def _cause(message: Message, queue: str) -> tuple[Origin, str, str, datetime | None]:

@@ -20,6 +20,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry import trace
 from pydantic import SecretStr
 
 from bridge.errors import (
@@ -38,7 +39,6 @@ from bridge.kestra import CONCURRENT_CREATES, FailureReport, Kestra, parse_execu
 from bridge.kestra.logs import LogLine
 from bridge.settings import KestraSettings
 from bridge.telemetry.metrics import Metrics
-from bridge.telemetry.tracing import TraceContext, handing_on
 from tests.support.certificates import Authority
 from tests.support.standin import EMPTY, HTML, TRUNCATED, Ends, Standin
 
@@ -349,9 +349,15 @@ class TestCreate:
             seen.append(request.headers)
             return httpx.Response(200, json=TestFind.ROW)
 
-        context = TraceContext(trace_id="1" * 32, span_id="2" * 16, flags="01", state="a=1")
+        context = trace.SpanContext(
+            trace_id=int("1" * 32, 16),
+            span_id=int("2" * 16, 16),
+            is_remote=True,
+            trace_flags=trace.TraceFlags(1),
+            trace_state=trace.TraceState([("a", "1")]),
+        )
         async with answering(note) as kestra:
-            with handing_on(context):
+            with trace.use_span(trace.NonRecordingSpan(context)):
                 await kestra.create(JOB)
             await kestra.create(JOB)
         assert [(headers.get("traceparent"), headers.get("tracestate")) for headers in seen] == [

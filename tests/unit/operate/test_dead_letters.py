@@ -19,12 +19,10 @@ from bridge.operate.dead_letters.letters import (
     Fate,
     Origin,
     Selection,
-    format_span,
     judge,
     key_of_copy,
     obstacle,
     parse,
-    parse_span,
     to_replay,
     unclear,
 )
@@ -238,33 +236,6 @@ def test_an_id_is_found_as_it_is_shown() -> None:
 
 def test_only_an_empty_selection_means_all() -> None:
     assert (Selection().means_all, Selection(error="x").means_all) == (True, False)
-
-
-@pytest.mark.parametrize(
-    ("text", "span"),
-    [
-        ("90s", timedelta(seconds=90)),
-        ("30m", timedelta(minutes=30)),
-        ("2h", timedelta(hours=2)),
-        ("1d12h", timedelta(hours=36)),
-        ("2W", timedelta(weeks=2)),
-    ],
-)
-def test_a_span_is_read(text: str, span: timedelta) -> None:
-    assert parse_span(text) == span
-
-
-@pytest.mark.parametrize("text", ["", "2", "h", "2 hours", "-1h", "1h2d", "99999999h", "½h"])
-def test_what_is_no_span_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no span of time such as"):
-        parse_span(text)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(0, "0s"), (59.9, "59s"), (60, "1m"), (7300, "2h"), (200_000, "2d")]
-)
-def test_a_span_is_shown_by_its_largest_unit(seconds: float, shown: str) -> None:
-    assert format_span(timedelta(seconds=seconds)) == shown
 
 
 # -- back into the queue --

@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from bridge.cli.status import render
-from bridge.durations import in_words
 from bridge.errors import BridgeError
 from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
@@ -365,18 +364,3 @@ def test_the_picture_is_json_too() -> None:
         2,
         90.0,
     )
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (59.9, "59 s"),
-        (60, "1 min"),
-        (61, "1 min 1 s"),
-        (7200, "2 h"),
-        (90_061, "1 d 1 h"),
-    ],
-)
-def test_a_length_of_time_is_told_by_its_two_largest_units(seconds: float, text: str) -> None:
-    assert in_words(seconds) == text

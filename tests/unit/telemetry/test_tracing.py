@@ -20,9 +20,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from bridge.errors import SettingsError
 from bridge.job.message import Delivery, Message
-from bridge.telemetry import spans
-from bridge.telemetry.spans import RecordingTracer
-from bridge.telemetry.tracing import Step, TraceContext, Tracer, outgoing, parse, tracer
+from bridge.telemetry.otlp import ExportingTracer, resource
+from bridge.telemetry.tracing import Span, Step, Tracer, outgoing, tracer
 from deploy.local.paths import REPOSITORY
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -40,20 +39,18 @@ def delivery(headers: dict[str, Any] | None = None, **properties: Any) -> Delive
     return Delivery(message=message, lane="kestra.jobs", redelivered=False, ack=ack, reject=ack)
 
 
+def handed_on(headers: dict[str, Any]) -> dict[str, Any]:
+    """The trace headers of a request that is made while a delivery is worked on."""
+    with Tracer().delivery(delivery(headers)):
+        return dict(outgoing())
+
+
 # What a message's headers say.
 
 
 def test_a_trace_context_is_handed_on_as_it_came() -> None:
-    headers = {"traceparent": TRACEPARENT, "tracestate": "vendor=opaque, other@system=1"}
-    found = parse(headers)
-    assert found is not None
-    assert found.headers == headers
-
-
-def test_the_ids_are_those_of_the_header() -> None:
-    assert parse({"traceparent": TRACEPARENT}) == TraceContext(
-        trace_id=TRACE, span_id=PARENT, flags="01"
-    )
+    headers = {"traceparent": TRACEPARENT, "tracestate": "vendor=opaque,other@system=1"}
+    assert handed_on(headers) == headers
 
 
 @pytest.mark.parametrize(
@@ -79,14 +76,13 @@ def test_the_ids_are_those_of_the_header() -> None:
     ],
 )
 def test_a_malformed_traceparent_is_none(value: Any) -> None:
-    assert parse({"traceparent": value, "tracestate": "a=1"}) is None
+    assert handed_on({"traceparent": value, "tracestate": "a=1"}) == {}
 
 
 @pytest.mark.parametrize("more", ["", "-more", "-"])
 def test_a_version_to_come_is_read_as_far_as_this_one_goes(more: str) -> None:
-    assert parse({"traceparent": f"cc-{TRACE}-{PARENT}-ff{more}"}) == TraceContext(
-        trace_id=TRACE, span_id=PARENT, flags="01"
-    )
+    headers = {"traceparent": f"cc-{TRACE}-{PARENT}-ff{more}"}
+    assert handed_on(headers) == {"traceparent": TRACEPARENT}
 
 
 @pytest.mark.parametrize(
@@ -107,16 +103,15 @@ def test_a_version_to_come_is_read_as_far_as_this_one_goes(more: str) -> None:
 def test_a_tracestate_that_is_malformed_or_too_long_is_left_out_and_the_trace_goes_on(
     state: Any,
 ) -> None:
-    found = parse({"traceparent": TRACEPARENT, "tracestate": state})
-    assert found is not None
-    assert found.headers == {"traceparent": TRACEPARENT}
+    headers = {"traceparent": TRACEPARENT, "tracestate": state}
+    assert handed_on(headers) == {"traceparent": TRACEPARENT}
 
 
-# Without OpenTelemetry.
+# Without the SDK.
 
 
 def test_what_is_asked_meanwhile_belongs_to_the_publishers_trace() -> None:
-    with Tracer().delivery(delivery({"traceparent": TRACEPARENT})):
+    with Tracer().delivery(delivery({"traceparent": TRACEPARENT})) as span, span.step("create"):
         assert outgoing() == {"traceparent": TRACEPARENT}
 
 
@@ -124,6 +119,14 @@ def test_what_is_asked_afterwards_does_not() -> None:
     with Tracer().delivery(delivery({"traceparent": TRACEPARENT})):
         pass
     assert outgoing() == {}
+
+
+def test_what_is_asked_in_a_delivery_that_a_trace_started_does_not_belong_to_that_one() -> None:
+    with (
+        Tracer().delivery(delivery({"traceparent": TRACEPARENT})),
+        Tracer().delivery(delivery()),
+    ):
+        assert outgoing() == {}
 
 
 def test_log_lines_name_the_trace_and_the_publishers_span() -> None:
@@ -136,11 +139,17 @@ def test_a_message_outside_any_trace_stays_so() -> None:
         assert (outgoing(), structlog.contextvars.get_contextvars()) == ({}, {})
 
 
-def test_opentelemetry_is_not_imported_unless_it_is_asked_for() -> None:
+def test_what_became_of_a_delivery_can_be_told_to_a_span_that_records_nothing() -> None:
+    with Tracer().delivery(delivery()) as span:
+        span.conclude("dead_letter", FACTS, error="it failed", error_type="failed")
+    Span().conclude("left", FACTS)
+
+
+def test_the_sdk_is_not_imported_unless_it_is_asked_for() -> None:
     code = (
         "import sys, bridge.cli; from bridge.telemetry.tracing import tracer; "
         "tracer({}, broker='h:1/'); print([name for name in sys.modules if "
-        "name.startswith('opentelemetry')])"
+        "name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -184,7 +193,7 @@ def test_an_endpoint_or_an_exporter_that_is_named_asks_for_spans(
 ) -> None:
     asked = tracer(environment, broker=BROKER)
     asked.close()
-    assert isinstance(asked, RecordingTracer)
+    assert isinstance(asked, ExportingTracer)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +214,8 @@ def test_what_is_asked_for_and_not_there_is_warned_of(
 def test_a_missing_extra_is_warned_of_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    monkeypatch.delitem(sys.modules, "bridge.telemetry.spans")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
+    monkeypatch.delitem(sys.modules, "bridge.telemetry.otlp")
     with structlog.testing.capture_logs() as lines:
         assert type(tracer(OTLP, broker=BROKER)) is Tracer
     assert "pip install 'kestra-bridge[tracing]'" in lines[0]["why"]
@@ -220,7 +229,7 @@ def test_a_variable_that_opentelemetry_cannot_use_is_an_error_of_the_settings(
         tracer(OTLP, broker=BROKER)
 
 
-# With OpenTelemetry.
+# With the SDK.
 
 
 class Recorded:
@@ -230,7 +239,7 @@ class Recorded:
         self._exporter = InMemorySpanExporter()
         self.provider = TracerProvider(shutdown_on_exit=False)
         self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracer = RecordingTracer(self.provider, broker=BROKER)
+        self.tracer = ExportingTracer(self.provider, broker=BROKER)
 
     def span(self, name: str) -> ReadableSpan:
         (found,) = (span for span in self._exporter.get_finished_spans() if span.name == name)
@@ -308,7 +317,7 @@ def test_bytes_that_are_no_text_do_not_keep_a_span_from_being_exported(recorded:
 
 
 def test_a_brokers_address_may_have_colons_of_its_own(recorded: Recorded) -> None:
-    with RecordingTracer(recorded.provider, broker="::1:5672/jobs").delivery(delivery()):
+    with ExportingTracer(recorded.provider, broker="::1:5672/jobs").delivery(delivery()):
         pass
     attributes = recorded.process.attributes or {}
     assert (attributes["server.address"], attributes["server.port"]) == ("::1", 5672)
@@ -389,9 +398,9 @@ def test_what_became_of_a_delivery_is_on_its_span(recorded: Recorded) -> None:
 def test_the_name_that_the_environment_gives_the_service_goes_before_ours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert spans._resource().attributes["service.name"] == "kestra-bridge"
+    assert resource().attributes["service.name"] == "kestra-bridge"
     monkeypatch.setenv("OTEL_SERVICE_NAME", "nightly")
-    assert spans._resource().attributes["service.name"] == "nightly"
+    assert resource().attributes["service.name"] == "nightly"
 
 
 class Hanging(SpanExporter):
@@ -409,14 +418,11 @@ class Hanging(SpanExporter):
         self.done = True
 
 
-def test_a_collector_that_does_not_answer_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(spans, "CLOSE_SECONDS", 0.01)
+def test_a_collector_that_does_not_answer_is_not_waited_for() -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     exporter = Hanging()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    RecordingTracer(provider, broker=BROKER).close()
+    ExportingTracer(provider, broker=BROKER, close_seconds=0.01).close()
     done = exporter.done
     exporter.answered.set()
     assert not done
