@@ -127,7 +127,7 @@ def test_a_log_line_that_the_runbook_names_is_one_of_the_bridges() -> None:
     "path",
     [
         *(PROMETHEUS / name for name in ("records.yml", "alerts.yml", "RUNBOOK.md")),
-        REPOSITORY / "README.md",
+        REPOSITORY / "deploy" / "README.md",
     ],
     ids=lambda path: path.name,
 )
