@@ -462,7 +462,7 @@ class Engine:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the engine in the foreground until it is told to end: 0 then, 1 if it can't run, 2 for
+    """Run the engine in the foreground until it is asked to end: 0 then, 1 if it can't run, 2 for
     wrong usage.
     """
     options = _parse(arguments)

@@ -2,7 +2,7 @@
 machine.
 
 It needs root (or sudo), and Debian's podman, runc, netavark, aardvark-dns, iptables and catatonit.
-`command` stands for `podman` with all that this one is told, so it can be given to other programs.
+`command` is a `podman` with all of these options, to be passed to other programs.
 """
 
 from __future__ import annotations

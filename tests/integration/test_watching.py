@@ -278,7 +278,7 @@ def test_a_variable_of_the_dashboard_has_a_value_for_each_that_there_is(
 
 def test_the_dashboards_figures_are_those_of_the_run(watched: Watched) -> None:
     values = CHOSEN | {"lane": watched.lane}
-    (waiting,) = watched.query(filled(QUERIES["Dead letters that stand A"], values))
+    (waiting,) = watched.query(filled(QUERIES["Dead letters in their queues A"], values))
     (replicas,) = watched.query(filled(QUERIES["Replicas up A"], values))
     assert (waiting["value"][1], replicas["value"][1]) == ("1", "2")
 

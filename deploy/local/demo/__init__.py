@@ -1,6 +1,6 @@
 """The bridge at work on one machine: a real RabbitMQ, Kestra's engine behind our façade, QEMU, and
-jobs of every fate.
+jobs that succeed, fail, hang or are killed.
 
-What became of each job is compared with what was expected, by what RabbitMQ, Kestra and the bridge
-say independently.
+The outcome of each job is compared with what was expected, as RabbitMQ, Kestra and the bridge
+report it independently.
 """

@@ -36,8 +36,8 @@ TROUBLES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo: 0 if everything came out as it should, 1 if not, 2 for wrong usage, 130 or 143
-    when interrupted.
+    """Run the demo and return its exit status: 0 if every outcome is as expected, 1 if not, 2 for
+    wrong usage, 130 or 143 when interrupted.
     """
     options = _parse(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -52,20 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except _Interrupted as interruption:
-        print("demo: interrupted, everything it started is ended", file=sys.stderr)
+        print("demo: interrupted; everything that it started has ended", file=sys.stderr)
         return 128 + interruption.number
 
 
 def forget_settings(environment: MutableMapping[str, str]) -> None:
-    """Keep anybody else's settings from what is started here, least of all the account of a
-    cloud.
-    """
+    """Remove the user's own settings from the environment, above all the account of a cloud."""
     for name in [name for name in environment if name.startswith("BRIDGE_")]:
         del environment[name]
 
 
 class _Interrupted(BaseException):
-    """A signal asks for the end."""
+    """A signal asked the demo to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -73,7 +71,7 @@ class _Interrupted(BaseException):
 
 
 def _interrupt(number: int, _: FrameType | None) -> NoReturn:
-    # From here on all that is left is to clean up, and nothing shall interrupt that.
+    # From here on only the clean-up is left, and nothing may interrupt that.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise _Interrupted(number)
@@ -86,9 +84,7 @@ def _run(demo: Demo, console: Console, options: argparse.Namespace) -> int:
         if not options.keep:
             checks.append(_stop_check(stack))
         ok = all(verdict.ok for verdict in verdicts) and all(check.ok for check in checks)
-        demo.say(
-            "everything came out as it should" if ok else "NOT everything came out as it should"
-        )
+        demo.say("every outcome is as expected" if ok else "NOT every outcome is as expected")
         if options.json:
             print(
                 json.dumps(_as_data(stack, verdicts, checks, ok=ok), ensure_ascii=False), flush=True
@@ -120,7 +116,7 @@ def _as_data(
 
 
 def _keep(stack: Stack, console: Console) -> None:
-    """Stay until interrupted, which is no failure here.
+    """Wait until interrupted, which is no failure here.
 
     Raises:
         DemoError: a part of the stack ended by itself.
@@ -131,7 +127,9 @@ def _keep(stack: Stack, console: Console) -> None:
             time.sleep(LOOK_EVERY)
     except _Interrupted:
         return
-    raise DemoError(f"a part of it ended by itself{stack.bridge.tail() if stack.bridge else ''}")
+    raise DemoError(
+        f"a part of the stack ended by itself{stack.bridge.tail() if stack.bridge else ''}"
+    )
 
 
 def _how_to_reach(stack: Stack) -> str:
@@ -148,9 +146,9 @@ def _how_to_reach(stack: Stack) -> str:
         else ""
     )
     return f"""
-It all goes on until Ctrl-C. User and password stand in brackets.
+Everything keeps running until Ctrl-C. User and password are in brackets.
 RabbitMQ {rabbit.version}: {rabbit.management_url} ({rabbit.username}, {rabbit.password})
-Kestra's engine, its API alone: {engine.url} ({engine.username}, {engine.password})
+Kestra's engine (API only): {engine.url} ({engine.username}, {engine.password})
 The bridge's metrics: {http}/metrics
 Its log: {stack.directory / "run.log"}
 
@@ -173,15 +171,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="deploy/demo",
         allow_abbrev=False,  # deploy/demo itself looks for an option
         description=(
-            "Shows the bridge at work on this machine: RabbitMQ from Debian, Kestra's engine "
-            "behind our façade, "
-            f"{len(CASES)} messages of every fate, and {len(machine_cases(''))} more that run "
-            "scripts on virtual "
-            "machines of their own (QEMU, in emulation where there is no KVM; about 2 GB of "
-            "memory). Builds what is "
-            "missing, needs no container engine, and leaves nothing running, also after Ctrl-C. "
-            "Exit status: 0 if each "
-            "job came out as it should and no machine is left, 1 if not, 2 for wrong usage."
+            "Show the bridge at work on this machine, with RabbitMQ from Debian and Kestra's "
+            f"engine behind our façade. {len(CASES)} messages succeed, fail, hang or are killed, "
+            f"and {len(machine_cases(''))} more run scripts on virtual machines of their own "
+            "(QEMU, with emulation where there is no KVM; about 2 GB of memory). The demo builds "
+            "what is missing, needs no container engine, and leaves nothing running, even after "
+            "Ctrl-C. Exit status: 0 if every outcome is as expected and no machine is left, 1 if "
+            "not, 2 for wrong usage."
         ),
     )
     parser.add_argument(
@@ -194,12 +190,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--no-machines",
         action="store_false",
         dest="machines",
-        help="leave out the jobs that run on virtual machines, and all that is needed for them",
+        help="leave out the jobs on virtual machines, and everything that they need",
     )
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="leave everything running afterwards, until Ctrl-C, and say how to reach it",
+        help="keep everything running afterwards, until Ctrl-C, and say how to reach it",
     )
     parser.add_argument(
         "--json",

@@ -1,5 +1,5 @@
-"""The course of the demo: all is started, the jobs are submitted and followed to their end, and all
-is ended again.
+"""The course of the demo: start everything, submit the jobs, follow them to their end, stop
+everything.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from deploy.local.rabbitmq import RabbitMQ, Series
 
 SETTLED_WITHIN = 120.0
 MACHINES_SETTLED_WITHIN = 300.0
-"""As long as four machines may take that boot in emulation on a busy host."""
+"""Enough for four machines that boot in emulation on a busy host."""
 CHECKED_WITHIN = 15.0
 CLEANED_WITHIN = 90.0
 LOOK_EVERY = 0.5
@@ -44,7 +44,7 @@ class DemoError(RuntimeError):
 
 
 class Demo:
-    """One demo from nothing to its verdict."""
+    """One demo, from an empty folder to its verdict."""
 
     def __init__(self, *, series: Series, console: Console, live: bool, machines: bool) -> None:
         self._series = series
@@ -63,7 +63,7 @@ class Demo:
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """Something that takes a while: a line, and on a terminal a clock that goes on below it."""
+        """Say that something takes a while, on a terminal with a running clock below the line."""
         self.say(text)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(
@@ -74,14 +74,14 @@ class Demo:
 
     @contextmanager
     def stack(self) -> Iterator[Stack]:
-        """Everything that the bridge needs, started; all of it is gone at the end of the block.
+        """Start everything that the bridge needs, and stop and delete it at the end of the block.
 
         Raises:
-            NoMachinesError: machines are wanted and can't be had here.
+            NoMachinesError: machines are wanted, and this host can't run them.
         """
         if self._machines:
             check_this_host()
-        # What ends now is thrown away with its folder: there's no reason to end it slowly.
+        # Everything is deleted with its folder afterwards, so it is killed instead of stopped.
         with ExitStack() as stack:
             directory = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="kestra-bridge-demo-"))
@@ -122,13 +122,13 @@ class Demo:
         self._follow(
             stack, bridge, lambda: submitted.append(self._submit_machine_jobs(stack, children))
         )
-        with self.step("reading back what came of them"):
+        with self.step("reading their outcomes"):
             for each in submitted:
                 each.wait(CHECKED_WITHIN)
             return self._judge(stack)
 
     def checks(self, stack: Stack) -> list[Check]:
-        """What must hold for all of it together, from RabbitMQ, Kestra and this host themselves."""
+        """Checks on the whole, from what RabbitMQ, Kestra and this host themselves report."""
         executions = stack.executions(self._cases)
         first = [case for case in self._cases if case.queue == QUEUE]
         waiting = tuple(f"{queue}.retry.{RETRY_DELAY}" for queue in stack.queues)
@@ -143,7 +143,7 @@ class Demo:
             ]
 
     def _engine(self, directory: Path, rabbit: RabbitMQ, host: Host | None) -> Engine:
-        # Its workers must know its address before it has begun.
+        # Its workers must know its address before it starts.
         port, password = free_port(), f"Aa0{secrets.token_hex(8)}"
         kestra = {
             "BRIDGE_KESTRA_URL": f"http://127.0.0.1:{port}",
@@ -163,7 +163,7 @@ class Demo:
         submitting = _submit(
             stack, children, QUEUE, self._cases, SETTLED_WITHIN + MACHINES_SETTLED_WITHIN
         )
-        # It waits for the results from here on, so how far it is can be seen in the queue alone.
+        # From here on the command waits for results, so only the queue shows how far it has come.
         raw = [case for case in CASES if case.raw is not None]
         waiting = len(CASES) - len(raw)
         submitting.wait_until(
@@ -343,7 +343,7 @@ def _emptied(stack: Stack, queues: Sequence[str]) -> dict[str, int]:
 
 
 def _on_machines(host: Host | None) -> str:
-    """One line on machines, for whoever waits for them."""
+    """One line about machines, for people who wait for them."""
     if host is None:
         return ""
     if not host.image_is_ready():

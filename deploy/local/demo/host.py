@@ -33,18 +33,18 @@ TOOLS = {
 """What machines need on this host, and Debian's package of it."""
 IMAGE_UNDONE_WITHIN = 30.0
 BOOKKEEPING = (".lock", ".accelerator", ".accelerator.lock")
-"""Files in the machines' folder that are no machine's."""
+"""Files in the machines' folder that belong to no machine."""
 
 
 class NoMachinesError(RuntimeError):
-    """This host can't have machines; the message says why and what to do."""
+    """This host can't run machines; the message says why and what to do."""
 
 
 def check(which: Callable[[str], object], architecture: str) -> None:
-    """Say at once if machines can't be had here.
+    """Check that this host can run machines.
 
     Raises:
-        NoMachinesError: they can't.
+        NoMachinesError: it can't.
     """
     if architecture != "x86_64":
         raise NoMachinesError(
@@ -169,7 +169,7 @@ class Host:
         return sorted(path.name for path in self.folder.glob("*") if path.name not in BOOKKEEPING)
 
     def end(self) -> None:
-        """End all that is there. What could make more machines must have ended before."""
+        """Stop everything that there is. Whatever could create machines must have ended before."""
         if self._git is not None:
             self._git.kill()
         if self._image is not None:
@@ -178,7 +178,7 @@ class Host:
             with suppress(ProcessError):
                 self._image.wait(IMAGE_UNDONE_WITHIN)
             self._image.kill()
-        # One that is only just starting is two processes for a moment.
+        # A machine that is just starting is two processes for a moment.
         while machines := self.processes():
             for machine in machines:
                 with suppress(psutil.NoSuchProcess):

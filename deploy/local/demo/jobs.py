@@ -1,4 +1,4 @@
-"""The demo's jobs, and what is to become of each."""
+"""The demo's jobs, and the expected outcome of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEVER_RUN = ("invalid_message", "flow_not_allowed")
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a job ends for RabbitMQ: done, or a dead letter with a reason; after so many
+    """How a job ends for RabbitMQ: done, or a dead letter with a reason; and after how many
     executions.
     """
 
@@ -33,7 +33,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One message of the demo and what is to become of it."""
+    """One message of the demo, and its expected outcome."""
 
     id: str
     priority: int

@@ -218,7 +218,7 @@ def script_lines(log: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def attempt(execution: Execution) -> int:
-    """The how-manieth try of its job an execution is."""
+    """The number of the attempt that an execution is, from 1; 0 without a label."""
     return int(execution.labels.get(ATTEMPT_LABEL, "0"))
 
 

@@ -1,5 +1,5 @@
-"""What became of the jobs, against what was expected. Pure: it is told what RabbitMQ, Kestra and
-the bridge say.
+"""The outcomes of the jobs, compared with what was expected. Pure: the caller passes what RabbitMQ,
+Kestra and the bridge report.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def judge(
     result: Mapping[str, Any] | None,
     returned: Returned,
 ) -> Verdict:
-    """A dead letter is one that RabbitMQ holds; a job is done when the bridge told its publisher
-    so.
+    """The verdict on one job. A dead letter counts if RabbitMQ holds it; a job is done if its
+    publisher got a result that says so.
     """
     last = runs[-1] if runs else None
     ended = None
@@ -146,9 +146,7 @@ def queue_check(what: str, depths: Mapping[str, int]) -> Check:
 
 
 def dead_letter_check(cases: Iterable[Case], letters: Iterable[Mapping[str, Any]]) -> Check:
-    """Each job that was to end as a dead letter stands there once, for its reason, and no other
-    does.
-    """
+    """Each job that should end as a dead letter is one, for its reason; no other job is."""
     held = sorted(
         f"{each.get('message_id')}: {each['headers'].get('x-bridge-reason')}" for each in letters
     )
@@ -158,7 +156,7 @@ def dead_letter_check(cases: Iterable[Case], letters: Iterable[Mapping[str, Any]
 
 
 def order_check(cases: Iterable[Case], executions: Executions, at_once: int) -> Check:
-    """First attempts began in order of priority, but for those that began at the same moment."""
+    """First attempts began in order of priority, except for those that began at the same moment."""
     priority = {case.id: case.priority for case in cases}
     first = [
         runs[0]
