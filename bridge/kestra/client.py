@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import httpx
 import structlog
 
-from bridge import __version__, exact_json
+from bridge import __version__, exact_json, http_dates
 from bridge.errors import (
     KestraAmbiguous,
     KestraDenied,
@@ -30,7 +30,6 @@ from bridge.job.attempt import ATTEMPT_LABEL, CORRELATION_LABEL, JOB_LABEL, MARK
 from bridge.job.execution import TERMINAL, Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
-from bridge.kestra import clock
 from bridge.kestra.answers import Meaning, Words, judge
 from bridge.kestra.clock import ServerClock
 from bridge.kestra.logs import LogLine, failed_task, last_errors, last_lines
@@ -555,7 +554,7 @@ class Kestra:
         """
         status = response.status_code
         said = f"HTTP {status}: {words.message or 'no reason given'}"
-        wait = clock.seconds_until(response.headers.get("Retry-After"))
+        wait = http_dates.seconds_until(response.headers.get("Retry-After"))
         match meaning:
             case Meaning.REJECTED:
                 error: KestraError = KestraRejected(said)
