@@ -1,10 +1,6 @@
 """Kestra's API."""
 
 from bridge.kestra.client import (
-    CONCURRENT_CREATES,
-    CONCURRENT_QUESTIONS,
-    CREATE_TIMEOUT,
-    PAGE_SIZE,
     Dialect,
     FailureReport,
     Kestra,
@@ -12,15 +8,14 @@ from bridge.kestra.client import (
     execution_url,
     parse_execution,
 )
+from bridge.kestra.limits import DEFAULT_LIMITS, RequestLimits
 
 __all__ = [
-    "CONCURRENT_CREATES",
-    "CONCURRENT_QUESTIONS",
-    "CREATE_TIMEOUT",
-    "PAGE_SIZE",
+    "DEFAULT_LIMITS",
     "Dialect",
     "FailureReport",
     "Kestra",
+    "RequestLimits",
     "StoredFlow",
     "execution_url",
     "parse_execution",

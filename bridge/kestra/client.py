@@ -32,23 +32,12 @@ from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.kestra.answers import Meaning, Words, judge
 from bridge.kestra.clock import ServerClock
+from bridge.kestra.limits import DEFAULT_LIMITS, RequestLimits
 from bridge.kestra.logs import LogLine, failed_task, last_errors, last_lines
 from bridge.settings import KestraSettings
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import outgoing
 
-READ_TIMEOUT = 30.0
-CREATE_TIMEOUT = 8.0
-"""Shorter than the adopt grace, so that a create is over before another replica gives up looking
-for it."""
-
-CONCURRENT_CREATES = 8
-CONCURRENT_QUESTIONS = 6
-"""Apart, so that creates that hang keep nobody from asking or killing. More at once only make
-httpx's connection pool search longer: at 64 a request costs twice the CPU time."""
-
-PAGE_SIZE = 500
-TIMEOUT = httpx.Timeout(READ_TIMEOUT, connect=5.0, pool=None)
 ACCEPT = "application/json, text/json"
 """A kill is answered as `text/json`, and refused with 406 to whoever accepts `application/json`
 only (1.3, 2.0)."""
@@ -175,7 +164,7 @@ class Kestra:
         settings: KestraSettings,
         metrics: Metrics | None = None,
         *,
-        create_timeout: float = CREATE_TIMEOUT,
+        limits: RequestLimits = DEFAULT_LIMITS,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._settings = settings
@@ -183,9 +172,11 @@ class Kestra:
         self._tls = settings.kestra_tls
         self._tenant = settings.kestra_tenant
         self._metrics = metrics or Metrics()
-        self._create_timeout = create_timeout
-        self._creating = asyncio.Semaphore(CONCURRENT_CREATES)
-        self._asking = asyncio.Semaphore(CONCURRENT_QUESTIONS)
+        self.limits = limits
+        self._create_timeout = httpx.Timeout(limits.create_timeout)
+        self._timeout = httpx.Timeout(limits.read_timeout, connect=limits.connect_timeout)
+        self._creating = asyncio.Semaphore(limits.concurrent_creates)
+        self._asking = asyncio.Semaphore(limits.concurrent_questions)
         self._dialect: Dialect | None = None
         self._clock = ServerClock()
         self._doubted = False
@@ -199,7 +190,6 @@ class Kestra:
         self._http = httpx.AsyncClient(
             auth=KestraAuth(settings),
             verify=self._context or True,
-            limits=httpx.Limits(max_connections=CONCURRENT_CREATES + CONCURRENT_QUESTIONS),
             transport=transport,
         )
 
@@ -264,7 +254,7 @@ class Kestra:
             # Kestra's own spans of the execution become part of the trace, where its OpenTelemetry
             # is on.
             headers=outgoing(),
-            timeout=httpx.Timeout(self._create_timeout, pool=None),
+            timeout=self._create_timeout,
             lost=KestraAmbiguous,
         )
         try:
@@ -483,7 +473,7 @@ class Kestra:
         params = {
             **filters,
             "page": str(page),
-            "size": str(PAGE_SIZE),
+            "size": str(self.limits.page_size),
             "sort": "state.startDate:asc",
         }
         found = _object(
@@ -592,7 +582,7 @@ class Kestra:
         *,
         params: Params | None = None,
         headers: Mapping[str, str] | None = None,
-        timeout: httpx.Timeout = TIMEOUT,
+        timeout: httpx.Timeout | None = None,
         **body: Any,
     ) -> httpx.Request:
         """As httpx's client would build it, which takes an address apart and puts it together three
@@ -603,7 +593,7 @@ class Kestra:
             method,
             f"{self._url}/api/v1{path}{query}",
             headers={**HEADERS, **(headers or {})},
-            extensions={"timeout": timeout.as_dict()},
+            extensions={"timeout": (timeout or self._timeout).as_dict()},
             **body,
         )
 

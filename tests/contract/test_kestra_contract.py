@@ -21,7 +21,7 @@ from bridge.errors import KestraDenied, KestraRejected
 from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
-from bridge.kestra import FailureReport, Kestra, StoredFlow, parse_execution
+from bridge.kestra import FailureReport, Kestra, RequestLimits, StoredFlow, parse_execution
 from bridge.settings import KestraSettings
 from tests.contract.flows import CONTRACT, FLOWS
 from tests.support.given import Server, given
@@ -110,7 +110,7 @@ async def api(server: Server) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def kestra(server: Server) -> AsyncIterator[Kestra]:
-    async with Kestra(server.settings(), create_timeout=WAIT) as client:
+    async with Kestra(server.settings(), limits=RequestLimits(create_timeout=WAIT)) as client:
         yield client
 
 

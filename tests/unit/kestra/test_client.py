@@ -34,7 +34,13 @@ from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.job.message import Message
-from bridge.kestra import CONCURRENT_CREATES, FailureReport, Kestra, parse_execution
+from bridge.kestra import (
+    DEFAULT_LIMITS,
+    FailureReport,
+    Kestra,
+    RequestLimits,
+    parse_execution,
+)
 from bridge.kestra.logs import LogLine
 from bridge.settings import KestraSettings
 from bridge.telemetry.metrics import Metrics
@@ -409,7 +415,7 @@ class TestCreateAgainstAFailingServer:
         self, standin: Standin, fault: dict[str, Any], worked: bool
     ) -> None:
         standin.faults.add("create", worked=worked, **fault)
-        async with against(standin, create_timeout=0.3) as kestra:
+        async with against(standin, limits=RequestLimits(create_timeout=0.3)) as kestra:
             with pytest.raises(KestraAmbiguous):
                 await kestra.create(JOB)
             assert len(await kestra.find(JOB)) == int(worked)
@@ -436,7 +442,7 @@ class TestCreateAgainstAFailingServer:
         self, standin: Standin
     ) -> None:
         standin.faults.add("search", delay=0.5)
-        async with against(standin, create_timeout=0.1) as kestra:
+        async with against(standin, limits=RequestLimits(create_timeout=0.1)) as kestra:
             assert await kestra.find(JOB) == []
 
 
@@ -516,9 +522,9 @@ class TestFind:
         with pytest.raises(KestraUnavailable, match=missing):
             await self.found({key: value for key, value in self.ROW.items() if key != missing})
 
-    async def test_reads_all_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("bridge.kestra.client.PAGE_SIZE", 2)
-        async with Standin() as standin, against(standin) as kestra:
+    async def test_reads_all_pages(self) -> None:
+        limits = RequestLimits(page_size=2)
+        async with Standin() as standin, against(standin, limits=limits) as kestra:
             standin.flow(FLOW.namespace, FLOW.id)
             made_here = {(await kestra.create(JOB)).id for _ in range(5)}
             assert {execution.id for execution in await kestra.find(JOB)} == made_here
@@ -1056,14 +1062,18 @@ def alert(reason: str) -> ssl.SSLError:
 class TestManyAtOnce:
     async def test_creates_do_not_crowd_out_other_requests(self) -> None:
         """However many creates hang, what tells of running executions still gets through."""
-        async with Standin() as standin, against(standin, create_timeout=5) as kestra:
+        async with (
+            Standin() as standin,
+            against(standin, limits=RequestLimits(create_timeout=5)) as kestra,
+        ):
             standin.flow(FLOW.namespace, FLOW.id)
             standin.faults.add("create", times=None, hang=True)
             creates = [
                 asyncio.ensure_future(kestra.create(Job(id=f"j{n}", flow=FLOW))) for n in range(200)
             ]
             await standin.until(
-                lambda: standin.requests["create"] >= CONCURRENT_CREATES, "the first creates"
+                lambda: standin.requests["create"] >= DEFAULT_LIMITS.concurrent_creates,
+                "the first creates",
             )
             async with asyncio.timeout(5):
                 assert await kestra.unfinished() == []
