@@ -24,7 +24,7 @@
         ├── MachineDenied      the provider refuses our credentials or rights
         └── MachineUnavailable the provider is out of reach or full, or the machine is silent
 
-Libraries' errors are translated once, in `bridge.kestra.client`, `bridge.rabbitmq` and
+Libraries' errors are translated once, in `bridge.kestra.transport`, `bridge.rabbitmq` and
 `bridge.machines`, and never seen elsewhere.
 """
 
