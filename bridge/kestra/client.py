@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -14,8 +14,7 @@ from bridge.job.job import Job
 from bridge.kestra.executions import ExecutionApi
 from bridge.kestra.flow_api import FlowApi
 from bridge.kestra.limits import DEFAULT_LIMITS, RequestLimits
-from bridge.kestra.logs import FailureReport, LogApi
-from bridge.kestra.parse import StoredFlow
+from bridge.kestra.logs import LogApi
 from bridge.kestra.server import KestraServer
 from bridge.kestra.transport import Transport
 from bridge.settings import KestraSettings
@@ -114,48 +113,6 @@ class Kestra(AbstractAsyncContextManager["Kestra"]):
     async def explain(self, execution: Execution) -> str:
         """Why an execution did not end well, on one line: the failed task and its last errors."""
         return await self.logs.explain(execution)
-
-    @property
-    def skew(self) -> timedelta:
-        """The old name."""
-        return self.clock.skew
-
-    @property
-    def version(self) -> str | None:
-        """The old name."""
-        return self.server.version
-
-    async def flow(self, flow: FlowName) -> StoredFlow | None:
-        """The old name."""
-        return await self.flows.get(flow)
-
-    async def save_flow(self, flow: FlowName, source: str, *, exists: bool) -> None:
-        """The old name."""
-        await self.flows.save(flow, source, exists=exists)
-
-    async def delete_flow(self, flow: FlowName) -> None:
-        """The old name."""
-        await self.flows.delete(flow)
-
-    async def validate_flow(self, source: str) -> list[str]:
-        """The old name."""
-        return await self.flows.validate(source)
-
-    async def correlated(self, correlation_id: str) -> list[Execution]:
-        """The old name."""
-        return await self.executions.correlated(correlation_id)
-
-    async def reworked(self, *, since: datetime | None = None) -> list[Execution]:
-        """The old name."""
-        return await self.executions.reworked(since=since)
-
-    async def delete_execution(self, execution_id: str) -> None:
-        """The old name."""
-        await self.executions.delete(execution_id)
-
-    async def failure_report(self, execution_id: str, *, lines: int = 10) -> FailureReport | None:
-        """The old name."""
-        return await self.logs.failure_report(execution_id, lines=lines)
 
 
 def execution_url(settings: KestraSettings, flow: FlowName, execution_id: str) -> str:

@@ -50,7 +50,7 @@ async def look_up(
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
     if any(letter.execution for letter in letters):
-        reworked = by_attempt(await kestra.reworked(since=_first_start(letters, found)))
+        reworked = by_attempt(await kestra.executions.reworked(since=_first_start(letters, found)))
         for letter in letters:
             for key in _job(letter).keys:
                 found[letter.key] += reworked.get(key, ())
