@@ -114,61 +114,83 @@ class Words:
         return found.group(1)
 
 
-_ABSENT: Mapping[str, frozenset[int]] = MappingProxyType(
+Meanings = Mapping[int, Meaning]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusTable:
+    """The meanings of the statuses that refuse one kind of operation.
+
+    `in_kestras_words` holds where Kestra wrote the body, and goes before `from_anyone`. A 4xx in
+    neither is a fault of the request's form. `server_error` is any status from 500 on.
+    """
+
+    in_kestras_words: Meanings
+    from_anyone: Meanings
+    server_error: Meaning = Meaning.UNAVAILABLE
+
+    def meaning(self, status: int, *, by_kestra: bool) -> Meaning:
+        """The meaning of a status other than success."""
+        if by_kestra and status in self.in_kestras_words:
+            return self.in_kestras_words[status]
+        if status in self.from_anyone:
+            return self.from_anyone[status]
+        if status >= 500:
+            return self.server_error
+        if status < 400:
+            return Meaning.UNAVAILABLE
+        return Meaning.INCOMPATIBLE
+
+
+_PASSING: Meanings = dict.fromkeys((404, 408, 409, 425, 429), Meaning.UNAVAILABLE)
+_GONE: Meanings = {404: Meaning.ABSENT}
+_CONTENT: Meanings = dict.fromkeys((400, 404, 409, 422), Meaning.REJECTED)
+_TOO_LONG_OR_ODD: Meanings = dict.fromkeys((413, 414, 415), Meaning.REJECTED)
+"""The content is the cause of these, even where a gateway says so."""
+
+_QUESTION = StatusTable(in_kestras_words={}, from_anyone=_PASSING)
+_ABOUT_ONE = StatusTable(in_kestras_words=_GONE, from_anyone=_PASSING)
+_TABLES: Mapping[str, StatusTable] = MappingProxyType(
     {
-        "get": frozenset({404}),
-        "story": frozenset({404}),
-        "flow": frozenset({404}),
-        "delete": frozenset({404}),
-        # An early 2.0 that lacks the path of outputs answers 404 too.
-        "outputs": frozenset({404}),
+        "create": StatusTable(
+            in_kestras_words=_CONTENT,
+            from_anyone={
+                **_PASSING,
+                **dict.fromkeys((400, 422), Meaning.UNAVAILABLE),
+                **_TOO_LONG_OR_ODD,
+                408: Meaning.AMBIGUOUS,
+            },
+            server_error=Meaning.AMBIGUOUS,
+        ),
+        "deploy": StatusTable(
+            in_kestras_words={},
+            from_anyone={**_PASSING, **_CONTENT, **_TOO_LONG_OR_ODD},
+        ),
         # 409: the execution has ended.
-        "kill": frozenset({404, 409}),
+        "kill": StatusTable(in_kestras_words={**_GONE, 409: Meaning.ABSENT}, from_anyone=_PASSING),
+        "get": _ABOUT_ONE,
+        "story": _ABOUT_ONE,
+        "flow": _ABOUT_ONE,
+        "delete": _ABOUT_ONE,
+        # An early 2.0 that lacks the path of outputs answers 404 too.
+        "outputs": _ABOUT_ONE,
     }
 )
-_DENIED = frozenset({401, 403})
-_PASSING = frozenset({404, 408, 409, 425, 429})
-_FOR_CONTENT = frozenset({400, 404, 409, 413, 414, 415, 422})
-_TOO_LONG_OR_ODD = frozenset({413, 414, 415})
-"""The content is the cause of these, even where a gateway says so."""
 
 
 def judge(operation: str, status: int, words: Words) -> Meaning:
     """What an answer to that operation, by its name in the metrics, means."""
     if 200 <= status < 300:
         return Meaning.DONE
-    if status in _DENIED:
+    if status in (401, 403):
         return Meaning.DENIED
     if status == 400 and words.refuse_the_tenant:
         return Meaning.DENIED
     if operation == "create" and status >= 400:
-        return _judge_create(status, words)
-    return _judge_any(operation, status, words)
-
-
-def _judge_create(status: int, words: Words) -> Meaning:
-    if words.execution_out_of_sight or status == 408:
-        return Meaning.AMBIGUOUS
-    if status >= 500:
-        too_big = status == 500 and words.call_it_too_big
-        return Meaning.REJECTED if too_big else Meaning.AMBIGUOUS
-    if status in _TOO_LONG_OR_ODD:
-        return Meaning.REJECTED
-    if status in _FOR_CONTENT and words.by_kestra:
-        return Meaning.REJECTED
-    if status in _PASSING | _FOR_CONTENT:
-        return Meaning.UNAVAILABLE
-    return Meaning.INCOMPATIBLE
-
-
-def _judge_any(operation: str, status: int, words: Words) -> Meaning:
-    absent = _ABSENT.get(operation, frozenset())
-    if status in absent and words.by_kestra:
-        return Meaning.ABSENT
-    if operation == "deploy" and status in _FOR_CONTENT:
-        return Meaning.REJECTED
-    if status < 400 or status >= 500:
-        return Meaning.UNAVAILABLE
-    if status in _PASSING:
-        return Meaning.UNAVAILABLE
-    return Meaning.INCOMPATIBLE
+        # Where 2.0 says what it failed over, its words count and not the status.
+        if words.execution_out_of_sight:
+            return Meaning.AMBIGUOUS
+        if status == 500 and words.call_it_too_big:
+            return Meaning.REJECTED
+    table = _TABLES.get(operation, _QUESTION)
+    return table.meaning(status, by_kestra=words.by_kestra)

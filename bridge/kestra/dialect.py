@@ -28,11 +28,6 @@ class Dialect:
         """The version's first number; 2 where it has none."""
         return self.series[0]
 
-    @property
-    def has_outputs_path(self) -> bool:
-        """Whether outputs have a path of their own. 1.x shows them in the execution."""
-        return self.major >= 2
-
     def kill(self, execution_id: str) -> str:
         """The path that kills an execution."""
         if self.major >= 2:

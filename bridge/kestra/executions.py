@@ -36,7 +36,11 @@ class ExecutionApi:
             KestraAmbiguous: no usable answer; the execution may exist, now or in a moment.
         """
         labels = [("labels", f"{key}:{value}") for key, value in job.execution_labels.items()]
-        inputs = [(name, (None, _form_value(value))) for name, value in job.inputs.items()]
+        form = []
+        for name, value in job.inputs.items():
+            # Kestra parses the text by the input's type.
+            text = value if isinstance(value, str) else exact_json.dumps(value)
+            form.append((name, (None, text)))
         asked = datetime.now(UTC)
         answer = await self._transport.read(
             "create",
@@ -44,7 +48,7 @@ class ExecutionApi:
             f"/executions/{job.flow.namespace}/{job.flow.id}",
             params=labels,
             # Without inputs there is no form, not an empty one.
-            files=inputs or None,
+            files=form or None,
             # Makes Kestra's own spans of the execution part of the trace, where its OpenTelemetry
             # is on.
             headers=outgoing(),
@@ -66,8 +70,12 @@ class ExecutionApi:
 
     async def find_timed(self, job: Job, *, since: datetime | None = None) -> Searched:
         """The same as `find`, and how long Kestra took for it."""
-        labels = {JOB_LABEL: job.id, ATTEMPT_LABEL: str(job.attempt)}
-        found = await self._search.all("find", {**labelled(labels), **MAIN, **started_from(since)})
+        filters = {
+            **labelled({JOB_LABEL: job.id, ATTEMPT_LABEL: str(job.attempt)}),
+            **MAIN,
+            **started_from(since),
+        }
+        found = await self._search.all("find", filters)
         return Searched(
             executions=[execution for execution in found.executions if job.owns(execution)],
             seconds=found.seconds,
@@ -76,13 +84,19 @@ class ExecutionApi:
 
     async def find_attempts(self, job: Job) -> list[Execution]:
         """All executions of this job, of any attempt."""
-        found = await self._search.all("attempts", {**labelled({JOB_LABEL: job.id}), **MAIN})
+        filters = {
+            **labelled({JOB_LABEL: job.id}),
+            **MAIN,
+        }
+        found = await self._search.all("attempts", filters)
         return [execution for execution in found.executions if job.names(execution)]
 
     async def unfinished(self) -> list[Execution]:
         """All executions that carry the bridge's mark and have not ended, of every replica."""
-        filters = labelled({MARK_LABEL: MARK})
-        filters["filters[state][NOT_IN]"] = ",".join(sorted(TERMINAL))
+        filters = {
+            **labelled({MARK_LABEL: MARK}),
+            "filters[state][NOT_IN]": ",".join(sorted(TERMINAL)),
+        }
         found = await self._search.all("sweep", filters)
         # Some may have ended while the server searched.
         return [execution for execution in found.executions if not execution.state.terminal]
@@ -93,7 +107,10 @@ class ExecutionApi:
         Oldest first, whoever started them, except a trigger or another execution. Without a filter
         by label a database reads no more than it returns: each of Kestra's has an index by date.
         """
-        filters = {**MAIN, **started_from(since, timespec="milliseconds")}
+        filters = {
+            **MAIN,
+            **started_from(since, timespec="milliseconds"),
+        }
         found = await self._search.page("recent", filters, page)
         return found.executions, found.total
 
@@ -105,8 +122,11 @@ class ExecutionApi:
         """
         reworked: list[Execution] = []
         for label in REWORKED_LABELS:
-            filters = labelled({MARK_LABEL: MARK, label: "true"})
-            found = await self._search.all("reworked", {**filters, **started_from(since)})
+            filters = {
+                **labelled({MARK_LABEL: MARK, label: "true"}),
+                **started_from(since),
+            }
+            found = await self._search.all("reworked", filters)
             reworked += [execution for execution in found.executions if label in execution.labels]
         return reworked
 
@@ -142,7 +162,7 @@ class ExecutionApi:
     async def outputs(self, execution: Execution) -> dict[str, Any]:
         """The flow's outputs; empty where it has none, or where Kestra doesn't have them."""
         dialect = await self._server.dialect()
-        if dialect.has_outputs_path:
+        if dialect.major >= 2:
             path = f"/outputs/executions/{execution.id}"
             answer = await self._transport.send("outputs", "GET", path)
             if answer is not None:
@@ -160,10 +180,3 @@ class ExecutionApi:
     async def delete(self, execution_id: str) -> None:
         """Delete an execution with its logs. It is no error that Kestra doesn't know it."""
         await self._transport.send("delete", "DELETE", f"/executions/{execution_id}")
-
-
-def _form_value(value: Any) -> str:
-    """An input as the text of a form part; Kestra parses it by the input's type."""
-    if isinstance(value, str):
-        return value
-    return exact_json.dumps(value)

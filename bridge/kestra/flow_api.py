@@ -5,7 +5,7 @@ from __future__ import annotations
 from bridge.errors import KestraRejected, KestraUnavailable
 from bridge.job.flow_name import FlowName
 from bridge.kestra.answers import Answer
-from bridge.kestra.parse import StoredFlow, parse_flow
+from bridge.kestra.parse import StoredFlow, objects_in, parse_flow
 from bridge.kestra.transport import Transport
 
 
@@ -26,14 +26,14 @@ class FlowApi:
         """What the server finds wrong with a flow's source; nothing where it would take it."""
         answer = await self._send_yaml("validate", "POST", "/flows/validate", source)
         results = answer.json()
-        if not isinstance(results, list):
+        verdicts = objects_in(results)
+        if not isinstance(results, list) or len(verdicts) < len(results):
             raise KestraUnavailable("validate: the answer is not a list of objects")
         faults = []
-        for result in results:
-            if not isinstance(result, dict):
-                raise KestraUnavailable("validate: the answer is not a list of objects")
-            if result.get("constraints"):
-                faults.append(str(result["constraints"]))
+        for verdict in verdicts:
+            constraints = verdict.get("constraints")
+            if constraints:
+                faults.append(str(constraints))
         return faults
 
     async def save(self, flow: FlowName, source: str, *, exists: bool) -> None:

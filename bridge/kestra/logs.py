@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.job.execution import Execution
-from bridge.kestra.parse import read_execution
+from bridge.kestra.parse import objects_in, read_execution
 from bridge.kestra.server import KestraServer
 from bridge.kestra.transport import Transport
 
@@ -74,14 +74,11 @@ class LogApi:
 
 def failed_task(details: Mapping[str, Any]) -> str | None:
     """The id of the first task that did not end well, from an execution's JSON; None without."""
-    runs = details.get("taskRunList")
-    if not isinstance(runs, list):
-        return None
-    for run in runs:
-        if not isinstance(run, dict):
-            continue
+    for run in objects_in(details.get("taskRunList")):
         state = run.get("state")
-        if isinstance(state, dict) and state.get("current") in ("FAILED", "KILLED"):
+        if not isinstance(state, dict):
+            continue
+        if state.get("current") in ("FAILED", "KILLED"):
             return str(run.get("taskId"))
     return None
 
@@ -91,10 +88,14 @@ def last_errors(logs: Any, task: str | None) -> str:
 
     They are several, as a task often says what is wrong and after that only that it failed.
     """
-    lines = [_without_classes(row["message"]) for row in _rows(logs, task)]
-    # Kestra often logs an exception twice, once with the names of its classes in front.
-    distinct = list(dict.fromkeys(line for line in lines if line))
-    return "; ".join(distinct[-_ERRORS_SHOWN:])
+    # A dict as an ordered set: Kestra often logs an exception twice, once with the names of its
+    # classes in front.
+    lines: dict[str, None] = {}
+    for row in _rows(logs, task):
+        line = _without_classes(row["message"])
+        if line:
+            lines[line] = None
+    return "; ".join(list(lines)[-_ERRORS_SHOWN:])
 
 
 def last_lines(logs: Any, task: str | None) -> tuple[LogLine, ...]:
@@ -117,11 +118,15 @@ def _without_classes(message: str) -> str:
 
 def _rows(logs: Any, task: str | None) -> list[dict[str, Any]]:
     """The entries of a log that have a message: the task's, or all where the task has none."""
-    rows = logs.get("results") if isinstance(logs, dict) else logs
-    if not isinstance(rows, list):
-        return []
-    readable = [
-        row for row in rows if isinstance(row, dict) and isinstance(row.get("message"), str)
-    ]
-    of_task = [row for row in readable if row.get("taskId") == task]
-    return of_task or readable
+    rows = logs
+    if isinstance(logs, dict):
+        rows = logs.get("results")
+    all_tasks = []
+    own = []
+    for row in objects_in(rows):
+        if not isinstance(row.get("message"), str):
+            continue
+        all_tasks.append(row)
+        if row.get("taskId") == task:
+            own.append(row)
+    return own or all_tasks

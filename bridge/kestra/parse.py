@@ -89,6 +89,13 @@ def parse_flow(data: Mapping[str, Any]) -> StoredFlow:
     )
 
 
+def objects_in(value: Any) -> list[dict[str, Any]]:
+    """The JSON objects in a list; none in anything else."""
+    if not isinstance(value, list):
+        return []
+    return [item for item in value if isinstance(item, dict)]
+
+
 def _text(data: Mapping[str, Any], key: str) -> str:
     value = data.get(key)
     if not isinstance(value, str) or not value:
@@ -135,12 +142,9 @@ def _running_since(histories: Any) -> datetime | None:
 
     An execution that runs again after its end, which a restart does, began then.
     """
-    if not isinstance(histories, list):
-        return None
-    since, ended = None, False
-    for entry in histories:
-        if not isinstance(entry, dict):
-            continue
+    since = None
+    ended = False
+    for entry in objects_in(histories):
         state = State(str(entry.get("state")))
         if state in _NOT_RUNNING:
             continue

@@ -1,4 +1,4 @@
-"""What a refused request is raised as, with a line that says what an operator can do. No I/O."""
+"""The errors for refused requests, each with a line that says what an operator can do. No I/O."""
 
 from __future__ import annotations
 
@@ -38,55 +38,44 @@ class RefusedRequest:
     retry_after: float = 0.0
 
     def error(self, meaning: Meaning) -> KestraError:
-        """The error that a refusal of this meaning is raised as."""
+        """The error for a refusal of this meaning."""
+        said = f"HTTP {self.status}: {self.words.message or 'no reason given'}"
         match meaning:
             case Meaning.REJECTED:
-                return KestraRejected(self._said)
+                return KestraRejected(said)
             case Meaning.DENIED:
-                return self._denied()
+                return KestraDenied(self._denied())
             case Meaning.INCOMPATIBLE:
-                return self._incompatible()
+                wants_tls = any(words in self.body for words in _WANTS_TLS)
+                if self.operation == "probe" and wants_tls:
+                    return KestraDenied(f"Kestra at {self.url} accepts only https://")
+                return KestraIncompatible(
+                    f"Kestra refuses the form of the request {self.operation}: {said}; {_VERSIONS}"
+                )
             case Meaning.AMBIGUOUS:
-                return self._ambiguous()
+                return KestraAmbiguous(
+                    f"{self.operation}: {said}",
+                    self.words.execution_out_of_sight,
+                    blames_request=self.status == 500 and self.words.by_kestra,
+                    retry_after=self.retry_after,
+                )
             case _:
-                return KestraUnavailable(self._trouble(), retry_after=self.retry_after)
+                return KestraUnavailable(self._unavailable(said), retry_after=self.retry_after)
 
-    @property
-    def _said(self) -> str:
-        return f"HTTP {self.status}: {self.words.message or 'no reason given'}"
-
-    def _denied(self) -> KestraDenied:
+    def _denied(self) -> str:
         if self.words.refuse_the_tenant:
-            return KestraDenied(f"Kestra refuses the tenant {self.tenant!r}: {self.words.message}")
+            return f"Kestra refuses the tenant {self.tenant!r}: {self.words.message}"
         if self.status == 403:
-            return KestraDenied(f"Kestra denies the user the right to {self.operation} (HTTP 403)")
-        return KestraDenied(
-            f"Kestra refuses the credentials for {self.operation} (HTTP {self.status})"
-        )
+            return f"Kestra denies the user the right to {self.operation} (HTTP 403)"
+        return f"Kestra refuses the credentials for {self.operation} (HTTP {self.status})"
 
-    def _incompatible(self) -> KestraError:
-        wants_tls = any(words in self.body for words in _WANTS_TLS)
-        if self.operation == "probe" and wants_tls:
-            return KestraDenied(f"Kestra at {self.url} accepts only https://")
-        return KestraIncompatible(
-            f"Kestra refuses the form of the request {self.operation}: {self._said}; {_VERSIONS}"
-        )
-
-    def _ambiguous(self) -> KestraAmbiguous:
-        return KestraAmbiguous(
-            f"{self.operation}: {self._said}",
-            self.words.execution_out_of_sight,
-            blames_request=self.status == 500 and self.words.by_kestra,
-            retry_after=self.retry_after,
-        )
-
-    def _trouble(self) -> str:
+    def _unavailable(self, said: str) -> str:
         if 300 <= self.status < 400:
             return f"{self.operation}: redirected (HTTP {self.status}); is BRIDGE_KESTRA_URL right?"
-        # Kestra itself refuses a create for its content, or because it is busy.
+        # 429 is what a busy Kestra says itself.
         if self.operation == "create" and self.status < 500 and self.status != 429:
             return (
                 f"create: HTTP {self.status}, and not in Kestra's words; "
                 "is something between us and Kestra?"
             )
-        return f"{self.operation}: {self._said}"
+        return f"{self.operation}: {said}"

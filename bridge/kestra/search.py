@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from bridge.errors import KestraUnavailable
 from bridge.job.execution import Execution
@@ -85,13 +84,12 @@ class ExecutionSearch:
         rows, total = found.get("results"), found.get("total")
         if not isinstance(rows, list) or not isinstance(total, int):
             raise KestraUnavailable(f"{operation}: the answer has no list of results")
+        try:
+            executions = [parse_execution(row) for row in rows]
+        except ValueError as error:
+            raise KestraUnavailable(f"{operation}: a row can't be read ({error})") from error
         return SearchPage(
-            executions=_executions(operation, rows), total=total, seconds=answer.seconds
+            executions=executions,
+            total=total,
+            seconds=answer.seconds,
         )
-
-
-def _executions(operation: str, rows: list[Any]) -> list[Execution]:
-    try:
-        return [parse_execution(row) for row in rows]
-    except ValueError as error:
-        raise KestraUnavailable(f"{operation}: a row can't be read ({error})") from error

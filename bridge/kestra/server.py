@@ -28,15 +28,11 @@ class KestraServer:
     async def dialect(self) -> Dialect:
         """The dialect to speak. Probes the server if nobody has done so yet."""
         if self._dialect is None:
-            return await self._ask()
+            return Dialect(await self.probe())
         return self._dialect
 
     async def probe(self) -> str:
         """The version, once it is certain that the tenant lets us in. Renews the certificates."""
-        dialect = await self._ask()
-        return dialect.version
-
-    async def _ask(self) -> Dialect:
         self._transport.renew_certificates()
         answer = await self._transport.read("probe", "GET", "/configs", in_tenant=False)
         version = answer.object().get("version")
@@ -50,4 +46,4 @@ class KestraServer:
         params = {"size": "1", "filters[state][IN]": State.RUNNING.value}
         answer = await self._transport.read("probe", "GET", "/executions/search", params=params)
         self.indexed_search_seconds = answer.seconds
-        return self._dialect
+        return version

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
@@ -27,7 +27,7 @@ from bridge.kestra.refusals import RefusedRequest
 from bridge.settings import KestraSettings
 from bridge.telemetry.metrics import Metrics
 
-HEADERS = {
+HEADERS: Mapping[str, str] = {
     "User-Agent": f"kestra-bridge/{__version__}",
     # Kestra answers a kill as `text/json`, and refuses a client that accepts only
     # `application/json` with 406 (1.3, 2.0).
@@ -185,7 +185,7 @@ class Transport:
         raise refusal
 
     def _refusal(self, operation: str, response: httpx.Response) -> KestraError | None:
-        """What a refusal is raised as; None where it says that the subject does not exist."""
+        """The error for a refusal; None where it says that the subject does not exist."""
         words = Words.read(response.content)
         meaning = judge(operation, response.status_code, words)
         if meaning is Meaning.ABSENT:
@@ -205,31 +205,31 @@ class Transport:
         return refused.error(meaning)
 
     async def _unanswered(self, operation: str, error: Exception) -> KestraError:
-        """What a request is raised as that got no answer."""
+        """The error for a request that got no answer."""
         why = " ".join(str(error).split()) or type(error).__name__
         never_sent = isinstance(error, _NEVER_SENT)
         if operation == "create" and not never_sent:
             # It may have been done, whatever became of the connection after that.
             return KestraAmbiguous(f"create: no answer from Kestra at {self._url}: {why}")
-        trouble = self._tls.trouble(error) or await self._cut_off(operation, error)
+        trouble = self._tls.trouble(error)
+        cut_off = isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError))
+        if trouble is None and operation == "probe" and cut_off:
+            trouble = await self._tls.why_cut_off_at(self._url, self._context)
         if trouble:
             return KestraDenied(f"Kestra at {self._url}: {trouble}")
         if never_sent:
             return KestraUnavailable(f"can't reach Kestra at {self._url}: {why}")
         return KestraUnavailable(f"{operation}: no answer from Kestra at {self._url}: {why}")
 
-    async def _cut_off(self, operation: str, error: Exception) -> str | None:
-        """Which fault of TLS made a server cut a connection, if only an operator can fix it."""
-        cut = isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError))
-        if operation != "probe" or not cut:
-            return None
-        return await self._tls.why_cut_off_at(self._url, self._context)
-
     def _note_request(self, operation: str, status: int | None, seconds: float) -> None:
-        self.up = status is not None and status < 500 and status not in (401, 403)
+        if status is None:
+            self.up = False
+            code = "none"
+        else:
+            self.up = status < 500 and status not in (401, 403)
+            code = str(status)
         if self._metrics is None:
             return
-        code = "none" if status is None else str(status)
         self._metrics.kestra_request_seconds.labels(operation, code).observe(seconds)
         self._metrics.kestra_up.set(int(self.up))
 
