@@ -438,7 +438,7 @@ async def _ask_kestra(scope: Scope, letters: Sequence[DeadLetter]) -> list[Told]
                 )
                 continue
             try:
-                story = await kestra.failure_report(letter.execution)
+                story = await kestra.logs.failure_report(letter.execution)
             except KestraError as error:
                 kestra, silence, story = None, f"Kestra can't tell: {error}", None
             url = kestra.link(story.execution) if kestra and story else _url(settings, letter)

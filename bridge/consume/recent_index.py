@@ -23,7 +23,7 @@ from bridge.aio import SingleFlight
 from bridge.errors import KestraError
 from bridge.job.execution import Execution
 from bridge.job.job import Job
-from bridge.kestra import CONCURRENT_QUESTIONS, PAGE_SIZE, Kestra
+from bridge.kestra import Kestra
 
 SLOW_SEARCH = 0.03
 SLOW_IN_A_ROW = 3
@@ -89,7 +89,7 @@ class Recent:
     def _let_all_search(self) -> None:
         if not self._all_at_once:
             self._all_at_once = True
-            for _ in range(CONCURRENT_QUESTIONS - 1):
+            for _ in range(self._kestra.limits.concurrent_questions - 1):
                 self.searching.release()
 
     def note(self, job: Job) -> None:
@@ -133,7 +133,7 @@ class Recent:
                 self._give_up(total)
                 return
             newest = self._take(rows)
-            if page * PAGE_SIZE >= total or not rows:
+            if page * self._kestra.limits.page_size >= total or not rows:
                 break
             # A page may be full of one instant.
             since, page = (newest, 1) if newest and newest > since else (since, page + 1)

@@ -28,7 +28,7 @@ from bridge.consume.sweep import Reconciler
 from bridge.consume.waiter import OutcomeWaiter
 from bridge.errors import BridgeError, BrokerError, BrokerUnavailable, KestraUnavailable
 from bridge.job.message import Delivery
-from bridge.kestra import CREATE_TIMEOUT, Kestra
+from bridge.kestra import DEFAULT_LIMITS, Kestra, RequestLimits
 from bridge.operate.doctor.checks import at_start
 from bridge.operate.doctor.gather import kestra_facts, known_at_start
 from bridge.rabbitmq.broker import Broker, Session
@@ -68,10 +68,10 @@ class Service:
         self._broker = Broker(settings)
         self._suspects = Suspects()
         self._watch = CompletionRouter(self._metrics)
-        grace = settings.adopt_grace or CREATE_TIMEOUT
-        self._kestra = Kestra(
-            settings, self._metrics, create_timeout=min(CREATE_TIMEOUT, 0.8 * grace)
-        )
+        longest = DEFAULT_LIMITS.create_timeout
+        grace = settings.adopt_grace or longest
+        limits = RequestLimits(create_timeout=min(longest, 0.8 * grace))
+        self._kestra = Kestra(settings, self._metrics, limits=limits)
         self._starter = Starter(
             kestra=self._kestra,
             metrics=self._metrics,

@@ -252,11 +252,10 @@ class Starter:
         """The job's own execution, if there is one that started since then. Any second one is
         killed.
         """
-        found = await patience.ask(lambda: self._kestra.find(job, since=since))
-        self._recent.note_search(
-            self._kestra.took["find"], usual=self._kestra.took.get("probe", 0.0)
-        )
-        return await self._own(found, patience)
+        search = partial(self._kestra.executions.find_timed, job, since=since)
+        searched = await patience.ask(search)
+        self._recent.note_search(searched.seconds, usual=searched.usual)
+        return await self._own(searched.executions, patience)
 
     async def _own(self, executions: Iterable[Execution], patience: Patience) -> Execution | None:
         found = choose(executions)

@@ -1,26 +1,24 @@
-"""Kestra's API."""
+"""Kestra's API.
 
-from bridge.kestra.client import (
-    CONCURRENT_CREATES,
-    CONCURRENT_QUESTIONS,
-    CREATE_TIMEOUT,
-    PAGE_SIZE,
-    Dialect,
-    FailureReport,
-    Kestra,
-    StoredFlow,
-    execution_url,
-    parse_execution,
-)
+A request goes down: `client` → `executions`, `flow_api`, `logs` → `transport`. Its answer comes
+back up: `answers` judges it, `refusals` makes an error of it, `parse` reads it.
+"""
+
+from bridge.kestra.client import Kestra, execution_url
+from bridge.kestra.dialect import Dialect
+from bridge.kestra.limits import DEFAULT_LIMITS, RequestLimits
+from bridge.kestra.logs import FailureReport, LogLine
+from bridge.kestra.parse import StoredFlow, parse_execution
+from bridge.kestra.search import Searched
 
 __all__ = [
-    "CONCURRENT_CREATES",
-    "CONCURRENT_QUESTIONS",
-    "CREATE_TIMEOUT",
-    "PAGE_SIZE",
+    "DEFAULT_LIMITS",
     "Dialect",
     "FailureReport",
     "Kestra",
+    "LogLine",
+    "RequestLimits",
+    "Searched",
     "StoredFlow",
     "execution_url",
     "parse_execution",

@@ -1,9 +1,9 @@
-"""What Kestra's answers mean, for each operation: the one place that judges a status and its words.
+"""What Kestra's answers mean, by operation: the one place that judges a status and its words.
 No I/O.
 
 Statuses and words were recorded from real servers of 1.3 and 2.0. Kestra's web server is
-Micronaut's, so a refusal is a JSON object with a `message` and `_links`, whether Kestra or the
-framework refuses. A gateway's words never look so.
+Micronaut's: whether Kestra or the framework refuses, the body is a JSON object with a `message` and
+`_links`. A gateway's body never has both.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from bridge.errors import KestraUnavailable
+
 REASON_LENGTH = 400
-"""Characters of an answer's message that are passed on."""
+"""How many characters of an answer's message are passed on."""
 
 
 class Meaning(StrEnum):
-    """What an answer means for whoever asked."""
+    """What an answer means for the caller."""
 
     DONE = "done"
     """The answer is what was asked for."""
     ABSENT = "absent"
-    """Kestra has no such execution or flow, or what was to be ended has ended: nothing is left to
-    do."""
+    """Kestra has no such execution or flow, or what should end has ended: nothing is left to do."""
     REJECTED = "rejected"
-    """Kestra refuses the request for its content; the same content is refused again."""
+    """Kestra refuses the request for its content, and refuses the same content again."""
     DENIED = "denied"
     """Kestra refuses the credentials, the rights or the tenant."""
     INCOMPATIBLE = "incompatible"
@@ -40,11 +41,41 @@ class Meaning(StrEnum):
     """An execution may have been created, now or in a moment."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A successful answer. `seconds` is how long Kestra took for it."""
+
+    operation: str
+    status: int
+    body: bytes
+    seconds: float
+
+    def json(self) -> Any:
+        """The value that the body holds.
+
+        Raises:
+            KestraUnavailable: it is not JSON, so something else than Kestra answered.
+        """
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError) as error:
+            raise KestraUnavailable(f"the answer is not JSON (HTTP {self.status})") from error
+
+    def object(self) -> dict[str, Any]:
+        """The JSON object that the body holds.
+
+        Raises:
+            KestraUnavailable: it is something else.
+        """
+        data = self.json()
+        if not isinstance(data, dict):
+            raise KestraUnavailable(f"{self.operation}: the answer is not a JSON object")
+        return data
+
+
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What the body of an answer says. `by_kestra`: Kestra wrote it, and nothing that stands before
-    Kestra did.
-    """
+    """What the body of a refusal says. `by_kestra`: Kestra wrote it, not a gateway before it."""
 
     message: str = ""
     by_kestra: bool = False
@@ -56,10 +87,13 @@ class Words:
             data: Any = json.loads(body)
         except (ValueError, RecursionError):
             return cls()
-        message = data.get("message") if isinstance(data, dict) else None
+        if not isinstance(data, dict):
+            return cls()
+        message = data.get("message")
         if not isinstance(message, str):
             return cls()
-        return cls(" ".join(message.split())[:REASON_LENGTH], "_links" in data)
+        line = " ".join(message.split())
+        return cls(line[:REASON_LENGTH], "_links" in data)
 
     @property
     def refuse_the_tenant(self) -> bool:
@@ -68,67 +102,95 @@ class Words:
 
     @property
     def call_it_too_big(self) -> bool:
-        """Whether Kestra 2.0 refuses a create because it exceeds the limit of its own queue, which
-        it does with 500.
-        """
+        """Whether a create exceeds the limit of Kestra's own queue, which 2.0 answers with 500."""
         return "exceeded the configured limit" in self.message
 
     @property
     def execution_out_of_sight(self) -> str | None:
-        """The id of an execution that was created and that Kestra 2.0 then lost sight of
-        (kestra#17863).
-        """
+        """The id of an execution that Kestra 2.0 created and then lost sight of (kestra#17863)."""
         found = re.search(r"Execution disappeared after create: (\w+)", self.message)
-        return found.group(1) if found else None
+        if found is None:
+            return None
+        return found.group(1)
 
 
-_ABSENT: Mapping[str, frozenset[int]] = MappingProxyType(
+Meanings = Mapping[int, Meaning]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusTable:
+    """The meanings of the statuses that refuse one kind of operation.
+
+    `in_kestras_words` holds where Kestra wrote the body, and goes before `from_anyone`. A 4xx in
+    neither is a fault of the request's form. `server_error` is any status from 500 on.
+    """
+
+    in_kestras_words: Meanings
+    from_anyone: Meanings
+    server_error: Meaning = Meaning.UNAVAILABLE
+
+    def meaning(self, status: int, *, by_kestra: bool) -> Meaning:
+        """The meaning of a status other than success."""
+        if by_kestra and status in self.in_kestras_words:
+            return self.in_kestras_words[status]
+        if status in self.from_anyone:
+            return self.from_anyone[status]
+        if status >= 500:
+            return self.server_error
+        if status < 400:
+            return Meaning.UNAVAILABLE
+        return Meaning.INCOMPATIBLE
+
+
+_PASSING: Meanings = dict.fromkeys((404, 408, 409, 425, 429), Meaning.UNAVAILABLE)
+_GONE: Meanings = {404: Meaning.ABSENT}
+_CONTENT: Meanings = dict.fromkeys((400, 404, 409, 422), Meaning.REJECTED)
+_TOO_LONG_OR_ODD: Meanings = dict.fromkeys((413, 414, 415), Meaning.REJECTED)
+"""The content is the cause of these, even where a gateway says so."""
+
+_QUESTION = StatusTable(in_kestras_words={}, from_anyone=_PASSING)
+_ABOUT_ONE = StatusTable(in_kestras_words=_GONE, from_anyone=_PASSING)
+_TABLES: Mapping[str, StatusTable] = MappingProxyType(
     {
-        "get": frozenset({404}),
-        "story": frozenset({404}),
-        "flow": frozenset({404}),
-        "delete": frozenset({404}),
-        # 404 also comes from a 2.0 that is older than these outputs.
-        "outputs": frozenset({404}),
+        "create": StatusTable(
+            in_kestras_words=_CONTENT,
+            from_anyone={
+                **_PASSING,
+                **dict.fromkeys((400, 422), Meaning.UNAVAILABLE),
+                **_TOO_LONG_OR_ODD,
+                408: Meaning.AMBIGUOUS,
+            },
+            server_error=Meaning.AMBIGUOUS,
+        ),
+        "deploy": StatusTable(
+            in_kestras_words={},
+            from_anyone={**_PASSING, **_CONTENT, **_TOO_LONG_OR_ODD},
+        ),
         # 409: the execution has ended.
-        "kill": frozenset({404, 409}),
+        "kill": StatusTable(in_kestras_words={**_GONE, 409: Meaning.ABSENT}, from_anyone=_PASSING),
+        "get": _ABOUT_ONE,
+        "story": _ABOUT_ONE,
+        "flow": _ABOUT_ONE,
+        "delete": _ABOUT_ONE,
+        # An early 2.0 that lacks the path of outputs answers 404 too.
+        "outputs": _ABOUT_ONE,
     }
 )
-_DENIED = frozenset({401, 403})
-_PASSING = frozenset({404, 408, 409, 425, 429})
-_FOR_CONTENT = frozenset({400, 404, 409, 413, 414, 415, 422})
-_TOO_LONG_OR_ODD = frozenset({413, 414, 415})
-"""A gateway may say these of a request just as well as Kestra: the content is the cause whoever
-says so."""
 
 
 def judge(operation: str, status: int, words: Words) -> Meaning:
-    """What an answer to that operation (as the metrics name it) means."""
+    """What an answer to that operation, by its name in the metrics, means."""
     if 200 <= status < 300:
         return Meaning.DONE
-    if status in _DENIED or (status == 400 and words.refuse_the_tenant):
+    if status in (401, 403):
+        return Meaning.DENIED
+    if status == 400 and words.refuse_the_tenant:
         return Meaning.DENIED
     if operation == "create" and status >= 400:
-        return _judge_create(status, words)
-    return _judge_any(operation, status, words)
-
-
-def _judge_create(status: int, words: Words) -> Meaning:
-    if words.execution_out_of_sight or status == 408:
-        return Meaning.AMBIGUOUS
-    if status in _TOO_LONG_OR_ODD or (status == 500 and words.call_it_too_big):
-        return Meaning.REJECTED
-    if status >= 500:
-        return Meaning.AMBIGUOUS
-    if status in _FOR_CONTENT and words.by_kestra:
-        return Meaning.REJECTED
-    return Meaning.UNAVAILABLE if status in _PASSING | _FOR_CONTENT else Meaning.INCOMPATIBLE
-
-
-def _judge_any(operation: str, status: int, words: Words) -> Meaning:
-    if status in _ABSENT.get(operation, ()) and words.by_kestra:
-        return Meaning.ABSENT
-    if operation == "deploy" and status in _FOR_CONTENT:
-        return Meaning.REJECTED
-    passes = status < 400 or status in _PASSING or status >= 500
-    return Meaning.UNAVAILABLE if passes else Meaning.INCOMPATIBLE
+        # Where 2.0 says what it failed over, its words count and not the status.
+        if words.execution_out_of_sight:
+            return Meaning.AMBIGUOUS
+        if status == 500 and words.call_it_too_big:
+            return Meaning.REJECTED
+    table = _TABLES.get(operation, _QUESTION)
+    return table.meaning(status, by_kestra=words.by_kestra)

@@ -157,7 +157,7 @@ def fate(flow: FlowFile, present: str | None) -> Fate:
 
 async def validate(kestra: Kestra, flows: Iterable[FlowFile]) -> list[Verdict]:
     """Whether Kestra would take each of the flows, and if not, why. Changes nothing."""
-    return [_judge(flow, await kestra.validate_flow(flow.source)) for flow in flows]
+    return [_judge(flow, await kestra.flows.validate(flow.source)) for flow in flows]
 
 
 async def deploy(
@@ -173,7 +173,7 @@ async def deploy(
         return [_held(verdict) for verdict in verdicts]
     # All are looked up before the first is written, so that trouble with the server shows while
     # nothing has been done.
-    plan = [(flow, fate(flow, _source(await kestra.flow(flow.name)))) for flow in flows]
+    plan = [(flow, fate(flow, _source(await kestra.flows.get(flow.name)))) for flow in flows]
     return [
         Verdict(flow=flow.name, fate=due) if dry_run else await _carry_out(kestra, flow, due)
         for flow, due in plan
@@ -183,7 +183,7 @@ async def deploy(
 async def _carry_out(kestra: Kestra, flow: FlowFile, due: Fate) -> Verdict:
     try:
         if due is not Fate.UNCHANGED:
-            await kestra.save_flow(flow.name, flow.source, exists=due is Fate.UPDATED)
+            await kestra.flows.save(flow.name, flow.source, exists=due is Fate.UPDATED)
     except KestraRejected as error:
         # It passed the validation, so this is rare: two deployments at once, or a policy that only
         # a save is put to.

@@ -18,9 +18,8 @@ from urllib.parse import quote
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from bridge import __version__
+from bridge import __version__, http_dates
 from bridge.errors import BridgeError, BrokerDenied, BrokerError, BrokerUnavailable
-from bridge.kestra import clock
 from bridge.settings import BrokerSettings
 from bridge.telemetry.log import masked
 
@@ -209,7 +208,7 @@ class Management:
             response = await self._http.get(path)
         except (*_HTTPX_ERRORS, ssl.SSLError) as error:
             raise await self._without_answer(error) from error
-        self.skew = clock.skew(response.headers.get("Date"))
+        self.skew = http_dates.skew(response.headers.get("Date"))
         data = _json(response)
         if response.status_code in (401, 403):
             reason = str(_mapping(data).get("reason", response.status_code))

@@ -430,7 +430,7 @@ async def test_an_updated_source_is_what_the_server_has(
     run_flows(rig.engine, "deploy", write_flow(tmp_path, "kept", message="one"))
     path = write_flow(tmp_path, "kept", message="two")
     run_flows(rig.engine, "deploy", path)
-    kept = await kestra.flow(FlowName(NAMESPACE, "kept"))
+    kept = await kestra.flows.get(FlowName(NAMESPACE, "kept"))
     assert kept is not None
     assert kept.source.strip() == path.read_text().strip()
 
@@ -444,7 +444,7 @@ def test_a_dry_run_tells_what_it_would_do(rig: Rig, tmp_path: Path) -> None:
 @ON_2
 async def test_a_dry_run_deploys_nothing(rig: Rig, kestra: Kestra, tmp_path: Path) -> None:
     run_flows(rig.engine, "deploy", "--dry-run", write_flow(tmp_path, "undone"))
-    assert await kestra.flow(FlowName(NAMESPACE, "undone")) is None
+    assert await kestra.flows.get(FlowName(NAMESPACE, "undone")) is None
 
 
 @ON_2

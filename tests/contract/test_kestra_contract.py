@@ -21,7 +21,7 @@ from bridge.errors import KestraDenied, KestraRejected
 from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
-from bridge.kestra import FailureReport, Kestra, StoredFlow, parse_execution
+from bridge.kestra import FailureReport, Kestra, RequestLimits, StoredFlow, parse_execution
 from bridge.settings import KestraSettings
 from tests.contract.flows import CONTRACT, FLOWS
 from tests.support.given import Server, given
@@ -110,7 +110,7 @@ async def api(server: Server) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def kestra(server: Server) -> AsyncIterator[Kestra]:
-    async with Kestra(server.settings(), create_timeout=WAIT) as client:
+    async with Kestra(server.settings(), limits=RequestLimits(create_timeout=WAIT)) as client:
         yield client
 
 
@@ -570,7 +570,7 @@ class TestLogs:
         failed = await ended(kestra, await kestra.create(job("fails")))
 
         async def told() -> FailureReport | None:
-            story = await kestra.failure_report(failed.id)
+            story = await kestra.logs.failure_report(failed.id)
             return story if story and any(line.level == "ERROR" for line in story.log) else None
 
         story = await eventually(told, "the error in the story", timeout=WAIT)
@@ -649,8 +649,8 @@ tasks:
     async def test_are_kept_as_they_were_sent(self, kestra: Kestra) -> None:
         flow = self.named()
         source = self.SOURCE.format(id=flow.id, text="one")
-        await kestra.save_flow(flow, source, exists=False)
-        assert await kestra.flow(flow) == StoredFlow(source=source)
+        await kestra.flows.save(flow, source, exists=False)
+        assert await kestra.flows.get(flow) == StoredFlow(source=source)
 
     async def test_tell_whether_they_are_disabled_and_how_many_may_run_at_once(
         self, kestra: Kestra
@@ -658,43 +658,43 @@ tasks:
         flow = self.named()
         limits = "disabled: true\nconcurrency: {limit: 3, behavior: CANCEL}\n"
         source = self.SOURCE.format(id=flow.id, text="one") + limits
-        await kestra.save_flow(flow, source, exists=False)
-        assert await kestra.flow(flow) == StoredFlow(
+        await kestra.flows.save(flow, source, exists=False)
+        assert await kestra.flows.get(flow) == StoredFlow(
             source=source, disabled=True, limit=3, beyond="CANCEL"
         )
 
     async def test_are_deleted_and_deleting_what_is_gone_is_no_error(self, kestra: Kestra) -> None:
         flow = self.named()
-        await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="one"), exists=False)
-        await kestra.delete_flow(flow)
-        await kestra.delete_flow(flow)
-        assert await kestra.flow(flow) is None
+        await kestra.flows.save(flow, self.SOURCE.format(id=flow.id, text="one"), exists=False)
+        await kestra.flows.delete(flow)
+        await kestra.flows.delete(flow)
+        assert await kestra.flows.get(flow) is None
 
     async def test_are_replaced(self, kestra: Kestra) -> None:
         flow = self.named()
-        await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="one"), exists=False)
-        await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="two"), exists=True)
-        assert await kestra.flow(flow) == StoredFlow(
+        await kestra.flows.save(flow, self.SOURCE.format(id=flow.id, text="one"), exists=False)
+        await kestra.flows.save(flow, self.SOURCE.format(id=flow.id, text="two"), exists=True)
+        assert await kestra.flows.get(flow) == StoredFlow(
             source=self.SOURCE.format(id=flow.id, text="two")
         )
 
     async def test_that_are_unknown_are_none(self, kestra: Kestra) -> None:
-        assert await kestra.flow(self.named()) is None
+        assert await kestra.flows.get(self.named()) is None
 
     async def test_are_not_created_twice(self, kestra: Kestra) -> None:
         with pytest.raises(KestraRejected, match="already exists"):
-            await kestra.save_flow(
+            await kestra.flows.save(
                 FlowName(NAMESPACE, "works"), of_this_run(FLOWS["works"]), exists=False
             )
 
     async def test_that_are_unknown_are_not_replaced(self, kestra: Kestra) -> None:
         flow = self.named()
         with pytest.raises(KestraRejected, match="Not Found"):
-            await kestra.save_flow(flow, self.SOURCE.format(id=flow.id, text="one"), exists=True)
+            await kestra.flows.save(flow, self.SOURCE.format(id=flow.id, text="one"), exists=True)
 
     async def test_do_not_change_their_names(self, kestra: Kestra) -> None:
         with pytest.raises(KestraRejected, match="Illegal flow id update"):
-            await kestra.save_flow(
+            await kestra.flows.save(
                 FlowName(NAMESPACE, "works"), of_this_run(FLOWS["silent"]), exists=True
             )
 
@@ -714,9 +714,9 @@ tasks:
     ) -> None:
         source = of_this_run(source)
         with pytest.raises(KestraRejected):
-            await kestra.save_flow(FlowName(NAMESPACE, "v"), source, exists=False)
-        (constraint,) = await kestra.validate_flow(source)
+            await kestra.flows.save(FlowName(NAMESPACE, "v"), source, exists=False)
+        (constraint,) = await kestra.flows.validate(source)
         assert fault in constraint
 
     async def test_without_a_fault_are_found_so(self, kestra: Kestra) -> None:
-        assert await kestra.validate_flow(of_this_run(FLOWS["works"])) == []
+        assert await kestra.flows.validate(of_this_run(FLOWS["works"])) == []

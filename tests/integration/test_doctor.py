@@ -562,7 +562,7 @@ class TestTheCommand:
         one_stage.kestra.flow(KILL.flow.namespace, KILL.flow.id, Ends(after=None))
         said = await doctor(one_stage, "--json")
         async with Kestra(settings_of(one_stage)) as kestra:
-            left = [await kestra.flow(probe.flow) for probe in (ROUND_TRIP, KILL)]
+            left = [await kestra.flows.get(probe.flow) for probe in (ROUND_TRIP, KILL)]
         created = [run.flow for run in one_stage.kestra.created]
         assert (created, one_stage.kestra.executions, left) == (
             [ROUND_TRIP.flow.id, KILL.flow.id],

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from bridge.job.execution import Execution, State, by_attempt
 from bridge.job.job import Job
-from bridge.kestra import CONCURRENT_QUESTIONS, Kestra
+from bridge.kestra import Kestra
 from bridge.operate.dead_letters.letters import ANY_FLOW, DeadLetter, Origin
 
 Executions = dict[bytes, list[Execution]]
@@ -45,12 +45,12 @@ async def look_up(
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(CONCURRENT_QUESTIONS):
+            for _ in range(kestra.limits.concurrent_questions):
                 tasks.create_task(work())
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
     if any(letter.execution for letter in letters):
-        reworked = by_attempt(await kestra.reworked(since=_first_start(letters, found)))
+        reworked = by_attempt(await kestra.executions.reworked(since=_first_start(letters, found)))
         for letter in letters:
             for key in _job(letter).keys:
                 found[letter.key] += reworked.get(key, ())

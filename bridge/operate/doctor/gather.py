@@ -122,12 +122,14 @@ async def kestra_facts(kestra: Kestra, settings: Settings) -> KestraFacts:
     Raises:
         KestraError: it tells nothing.
     """
-    version = kestra.version or await kestra.probe()
+    version = kestra.server.version or await kestra.probe()
     named = _named_flows(settings)
-    notifier, *found = await asyncio.gather(*(kestra.flow(flow) for flow in (NOTIFIER, *named)))
+    notifier, *found = await asyncio.gather(
+        *(kestra.flows.get(flow) for flow in (NOTIFIER, *named))
+    )
     return KestraFacts(
         version=version,
-        skew=kestra.skew,
+        skew=kestra.clock.skew,
         notifier=notifier,
         flows=dict(zip(named, found, strict=True)),
     )

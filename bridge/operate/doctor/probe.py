@@ -143,9 +143,9 @@ async def _start(kestra: Kestra, probe: Probe, job: Job) -> Execution:
 
 
 async def _deploy(kestra: Kestra, probe: Probe) -> None:
-    if await kestra.flow(probe.flow) is None:
+    if await kestra.flows.get(probe.flow) is None:
         with suppress(KestraRejected):  # another doctor was faster
-            await kestra.save_flow(probe.flow, probe.source, exists=False)
+            await kestra.flows.save(probe.flow, probe.source, exists=False)
 
 
 async def _killed(kestra: Kestra, execution: Execution) -> State:
@@ -178,7 +178,9 @@ async def _explain(kestra: Kestra, job: Job, execution: Execution, patience: flo
         ended = await kestra.get(execution.id)
         if ended and not ended.state.terminal:
             return f"{late}: its execution is still {ended.state}; does a worker of Kestra's run?"
-        notices = [found for found in await kestra.correlated(job.id) if _is_notice(found)]
+        notices = [
+            found for found in await kestra.executions.correlated(job.id) if _is_notice(found)
+        ]
         if not notices:
             return (
                 f"{late}: its execution ended {ended.state if ended else ''}, and the notifier "
@@ -193,7 +195,7 @@ async def _tidy(kestra: Kestra, job: Job, *, wholly: bool) -> None:
     """Delete the flow, and `wholly` the executions too; what can't be deleted is said and stays."""
     try:
         async with asyncio.timeout(TIDYING):
-            await kestra.delete_flow(job.flow)
+            await kestra.flows.delete(job.flow)
             while True:
                 if not await _executions_left(kestra, job, wholly=wholly):
                     return
@@ -212,10 +214,10 @@ async def _executions_left(kestra: Kestra, job: Job, *, wholly: bool) -> bool:
     """Delete the executions that have ended, if wholly, and kill a probe that has not; says whether
     to come back.
     """
-    found = await kestra.correlated(job.id)
+    found = await kestra.executions.correlated(job.id)
     for execution in found:
         if execution.state.terminal and wholly:
-            await kestra.delete_execution(execution.id)
+            await kestra.executions.delete(execution.id)
         elif not execution.state.terminal and not _is_notice(execution):
             await kestra.kill(execution.id)
     return wholly and bool(found)

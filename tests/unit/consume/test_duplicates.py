@@ -14,7 +14,7 @@ from bridge.consume import duplicates
 from bridge.consume.starter import Starter
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
-from bridge.kestra import Kestra
+from bridge.kestra import DEFAULT_LIMITS, Kestra, RequestLimits
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import answers, eventually, settings_of, starter_of
 from tests.support.standin import Ends, Standin
@@ -42,9 +42,11 @@ class Replica:
 
 
 @asynccontextmanager
-async def replica(kestra: Standin, *, always_look: bool = True) -> AsyncIterator[Replica]:
+async def replica(
+    kestra: Standin, *, always_look: bool = True, limits: RequestLimits = DEFAULT_LIMITS
+) -> AsyncIterator[Replica]:
     metrics = Metrics()
-    async with Kestra(settings_of(kestra), metrics) as client:
+    async with Kestra(settings_of(kestra), metrics, limits=limits) as client:
         starter = starter_of(client, metrics, always_look=always_look)
         yield Replica(starter, metrics)
 
@@ -99,11 +101,8 @@ async def test_many_creates_are_looked_after_by_one_listing(kestra: Standin) -> 
         assert await one.look() == 1
 
 
-async def test_no_more_than_a_page_is_read(
-    kestra: Standin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bridge.kestra.client.PAGE_SIZE", 2)
-    async with replica(kestra) as one:
+async def test_no_more_than_a_page_is_read(kestra: Standin) -> None:
+    async with replica(kestra, limits=RequestLimits(page_size=2)) as one:
         await asyncio.gather(
             *(one.starter.start(job(f"job-{number}"), redelivered=False) for number in range(5))
         )

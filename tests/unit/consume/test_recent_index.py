@@ -16,7 +16,7 @@ from bridge.consume.starter import Started, Starter
 from bridge.job.execution import Execution
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
-from bridge.kestra import Kestra
+from bridge.kestra import Kestra, RequestLimits
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import answers, settings_of, starter_of
 from tests.support.standin import Standin
@@ -52,14 +52,21 @@ class Rig:
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+def page_size() -> int:
+    """How many executions a listing reads at once. A test's parameter of that name replaces it."""
+    return 500
+
+
+@pytest.fixture
+async def rig(monkeypatch: pytest.MonkeyPatch, page_size: int) -> AsyncIterator[Rig]:
     monkeypatch.setattr(recent_index, "SLOW_SEARCH", 0.0)
     monkeypatch.setattr(recent_index, "EVERY", 0.01)
     metrics = Metrics()
+    limits = RequestLimits(page_size=page_size)
     async with Standin() as kestra:
         kestra.flow("test", "short")
         async with (
-            Kestra(settings_of(kestra), metrics) as client,
+            Kestra(settings_of(kestra), metrics, limits=limits) as client,
             Kestra(settings_of(kestra)) as other,
         ):
             starter = starter_of(client, metrics)
@@ -72,11 +79,6 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
 
             monkeypatch.setattr(client, "started_since", without_the_hidden)
             yield rig
-
-
-def small_pages(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("bridge.kestra.client.PAGE_SIZE", size)
-    monkeypatch.setattr(recent_index, "PAGE_SIZE", size)
 
 
 async def test_fresh_messages_cost_no_search_of_their_own(rig: Rig) -> None:
@@ -185,21 +187,17 @@ async def test_an_execution_that_is_seen_late_is_found_by_a_listing_that_reads_b
     assert (found.adopted, found.execution.id) == (True, late.id)
 
 
-async def test_more_than_a_page_is_read_before_anything_is_certain(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_pages(monkeypatch, 2)
+@pytest.mark.parametrize("page_size", [2])
+async def test_more_than_a_page_is_read_before_anything_is_certain(rig: Rig) -> None:
     made = {name: (await rig.other.create(job(name))).id for name in map(str, range(7))}
     await rig.see_that_searches_are_slow()
     found = await rig.deliver(*map(job, made))
     assert [one.execution.id for one in found] == list(made.values())
 
 
-async def test_a_page_that_is_full_of_one_instant_ends(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("page_size", [1])
+async def test_a_page_that_is_full_of_one_instant_ends(rig: Rig) -> None:
     await rig.see_that_searches_are_slow()
-    small_pages(monkeypatch, 1)
     made = {name: (await rig.other.create(job(name))).id for name in map(str, range(4))}
     found = await rig.deliver(*map(job, made))
     assert [one.execution.id for one in found] == list(made.values())

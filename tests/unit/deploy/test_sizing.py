@@ -10,7 +10,7 @@ import pytest
 from bridge.consume import service
 from bridge.job import settlement
 from bridge.job.decode import MAX_BODY
-from bridge.kestra import client
+from bridge.kestra import DEFAULT_LIMITS
 from bridge.settings import Settings
 from deploy.local.paths import REPOSITORY
 
@@ -50,8 +50,8 @@ def test_a_grace_period_is_enough_to_settle_after_the_drain() -> None:
 
 
 def test_limits_are_those_of_the_code() -> None:
-    assert f"at most {client.CONCURRENT_CREATES} at once in a replica" in TEXT
-    assert f"2 + one for each {client.PAGE_SIZE} unfinished executions" in TEXT
+    assert f"at most {DEFAULT_LIMITS.concurrent_creates} at once in a replica" in TEXT
+    assert f"2 + one for each {DEFAULT_LIMITS.page_size} unfinished executions" in TEXT
     assert f"{settings().prefetch} for a replica" in TEXT
     assert f"Bodies may have {MAX_BODY // 2**20} MiB" in TEXT
 
