@@ -232,7 +232,7 @@ def _plain(value: str | SecretStr | None) -> str:
     return value.get_secret_value() if isinstance(value, SecretStr) else value or ""
 
 
-def _check_tls(identity: tls.Identity, *, by_tls: bool, url: str, scheme: str) -> None:
+def _check_tls(identity: tls.TlsIdentity, *, by_tls: bool, url: str, scheme: str) -> None:
     """Whoever gives what TLS takes must not be left without it.
 
     Raises:
@@ -504,9 +504,9 @@ class BrokerSettings(CommandSettings):
         return url._replace(netloc=f"{user}:{password}@{url.netloc.rpartition('@')[2]}").geturl()
 
     @property
-    def amqp_tls(self) -> tls.Identity:
+    def amqp_tls(self) -> tls.TlsIdentity:
         """What TLS with RabbitMQ takes, if it is spoken."""
-        return tls.Identity(
+        return tls.TlsIdentity(
             prefix=f"{PREFIX}AMQP",
             ca=self.amqp_ca,
             certificate=self.amqp_certificate,
@@ -598,9 +598,9 @@ class KestraSettings(CommandSettings):
         return self
 
     @property
-    def kestra_tls(self) -> tls.Identity:
+    def kestra_tls(self) -> tls.TlsIdentity:
         """What TLS with Kestra takes, if it is spoken."""
-        return tls.Identity(
+        return tls.TlsIdentity(
             prefix=f"{PREFIX}KESTRA",
             ca=self.kestra_ca,
             certificate=self.kestra_certificate,
