@@ -18,7 +18,7 @@ import typer
 from bridge.cli.app import Json, load
 from bridge.cli.signals import Signalled, until_signalled
 from bridge.errors import BridgeError, MachineDenied, MachineUnavailable, SettingsError
-from bridge.machines.identity import Identity
+from bridge.machines.identity import SshIdentity
 from bridge.machines.lifecycle import Machine, Machines
 from bridge.machines.remote import (
     EXIT_CODES,
@@ -321,7 +321,7 @@ class Where:
             name, host, port = machine.name, machine.host, machine.port
         assert name is not None
         assert host is not None
-        identity = Identity.derive(self.settings.machine_secret.get_secret_value(), name)
+        identity = SshIdentity.derive(self.settings.machine_secret.get_secret_value(), name)
         user = self.user or self.settings.machine_user
         return Address(name=name, host=host, port=port, user=user, identity=identity)
 

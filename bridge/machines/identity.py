@@ -33,14 +33,14 @@ class KeyPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class SshIdentity:
     """What a machine and its client know each other by."""
 
     client: KeyPair
     host: KeyPair
 
     @classmethod
-    def derive(cls, secret: str, machine: str) -> Identity:
+    def derive(cls, secret: str, machine: str) -> SshIdentity:
         """The identity of the machine of that name."""
         return cls(
             client=_key_pair(secret, machine, "client"), host=_key_pair(secret, machine, "host")

@@ -39,7 +39,7 @@ from bridge.errors import (
 )
 from bridge.machines import qemu
 from bridge.machines.errors import translated
-from bridge.machines.identity import Identity
+from bridge.machines.identity import SshIdentity
 from bridge.machines.providers import Order, Provider, Tags, choose, order_of
 from bridge.machines.settings import MachineSettings
 from bridge.machines.ssh_banner import BannerWait, NoBannerError
@@ -151,9 +151,9 @@ class Machines:
         ).hexdigest()[:16]
         self._driver: NodeDriver | None = None
 
-    def identity(self, name: str) -> Identity:
+    def identity(self, name: str) -> SshIdentity:
         """The keys of the machine of that name."""
-        return Identity.derive(self._secret, name)
+        return SshIdentity.derive(self._secret, name)
 
     async def create(
         self,

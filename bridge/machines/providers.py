@@ -24,7 +24,7 @@ from libcloud.compute.types import NodeState
 
 from bridge.errors import MachineRejected, SettingsError
 from bridge.machines import qemu
-from bridge.machines.identity import Identity
+from bridge.machines.identity import SshIdentity
 from bridge.machines.settings import MachineSettings
 
 PREFIX = "kestra-"
@@ -72,7 +72,7 @@ class Order:
     name: str
     tags: Tags
     user: str
-    identity: Identity
+    identity: SshIdentity
 
     @property
     def user_data(self) -> str:

@@ -16,7 +16,7 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from bridge.errors import MachineError
-from bridge.machines.identity import Identity
+from bridge.machines.identity import SshIdentity
 from bridge.machines.ssh_banner import BannerWait, NoBannerError, patience
 
 log = structlog.get_logger(__name__)
@@ -67,7 +67,7 @@ class Address:
     host: str
     port: int
     user: str
-    identity: Identity
+    identity: SshIdentity
 
     def __str__(self) -> str:
         return f"{self.name} ({self.host}:{self.port})"

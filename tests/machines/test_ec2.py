@@ -16,7 +16,7 @@ import asyncssh
 import pytest
 
 from bridge.errors import MachineDenied, MachineRejected, MachineUnavailable
-from bridge.machines.identity import Identity
+from bridge.machines.identity import SshIdentity
 from bridge.machines.lifecycle import UNKNOWN_AFTER, name_of
 from tests.machines.host import SECRET, TIMEOUT, Commands
 
@@ -101,7 +101,7 @@ async def test_an_instance_gets_its_keys_and_its_user_by_user_data(ec2: Commands
         ec2, Action="DescribeInstanceAttribute", InstanceId=machine.id, Attribute="userData"
     )
     text = base64.b64decode(answer.findtext(".//{*}userData/{*}value") or "").decode()
-    identity = Identity.derive(SECRET, machine.name)
+    identity = SshIdentity.derive(SECRET, machine.name)
     config = json.loads(text.removeprefix("#cloud-config\n"))
     host_key = asyncssh.import_private_key(config["ssh_keys"]["ed25519_private"])
     # A private key is never written twice alike.
@@ -236,7 +236,7 @@ def test_the_command_says_where_the_instance_is(ec2: Commands) -> None:
     said = ec2.create(f"e{secrets.token_hex(4)}")
     assert said["name"] == name_of(said["execution"])
     assert said["host"]
-    assert said["host_key"] == Identity.derive(SECRET, said["name"]).host.public
+    assert said["host_key"] == SshIdentity.derive(SECRET, said["name"]).host.public
 
 
 async def test_a_create_that_ends_in_an_error_after_all_leaves_no_instance(

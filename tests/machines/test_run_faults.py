@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from bridge.machines import ssh, ssh_banner
-from bridge.machines.identity import Identity
+from bridge.machines.identity import SshIdentity
 from bridge.machines.remote import Work, environment_of
 from bridge.machines.remote_run import RemoteRun, ResultsFailed
 from bridge.machines.ssh import Address, ConnectionLost, LoginDenied
@@ -58,7 +58,7 @@ def remote(
     reconnect: float = PATIENCE,
     **fields: Any,
 ) -> RemoteRun:
-    identity = Identity.derive(SECRET, NAME)
+    identity = SshIdentity.derive(SECRET, NAME)
     address = Address(
         name=NAME,
         host="127.0.0.1",

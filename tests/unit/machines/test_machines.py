@@ -31,7 +31,7 @@ from bridge.errors import (
 )
 from bridge.machines import qemu
 from bridge.machines.errors import translated
-from bridge.machines.identity import Identity
+from bridge.machines.identity import SshIdentity
 from bridge.machines.lifecycle import UNKNOWN_AFTER, Machines, name_of, why_reap
 from bridge.machines.providers import NETWORK_TIMEOUT, PROVIDERS, SHORTEST_TAG, Order, Tags, choose
 from bridge.machines.remote import EXIT_CODES
@@ -50,7 +50,9 @@ TAGS = Tags(
     created=1000.0,
     deadline=4600.0,
 )
-ORDER = Order(name="kestra-a", tags=TAGS, user="job", identity=Identity.derive(SECRET, "kestra-a"))
+ORDER = Order(
+    name="kestra-a", tags=TAGS, user="job", identity=SshIdentity.derive(SECRET, "kestra-a")
+)
 
 executions = st.from_regex(r"[A-Za-z0-9_-]{1,33}", fullmatch=True)
 
