@@ -22,8 +22,8 @@ from bridge.machines.identity import SshIdentity
 from bridge.machines.lifecycle import Machine, Machines
 from bridge.machines.remote import (
     EXIT_CODES,
-    Outcome,
     Report,
+    ScriptOutcome,
     Work,
     environment_from,
     environment_of,
@@ -42,28 +42,28 @@ from bridge.machines.ssh import (
 ATOMIC = 4096
 """A pipe that can be written to takes so much at once."""
 LONGEST_HELD = 65_536
-OUTCOMES: Mapping[type[BridgeError], Outcome] = {
-    RunRefused: Outcome.REFUSED,
-    RunVanished: Outcome.LOST,
-    ConnectionLost: Outcome.LOST,
-    MachineUnreachable: Outcome.UNREACHABLE,
-    MachineUnavailable: Outcome.UNREACHABLE,
-    MachineDenied: Outcome.DENIED,
-    WrongHostKey: Outcome.WRONG_HOST_KEY,
-    LoginDenied: Outcome.DENIED,
-    ResultsFailed: Outcome.RESULTS_MISSING,
+OUTCOMES: Mapping[type[BridgeError], ScriptOutcome] = {
+    RunRefused: ScriptOutcome.REFUSED,
+    RunVanished: ScriptOutcome.LOST,
+    ConnectionLost: ScriptOutcome.LOST,
+    MachineUnreachable: ScriptOutcome.UNREACHABLE,
+    MachineUnavailable: ScriptOutcome.UNREACHABLE,
+    MachineDenied: ScriptOutcome.DENIED,
+    WrongHostKey: ScriptOutcome.WRONG_HOST_KEY,
+    LoginDenied: ScriptOutcome.DENIED,
+    ResultsFailed: ScriptOutcome.RESULTS_MISSING,
 }
 _MEANINGS = {
-    Outcome.REFUSED: "the machine already has a run of that id, for other work",
-    Outcome.PREPARE_FAILED: "the checkout or the script's start failed",
-    Outcome.UNREACHABLE: "the machine did not let us in in time",
-    Outcome.FAILED: "the machine can't do what it must (no python3, no SFTP, a full disk)",
-    Outcome.RESULTS_MISSING: "the script succeeded, but results are missing or can't "
+    ScriptOutcome.REFUSED: "the machine already has a run of that id, for other work",
+    ScriptOutcome.PREPARE_FAILED: "the checkout or the script's start failed",
+    ScriptOutcome.UNREACHABLE: "the machine did not let us in in time",
+    ScriptOutcome.FAILED: "the machine can't do what it must (no python3, no SFTP, a full disk)",
+    ScriptOutcome.RESULTS_MISSING: "the script succeeded, but results are missing or can't "
     "be written here",
-    Outcome.LOST: "the machine was lost: how the script ended isn't known",
-    Outcome.WRONG_HOST_KEY: "another host key than the machine's own",
-    Outcome.DENIED: "the machine refuses the user or the key, or its provider our account",
-    Outcome.TIMED_OUT: "stopped at --time-limit",
+    ScriptOutcome.LOST: "the machine was lost: how the script ended isn't known",
+    ScriptOutcome.WRONG_HOST_KEY: "another host key than the machine's own",
+    ScriptOutcome.DENIED: "the machine refuses the user or the key, or its provider our account",
+    ScriptOutcome.TIMED_OUT: "stopped at --time-limit",
 }
 _CODES = sorted(EXIT_CODES.items(), key=lambda item: item[1])
 _CODE_LINES = "\n".join(f"{code}  {_MEANINGS[outcome]}\n" for outcome, code in _CODES)
@@ -386,11 +386,11 @@ async def _report(where: Where, remote: Callable[[Address], RemoteRun]) -> Repor
         return await until_signalled(see_through())
     except Signalled as ended:
         signalled = ended.number
-        outcome, message = Outcome.STOPPED, _stopped(runs, ended.name)
+        outcome, message = ScriptOutcome.STOPPED, _stopped(runs, ended.name)
     except SettingsError:
         raise
     except BridgeError as error:
-        outcome, message = OUTCOMES.get(type(error), Outcome.FAILED), str(error)
+        outcome, message = OUTCOMES.get(type(error), ScriptOutcome.FAILED), str(error)
     seconds = time.monotonic() - began
     return Report(
         outcome=outcome,

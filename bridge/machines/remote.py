@@ -33,7 +33,7 @@ _URL = re.compile(
 _BAD_IN_BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)")
 
 
-class Outcome(StrEnum):
+class ScriptOutcome(StrEnum):
     """Every way in which `machine run` can end."""
 
     EXITED = "exited"
@@ -50,16 +50,16 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-EXIT_CODES: Mapping[Outcome, int] = {
-    Outcome.REFUSED: 65,
-    Outcome.PREPARE_FAILED: 66,
-    Outcome.UNREACHABLE: 69,
-    Outcome.FAILED: 70,
-    Outcome.RESULTS_MISSING: 73,
-    Outcome.LOST: 74,
-    Outcome.WRONG_HOST_KEY: 76,
-    Outcome.DENIED: 77,
-    Outcome.TIMED_OUT: 124,
+EXIT_CODES: Mapping[ScriptOutcome, int] = {
+    ScriptOutcome.REFUSED: 65,
+    ScriptOutcome.PREPARE_FAILED: 66,
+    ScriptOutcome.UNREACHABLE: 69,
+    ScriptOutcome.FAILED: 70,
+    ScriptOutcome.RESULTS_MISSING: 73,
+    ScriptOutcome.LOST: 74,
+    ScriptOutcome.WRONG_HOST_KEY: 76,
+    ScriptOutcome.DENIED: 77,
+    ScriptOutcome.TIMED_OUT: 124,
 }
 """Where the script has no exit code of its own: the numbers of sysexits.h that come nearest, and
 timeout's 124."""
@@ -169,7 +169,7 @@ class Work:
 class Report:
     """How a run ended, in one line for a person and in fields for a program."""
 
-    outcome: Outcome
+    outcome: ScriptOutcome
     message: str
     seconds: float
     exit_code: int | None = None
@@ -180,7 +180,7 @@ class Report:
     @property
     def code(self) -> int:
         """What our process exits with."""
-        if self.outcome in (Outcome.SIGNALLED, Outcome.STOPPED):
+        if self.outcome in (ScriptOutcome.SIGNALLED, ScriptOutcome.STOPPED):
             return 128 + (self.signal or 15)
         return EXIT_CODES.get(self.outcome, self.exit_code or 0)
 
@@ -208,7 +208,7 @@ def report_of(status: Mapping[str, Any], work: Work, *, attached: bool) -> Repor
     seconds = float(status["seconds"])
 
     def report(
-        outcome: Outcome, what: str, exit_code: int | None = None, signal: int | None = None
+        outcome: ScriptOutcome, what: str, exit_code: int | None = None, signal: int | None = None
     ) -> Report:
         message = f"{what} after {seconds:.1f} s"
         return Report(
@@ -227,23 +227,23 @@ def report_of(status: Mapping[str, Any], work: Work, *, attached: bool) -> Repor
             if preparing
             else f"the machine could not run the script: {error}"
         )
-        return report(Outcome.PREPARE_FAILED if preparing else Outcome.FAILED, what)
+        return report(ScriptOutcome.PREPARE_FAILED if preparing else ScriptOutcome.FAILED, what)
     if status.get("stopped") == "time":
         where = "the preparation" if preparing else "the script"
         return report(
-            Outcome.TIMED_OUT,
+            ScriptOutcome.TIMED_OUT,
             f"{where} was stopped at its time limit of {work.time_limit or seconds:g} s",
         )
     if "stopped" in status:
-        return report(Outcome.STOPPED, "the script was stopped on request")
+        return report(ScriptOutcome.STOPPED, "the script was stopped on request")
     if "signal" in status:
         return report(
-            Outcome.SIGNALLED,
+            ScriptOutcome.SIGNALLED,
             f"the script was killed by signal {status['signal']}",
             signal=status["signal"],
         )
     return report(
-        Outcome.EXITED,
+        ScriptOutcome.EXITED,
         f"the script exited with {status['exit_code']}",
         exit_code=status["exit_code"],
     )

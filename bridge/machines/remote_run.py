@@ -23,7 +23,7 @@ import structlog
 
 from bridge.errors import MachineError
 from bridge.machines import remote_helper
-from bridge.machines.remote import Outcome, Report, Work, report_of
+from bridge.machines.remote import Report, ScriptOutcome, Work, report_of
 from bridge.machines.ssh import (
     KEEPALIVE,
     Address,
@@ -309,8 +309,8 @@ class RemoteRun:
             await self._fetch(sftp, name, self._results_directory)
         shown = tuple(name.decode("utf-8", "backslashreplace") for name in names[:RESULTS_NAMED])
         outcome, message = report.outcome, report.message
-        if not names and report.outcome is Outcome.EXITED and report.code == 0:
-            outcome = Outcome.RESULTS_MISSING
+        if not names and report.outcome is ScriptOutcome.EXITED and report.code == 0:
+            outcome = ScriptOutcome.RESULTS_MISSING
             message = (
                 f"{message}, but left nothing that matches "
                 f"{', '.join(map(ascii, self._work.results))}"

@@ -17,7 +17,7 @@ from bridge.cli.machine_run import Lines
 from bridge.errors import SettingsError
 from bridge.machines.remote import (
     EXIT_CODES,
-    Outcome,
+    ScriptOutcome,
     Work,
     environment_from,
     environment_of,
@@ -38,18 +38,22 @@ def work(**fields: Any) -> Work:
 @pytest.mark.parametrize(
     ("status", "outcome", "code"),
     [
-        ({"phase": "script", "exit_code": 0}, Outcome.EXITED, 0),
-        ({"phase": "script", "exit_code": 255}, Outcome.EXITED, 255),
-        ({"phase": "script", "signal": 9}, Outcome.SIGNALLED, 137),
-        ({"phase": "script", "stopped": "time"}, Outcome.TIMED_OUT, 124),
-        ({"phase": "prepare", "stopped": "time"}, Outcome.TIMED_OUT, 124),
-        ({"phase": "script", "stopped": "asked"}, Outcome.STOPPED, 143),
-        ({"phase": "prepare", "error": "fatal: no"}, Outcome.PREPARE_FAILED, 66),
-        ({"phase": "script", "error": "OSError: No space left on device"}, Outcome.FAILED, 70),
+        ({"phase": "script", "exit_code": 0}, ScriptOutcome.EXITED, 0),
+        ({"phase": "script", "exit_code": 255}, ScriptOutcome.EXITED, 255),
+        ({"phase": "script", "signal": 9}, ScriptOutcome.SIGNALLED, 137),
+        ({"phase": "script", "stopped": "time"}, ScriptOutcome.TIMED_OUT, 124),
+        ({"phase": "prepare", "stopped": "time"}, ScriptOutcome.TIMED_OUT, 124),
+        ({"phase": "script", "stopped": "asked"}, ScriptOutcome.STOPPED, 143),
+        ({"phase": "prepare", "error": "fatal: no"}, ScriptOutcome.PREPARE_FAILED, 66),
+        (
+            {"phase": "script", "error": "OSError: No space left on device"},
+            ScriptOutcome.FAILED,
+            70,
+        ),
     ],
 )
 def test_every_end_has_its_own_outcome_and_exit_code(
-    status: dict[str, Any], outcome: Outcome, code: int
+    status: dict[str, Any], outcome: ScriptOutcome, code: int
 ) -> None:
     report = report_of({**status, "seconds": 1.25}, work(), attached=False)
 
