@@ -71,7 +71,7 @@ _COMMON = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class QemuState:
     """What a machine's folder says of it."""
 
     id: str
@@ -82,7 +82,7 @@ class State:
     tags: Mapping[str, str]
 
     @classmethod
-    def read(cls, folder: Path) -> State | None:
+    def read(cls, folder: Path) -> QemuState | None:
         """The state in that folder; None where there is none (any more)."""
         try:
             data = json.loads((folder / _STATE).read_text())
@@ -152,7 +152,7 @@ class QemuDriver(NodeDriver):
         with _locked(self._directory):
             states = []
             for folder in _entries(self._directory):
-                state = None if folder.name.startswith(".") else State.read(folder)
+                state = None if folder.name.startswith(".") else QemuState.read(folder)
                 if state:
                     states.append(state)
                 elif folder.is_dir():
@@ -187,14 +187,14 @@ class QemuDriver(NodeDriver):
         self._make_directory()
         accelerator = self._choose_accelerator(Path(image.extra["path"]))
         with _locked(self._directory):
-            state = State.read(self._directory / name)
+            state = QemuState.read(self._directory / name)
             if state and name in _processes(self._directory):
                 return self._node(state, running=True)
             self._remove(name)
             hosts = f"{self._gateway} host.internal\n"
             texts = (f"{ex_user}\n", f"{name}\n", f"{ex_authorized_key}\n", ex_host_key, hosts)
             files = dict(zip(_GIVEN, texts, strict=True))
-            state = State(
+            state = QemuState(
                 id=secrets.token_hex(8),
                 name=name,
                 port=0,
@@ -216,7 +216,7 @@ class QemuDriver(NodeDriver):
         """
         if self._directory.is_dir():
             with _locked(self._directory):
-                state = State.read(self._directory / node.name)
+                state = QemuState.read(self._directory / node.name)
                 if state and state.id == node.id:
                     self._remove(node.name)
         return True
@@ -233,7 +233,7 @@ class QemuDriver(NodeDriver):
     def _gateway(self) -> str:
         return GATEWAY if self._network == "open" else ROUTED
 
-    def _node(self, state: State, *, running: bool) -> Node:
+    def _node(self, state: QemuState, *, running: bool) -> Node:
         extra = {"tags": dict(state.tags), "port": state.port, "created": state.created}
         status = NodeState.RUNNING if running else NodeState.STOPPED
         return Node(state.id, state.name, status, [HOST], [], self, extra=extra)
@@ -251,12 +251,12 @@ class QemuDriver(NodeDriver):
 
     def _start(
         self,
-        state: State,
+        state: QemuState,
         size: NodeSize,
         image: NodeImage,
         files: Mapping[str, str],
         accelerator: str,
-    ) -> State:
+    ) -> QemuState:
         folder, path = self._directory / state.name, Path(image.extra["path"]).resolve()
         # The folder appears with its state in it: who lists the machines sees at once whose it is.
         draft = self._directory / f".{state.name}"
@@ -277,7 +277,7 @@ class QemuDriver(NodeDriver):
         )
         _run(["qemu-img", "create", "-q", *overlay])
         for tries in range(PORTS_TRIED):
-            chosen = State(**{**_fields(state), "port": _free_port()})
+            chosen = QemuState(**{**_fields(state), "port": _free_port()})
             chosen.write(folder)
             try:
                 _run(self._command(folder, path, size, accelerator, chosen.port))
@@ -413,7 +413,7 @@ def _quoted(value: object) -> str:
     return str(value).replace(",", ",,")
 
 
-def _fields(state: State) -> dict[str, Any]:
+def _fields(state: QemuState) -> dict[str, Any]:
     return {field: getattr(state, field) for field in state.__dataclass_fields__}
 
 
