@@ -15,7 +15,8 @@ import asyncssh
 import psutil
 
 from bridge.machines.identity import SshIdentity
-from bridge.machines.lifecycle import Machine, Machines
+from bridge.machines.lifecycle import Machines
+from bridge.machines.machine import Machine
 from bridge.machines.settings import MachineSettings
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child

@@ -18,7 +18,9 @@ import httpx
 import pytest
 
 from bridge.errors import MachineRejected, MachineUnavailable, SettingsError
-from bridge.machines.lifecycle import Machine, name_of
+from bridge.machines.machine import Machine
+from bridge.machines.order import name_of
+from bridge.machines.reaping import reap
 from tests.machines.host import NOTHING, TIMEOUT, Host, said_on
 from tests.support.harness import eventually
 from tests.support.standin import Ends, Standin
@@ -150,14 +152,14 @@ def test_a_machine_that_died_is_replaced(host: Host) -> None:
 
 async def test_reap_destroys_the_machine_of_an_execution_that_has_ended(host: Host) -> None:
     await host.machines().create("3xAbC", "job", 600)
-    sweep = await host.machines().reap(has_ended)
+    sweep = await reap(host.machines(), has_ended)
     assert [row.reason for row in sweep.reaped] == ["execution 3xAbC has ended"]
     assert host.left == NOTHING
 
 
 async def test_reap_leaves_the_machine_of_an_execution_that_runs(host: Host) -> None:
     await host.machines().create("3xAbC", "job", 600)
-    assert (await host.machines().reap(still_runs)).kept == 1
+    assert (await reap(host.machines(), still_runs)).kept == 1
     assert len(host.processes) == 1
 
 
@@ -167,7 +169,7 @@ async def test_reap_destroys_a_machine_past_its_deadline_also_while_its_executio
     await host.machines().create("3xAbC", "job", 1)
 
     async def reaped() -> list[str]:
-        return [row.reason for row in (await host.machines().reap(still_runs)).reaped]
+        return [row.reason for row in (await reap(host.machines(), still_runs)).reaped]
 
     (reason,) = await eventually(reaped, "the deadline passes", timeout=TIMEOUT)
     assert reason.startswith("its deadline is past")
@@ -176,22 +178,22 @@ async def test_reap_destroys_a_machine_past_its_deadline_also_while_its_executio
 
 async def test_a_dry_run_destroys_nothing(host: Host) -> None:
     await host.machines().create("3xAbC", "job", 600)
-    assert len((await host.machines().reap(has_ended, dry_run=True)).reaped) == 1
+    assert len((await reap(host.machines(), has_ended, dry_run=True)).reaped) == 1
     assert len(host.processes) == 1
 
 
 async def test_reaps_twice_and_side_by_side_are_fine(host: Host) -> None:
     for execution in ("a", "b", "c"):
         await host.machines().create(execution, "job", 600)
-    sweeps = await asyncio.gather(*(host.machines().reap(has_ended) for _ in range(3)))
-    sweeps.append(await host.machines().reap(has_ended))
+    sweeps = await asyncio.gather(*(reap(host.machines(), has_ended) for _ in range(3)))
+    sweeps.append(await reap(host.machines(), has_ended))
     assert [list(sweep.troubles) for sweep in sweeps] == [[], [], [], []]
     assert host.left == NOTHING
 
 
 async def test_another_bridges_machines_are_never_touched(host: Host) -> None:
     await host.machines(machine_secret="another bridge's own secret").create("3xAbC", "job", 600)
-    sweep = await host.machines().reap(has_ended)
+    sweep = await reap(host.machines(), has_ended)
     assert (len(sweep.reaped), sweep.kept) == (0, 0)
     assert len(host.processes) == 1
 
@@ -231,7 +233,7 @@ async def test_what_a_creator_leaves_that_is_killed_in_the_middle_is_reaped(host
         lambda: host.folders, "the machine's folder appears", timeout=TIMEOUT, every=0.001
     )
     child.signal(signal.SIGKILL)
-    sweep = await host.machines().reap(has_ended)
+    sweep = await reap(host.machines(), has_ended)
     assert sweep.troubles == []
     # What was being started when the folder went has nowhere to be.
     await eventually(lambda: host.left == NOTHING, "nothing is left", timeout=TIMEOUT)
@@ -242,7 +244,7 @@ async def test_a_folder_whose_writer_was_killed_is_removed(host: Host, name: str
     folder = host.folder / name
     folder.mkdir(parents=True)
     (folder / "host_key").touch()
-    await host.machines().reap(has_ended)
+    await reap(host.machines(), has_ended)
     assert host.left == NOTHING
 
 

@@ -17,7 +17,7 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from bridge.cli import machine_commands
+from bridge.cli.machine import commands as machine_commands
 from bridge.operate import flows
 
 FLOWS = Path(__file__).resolve().parents[3] / "flows"
