@@ -69,10 +69,6 @@ class ProviderClient:
         """
         await self._call("destroy a machine", lambda: node.driver.destroy_node(node))
 
-    def console(self, name: str) -> str:
-        """The last line on a machine's console, or an empty text if that can't be read."""
-        return self._provider.console(self.driver, name)
-
     @property
     def driver(self) -> NodeDriver:
         """The driver of libcloud. Some drivers call the provider when they are made, so it is made
@@ -132,7 +128,8 @@ class Inventory:
 
     async def of(self, execution: str) -> list[Machine]:
         """All machines of the execution, the oldest first."""
-        return [machine for machine in await self.all() if machine.tags.execution == execution]
+        machines = await self.all()
+        return [machine for machine in machines if machine.tags.execution == execution]
 
     async def node(self, machine: Machine) -> Node | None:
         """The provider's node of that machine. None if it is gone."""
@@ -163,8 +160,10 @@ class Inventory:
 
     def last_words(self, machine: Machine) -> str:
         """The last line on its console, as the end of an error message."""
-        line = self.client.console(machine.name)
-        return f"; it last said: {line}" if line else ""
+        line = self._provider.console(self.client.driver, machine.name)
+        if not line:
+            return ""
+        return f"; it last said: {line}"
 
     def _machine(self, node: Node, tags: Tags) -> Machine:
         public, private = node.public_ips or (), node.private_ips or ()

@@ -14,6 +14,7 @@ import structlog
 
 from bridge.errors import MachineError, MachineUnavailable, SettingsError
 from bridge.machines.booting import booted
+from bridge.machines.destroying import destroy_machine
 from bridge.machines.inventory import Inventory
 from bridge.machines.machine import Machine
 from bridge.machines.order import Order, Tags, name_of
@@ -72,7 +73,7 @@ class Machines:
         alive = _first_alive(existing)
         if alive:
             return await self._adopt(alive, wait=wait)
-        await self._destroy_all(existing)
+        await self.destroy_all(existing)
         try:
             return await self._create_new(self._order(execution, job, deadline), settings, wait)
         except MachineError:
@@ -107,8 +108,17 @@ class Machines:
             for machine in await self.all()
             if machine.tags.execution == execution or machine.name == name
         ]
-        await self._destroy_all(machines)
+        await self.destroy_all(machines)
         return machines
+
+    async def destroy_all(self, machines: Iterable[Machine]) -> None:
+        """Destroy those machines, and return once they are gone.
+
+        Raises:
+            MachineError: one may be left.
+        """
+        for machine in machines:
+            await destroy_machine(self.inventory, machine, timeout=self._policy.gone_timeout)
 
     async def wait(self, machine: Machine) -> Machine:
         """Wait until the machine's sshd answers, and return the machine as it is then.
@@ -153,7 +163,7 @@ class Machines:
         try:
             return await self.wait(machine)
         except MachineUnavailable:
-            await self.destroy_one(machine)
+            await self.destroy_all([machine])
             raise
 
     async def _settled(self, order: Order) -> Machine:
@@ -170,7 +180,7 @@ class Machines:
                 f"machine {order.name} is not listed {timeout:g} s after it was made"
             ) from None
         kept = alive[0]
-        await self._destroy_all(other for other in alive[1:] if other.tags.call == order.tags.call)
+        await self.destroy_all(other for other in alive[1:] if other.tags.call == order.tags.call)
         log.info(
             "machine created", machine=kept.name, execution=order.tags.execution, job=order.tags.job
         )
@@ -180,15 +190,17 @@ class Machines:
         """The execution's living machines. None if none is listed yet."""
         machines = await self.inventory.of(order.tags.execution)
         alive = [machine for machine in machines if not machine.dead]
-        if machines and not alive:
+        if alive:
+            return alive
+        if machines:
             raise self.inventory.death(machines[0])
-        return alive or None
+        return None
 
     async def _undo(self, order: Order) -> None:
         """Destroy what a call that failed has created."""
         try:
             machines = await self.inventory.of(order.tags.execution)
-            await self._destroy_all(
+            await self.destroy_all(
                 machine for machine in machines if machine.tags.call == order.tags.call
             )
         except MachineError as error:
@@ -197,46 +209,6 @@ class Machines:
                 machine=order.name,
                 error=str(error),
             )
-
-    async def _destroy_all(self, machines: Iterable[Machine]) -> None:
-        for machine in machines:
-            await self.destroy_one(machine)
-
-    async def destroy_one(self, machine: Machine) -> None:
-        """Destroy the machine, and return once it is gone.
-
-        Raises:
-            MachineError: it may be left.
-        """
-        timeout = self._policy.gone_timeout
-        try:
-            await until(
-                lambda: self._is_destroyed(machine),
-                timeout=timeout,
-                pause=0.2,
-                longest_pause=5,
-                despite=(MachineUnavailable,),
-            )
-        except TimeoutError:
-            raise MachineUnavailable(
-                f"machine {machine.name} is still there {timeout:g} s later"
-            ) from None
-        log.info("machine destroyed", machine=machine.name, execution=machine.tags.execution)
-
-    async def _is_destroyed(self, machine: Machine) -> bool | None:
-        """Ask for the machine's end. True once it is gone, None while it isn't."""
-        node = await self.inventory.node(machine)
-        if node is None:
-            return True
-        try:
-            await self.inventory.client.destroy(node)
-        except MachineError:
-            # Another task may have destroyed it just now.
-            if await self.inventory.node(machine) is not None:
-                raise
-            return True
-        left = await self.inventory.node(machine)
-        return True if left is None else None
 
 
 def _first_alive(machines: Iterable[Machine]) -> Machine | None:

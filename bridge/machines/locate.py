@@ -28,9 +28,11 @@ class Locator:
     user: str | None = None
 
     def __post_init__(self) -> None:
-        if self.host and not self.name:
+        if self.name:
+            return
+        if self.host:
             raise SettingsError("--host needs --name, from which the machine's keys are derived")
-        if not self.execution and not self.name:
+        if not self.execution:
             raise SettingsError("which machine? Give --execution, --name, or --name and --host")
 
     def __str__(self) -> str:

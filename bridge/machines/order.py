@@ -38,8 +38,10 @@ class Tags:
         return {f"{PREFIX}{name}": value for name, value in values.items()}
 
     @classmethod
-    def parse(cls, texts: Mapping[str, str]) -> Tags | None:
+    def parse(cls, texts: Mapping[str, str] | None) -> Tags | None:
         """The tags that a machine carries. None if it isn't a bridge's machine."""
+        if texts is None:
+            return None
         try:
             values = {field.name: texts[f"{PREFIX}{field.name}"] for field in fields(cls)}
             created = float(values.pop("created"))

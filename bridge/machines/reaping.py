@@ -89,7 +89,7 @@ async def reap(
         failure = None
         if not dry_run:
             try:
-                await machines.destroy_one(machine)
+                await machines.destroy_all([machine])
             except MachineError as error:
                 failure = str(error)
                 troubles.append(f"{machine.name}: {failure}")

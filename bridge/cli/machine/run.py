@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -155,37 +156,38 @@ def run(
     locator = Locator(
         settings=settings, execution=execution, name=name, host=host, port=port, user=user
     )
-    # A flow passes its unset optional inputs as empty texts.
     work = Work(
         run_id=run_id or execution or name or "",
-        script=_content(script, "--script") if script else None,
-        repository_script=repository_script or None,
-        environment=_environment(env or [], env_file),
+        script=_content(script, "--script"),
+        repository_script=_unset(repository_script),
+        environment=_environment(env, env_file),
         files=tuple(file_of(text) for text in file or ()),
-        git_repository=git_repository or None,
-        git_branch=git_branch or None,
+        git_repository=_unset(git_repository),
+        git_branch=_unset(git_branch),
         results=tuple(result or ()),
         time_limit=time_limit,
         grace=grace,
     )
-
-    def remote_run(address: Address, out: LineWriter, err: LineWriter) -> RemoteRun:
-        return RemoteRun(
-            address,
-            work,
-            out=out,
-            err=err,
-            boot_timeout=settings.machine_boot_timeout,
-            reconnect=reconnect,
-            results_directory=results_directory,
-        )
-
+    remote_run = partial(
+        RemoteRun,
+        work=work,
+        boot_timeout=settings.machine_boot_timeout,
+        reconnect=reconnect,
+        results_directory=results_directory,
+    )
     code = asyncio.run(_run_and_report(locator, remote_run, as_json=as_json, outputs=outputs))
     raise typer.Exit(code)
 
 
-def _content(path: str, option: str) -> bytes:
-    """The content of an option's file, or of standard input for `-`."""
+def _unset(text: str | None) -> str | None:
+    """The option's value. A flow passes an optional input that isn't set as an empty text."""
+    return text or None
+
+
+def _content(path: str | None, option: str) -> bytes | None:
+    """The content of an option's file, or of standard input for `-`. None without the option."""
+    if not path:
+        return None
     try:
         if path == "-":
             return sys.stdin.buffer.read()
@@ -194,17 +196,18 @@ def _content(path: str, option: str) -> bytes:
         raise SettingsError(f"{option}: can't read {path!a}: {error.strerror}") from error
 
 
-def _environment(pairs: list[str], env_file: str | None) -> dict[bytes, bytes]:
+def _environment(pairs: list[str] | None, env_file: str | None) -> dict[bytes, bytes]:
     """The variables of both options. Those of `--env` take precedence."""
     variables = {}
-    if env_file:
-        variables = environment_from(_content(env_file, "--env-file"), option="--env-file")
-    return variables | environment_of(pairs, os.environb)
+    content = _content(env_file, "--env-file")
+    if content is not None:
+        variables = environment_from(content, option="--env-file")
+    return variables | environment_of(pairs or (), os.environb)
 
 
 async def _run_and_report(
     locator: Locator,
-    remote_run: Callable[[Address, LineWriter, LineWriter], RemoteRun],
+    remote_run: Callable[..., RemoteRun],
     *,
     as_json: bool,
     outputs: bool,
@@ -212,7 +215,7 @@ async def _run_and_report(
     """Run it, print how it ended, and return the exit code."""
     out, err = LineWriter(sys.stdout.fileno()), LineWriter(sys.stderr.fileno())
     try:
-        report = await _report(locator, lambda address: remote_run(address, out, err))
+        report = await _report(locator, partial(remote_run, out=out, err=err))
         await out.flush()
         await err.flush()
         if outputs:

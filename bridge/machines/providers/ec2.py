@@ -51,8 +51,9 @@ class Ec2(Provider):
             options[firewall_option] = [settings.machine_firewall]
         return options
 
-    def tags(self, node: Node) -> Mapping[str, str]:
-        return node.extra.get("tags") or {}
+    def tags(self, node: Node) -> Mapping[str, str] | None:
+        tags: Mapping[str, str] | None = node.extra.get("tags")
+        return tags
 
     def nodes(self, driver: NodeDriver, owner: str) -> list[Node]:
         filters = {f"tag:{PREFIX}owner": owner}

@@ -40,8 +40,11 @@ class Gce(Provider):
         return options
 
     def tags(self, node: Node) -> Mapping[str, str]:
+        tags = {}
         metadata = node.extra.get("metadata") or {}
-        return {item["key"]: item["value"] for item in metadata.get("items") or ()}
+        for item in metadata.get("items") or ():
+            tags[item["key"]] = item["value"]
+        return tags
 
     def image(self, driver: NodeDriver, text: str) -> Any:
         """The name itself: the driver looks it up."""

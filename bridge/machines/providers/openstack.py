@@ -48,8 +48,9 @@ class OpenStack(Provider):
             options["ex_security_groups"] = [SimpleNamespace(name=settings.machine_firewall)]
         return options
 
-    def tags(self, node: Node) -> Mapping[str, str]:
-        return node.extra.get("metadata") or {}
+    def tags(self, node: Node) -> Mapping[str, str] | None:
+        tags: Mapping[str, str] | None = node.extra.get("metadata")
+        return tags
 
     def image(self, driver: NodeDriver, text: str) -> Any:
         return choose_by_name(driver.list_images(), "image", text)

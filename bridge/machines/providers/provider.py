@@ -46,7 +46,7 @@ class Provider(ABC):
         """The arguments of its `create_node`, other than name, size and image."""
 
     @abstractmethod
-    def tags(self, node: Node) -> Mapping[str, str]:
+    def tags(self, node: Node) -> Mapping[str, str] | None:
         """The tags that a node carries."""
 
     def image(self, driver: NodeDriver, text: str) -> Any:

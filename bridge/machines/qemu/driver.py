@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -67,10 +65,6 @@ class QemuDriver(NodeDriver):
             NodeImage(folder.name, folder.name, self, {"path": str(folder)}) for folder in folders
         ]
 
-    def list_locations(self) -> list[NodeLocation]:
-        """This host only."""
-        return [NodeLocation("host", "this host", "", self)]
-
     def list_nodes(self) -> list[Node]:
         """Every machine that has a folder, including those whose process has ended."""
         if not self._directory.is_dir():
@@ -118,14 +112,7 @@ class QemuDriver(NodeDriver):
             if existing and name in machine_processes(self._directory):
                 return self._node(existing, running=True)
             remove(self._directory, name)
-            state = QemuState(
-                id=secrets.token_hex(8),
-                name=name,
-                port=0,
-                size=size.id,
-                created=time.time(),
-                tags=dict(ex_tags),
-            )
+            state = QemuState.new(name, size=size.id, tags=ex_tags)
             try:
                 folder = make_folder(self._directory, state, files)
                 run(overlay_command(image_folder, folder))

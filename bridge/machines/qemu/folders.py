@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +29,18 @@ class QemuState:
     size: str
     created: float
     tags: Mapping[str, str]
+
+    @classmethod
+    def new(cls, name: str, *, size: str, tags: Mapping[str, str]) -> QemuState:
+        """The state of a machine that is about to be made, without a port yet."""
+        return cls(
+            id=secrets.token_hex(8),
+            name=name,
+            port=0,
+            size=size,
+            created=time.time(),
+            tags=dict(tags),
+        )
 
     @classmethod
     def read(cls, folder: Path) -> QemuState | None:

@@ -199,7 +199,7 @@ class RemoteRun:
         if not self._results_directory or not self._work.results:
             return report
         listing = await self._read(sftp, b"results")
-        names = [name for name in listing.split(b"\0") if name]
+        names = listing.split(b"\0")[:-1]
         await fetch_results(sftp, self._folder + b"/work", names, self._results_directory)
         shown = [name.decode("utf-8", "backslashreplace") for name in names[:RESULTS_NAMED]]
         return report.with_results(tuple(shown), wanted=self._work.results)

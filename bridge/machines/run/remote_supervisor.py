@@ -168,14 +168,15 @@ def _find_results(texts: list[str]) -> list[bytes]:
     """
     if not texts:
         return []
-    patterns = [[part for part in text.split("/") if part not in ("", ".")] for text in texts]
+    patterns = [os.path.normpath(text).split("/") for text in texts]
     found = []
     for folder, _, names in os.walk("work"):
         for name in names:
             path = os.path.join(folder, name)
             parts = os.path.relpath(path, "work").split("/")
+            is_wanted = any(matches(parts, pattern) for pattern in patterns)
             # A pipe or a device would block its reader.
-            if os.path.isfile(path) and any(matches(parts, pattern) for pattern in patterns):
+            if is_wanted and os.path.isfile(path):
                 found.append(os.fsencode("/".join(parts)))
     return sorted(found)
 
@@ -192,11 +193,13 @@ def matches(path: list[str], pattern: list[str]) -> bool:
         return not any(part.startswith(".") for part in path)
     if not path:
         return False
+    name, rest = path[0], path[1:]
     if pattern[0] == "**":
+        is_hidden = name.startswith(".")
         if matches(path, pattern[1:]):
             return True
-        return not path[0].startswith(".") and matches(path[1:], pattern)
-    return _name_matches(path[0], pattern[0]) and matches(path[1:], pattern[1:])
+        return not is_hidden and matches(rest, pattern)
+    return _name_matches(name, pattern[0]) and matches(rest, pattern[1:])
 
 
 def _name_matches(name: str, pattern: str) -> bool:
@@ -259,10 +262,12 @@ def _take_environment() -> dict[bytes, bytes]:
 
 def _failure_in(output: str) -> str:
     """The line of git's output that says why it failed."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    fatal = [line for line in lines if line.startswith(("fatal:", "error:"))]
-    candidates = fatal or lines or [""]
-    return candidates[-1][:500]
+    last = fatal = ""
+    for line in map(str.strip, output.splitlines()):
+        last = line or last
+        if line.startswith(("fatal:", "error:")):
+            fatal = line
+    return (fatal or last)[:500]
 
 
 def _read(path: str) -> bytes:

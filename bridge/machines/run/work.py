@@ -70,33 +70,28 @@ class Work:
         self._check_checkout()
         self._check_files()
         for pattern in self.results:
-            if not is_inside(pattern):
-                raise SettingsError(
-                    f"--result: {pattern!a} must be a relative pattern without '..'"
-                )
+            _check_inside("--result", pattern, "pattern")
 
     def _check_checkout(self) -> None:
         if self.git_repository is None:
             if self.git_branch or self.repository_script:
                 raise SettingsError("--git-branch and --repository-script need --git-repository")
             return
-        if not _URL.fullmatch(self.git_repository) or not self.git_repository.isprintable():
+        is_url = _URL.fullmatch(self.git_repository) and self.git_repository.isprintable()
+        if not is_url:
             raise SettingsError(
                 "--git-repository must be https://…, http://…, git://…, ssh://… or user@host:path"
             )
         if self.git_branch is not None and not is_branch(self.git_branch):
             raise SettingsError(f"--git-branch {self.git_branch!a} can't be a branch's name")
-        if self.repository_script is not None and not is_inside(self.repository_script):
-            raise SettingsError(
-                f"--repository-script: {self.repository_script!a} must be a relative "
-                "path without '..'"
-            )
+        if self.repository_script is not None:
+            _check_inside("--repository-script", self.repository_script, "path")
 
     def _check_files(self) -> None:
         for file in self.files:
-            if not is_inside(file.remote):
-                raise SettingsError(f"--file: {file.remote!a} must be a relative path without '..'")
-            if not file.local.is_file() or not os.access(file.local, os.R_OK):
+            _check_inside("--file", file.remote, "path")
+            is_readable = file.local.is_file() and os.access(file.local, os.R_OK)
+            if not is_readable:
                 raise SettingsError(f"--file: {str(file.local)!a} is not a readable file")
 
     @property
@@ -194,6 +189,11 @@ def file_of(text: str) -> InputFile:
         return InputFile(local=Path(local), remote=remote)
     path = Path(text)
     return InputFile(local=path, remote=path.name)
+
+
+def _check_inside(option: str, path: str, noun: str) -> None:
+    if not is_inside(path):
+        raise SettingsError(f"{option}: {path!a} must be a relative {noun} without '..'")
 
 
 def _check_variable(name: bytes, value: bytes) -> None:
