@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.cli.machine.create import create
 from bridge.errors import KestraUnavailable
 from bridge.machines.lifecycle import Machines
 from bridge.machines.reaping import UNKNOWN_AFTER, Sweep, reap, why_reap
-from deploy.local.paths import REPOSITORY
 from tests.unit.machines.support import TAGS, MemoryDriver, settings, use_memory
 
 
@@ -27,12 +25,6 @@ def test_a_machine_is_reaped_when_ended_late_or_long_unknown(
     ended: bool | None, now: float, reason: str | None
 ) -> None:
     assert why_reap(TAGS, ended=ended, now=now) == reason
-
-
-def test_help_and_readme_say_when_a_machine_of_an_unknown_execution_is_reaped() -> None:
-    assert UNKNOWN_AFTER == 600
-    assert "ten minutes old" in str(create.__doc__)
-    assert "ten minutes old" in (REPOSITORY / "bridge/machines/README.md").read_text()
 
 
 @pytest.fixture
