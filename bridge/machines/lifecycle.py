@@ -67,7 +67,7 @@ class Machines:
         choose(settings, to_create=True)
         if not _EXECUTION.fullmatch(execution):
             raise SettingsError(
-                f"{execution!a} is no execution's id: 1 to 33 letters, digits, - and _"
+                f"{execution!a} is not a valid execution id: 1 to 33 letters, digits, - and _"
             )
         existing = await self.inventory.of(execution)
         alive = _first_alive(existing)

@@ -47,7 +47,7 @@ def why_reap(
     `ended` is None if Kestra doesn't know the execution. `now` is in seconds since 1970.
     """
     if tags.deadline <= now:
-        return f"its deadline is past since {now - tags.deadline:.0f} s"
+        return f"its deadline passed {now - tags.deadline:.0f} s ago"
     if ended:
         return f"execution {tags.execution} has ended"
     if ended is None and now - tags.created > unknown_after:
@@ -62,7 +62,7 @@ async def reap(
     dry_run: bool = False,
     unknown_after: float = UNKNOWN_AFTER,
 ) -> Sweep:
-    """Destroy every machine of ours whose execution has ended or whose deadline is past.
+    """Destroy every machine of ours whose execution has ended or whose deadline has passed.
 
     With `dry_run`, only report which.
 
@@ -73,7 +73,7 @@ async def reap(
     troubles: list[str] = []
     all_machines = await machines.all()
     for machine in all_machines:
-        # A deadline that is past needs no answer of Kestra, which may be away just now.
+        # A deadline that has passed needs no answer of Kestra, which may be away just now.
         reason = why_reap(machine.tags, ended=False, now=time.time())
         if reason is None:
             try:

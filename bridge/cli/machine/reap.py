@@ -28,7 +28,7 @@ def reap(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Destroy every machine of ours whose execution has ended or whose deadline is past.
+    """Destroy every machine of ours whose execution has ended or whose deadline has passed.
 
     It is safe to run often, and several times at once. Machines without our tags are never touched.
     """

@@ -39,8 +39,8 @@ def choose(settings: MachineSettings, *, to_create: bool = False) -> Provider:
     provider = PROVIDERS.get(settings.machine_provider)
     if provider is None:
         raise SettingsError(
-            f"BRIDGE_MACHINE_PROVIDER {settings.machine_provider!a} is none of "
-            f"{', '.join(sorted(PROVIDERS))}"
+            f"BRIDGE_MACHINE_PROVIDER must be one of {', '.join(sorted(PROVIDERS))}, "
+            f"not {settings.machine_provider!a}"
         )
     missing = []
     for name in provider.needs:

@@ -95,7 +95,7 @@ class QemuDriver(NodeDriver):
         """
         if not _NAME.fullmatch(name):
             raise MachineRejected(
-                f"{name!r} is no name for a machine: lower-case letters, digits and hyphens only"
+                f"{name!r} is not a valid machine name: lower-case letters, digits and hyphens only"
             )
         make_directory(self._directory)
         image_folder = Path(image.extra["path"]).resolve()

@@ -169,8 +169,8 @@ class RemoteRun:
             raise self._refused()
         if status == remote_helper.GONE:
             raise RunVanished(
-                f"run {self._work.run_id} has vanished from {self._address} without a word "
-                "on how it ended"
+                f"run {self._work.run_id} has vanished from {self._address} without a "
+                "record of how it ended"
             )
         if status != remote_helper.DONE:
             raise MachineFailed(

@@ -179,7 +179,7 @@ def environment_from(text: bytes, *, option: str) -> dict[bytes, bytes]:
         pairs = _TEXTS.validate_json(text)
         return {name.encode(): value.encode() for name, value in pairs.items()}
     except ValueError as error:
-        raise SettingsError(f"{option} must be a JSON object whose values are texts") from error
+        raise SettingsError(f"{option} must be a JSON object whose values are strings") from error
 
 
 def file_of(text: str) -> InputFile:
@@ -200,7 +200,7 @@ def _check_variable(name: bytes, value: bytes) -> None:
     shown = os.fsdecode(name)
     if not _VARIABLE.fullmatch(name):
         raise SettingsError(
-            f"{shown!a} can't be an environment variable: letters, digits and _ can"
+            f"{shown!a} can't name an environment variable: use letters, digits and _"
         )
     if _RUNS_CODE.fullmatch(name):
         raise SettingsError(f"{shown} is not passed on: its value would be run as code")
@@ -211,5 +211,5 @@ def _check_variable(name: bytes, value: bytes) -> None:
     if len(name) + len(value) + 1 > LARGEST_VARIABLE:
         raise SettingsError(
             f"the value of {shown} is longer than the {LARGEST_VARIABLE} bytes that "
-            "Linux takes: use --file"
+            "Linux accepts: use --file"
         )

@@ -18,7 +18,7 @@ from bridge.machines.ssh import LoginDenied
 
 
 def _through(lines: Callable[[LineWriter], Any]) -> bytes:
-    """What comes out at the other end of a pipe."""
+    """The bytes at the other end of a pipe."""
     reader, writer = os.pipe()
 
     async def write_and_read() -> bytes:
@@ -52,14 +52,14 @@ def test_output_is_passed_on_byte_for_byte(pieces: list[bytes]) -> None:
     assert _through(write) == b"".join(pieces)
 
 
-def test_a_line_that_is_not_complete_is_held_back() -> None:
+def test_an_incomplete_line_is_held_back() -> None:
     async def write(lines: LineWriter) -> None:
         await lines.write(b"one\ntw")
 
     assert _through(write) == b"one\n"
 
 
-def test_a_line_of_ours_begins_one() -> None:
+def test_a_line_of_ours_starts_on_a_new_line() -> None:
     async def write(lines: LineWriter) -> None:
         await lines.write(b"unfinished")
         await lines.flush()
@@ -68,7 +68,7 @@ def test_a_line_of_ours_begins_one() -> None:
     assert _through(write) == b"unfinished\nours\n"
 
 
-def test_a_user_whom_the_machine_refuses_has_the_exit_code_of_the_help() -> None:
+def test_a_user_that_the_machine_refuses_has_the_exit_code_of_the_help() -> None:
     code = EXIT_CODES[OUTCOMES[LoginDenied]]
     assert code == 77
     assert f"{code}  the machine refuses the user or the key" in EPILOG

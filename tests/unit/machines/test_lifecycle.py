@@ -135,6 +135,6 @@ async def test_machines_of_another_secret_are_not_ours(
 async def test_an_execution_with_an_invalid_id_gets_no_machine(
     machines: Machines, memory: MemoryDriver, execution: str
 ) -> None:
-    with pytest.raises(SettingsError, match="is no execution's id"):
+    with pytest.raises(SettingsError, match="is not a valid execution id"):
         await machines.create(execution, "job", 600)
     assert memory.nodes == {}

@@ -15,10 +15,10 @@ from tests.unit.machines.support import TAGS, MemoryDriver, settings, use_memory
     [
         (True, 1001.0, "execution 3xAbC has ended"),
         (False, 4599.0, None),
-        (False, 4660.0, "its deadline is past since 60 s"),
+        (False, 4660.0, "its deadline passed 60 s ago"),
         (None, 1000.0 + UNKNOWN_AFTER, None),
         (None, 1001.0 + UNKNOWN_AFTER, "Kestra doesn't know execution 3xAbC"),
-        (None, 4660.0, "its deadline is past since 60 s"),
+        (None, 4660.0, "its deadline passed 60 s ago"),
     ],
 )
 def test_a_machine_is_reaped_when_ended_late_or_long_unknown(

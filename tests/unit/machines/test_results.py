@@ -17,12 +17,12 @@ from bridge.machines.run.results import ResultsFailed, local_path
     st.binary(max_size=12).map(lambda tail: b"../" + tail)
     | st.sampled_from([b"/etc/x", b"a/../../x", b"a//b", b"."])
 )
-def test_a_result_s_name_never_leads_out_of_its_folder(name: bytes) -> None:
+def test_a_results_name_never_leads_out_of_its_folder(name: bytes) -> None:
     with pytest.raises(ResultsFailed):
         local_path(Path("results"), name)
 
 
-def test_a_result_s_name_keeps_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_a_results_name_keeps_bytes_that_are_not_text(tmp_path: Path) -> None:
     assert os.fsencode(local_path(tmp_path, b"a/\xff").relative_to(tmp_path)) == b"a/\xff"
 
 

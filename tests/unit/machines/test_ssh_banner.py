@@ -1,5 +1,4 @@
-"""The wait for a machine's SSH banner, by real sockets: long enough also where the host is busy,
-and no longer."""
+"""The wait for a machine's SSH banner, on real sockets."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def serving(answer: Answer) -> AsyncIterator[int]:
-    """The port of a server that does so with each connection, and closes it."""
+    """The port of a server that answers each connection so, and closes it."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(writer: asyncio.StreamWriter) -> None:

@@ -59,12 +59,12 @@ def test_work_that_can_not_be_carried_out_safely_is_refused(fields: dict[str, An
 @pytest.mark.parametrize(
     "url", ["https://h/x.git", "ssh://git@h:22/x", "git@github.com:a/b.git", "git://h/x"]
 )
-def test_the_usual_repositories_are_taken(url: str) -> None:
+def test_the_usual_repositories_are_accepted(url: str) -> None:
     assert work(git_repository=url).git_repository == url
 
 
 @given(st.text(alphabet="ab-/.@{~^: *[\\\n?_\x7f☃lock", max_size=12))
-def test_a_branch_s_name_is_taken_as_git_would_take_it(name: str) -> None:
+def test_a_branch_name_is_accepted_if_git_accepts_it(name: str) -> None:
     git = subprocess.run(
         ["git", "check-ref-format", "--branch", name], capture_output=True, check=False, cwd="/"
     )
@@ -74,7 +74,7 @@ def test_a_branch_s_name_is_taken_as_git_would_take_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["", ".", "/", "..", "a/../b", "/a", "a\0"])
-def test_a_path_that_may_lead_elsewhere_is_none(path: str) -> None:
+def test_a_path_that_may_lead_elsewhere_is_not_inside(path: str) -> None:
     assert not is_inside(path)
 
 
@@ -93,11 +93,11 @@ def test_variables_keep_their_values_in_the_file_for_the_machine(variables: dict
     } == variables
 
 
-def test_a_variable_without_a_value_is_our_own() -> None:
+def test_a_variable_without_a_value_is_taken_from_our_environment() -> None:
     assert environment_of(["A"], {b"A": b"\xff"}) == {b"A": b"\xff"}
 
 
-def test_a_variable_that_we_do_not_have_is_refused() -> None:
+def test_a_variable_missing_from_our_environment_is_refused() -> None:
     with pytest.raises(SettingsError, match="no such variable"):
         environment_of(["A"], {})
 
@@ -105,7 +105,7 @@ def test_a_variable_that_we_do_not_have_is_refused() -> None:
 @pytest.mark.parametrize(
     "text", [b"", b"[]", b'{"a":1}', b'{"a":null}', b'{"a":"\\ud800"}', b"\xff", b"[" * 100_000]
 )
-def test_variables_of_a_file_are_an_object_of_texts(text: bytes) -> None:
+def test_variables_of_a_file_must_be_an_object_of_strings(text: bytes) -> None:
     with pytest.raises(SettingsError, match="--env-file must be"):
         environment_from(text, option="--env-file")
 
@@ -127,13 +127,13 @@ def test_a_file_keeps_its_name_unless_another_is_given() -> None:
         {"time_limit": 1.0},
     ],
 )
-def test_any_change_makes_other_work(change: dict[str, Any]) -> None:
+def test_any_change_makes_different_work(change: dict[str, Any]) -> None:
     base = {"environment": {b"A": b"1"}}
 
     assert work(**base).digest() == work(**base).digest() != work(**{**base, **change}).digest()
 
 
-def test_the_content_of_a_file_makes_other_work(tmp_path: Path) -> None:
+def test_another_content_of_a_file_makes_different_work(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("1")
     given = work(files=(file_of(str(tmp_path / "f")),))
     before = given.digest()
