@@ -35,15 +35,15 @@ class ProviderClient:
         self._driver: NodeDriver | None = None
 
     async def nodes(self, owner: str) -> list[Node]:
-        """All nodes that may belong to that owner, but for those that are gone or about to go.
+        """All nodes that may belong to that owner, without those that are gone or about to go.
 
         Raises:
-            MachineError: the provider can't be asked, also not when asked again.
+            MachineError: the provider did not answer, not even when asked again.
         """
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(MachineUnavailable),
             stop=stop_after_attempt(3),
-            wait=wait_exponential(0.5, 5),
+            wait=wait_exponential(0.5, max=5),
             reraise=True,
         )
         nodes: list[Node] = await retrying(
@@ -52,7 +52,7 @@ class ProviderClient:
         return [node for node in nodes if not _is_gone(node)]
 
     async def create(self, order: Order, settings: MachineSettings) -> None:
-        """Create a machine by that order. `settings` may differ from ours in size and image.
+        """Create a machine for that order. `settings` may differ from ours in size and image.
 
         Raises:
             MachineError: it failed; a machine may have been created all the same.
@@ -62,7 +62,7 @@ class ProviderClient:
         )
 
     async def destroy(self, node: Node) -> None:
-        """Ask for a node's end.
+        """Ask the provider to destroy a node.
 
         Raises:
             MachineError: it failed.
@@ -79,7 +79,7 @@ class ProviderClient:
         return self._driver
 
     async def _call(self, what: str, function: Callable[[], Result]) -> Result:
-        """Call it in a thread. If cancelled, wait for its end: what it makes must not get lost.
+        """Call it in a thread. If cancelled, wait for its end: what it makes must not be lost.
 
         Raises:
             MachineError: it failed.

@@ -130,7 +130,7 @@ class Machines:
         return await booted(self.inventory, machine, timeout=timeout, policy=self._policy)
 
     async def _create_new(self, order: Order, settings: MachineSettings, wait: bool) -> Machine:
-        """Create a machine by that order. If that fails or is cancelled, none is left of it."""
+        """Create a machine for that order. If that fails or is cancelled, nothing is left of it."""
         try:
             await self.inventory.client.create(order, settings)
             machine = await self._settled(order)

@@ -25,8 +25,8 @@ _CHOICES_SHOWN = 12
 
 
 class Provider(ABC):
-    """One provider: how to log in, what its `create_node` calls our terms, and how tags come back
-    from its `list_nodes`.
+    """One provider: how to log in, the arguments of its `create_node`, and how tags come back from
+    its `list_nodes`.
     """
 
     name: ClassVar[str]
