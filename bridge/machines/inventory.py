@@ -189,4 +189,6 @@ def owner_of(secret: str) -> str:
 
 
 def _is_gone(node: Node) -> bool:
-    return node.state == NodeState.TERMINATED or node.extra.get("status") == "shutting-down"
+    if node.state == NodeState.TERMINATED:
+        return True
+    return node.extra.get("status") == "shutting-down"

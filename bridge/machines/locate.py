@@ -36,7 +36,9 @@ class Locator:
             raise SettingsError("which machine? Give --execution, --name, or --name and --host")
 
     def __str__(self) -> str:
-        return self.name or f"machine of execution {self.execution}"
+        if self.name:
+            return self.name
+        return f"machine of execution {self.execution}"
 
     async def locate(self) -> Address:
         """The machine's address and keys. Waits until it has an address.

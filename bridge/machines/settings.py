@@ -13,12 +13,16 @@ from pydantic import AfterValidator, Field, SecretStr
 from bridge.settings import FROM_JSON, CommandSettings, in_a_file
 
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
-_HOST_AND_PORT = re.compile(r"[ -~]+:[0-9]{1,5}")
+_HOST_AND_PORT = re.compile(r"[ -~]+:(?P<port>[0-9]{1,5})")
 _PORTS = range(1, 65_536)
 
 
 def _host_and_port(text: str) -> str:
-    if not _HOST_AND_PORT.fullmatch(text) or int(text.rpartition(":")[2]) not in _PORTS:
+    matched = _HOST_AND_PORT.fullmatch(text)
+    if matched is None:
+        raise ValueError("must be host:port")
+    port = int(matched["port"])
+    if port not in _PORTS:
         raise ValueError("must be host:port")
     return text
 
@@ -33,8 +37,11 @@ def _ordinary_user(text: str) -> str:
 
 def _image_directory() -> Path:
     """The folder into which `python -m deploy.local.machine_image` puts its images."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return Path(os.environ.get("KESTRA_BRIDGE_CACHE") or user / "kestra-bridge") / "machine-images"
+    ours = os.environ.get("KESTRA_BRIDGE_CACHE")
+    if ours:
+        return Path(ours) / "machine-images"
+    all_caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(all_caches).expanduser() / "kestra-bridge" / "machine-images"
 
 
 class MachineSettings(CommandSettings):

@@ -200,5 +200,9 @@ class _Login:
 
 
 def _reason(error: BaseException) -> str:
-    text = getattr(error, "reason", None) or str(error) or type(error).__name__
+    text = getattr(error, "reason", None)
+    if not text:
+        text = str(error)
+    if not text:
+        text = type(error).__name__
     return " ".join(str(text).split())

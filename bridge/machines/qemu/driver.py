@@ -180,7 +180,9 @@ def _start(state: QemuState, folder: Path, command: Callable[[int], list[str]]) 
 
 def _port_was_taken(error: BaseException) -> bool:
     """Whether another program took the port after it was found free."""
-    return isinstance(error, MachineUnavailable) and "host forwarding" in str(error)
+    if not isinstance(error, MachineUnavailable):
+        return False
+    return "host forwarding" in str(error)
 
 
 def _is_image(folder: Path) -> bool:

@@ -196,13 +196,14 @@ class RemoteRun:
 
     async def _with_results(self, sftp: asyncssh.SFTPClient, report: Report) -> Report:
         """The report, with the result files fetched. They are wanted after a failure too."""
-        if not self._results_directory or not self._work.results:
+        wanted = self._work.results
+        if not self._results_directory or not wanted:
             return report
         listing = await self._read(sftp, b"results")
         names = listing.split(b"\0")[:-1]
         await fetch_results(sftp, self._folder + b"/work", names, self._results_directory)
         shown = [name.decode("utf-8", "backslashreplace") for name in names[:RESULTS_NAMED]]
-        return report.with_results(tuple(shown), wanted=self._work.results)
+        return report.with_results(tuple(shown), wanted=wanted)
 
     async def _reconnect_and_stop(self) -> None:
         """Stop the run although there is no connection at the moment."""

@@ -61,8 +61,10 @@ class Report:
     def code(self) -> int:
         """The exit code of our own process."""
         if self.outcome in (ScriptOutcome.SIGNALLED, ScriptOutcome.STOPPED):
-            return 128 + (self.signal or _SIGTERM)
-        return EXIT_CODES.get(self.outcome, self.exit_code or 0)
+            signal = self.signal or _SIGTERM
+            return 128 + signal
+        script_code = self.exit_code or 0
+        return EXIT_CODES.get(self.outcome, script_code)
 
     @property
     def data(self) -> dict[str, Any]:
