@@ -27,7 +27,7 @@ _QUESTION_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class TlsIdentity:
     """The files by which the two sides of a connection know each other, and how the settings that
     name them begin.
     """

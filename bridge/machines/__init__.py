@@ -1,3 +1,4 @@
-"""Virtual machines for jobs: create, run a script by SSH, destroy. The consume path never imports
-this.
+"""Virtual machines for jobs: create one, run a script on it by SSH, destroy it.
+
+The consume path never imports this package. README.md describes it.
 """

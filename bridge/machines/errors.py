@@ -1,5 +1,5 @@
-"""libcloud's errors as ours: one line, without a credential in it, and a kind that says who can
-mend it.
+"""libcloud's errors, translated to ours: one line without a credential, of a class that says who
+can fix it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from bridge.errors import MachineDenied, MachineError, MachineRejected, MachineU
 
 _REASON_LENGTH = 300
 _SHORTEST_SECRET = 4
-_REASON = re.compile(r"\[Errno -?\d+\] ([^'\")]+)")
+_SYSTEM_REASON = re.compile(r"\[Errno -?\d+\] ([^'\")]+)")
 # A region that libcloud itself doesn't know, or a refusal that its driver found in an answer.
 _REFUSED = re.compile(r"invalid|failed to create", re.IGNORECASE)
-# Providers say so with statuses of all kinds.
+# Providers report a lack of room with statuses of all kinds.
 _FULL = re.compile(r"quota|limit|capacity|insufficient|exceed|try again|unavailable", re.IGNORECASE)
 
 
-def translated(
+def provider_error(
     error: Exception, *, provider: str, what: str, secrets: Iterable[str]
 ) -> MachineError:
-    """The error of a call to a provider, as ours. libcloud's own have no common base, and many are
-    bare exceptions.
+    """The error of a call to a provider, as one of ours.
+
+    libcloud's errors have no base class in common, and many are plain exceptions.
     """
-    kind, text = _kind(error), _text(error)
+    kind = _kind(error)
+    text = _text(error)
     for secret in secrets:
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, "***")
@@ -46,18 +48,25 @@ def _kind(error: Exception) -> type[MachineError]:
     if isinstance(error, InvalidCredsError | GoogleAuthError):
         return MachineDenied
     if isinstance(error, BaseHTTPError):
-        if _FULL.search(_text(error)) or error.code >= 500 or error.code in (408, 429):
-            return MachineUnavailable
-        return MachineDenied if error.code in (401, 403) else MachineRejected
+        return _kind_of_status(error.code, _text(error))
     if isinstance(error, ResourceNotFoundError):
         return MachineRejected
-    if (
-        isinstance(error, ValueError)
-        and not isinstance(error, OSError)
-        and _REFUSED.search(_text(error))
-    ):
+    # Before ValueError: some errors of requests are both.
+    if isinstance(error, OSError):
+        return MachineUnavailable
+    if isinstance(error, ValueError) and _REFUSED.search(_text(error)):
         return MachineRejected
     return MachineUnavailable
+
+
+def _kind_of_status(status: int, text: str) -> type[MachineError]:
+    if _FULL.search(text):
+        return MachineUnavailable
+    if status >= 500 or status in (408, 429):
+        return MachineUnavailable
+    if status in (401, 403):
+        return MachineDenied
+    return MachineRejected
 
 
 def _text(error: Exception) -> str:
@@ -65,13 +74,12 @@ def _text(error: Exception) -> str:
         return "its answer can't be read"
     value = error.value if isinstance(error, InvalidCredsError) else error
     text = " ".join(str(value).split())
-    if isinstance(error, OSError) and (reason := _REASON.search(text)):
-        # What requests says around it is about its own insides.
-        return reason[1].strip()
-    if isinstance(error, BaseHTTPError):
-        return (
-            text
-            if text and text != type(error).__name__
-            else f"HTTP {error.code}, without a reason"
-        )
-    return text or type(error).__name__
+    class_name = type(error).__name__
+    if isinstance(error, OSError):
+        # What requests adds around the reason describes its own internals.
+        reason = _SYSTEM_REASON.search(text)
+        if reason:
+            return reason[1].strip()
+    if isinstance(error, BaseHTTPError) and text in ("", class_name):
+        return f"HTTP {error.code}, without a reason"
+    return text or class_name

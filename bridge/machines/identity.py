@@ -1,9 +1,9 @@
-"""The keys of a machine, derived from one secret and the machine's name.
+"""The SSH keys of a machine, derived from one secret and the machine's name.
 
 Whoever holds the secret can compute both the key that opens a machine and the host key that the
-machine must show, before it exists and at any time after, also in another process on another
-worker. So nothing has to be handed from task to task, no key lies in a file, and a task that is run
-twice comes to the same keys.
+machine must show: before the machine exists and at any time after, also in another process on
+another worker. So no task has to hand a key to the next, no key lies in a file, and a task that is
+run twice derives the same keys.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """An Ed25519 key pair in OpenSSH's formats; the public half is one line, with a comment."""
+    """An Ed25519 key pair in OpenSSH's formats. The public key is one line, with a comment."""
 
     private: str
     public: str
@@ -33,15 +33,15 @@ class KeyPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """What a machine and its client know each other by."""
+class SshIdentity:
+    """The keys by which a machine and its client recognise each other."""
 
     client: KeyPair
     host: KeyPair
 
     @classmethod
-    def derive(cls, secret: str, machine: str) -> Identity:
-        """The identity of the machine of that name."""
+    def derive(cls, secret: str, machine: str) -> SshIdentity:
+        """Derive the identity of the machine of that name."""
         return cls(
             client=_key_pair(secret, machine, "client"), host=_key_pair(secret, machine, "host")
         )

@@ -1,4 +1,4 @@
-"""The settings of machines. What each provider needs is in `bridge.machines.providers`."""
+"""The settings of machines. The providers say which of them they need."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pydantic import AfterValidator, Field, SecretStr
 from bridge.settings import FROM_JSON, CommandSettings, SecretPath, in_a_file
 
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
+_HOST_AND_PORT = re.compile(r"[ -~]+:(?P<port>[0-9]{1,5})")
+_PORTS = range(1, 65_536)
 
 
-def _target(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if (
-        not host
-        or not host.isascii()
-        or not host.isprintable()
-        or not (port.isdigit() and 0 < int(port) < 65_536)
-    ):
+def _host_and_port(text: str) -> str:
+    matched = _HOST_AND_PORT.fullmatch(text)
+    if matched is None:
+        raise ValueError("must be host:port")
+    port = int(matched["port"])
+    if port not in _PORTS:
         raise ValueError("must be host:port")
     return text
 
@@ -60,7 +60,7 @@ class MachineSettings(CommandSettings):
     machine_secret_file: SecretPath | None = in_a_file("it")
     machine_user: Annotated[str, AfterValidator(_ordinary_user)] = Field(
         default="job",
-        description="The ordinary user that scripts run as; it is made on each machine.",
+        description="The ordinary user that runs the scripts. It is created on each machine.",
     )
     machine_image: str | None = Field(
         default=None,
@@ -72,7 +72,9 @@ class MachineSettings(CommandSettings):
         description="The size: its id or name at the provider. With `qemu`: `small`, "
         "`medium` or `large`.",
     )
-    machine_region: str | None = Field(default=None, description="The region; with `gce` the zone.")
+    machine_region: str | None = Field(
+        default=None, description="The region. With `gce`, the zone."
+    )
     machine_access_key: str | None = Field(
         default=None,
         description="The account: access key id, user name or service account; not needed with a "
@@ -80,7 +82,7 @@ class MachineSettings(CommandSettings):
     )
     machine_access_secret: SecretStr | None = Field(
         default=None,
-        description="Its secret key or password, the file of its key, or the API token.",
+        description="The account's secret key, password or key file, or the API token.",
     )
     machine_access_secret_file: SecretPath | None = in_a_file("it")
     machine_endpoint: str | None = Field(
@@ -104,12 +106,12 @@ class MachineSettings(CommandSettings):
         description="The address to reach a machine at. A machine with only the other address is "
         "reached at that one.",
     )
-    machine_reach: Annotated[tuple[Annotated[str, AfterValidator(_target)], ...], *FROM_JSON] = (
-        Field(
-            default=(),
-            description="With `qemu`: a JSON list of `host:port` that machines may reach, as "
-            "`host.internal:port`.",
-        )
+    machine_reach: Annotated[
+        tuple[Annotated[str, AfterValidator(_host_and_port)], ...], *FROM_JSON
+    ] = Field(
+        default=(),
+        description="With `qemu`: a JSON list of `host:port` that machines may reach, as "
+        "`host.internal:port`.",
     )
     machine_accelerator: Literal["auto", "kvm", "tcg"] = Field(
         default="auto",
@@ -126,5 +128,5 @@ class MachineSettings(CommandSettings):
         "deploy.local.machine_image` puts them, in the user's cache.",
     )
     machine_boot_timeout: Seconds = Field(
-        default=300, description="How long a machine may take until it can be reached."
+        default=300, description="How long a machine may take until it can be reached, in seconds."
     )

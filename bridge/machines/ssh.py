@@ -1,5 +1,5 @@
-"""A connection to a machine by SSH: its keys pinned, its loss noticed, every trouble one of our own
-errors.
+"""An SSH connection to a machine: its host key is pinned, its loss is noticed, and every error is
+one of ours.
 """
 
 from __future__ import annotations
@@ -16,23 +16,13 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from bridge.errors import MachineError
-from bridge.machines.identity import Identity
-from bridge.machines.ssh_banner import BannerWait, NoBannerError, patience
+from bridge.machines.identity import SshIdentity
+from bridge.machines.policy import SSH_POLICY, SshPolicy
+from bridge.machines.ssh_banner import BannerWait, NoBannerError, answer_wait
 
 log = structlog.get_logger(__name__)
-# It tells every step at level info; what matters of them we say ourselves.
+# asyncssh logs every step at level info. What matters to operators is logged here.
 asyncssh.set_log_level(logging.CRITICAL)
-
-KEEPALIVE = 5.0
-"""Seconds between the questions to a silent machine; the third without an answer means that it is
-lost."""
-KEEPALIVES_MISSED = 3
-DENIED_GRACE = 30.0
-"""A machine that still boots refuses its ordinary users for a while: before the account exists, and
-by /run/nologin. The longer, the slower it is: this is the least that it gets."""
-LOGIN_TIMEOUT = 120.0
-"""As long as sshd itself allows (sshd_config's LoginGraceTime)."""
-CLOSE_TIMEOUT = 2.0
 
 
 class SshError(MachineError):
@@ -40,11 +30,11 @@ class SshError(MachineError):
 
 
 class MachineUnreachable(SshError):
-    """No SSH session with the machine came about in time."""
+    """No SSH session with the machine could be established in time."""
 
 
 class WrongHostKey(SshError):
-    """What answers at the machine's address isn't the machine. It is never asked again."""
+    """Something else than the machine answers at its address. It is never asked again."""
 
 
 class LoginDenied(SshError):
@@ -52,29 +42,29 @@ class LoginDenied(SshError):
 
 
 class ConnectionLost(SshError):
-    """The session with the machine has ended before what it was for."""
+    """The session with the machine ended before its work was done."""
 
 
 class MachineFailed(SshError):
-    """The machine can be reached but can't do what it must: no Python, no SFTP, a full disk."""
+    """The machine can be reached but lacks what a run needs: python3, SFTP, space on its disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where a machine is, who logs in, and by which keys both know each other."""
+    """Where a machine is, the user that logs in, and the keys of both sides."""
 
     name: str
     host: str
     port: int
     user: str
-    identity: Identity
+    identity: SshIdentity
 
     def __str__(self) -> str:
         return f"{self.name} ({self.host}:{self.port})"
 
 
 class _NotYetError(Exception):
-    """The machine can't be logged in to; it may be booting."""
+    """The machine doesn't let us in; it may be booting."""
 
     def __init__(self, reason: str, *, denied: bool = False) -> None:
         super().__init__(reason)
@@ -83,20 +73,25 @@ class _NotYetError(Exception):
 
 @asynccontextmanager
 async def connected(
-    address: Address, *, wait: float, keepalive: float = KEEPALIVE
+    address: Address, *, wait: float, policy: SshPolicy = SSH_POLICY
 ) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    """A session with the machine, waiting at most `wait` seconds until it lets us in.
+    """A session with the machine. Waits at most `wait` seconds until the machine lets us in.
 
     Raises:
         MachineUnreachable: it did not answer in time.
-        WrongHostKey: another key than the pinned one was shown.
-        LoginDenied: it refused us, and not only for its first seconds.
+        WrongHostKey: it showed another key than the pinned one.
+        LoginDenied: it refused us, and not only during its first seconds.
     """
-    connection = await _Knock(address, wait, keepalive).until_let_in()
+    connection = await _Login(address, wait, policy).until_let_in()
     try:
         yield connection
     finally:
-        await _close(connection)
+        # A machine that is frozen would hold up a polite close for as long as it is frozen.
+        connection.close()
+        with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
+            async with asyncio.timeout(policy.close_timeout):
+                await connection.wait_closed()
+        connection.abort()
 
 
 @contextmanager
@@ -104,7 +99,7 @@ def translated(address: Address) -> Iterator[None]:
     """Turn what asyncssh raises in an established session into our errors.
 
     Raises:
-        ConnectionLost: there is no session any more.
+        ConnectionLost: the session has ended.
         MachineFailed: the machine refused an operation on a file.
     """
     try:
@@ -123,82 +118,80 @@ def translated(address: Address) -> Iterator[None]:
         raise ConnectionLost(f"the connection to {address} was lost: {_reason(error)}") from error
 
 
-class _Knock:
-    """The attempts to get a session with one machine."""
+class _Login:
+    """The attempts to log in to one machine."""
 
-    def __init__(self, address: Address, wait: float, keepalive: float) -> None:
+    def __init__(self, address: Address, wait: float, policy: SshPolicy) -> None:
         self._address = address
         self._wait = wait
-        self._banner = BannerWait(wait)
-        self._keepalive = keepalive
+        self._policy = policy
+        self._banner = BannerWait(wait, first_wait=policy.first_banner_wait)
         self._denied_since: float | None = None
         self._last: _NotYetError | None = None
 
     async def until_let_in(self) -> asyncssh.SSHClientConnection:
-        attempts = AsyncRetrying(
+        retrying = AsyncRetrying(
             retry=retry_if_exception_type(_NotYetError),
             wait=wait_exponential(0.1, max=2),
             reraise=True,
         )
         try:
             async with asyncio.timeout(self._wait):
-                return await attempts(self._attempt)
+                return await retrying(self._attempt)
         except TimeoutError as error:
-            reason = f": {self._last}" if self._last else ""
             if self._last and self._last.denied:
                 raise self._denied() from error
+            reason = f": {self._last}" if self._last else ""
             raise MachineUnreachable(
                 f"{self._address} can't be reached within {self._wait:g} s{reason}"
             ) from error
 
     async def _attempt(self) -> asyncssh.SSHClientConnection:
         try:
-            await self._greeted()
-            return await self._connect()
-        except _NotYetError as error:
-            self._last = error
-            log.debug("machine not yet reached", machine=self._address.name, reason=str(error))
-            raise
-
-    async def _greeted(self) -> None:
-        try:
             await self._banner.once(self._address.host, self._address.port)
+            return await self._connect()
         except NoBannerError as error:
-            raise _NotYetError(str(error)) from error
-
-    async def _connect(self) -> asyncssh.SSHClientConnection:
-        identity, host, port = self._address.identity, self._address.host, self._address.port
-        try:
-            return await asyncssh.connect(
-                host,
-                port,
-                username=self._address.user,
-                client_keys=[asyncssh.import_private_key(identity.client.private)],
-                known_hosts=([asyncssh.import_public_key(identity.host.public)], [], []),
-                config=None,
-                agent_path=None,
-                preferred_auth="publickey",
-                compression_algs=["none"],
-                login_timeout=LOGIN_TIMEOUT,
-                keepalive_interval=self._keepalive,
-                keepalive_count_max=KEEPALIVES_MISSED,
-            )
+            raise self._not_yet(str(error)) from error
         except asyncssh.HostKeyNotVerifiable as error:
             raise WrongHostKey(
                 f"{self._address} shows another host key than the machine's own"
             ) from error
         except asyncssh.PermissionDenied as error:
-            raise self._refused(error) from error
+            if self._is_denied_for_good():
+                raise self._denied() from error
+            raise self._not_yet(_reason(error), denied=True) from error
         except (asyncssh.Error, OSError) as error:
-            raise _NotYetError(_reason(error)) from error
+            raise self._not_yet(_reason(error)) from error
 
-    def _refused(self, error: Exception) -> _NotYetError | LoginDenied:
+    async def _connect(self) -> asyncssh.SSHClientConnection:
+        identity = self._address.identity
+        return await asyncssh.connect(
+            self._address.host,
+            self._address.port,
+            username=self._address.user,
+            client_keys=[asyncssh.import_private_key(identity.client.private)],
+            known_hosts=([asyncssh.import_public_key(identity.host.public)], [], []),
+            config=None,
+            agent_path=None,
+            preferred_auth="publickey",
+            compression_algs=["none"],
+            login_timeout=self._policy.login_timeout,
+            keepalive_interval=self._policy.keepalive,
+            keepalive_count_max=self._policy.keepalives_missed,
+        )
+
+    def _not_yet(self, reason: str, *, denied: bool = False) -> _NotYetError:
+        log.debug("machine not yet reached", machine=self._address.name, reason=reason)
+        self._last = _NotYetError(reason, denied=denied)
+        return self._last
+
+    def _is_denied_for_good(self) -> bool:
+        """Whether the machine has refused us for longer than its boot can explain."""
         now = self._banner.waited
         if self._denied_since is None:
             self._denied_since = now
-        if now - self._denied_since >= patience(DENIED_GRACE, now, self._wait):
-            return self._denied()
-        return _NotYetError(_reason(error), denied=True)
+        grace = answer_wait(self._policy.denied_grace, now, self._wait)
+        return now - self._denied_since >= grace
 
     def _denied(self) -> LoginDenied:
         return LoginDenied(
@@ -206,17 +199,10 @@ class _Knock:
         )
 
 
-async def _close(connection: asyncssh.SSHClientConnection) -> None:
-    """Close politely if that goes fast: a machine that is frozen would hold us for as long as it
-    is.
-    """
-    connection.close()
-    with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
-        async with asyncio.timeout(CLOSE_TIMEOUT):
-            await connection.wait_closed()
-    connection.abort()
-
-
 def _reason(error: BaseException) -> str:
-    text = getattr(error, "reason", None) or str(error) or type(error).__name__
+    text = getattr(error, "reason", None)
+    if not text:
+        text = str(error)
+    if not text:
+        text = type(error).__name__
     return " ".join(str(text).split())

@@ -1,38 +1,34 @@
-"""Whether a machine speaks SSH yet. That something accepts connections says little: QEMU does so
-before the machine.
+"""Whether a machine speaks SSH yet.
+
+That something accepts connections says little: QEMU does so before the machine.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-FIRST_WAIT = 1.0
-"""Seconds. Short, as a machine that was not on its network yet when it was asked may never answer
-that connection."""
-
 
 class NoBannerError(Exception):
-    """Nothing spoke SSH there; the text says why, without a name or an address."""
+    """Nothing spoke SSH there. The text says why, without a name or an address."""
 
 
-def patience(first: float, waited: float, left: float) -> float:
-    """How many seconds to wait for one answer, having waited so many in all, with so many left.
+def answer_wait(first: float, waited: float, left: float) -> float:
+    """The seconds to wait for one answer, after `waited` seconds in all, with `left` to go.
 
-    It grows with what was waited already: where a host is so busy that every answer takes longer
+    It grows with the time that was waited already. On a host so busy that every answer takes longer
     than the first wait, no number of such waits would ever see one.
     """
     return min(max(first, waited / 4), left)
 
 
 class BannerWait:
-    """The wait for a machine's SSH banner, of so many seconds in all, over as many connections as
-    it takes.
-    """
+    """A wait for a machine's SSH banner, of `seconds` in all, over any number of connections."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, first_wait: float) -> None:
         self._clock = asyncio.get_running_loop().time
         self._began = self._clock()
         self._seconds = seconds
+        self._first_wait = first_wait
 
     @property
     def waited(self) -> float:
@@ -41,17 +37,17 @@ class BannerWait:
 
     @property
     def left(self) -> float:
-        """Seconds until it is over; below zero after that."""
+        """Seconds until it is over; negative after that."""
         return self._seconds - self.waited
 
     async def once(self, host: str, port: int) -> None:
-        """Return once an SSH banner comes by one connection.
+        """Make one connection, and return once an SSH banner comes.
 
         Raises:
-            NoBannerError: none came by this one.
+            NoBannerError: none came on this connection.
         """
         try:
-            async with asyncio.timeout(patience(FIRST_WAIT, self.waited, self.left)):
+            async with asyncio.timeout(answer_wait(self._first_wait, self.waited, self.left)):
                 reader, writer = await asyncio.open_connection(host, port)
                 try:
                     first = await reader.readexactly(4)

@@ -197,9 +197,9 @@ class BrokerSettings(CommandSettings):
         return url._replace(netloc=f"{user}:{password}@{host}").geturl()
 
     @property
-    def amqp_tls(self) -> tls.Identity:
+    def amqp_tls(self) -> tls.TlsIdentity:
         """The files for TLS with RabbitMQ."""
-        return tls.Identity(
+        return tls.TlsIdentity(
             prefix=f"{PREFIX}AMQP",
             ca=self.amqp_ca,
             certificate=self.amqp_certificate,

@@ -69,9 +69,9 @@ class KestraSettings(CommandSettings):
         return self
 
     @property
-    def kestra_tls(self) -> tls.Identity:
+    def kestra_tls(self) -> tls.TlsIdentity:
         """The files for TLS with Kestra."""
-        return tls.Identity(
+        return tls.TlsIdentity(
             prefix=f"{PREFIX}KESTRA",
             ca=self.kestra_ca,
             certificate=self.kestra_certificate,

@@ -68,7 +68,7 @@ def authority(host: str, port: int) -> str:
     return f"{host}:{port}"
 
 
-def check_tls(identity: tls.Identity, *, speaks_tls: bool, url: str, scheme: str) -> None:
+def check_tls(identity: tls.TlsIdentity, *, speaks_tls: bool, url: str, scheme: str) -> None:
     """Check that files for TLS go with an address that speaks TLS.
 
     `url` is the variable of that address, and `scheme` the scheme that it would need.

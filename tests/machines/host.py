@@ -14,8 +14,9 @@ from typing import Any
 import asyncssh
 import psutil
 
-from bridge.machines.identity import Identity
-from bridge.machines.lifecycle import Machine, Machines
+from bridge.machines.identity import SshIdentity
+from bridge.machines.lifecycle import Machines
+from bridge.machines.machine import Machine
 from bridge.machines.settings import MachineSettings
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
@@ -127,7 +128,7 @@ NOTHING: tuple[list[str], list[psutil.Process]] = ([], [])
 async def said_on(machine: Machine | Mapping[str, Any], command: str) -> str:
     """What a command on the machine prints, with the machine's host key pinned."""
     data = machine.data if isinstance(machine, Machine) else machine
-    identity = Identity.derive(SECRET, data["name"])
+    identity = SshIdentity.derive(SECRET, data["name"])
     async with asyncssh.connect(
         data["host"],
         data["port"],

@@ -16,8 +16,9 @@ import asyncssh
 import pytest
 
 from bridge.errors import MachineDenied, MachineRejected, MachineUnavailable
-from bridge.machines.identity import Identity
-from bridge.machines.lifecycle import UNKNOWN_AFTER, name_of
+from bridge.machines.identity import SshIdentity
+from bridge.machines.order import name_of
+from bridge.machines.reaping import reap
 from tests.machines.host import SECRET, TIMEOUT, Commands
 
 pytestmark = pytest.mark.timeout(1200)
@@ -101,7 +102,7 @@ async def test_an_instance_gets_its_keys_and_its_user_by_user_data(ec2: Commands
         ec2, Action="DescribeInstanceAttribute", InstanceId=machine.id, Attribute="userData"
     )
     text = base64.b64decode(answer.findtext(".//{*}userData/{*}value") or "").decode()
-    identity = Identity.derive(SECRET, machine.name)
+    identity = SshIdentity.derive(SECRET, machine.name)
     config = json.loads(text.removeprefix("#cloud-config\n"))
     host_key = asyncssh.import_private_key(config["ssh_keys"]["ed25519_private"])
     # A private key is never written twice alike.
@@ -147,26 +148,21 @@ async def test_destroying_twice_is_fine(ec2: Commands) -> None:
 
 async def test_reap_destroys_the_instance_of_an_execution_that_has_ended(ec2: Commands) -> None:
     await ec2.machines().create("3xAbC", "job", 600)
-    sweep = await ec2.machines().reap(has_ended)
+    sweep = await reap(ec2.machines(), has_ended)
     assert [row.reason for row in sweep.reaped] == ["execution 3xAbC has ended"]
     assert _running(ec2) == 0
 
 
 async def test_reap_leaves_an_instance_whose_execution_runs_or_may_be_new(ec2: Commands) -> None:
     await ec2.machines().create("3xAbC", "job", 600)
-    sweeps = [await ec2.machines().reap(still_runs), await ec2.machines().reap(is_unknown)]
+    sweeps = [await reap(ec2.machines(), still_runs), await reap(ec2.machines(), is_unknown)]
     assert [(len(sweep.reaped), sweep.kept) for sweep in sweeps] == [(0, 1), (0, 1)]
 
 
-async def test_reap_destroys_what_kestra_has_not_known_for_long(
-    ec2: Commands, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reap_destroys_what_kestra_has_not_known_for_long(ec2: Commands) -> None:
     await ec2.machines().create("3xAbC", "job", 600)
-    monkeypatch.setattr("bridge.machines.lifecycle.UNKNOWN_AFTER", -1)
-    assert UNKNOWN_AFTER > 0
-    assert [row.reason for row in (await ec2.machines().reap(is_unknown)).reaped] == [
-        "Kestra doesn't know execution 3xAbC"
-    ]
+    sweep = await reap(ec2.machines(), is_unknown, unknown_after=-1)
+    assert [row.reason for row in sweep.reaped] == ["Kestra doesn't know execution 3xAbC"]
 
 
 async def test_instances_that_are_not_ours_are_never_touched(ec2: Commands) -> None:
@@ -179,7 +175,7 @@ async def test_instances_that_are_not_ours_are_never_touched(ec2: Commands) -> N
         InstanceType="t3.micro",
     )
     await ec2.machines(machine_secret="another bridge's own secret").create("3xAbC", "job", 600)
-    sweep = await ec2.machines().reap(has_ended)
+    sweep = await reap(ec2.machines(), has_ended)
     assert (len(sweep.reaped), sweep.kept) == (0, 0)
     assert _running(ec2) == 2
 
@@ -187,7 +183,7 @@ async def test_instances_that_are_not_ours_are_never_touched(ec2: Commands) -> N
 async def test_two_reaps_side_by_side_are_fine(ec2: Commands) -> None:
     for number in range(3):
         await ec2.machines().create(f"execution-{number}", "job", 600)
-    sweeps = await asyncio.gather(*(ec2.machines().reap(has_ended) for _ in range(2)))
+    sweeps = await asyncio.gather(*(reap(ec2.machines(), has_ended) for _ in range(2)))
     assert [list(sweep.troubles) for sweep in sweeps] == [[], []]
     assert _running(ec2) == 0
 
@@ -236,14 +232,14 @@ def test_the_command_says_where_the_instance_is(ec2: Commands) -> None:
     said = ec2.create(f"e{secrets.token_hex(4)}")
     assert said["name"] == name_of(said["execution"])
     assert said["host"]
-    assert said["host_key"] == Identity.derive(SECRET, said["name"]).host.public
+    assert said["host_key"] == SshIdentity.derive(SECRET, said["name"]).host.public
 
 
 async def test_a_create_that_ends_in_an_error_after_all_leaves_no_instance(
     ec2: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machines = ec2.machines()
-    driver = machines._connected()
+    driver = machines.inventory.client.driver
     create = driver.create_node
 
     def lost(**options: Any) -> None:

@@ -3,7 +3,7 @@ and QEMU, all real."""
 
 from __future__ import annotations
 
-from bridge.machines.lifecycle import name_of
+from bridge.machines.order import name_of
 from tests.machines.world import (
     BRANCH,
     HARDLY_EVER,

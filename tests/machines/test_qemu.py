@@ -18,7 +18,9 @@ import httpx
 import pytest
 
 from bridge.errors import MachineRejected, MachineUnavailable, SettingsError
-from bridge.machines.lifecycle import Machine, name_of
+from bridge.machines.machine import Machine
+from bridge.machines.order import name_of
+from bridge.machines.reaping import reap
 from tests.machines.host import NOTHING, TIMEOUT, Host, said_on
 from tests.support.harness import eventually
 from tests.support.standin import Ends, Standin
@@ -60,7 +62,7 @@ async def test_a_machine_runs_a_command_as_an_ordinary_user(host: Host) -> None:
     ) == (f"job\n{machine.name}\n42\n")
 
 
-async def test_the_command_says_all_that_a_program_needs_to_log_in(host: Host) -> None:
+async def test_the_command_prints_everything_that_a_program_needs_to_log_in(host: Host) -> None:
     assert await said_on(host.create("3xAbC", "--wait"), "echo $HOME") == "/home/job\n"
 
 
@@ -78,7 +80,9 @@ async def test_a_machine_keeps_its_host_key_from_the_user(host: Host) -> None:
     assert await said_on(machine, command) == "2\n"
 
 
-async def test_a_machine_reaches_what_is_named_and_nothing_else_of_this_host(host: Host) -> None:
+async def test_a_machine_reaches_the_named_addresses_and_nothing_else_of_this_host(
+    host: Host,
+) -> None:
     read = "timeout {} bash -c 'head -n1 </dev/tcp/{}/{}' 2>/dev/null || echo refused"
     with served() as named, served() as other:
         machines = host.machines(machine_reach=[f"127.0.0.1:{named}"])
@@ -150,14 +154,14 @@ def test_a_machine_that_died_is_replaced(host: Host) -> None:
 
 async def test_reap_destroys_the_machine_of_an_execution_that_has_ended(host: Host) -> None:
     await host.machines().create("3xAbC", "job", 600)
-    sweep = await host.machines().reap(has_ended)
+    sweep = await reap(host.machines(), has_ended)
     assert [row.reason for row in sweep.reaped] == ["execution 3xAbC has ended"]
     assert host.left == NOTHING
 
 
 async def test_reap_leaves_the_machine_of_an_execution_that_runs(host: Host) -> None:
     await host.machines().create("3xAbC", "job", 600)
-    assert (await host.machines().reap(still_runs)).kept == 1
+    assert (await reap(host.machines(), still_runs)).kept == 1
     assert len(host.processes) == 1
 
 
@@ -167,31 +171,31 @@ async def test_reap_destroys_a_machine_past_its_deadline_also_while_its_executio
     await host.machines().create("3xAbC", "job", 1)
 
     async def reaped() -> list[str]:
-        return [row.reason for row in (await host.machines().reap(still_runs)).reaped]
+        return [row.reason for row in (await reap(host.machines(), still_runs)).reaped]
 
     (reason,) = await eventually(reaped, "the deadline passes", timeout=TIMEOUT)
-    assert reason.startswith("its deadline is past")
+    assert reason.startswith("its deadline passed")
     assert host.left == NOTHING
 
 
 async def test_a_dry_run_destroys_nothing(host: Host) -> None:
     await host.machines().create("3xAbC", "job", 600)
-    assert len((await host.machines().reap(has_ended, dry_run=True)).reaped) == 1
+    assert len((await reap(host.machines(), has_ended, dry_run=True)).reaped) == 1
     assert len(host.processes) == 1
 
 
 async def test_reaps_twice_and_side_by_side_are_fine(host: Host) -> None:
     for execution in ("a", "b", "c"):
         await host.machines().create(execution, "job", 600)
-    sweeps = await asyncio.gather(*(host.machines().reap(has_ended) for _ in range(3)))
-    sweeps.append(await host.machines().reap(has_ended))
+    sweeps = await asyncio.gather(*(reap(host.machines(), has_ended) for _ in range(3)))
+    sweeps.append(await reap(host.machines(), has_ended))
     assert [list(sweep.troubles) for sweep in sweeps] == [[], [], [], []]
     assert host.left == NOTHING
 
 
 async def test_another_bridges_machines_are_never_touched(host: Host) -> None:
     await host.machines(machine_secret="another bridge's own secret").create("3xAbC", "job", 600)
-    sweep = await host.machines().reap(has_ended)
+    sweep = await reap(host.machines(), has_ended)
     assert (len(sweep.reaped), sweep.kept) == (0, 0)
     assert len(host.processes) == 1
 
@@ -225,13 +229,13 @@ async def test_reap_without_kestra_still_keeps_deadlines_and_says_what_it_could_
     assert host.folders == [name_of("early")]
 
 
-async def test_what_a_creator_leaves_that_is_killed_in_the_middle_is_reaped(host: Host) -> None:
+async def test_what_a_killed_creator_leaves_is_reaped(host: Host) -> None:
     child = host.start("create", "--execution", "3xAbC", "--deadline", "600", "--wait")
     await eventually(
         lambda: host.folders, "the machine's folder appears", timeout=TIMEOUT, every=0.001
     )
     child.signal(signal.SIGKILL)
-    sweep = await host.machines().reap(has_ended)
+    sweep = await reap(host.machines(), has_ended)
     assert sweep.troubles == []
     # What was being started when the folder went has nowhere to be.
     await eventually(lambda: host.left == NOTHING, "nothing is left", timeout=TIMEOUT)
@@ -242,7 +246,7 @@ async def test_a_folder_whose_writer_was_killed_is_removed(host: Host, name: str
     folder = host.folder / name
     folder.mkdir(parents=True)
     (folder / "host_key").touch()
-    await host.machines().reap(has_ended)
+    await reap(host.machines(), has_ended)
     assert host.left == NOTHING
 
 
@@ -264,7 +268,7 @@ async def test_a_stop_while_the_machine_boots_leaves_nothing(host: Host) -> None
     assert host.left == NOTHING
 
 
-async def test_a_stop_of_who_only_found_a_machine_leaves_it_alone(host: Host) -> None:
+async def test_a_stopped_create_that_only_found_a_machine_leaves_it_alone(host: Host) -> None:
     machines = host.machines()
     await machines.create("3xAbC", "job", 600)
     task = asyncio.create_task(host.machines().create("3xAbC", "job", 600, wait=True))
@@ -274,7 +278,7 @@ async def test_a_stop_of_who_only_found_a_machine_leaves_it_alone(host: Host) ->
     assert await machines.find("3xAbC")
 
 
-def test_a_machine_that_never_answers_is_said_so_and_destroyed(host: Host) -> None:
+def test_a_machine_that_never_answers_is_reported_and_destroyed(host: Host) -> None:
     done = host(
         "create", "--execution", "3xAbC", "--deadline", "600", "--wait", machine_boot_timeout="0.3"
     )
@@ -283,7 +287,7 @@ def test_a_machine_that_never_answers_is_said_so_and_destroyed(host: Host) -> No
     assert host.left == NOTHING
 
 
-async def test_a_machine_that_dies_while_it_boots_is_said_so_and_destroyed(host: Host) -> None:
+async def test_a_machine_that_dies_while_it_boots_is_reported_and_destroyed(host: Host) -> None:
     task = asyncio.create_task(host.machines().create("3xAbC", "job", 600, wait=True))
     await eventually(lambda: host.machines().find("3xAbC"), "the machine runs", timeout=TIMEOUT)
     (process,) = host.processes
@@ -310,10 +314,8 @@ def test_a_wrong_image_or_size_makes_one_line_and_no_machine(
 
 
 @pytest.mark.parametrize("execution", ["", "../../etc", "a b", "x" * 34, "$(id)"])
-async def test_what_can_not_be_an_executions_id_makes_no_machine(
-    host: Host, execution: str
-) -> None:
-    with pytest.raises(SettingsError, match="is no execution's id"):
+async def test_an_execution_with_an_invalid_id_gets_no_machine(host: Host, execution: str) -> None:
+    with pytest.raises(SettingsError, match="is not a valid execution id"):
         await host.machines().create(execution, "job", 600)
     assert host.left == NOTHING
 
@@ -355,7 +357,7 @@ async def test_a_folder_that_can_not_be_made_is_named(host: Host, tmp_path: Path
         )
 
 
-async def test_who_reads_the_folder_sees_no_secret_of_a_machine(host: Host) -> None:
+async def test_other_users_can_read_no_secret_of_a_machine(host: Host) -> None:
     machine = await host.machines().create("3xAbC", "job", 600)
     modes = {
         path.name: path.stat().st_mode & 0o077 for path in (host.folder / machine.name).iterdir()
@@ -363,7 +365,7 @@ async def test_who_reads_the_folder_sees_no_secret_of_a_machine(host: Host) -> N
     assert (host.folder.stat().st_mode & 0o077, modes["host_key"]) == (0, 0)
 
 
-async def test_a_machine_outlives_who_created_it(host: Host) -> None:
+async def test_a_machine_outlives_the_process_that_created_it(host: Host) -> None:
     said = host.create("3xAbC")
     (process,) = host.processes
     assert os.getsid(process.pid) != os.getsid(0)

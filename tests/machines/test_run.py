@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar
 import psutil
 import pytest
 
-from bridge.machines.identity import Identity
+from bridge.machines.identity import SshIdentity
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.processes import Child
 
@@ -102,7 +102,7 @@ class Machine:
         self.home.mkdir(exist_ok=True)
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
-        identity = Identity.derive(SECRET, self.name)
+        identity = SshIdentity.derive(SECRET, self.name)
         self._write("host_key", identity.host.private, 0o600)
         self._write("authorized_keys", identity.client.public, 0o600)
         # The account's real home is nobody's business: every session is led to another.

@@ -8,22 +8,27 @@ import getpass
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from bridge.machines import ssh, ssh_banner
-from bridge.machines.identity import Identity
-from bridge.machines.remote import Work, environment_of
-from bridge.machines.remote_run import RemoteRun, ResultsFailed
+from bridge.machines.identity import SshIdentity
+from bridge.machines.policy import SshPolicy
+from bridge.machines.run.remote_run import RemoteRun
+from bridge.machines.run.results import ResultsFailed
+from bridge.machines.run.work import Work, environment_of
 from bridge.machines.ssh import Address, ConnectionLost, LoginDenied
 from deploy.local.paths import free_port
 from tests.machines.test_run import MARK, NAME, PATIENCE, SECRET, Machine, end, pytestmark
 from tests.support.harness import Proxy, eventually
 
 __all__ = ["pytestmark"]
+
+
+POLICY = SshPolicy(keepalive=0.5)
 
 
 class Memory:
@@ -56,9 +61,10 @@ def remote(
     *,
     port: int | None = None,
     reconnect: float = PATIENCE,
+    policy: SshPolicy = POLICY,
     **fields: Any,
 ) -> RemoteRun:
-    identity = Identity.derive(SECRET, NAME)
+    identity = SshIdentity.derive(SECRET, NAME)
     address = Address(
         name=NAME,
         host="127.0.0.1",
@@ -74,7 +80,7 @@ def remote(
         err=Memory(),
         boot_timeout=PATIENCE,
         reconnect=reconnect,
-        keepalive=0.5,
+        policy=policy,
         results_directory=machine.directory / "results",
     )
 
@@ -101,28 +107,29 @@ class Late(Proxy):
 
 
 async def test_a_machine_whose_every_banner_comes_later_than_the_first_wait_is_waited_for(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine,
 ) -> None:
-    monkeypatch.setattr(ssh_banner, "FIRST_WAIT", 0.02)
+    policy = replace(POLICY, first_banner_wait=0.02)
     async with Late("127.0.0.1", machine.port) as late:
-        report = await remote(machine, "exit 3", Memory(), port=late.port).see_through()
+        run = remote(machine, "exit 3", Memory(), port=late.port, policy=policy)
+        report = await run.run_to_end()
     assert report.code == 3
 
 
-async def test_a_user_who_is_refused_for_longer_than_a_boot_may_explain_is_told_so(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+async def test_a_user_that_is_refused_for_longer_than_a_boot_may_explain_is_denied(
+    machine: Machine,
 ) -> None:
-    monkeypatch.setattr(ssh, "DENIED_GRACE", 0.1)
+    policy = replace(POLICY, denied_grace=0.1)
     (machine.directory / "authorized_keys").write_text("")
     with pytest.raises(LoginDenied, match="refuses user"):
-        await remote(machine, "true", Memory()).see_through()
+        await remote(machine, "true", Memory(), policy=policy).run_to_end()
 
 
 async def test_a_machine_that_freezes_is_lost_after_some_silence(machine: Machine) -> None:
     out = Memory()
     assert machine.server
     running = asyncio.create_task(
-        remote(machine, f"echo started; exec sleep {MARK}", out, reconnect=2).see_through()
+        remote(machine, f"echo started; exec sleep {MARK}", out, reconnect=2).run_to_end()
     )
     await eventually(lambda: out.content, "the script's start", timeout=PATIENCE)
     machine.server.signal(signal.SIGSTOP)
@@ -137,7 +144,7 @@ async def test_a_connection_that_freezes_is_replaced(machine: Machine) -> None:
     running = asyncio.create_task(
         remote(
             machine, "echo started; until [ -e go ]; do sleep 0.05; done; exit 6", out
-        ).see_through()
+        ).run_to_end()
     )
     await eventually(lambda: out.content, "the script's start", timeout=PATIENCE)
     freeze(sessions(machine))
@@ -150,7 +157,7 @@ async def test_a_connection_that_freezes_is_replaced(machine: Machine) -> None:
 async def test_a_follower_that_is_killed_on_the_machine_is_replaced(machine: Machine) -> None:
     out = Memory()
     script = f"echo started; until [ -e go ]; do sleep 0.05; done; sleep {MARK} & kill $!; exit 6"
-    running = asyncio.create_task(remote(machine, script, out).see_through())
+    running = asyncio.create_task(remote(machine, script, out).run_to_end())
     await eventually(lambda: out.content, "the script's start", timeout=PATIENCE)
     followers = [process for session in sessions(machine) for process in session.children()]
     end(followers)
@@ -166,7 +173,7 @@ async def test_cancelling_between_two_connections_stops_the_script_as_well(
 ) -> None:
     out = Memory()
     run = remote(machine, f"echo started; exec sleep {MARK}", out)
-    running = asyncio.create_task(run.see_through())
+    running = asyncio.create_task(run.run_to_end())
     await eventually(lambda: out.content, "the script's start", timeout=PATIENCE)
     machine.drop()
     running.cancel()
@@ -181,4 +188,4 @@ async def test_results_that_can_not_be_written_are_no_trouble_of_the_machine(
 ) -> None:
     (machine.directory / "results").write_text("a file where the folder should be")
     with pytest.raises(ResultsFailed, match="can't write the result file 'r'"):
-        await remote(machine, "echo x >r", Memory(), results=("r",)).see_through()
+        await remote(machine, "echo x >r", Memory(), results=("r",)).run_to_end()

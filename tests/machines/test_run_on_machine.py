@@ -18,9 +18,10 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from bridge.cli.machine_run import Where
-from bridge.machines.remote import Work
-from bridge.machines.remote_run import RemoteRun
+from bridge.machines.locate import Locator
+from bridge.machines.policy import SshPolicy
+from bridge.machines.run.remote_run import RemoteRun
+from bridge.machines.run.work import Work
 from bridge.machines.settings import MachineSettings
 from bridge.machines.ssh import ConnectionLost
 from deploy.local import machine_image
@@ -231,19 +232,19 @@ async def test_a_machine_that_freezes_is_lost(
     settings = MachineSettings(
         machine_secret=SecretStr(SECRET), machine_directory=local.directory / "machines"
     )
-    where = Where(settings=settings, execution="own", name=None, host=None, port=22, user=None)
+    locator = Locator(settings=settings, execution="own")
     work, out = Work(run_id="own", script=b"echo started; sleep 1000"), Memory()
     # A keepalive that is shorter than the command's.
     run = RemoteRun(
-        await where.find(),
+        await locator.locate(),
         work,
         out=out,
         err=Memory(),
         boot_timeout=TIMEOUT,
         reconnect=3,
-        keepalive=1,
+        policy=SshPolicy(keepalive=1),
     )
-    running = asyncio.create_task(run.see_through())
+    running = asyncio.create_task(run.run_to_end())
     await eventually(lambda: out.content, "the script's start", timeout=TIMEOUT)
     machine.suspend()
 
@@ -265,7 +266,7 @@ def test_ending_the_command_while_the_machine_is_frozen_takes_no_longer_than_it_
     assert (finished.code, "could not be stopped for certain" in finished.last) == (143, True)
 
 
-def test_an_execution_without_a_machine_is_told_so(local: Local) -> None:
+def test_an_execution_without_a_machine_is_reported(local: Local) -> None:
     finished = local.run("nobody", "true")
 
     assert (finished.code, "there is no machine of execution nobody" in finished.last) == (69, True)

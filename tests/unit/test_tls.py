@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bridge.tls import Identity
+from bridge.tls import TlsIdentity
 from tests.support.certificates import Authority
 
 
 def context(ca: Path | None) -> ssl.SSLContext:
-    return Identity(prefix="BRIDGE_AMQP", ca=ca, certificate=None, key=None).context()
+    return TlsIdentity(prefix="BRIDGE_AMQP", ca=ca, certificate=None, key=None).context()
 
 
 def test_public_cas_are_trusted_where_the_system_knows_none(

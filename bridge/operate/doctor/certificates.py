@@ -16,7 +16,7 @@ from bridge.operate.doctor.facts import Certificate
 from bridge.operate.status.collect import told
 from bridge.operate.status.report import Unseen
 from bridge.settings import Settings
-from bridge.tls import Identity
+from bridge.tls import TlsIdentity
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _EXPIRED = 10
@@ -30,7 +30,7 @@ class Server:
     name: str
     host: str
     port: int
-    identity: Identity
+    identity: TlsIdentity
 
     async def certificate(self) -> Certificate:
         """The certificate that it shows, also one that has ended.

@@ -1,5 +1,5 @@
-"""The flows for machines as they ship: what holds for each task of theirs, and what their shells
-make of any text."""
+"""The flows for machines as they ship: the rules for each of their tasks, and what their shells do
+with any text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from bridge.cli import machine_commands
+from bridge.cli.machine import commands as machine_commands
 from bridge.operate import flows
 
 FLOWS = Path(__file__).resolve().parents[3] / "flows"
@@ -75,7 +75,7 @@ HOSTILE = (
     "x" * 4096,
 )
 BREAKING = ("first\nsecond", "ends\n", "\n", "a\0b", "bell\a", "delete\x7f")
-"""What a shell would change without a word."""
+"""What a shell would silently change."""
 OPTIONS = {
     "git_repository": ("run", "git_repository"),
     "git_branch": ("run", "git_branch"),
@@ -84,12 +84,12 @@ OPTIONS = {
     "size": ("create", "size"),
     "bridgeJob": ("create", "job"),
 }
-"""The inputs, and the label, that become options of a command; which one, and of which."""
+"""The inputs, and the label, that become options, each with its command and its option."""
 
 
 @dataclass(frozen=True)
 class Called:
-    """What a task's shell called `kestra-bridge` with, and the files that it left there."""
+    """The options with which a task's shell called `kestra-bridge`, and the files that it left."""
 
     options: dict[str, Any]
     folder: Path
@@ -99,8 +99,8 @@ class Called:
 
 
 def call(name: str, given: dict[str, Any], folder: Path) -> Called:
-    """Run the shell of that task of vm-job as Kestra would, but for a `kestra-bridge` that only
-    notes its arguments."""
+    """Run the shell of that task of vm-job as Kestra would, with a `kestra-bridge` that only
+    records its arguments."""
     (task,) = [task for task in shell_tasks(VM_JOB) if task["id"] == name]
     command = folder / "bin/kestra-bridge"
     command.parent.mkdir()
@@ -130,7 +130,7 @@ def rendered(expression: str, given: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_text_reaches_its_own_option_as_it_is_and_runs_nothing(
+def test_a_text_reaches_its_own_option_unchanged_and_runs_nothing(
     name: str, value: str, tmp_path: Path
 ) -> None:
     task, option = OPTIONS[name]
@@ -141,13 +141,13 @@ def test_a_text_reaches_its_own_option_as_it_is_and_runs_nothing(
 
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "bridgeJob"])
-def test_kestra_takes_whatever_reaches_its_option(name: str, value: str) -> None:
+def test_kestra_accepts_every_text_that_would_reach_its_option(name: str, value: str) -> None:
     assert re.fullmatch(validator(name), value)
 
 
 @pytest.mark.parametrize("value", [*BREAKING, "x" * 4097])
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "bridgeJob"])
-def test_kestra_refuses_what_would_not_reach_its_option_as_it_is(name: str, value: str) -> None:
+def test_kestra_refuses_a_text_that_would_reach_its_option_changed(name: str, value: str) -> None:
     assert not re.fullmatch(validator(name), value)
 
 
@@ -159,12 +159,12 @@ def validator(name: str) -> str:
 @pytest.mark.parametrize(
     "script", [*HOSTILE, *BREAKING, "kestra:///a/b", "x" * 300_000], ids=lambda text: text[:20]
 )
-def test_a_script_reaches_its_file_as_it_is(script: str, tmp_path: Path) -> None:
+def test_a_script_reaches_its_file_unchanged(script: str, tmp_path: Path) -> None:
     called = call("run", {"script": script}, tmp_path)
     assert (called.options["script"], called.file("script")) == ("script", script.encode())
 
 
-def test_variables_reach_their_file_as_they_are(tmp_path: Path) -> None:
+def test_variables_reach_their_file_unchanged(tmp_path: Path) -> None:
     variables = {
         **{f"V{number}": value for number, value in enumerate(HOSTILE + BREAKING)},
         "$(id)": "x" * 300_000,
@@ -195,7 +195,7 @@ def test_a_kill_reaches_the_command_itself_and_not_a_shell_around_it(task: dict[
 
 
 @every_task
-def test_all_but_the_script_s_run_is_tried_again_only_so_often(task: dict[str, Any]) -> None:
+def test_everything_but_the_run_of_the_script_is_retried_a_few_times(task: dict[str, Any]) -> None:
     assert task.get("retry", {}).get("maxAttempts") == (None if task["id"] == "run" else 3)
 
 
@@ -211,17 +211,17 @@ def test_no_text_from_outside_reaches_an_environment_that_kestra_renders_once_mo
     assert [value for value in texts if not value.endswith("| base64encode }}")] == []
 
 
-def test_the_machine_is_destroyed_whichever_way_its_job_ends() -> None:
+def test_the_machine_is_destroyed_however_its_job_ends() -> None:
     (task,) = read(VM_JOB)["finally"]
     assert "machine destroy" in task["commands"][0]
 
 
-def test_a_job_that_is_done_does_not_fail_over_a_machine_that_stays() -> None:
+def test_a_job_that_is_done_does_not_fail_because_its_machine_stays() -> None:
     (task,) = read(VM_JOB)["finally"]
     assert task["allowFailure"] is True
 
 
-def test_jobs_that_are_too_many_wait() -> None:
+def test_jobs_beyond_the_limit_wait() -> None:
     assert read(VM_JOB)["concurrency"] == {"limit": 4, "behavior": "QUEUE"}
 
 
@@ -232,11 +232,11 @@ def test_a_batch_has_no_more_jobs_at_once_than_may_run(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [WEBHOOK_JOB, *BATCHES], ids=lambda path: path.parts[-3])
-def test_whatever_a_job_takes_can_be_handed_on_to_it(path: Path) -> None:
+def test_every_input_of_a_job_can_be_passed_on_to_it(path: Path) -> None:
     assert set(subflow(path)["inputs"]) == {given["id"] for given in read(VM_JOB)["inputs"]}
 
 
-def test_who_may_be_anybody_can_name_no_file_but_a_task_s() -> None:
+def test_an_unknown_sender_can_name_no_file_but_a_tasks() -> None:
     patterns = {re.findall(r'"(\^kestra:.*?)"', path.read_text())[0] for path in (VM_JOB, *BATCHES)}
     (refuse,) = [task for task in read(VM_JOB)["tasks"] if task["id"] == "refuse"]
     assert (
@@ -253,7 +253,7 @@ def test_a_batch_checks_every_input_of_its_jobs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [WEBHOOK_JOB, *BATCHES], ids=lambda path: path.parts[-3])
-def test_the_defaults_that_are_handed_on_are_the_job_s_own(path: Path) -> None:
+def test_the_defaults_that_are_passed_on_are_the_jobs_own(path: Path) -> None:
     handed = subflow(path)["inputs"]
     defaults = {
         given["id"]: given["defaults"] for given in read(VM_JOB)["inputs"] if "defaults" in given
@@ -262,12 +262,12 @@ def test_the_defaults_that_are_handed_on_are_the_job_s_own(path: Path) -> None:
     assert told == {name: str(value) for name, value in defaults.items()}
 
 
-def test_the_webhook_s_key_is_a_secret() -> None:
+def test_the_webhooks_key_is_a_secret() -> None:
     (trigger,) = read(WEBHOOK_JOB)["triggers"]
     assert trigger["key"] == "{{ secret('BRIDGE_WEBHOOK_KEY') }}"
 
 
-def test_the_batches_of_both_series_hand_on_the_same() -> None:
+def test_the_batches_of_both_series_pass_on_the_same() -> None:
     first, second = (subflow(path)["inputs"] for path in BATCHES)
     assert {
         name: value.replace("taskrun.value", "item.value") for name, value in first.items()

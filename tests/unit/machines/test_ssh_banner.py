@@ -1,5 +1,4 @@
-"""The wait for a machine's SSH banner, by real sockets: long enough also where the host is busy,
-and no longer."""
+"""The wait for a machine's SSH banner, on real sockets."""
 
 from __future__ import annotations
 
@@ -10,14 +9,13 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from bridge.errors import MachineUnavailable
-from bridge.machines import ssh_banner
-from bridge.machines.lifecycle import Machine, Machines
-from bridge.machines.providers import Tags
-from bridge.machines.settings import MachineSettings
-from bridge.machines.ssh_banner import BannerWait, NoBannerError, patience
+from bridge.machines.lifecycle import Machines
+from bridge.machines.machine import Machine
+from bridge.machines.policy import LIFECYCLE_POLICY, LifecyclePolicy
+from bridge.machines.ssh_banner import BannerWait, NoBannerError, answer_wait
 from deploy.local.paths import free_port
+from tests.unit.machines.support import settings, use_memory
 
-SECRET = "a secret of sixteen or more"
 BANNER = b"SSH-2.0-x\r\n"
 
 
@@ -26,7 +24,7 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def serving(answer: Answer) -> AsyncIterator[int]:
-    """The port of a server that does so with each connection, and closes it."""
+    """The port of a server that answers each connection so, and closes it."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(writer: asyncio.StreamWriter) -> None:
@@ -66,30 +64,19 @@ def saying(text: bytes) -> Answer:
     return say
 
 
-def machine_at(
-    monkeypatch: pytest.MonkeyPatch, port: int, *, boot_timeout: float
+async def machine_at(
+    monkeypatch: pytest.MonkeyPatch,
+    port: int,
+    *,
+    boot_timeout: float,
+    policy: LifecyclePolicy = LIFECYCLE_POLICY,
 ) -> tuple[Machines, Machine]:
     """A provider's one machine, which is reached at that port."""
-    tags = Tags(owner="0" * 16, execution="3xAbC", job="", call="1" * 12, created=0, deadline=0)
-    machine = Machine(
-        id="1",
-        name="m-1",
-        state="running",
-        host="127.0.0.1",
-        port=port,
-        user="job",
-        host_key="",
-        tags=tags,
-        dead=False,
+    use_memory(monkeypatch).port = port
+    machines = Machines(
+        settings(machine_provider="memory", machine_boot_timeout=boot_timeout), policy
     )
-
-    async def listed(_: Machines) -> list[Machine]:
-        return [machine]
-
-    monkeypatch.setattr(Machines, "all", listed)
-    return Machines(
-        MachineSettings(machine_secret=SECRET, machine_boot_timeout=boot_timeout)
-    ), machine
+    return machines, await machines.create("3xAbC", "job", 600)
 
 
 @pytest.mark.parametrize(
@@ -103,18 +90,18 @@ def machine_at(
         (0.0, 0.3, 0.3),
     ],
 )
-def test_an_answer_is_waited_for_the_longer_the_longer_the_wait_was_and_never_beyond_its_end(
+def test_the_wait_for_one_answer_grows_with_the_time_waited_and_never_exceeds_the_time_left(
     waited: float, left: float, seconds: float
 ) -> None:
-    assert patience(1.0, waited, left) == seconds
+    assert answer_wait(1.0, waited, left) == seconds
 
 
 async def test_a_machine_whose_every_banner_comes_later_than_the_first_wait_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ssh_banner, "FIRST_WAIT", 0.02)
+    policy = LifecyclePolicy(first_banner_wait=0.02)
     async with serving(late) as port:
-        machines, machine = machine_at(monkeypatch, port, boot_timeout=60)
+        machines, machine = await machine_at(monkeypatch, port, boot_timeout=60, policy=policy)
         assert await machines.wait(machine) == machine
 
 
@@ -122,18 +109,18 @@ async def test_a_machine_that_accepts_and_says_nothing_is_given_up_at_the_boot_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with serving(silent) as port:
-        machines, machine = machine_at(monkeypatch, port, boot_timeout=0.1)
+        machines, machine = await machine_at(monkeypatch, port, boot_timeout=0.1)
         with pytest.raises(MachineUnavailable, match=r"did not answer by SSH within 0\.1 s"):
             await machines.wait(machine)
 
 
 @pytest.mark.parametrize("said", [b"", b"SS", b"HTTP/1.1 400 Bad Request\r\n"])
-async def test_what_says_anything_else_speaks_no_ssh(said: bytes) -> None:
+async def test_anything_but_a_banner_is_not_ssh(said: bytes) -> None:
     async with serving(saying(said)) as port:
         with pytest.raises(NoBannerError, match="nothing speaks SSH there"):
-            await BannerWait(60).once("127.0.0.1", port)
+            await BannerWait(60, first_wait=1).once("127.0.0.1", port)
 
 
-async def test_where_nothing_listens_the_reason_is_the_system_s() -> None:
+async def test_if_nothing_listens_the_reason_is_the_systems() -> None:
     with pytest.raises(NoBannerError, match=r"Connect call failed|refused"):
-        await BannerWait(60).once("127.0.0.1", free_port())
+        await BannerWait(60, first_wait=1).once("127.0.0.1", free_port())

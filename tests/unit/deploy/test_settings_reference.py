@@ -9,8 +9,8 @@ import pytest
 
 from bridge.machines.settings import MachineSettings
 from bridge.settings import Settings
-from bridge.settings.reference import FILE_WITH_THE_TABLE, reference
 from deploy.local.paths import REPOSITORY
+from deploy.local.settings_reference import FILE_WITH_THE_TABLE, reference
 
 ROWS = [
     [cell.strip() for cell in line.split(" | ")]
@@ -27,7 +27,7 @@ def row(name: str) -> list[str]:
 
 def test_the_file_is_what_the_models_make() -> None:
     assert FILE_WITH_THE_TABLE.read_text() == reference(), (
-        "run: python -m bridge.settings.reference"
+        "run: python -m deploy.local.settings_reference"
     )
 
 

@@ -1,7 +1,7 @@
-"""A pipe between standard input and output and one TCP address: QEMU starts it for each connection
-from a machine.
+"""A pipe between standard input and output and one TCP address.
 
-It runs as a file of its own, and imports nothing of ours, so that it starts at once.
+QEMU starts it for each connection from a machine. It runs as a file of its own, and imports nothing
+of the bridge, so that it starts at once.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import selectors
 import socket
 import sys
 
-SIZE = 65_536
+BLOCK_SIZE = 65_536
 
 
 def forward(host: str, port: int) -> None:
-    """Pass on bytes both ways until the far end closes."""
+    """Pass bytes on in both directions until the far end closes."""
     with (
         socket.create_connection((host, port), timeout=10) as far,
         selectors.DefaultSelector() as ready,
@@ -26,26 +26,28 @@ def forward(host: str, port: int) -> None:
         while True:
             for key, _ in ready.select():
                 if key.fileobj is far:
-                    if not _pass_back(far):
+                    data = far.recv(BLOCK_SIZE)
+                    if not data:
                         return
-                elif data := os.read(0, SIZE):
+                    _write_all(data)
+                    continue
+                data = os.read(0, BLOCK_SIZE)
+                if data:
                     far.sendall(data)
                 else:
                     ready.unregister(sys.stdin)
                     far.shutdown(socket.SHUT_WR)
 
 
-def _pass_back(far: socket.socket) -> bool:
-    data = far.recv(SIZE)
-    rest = data
-    while rest:
-        rest = rest[os.write(1, rest) :]
-    return bool(data)
+def _write_all(data: bytes) -> None:
+    """Write to standard output, which may take only a part at a time."""
+    while data:
+        data = data[os.write(1, data) :]
 
 
 if __name__ == "__main__":
     try:
         forward(sys.argv[1], int(sys.argv[2]))
     except OSError:
-        # Nothing listens there, or one of both has gone: the machine sees its connection closed.
+        # Nothing listens there, or either end has gone: the machine sees its connection closed.
         sys.exit(1)

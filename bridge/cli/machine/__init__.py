@@ -1,5 +1,6 @@
-"""`kestra-bridge machine`: where its commands hang. They and the libraries that they need are
-loaded on use alone.
+"""`kestra-bridge machine`: the group of its commands.
+
+The commands and the libraries that they need are imported only when one is used.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _LIBRARIES = ("asyncssh", "cryptography", "libcloud")
 @functools.cache
 def _loaded() -> TyperGroup:
     try:
-        module = importlib.import_module("bridge.cli.machine_commands")
+        module = importlib.import_module("bridge.cli.machine.commands")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _LIBRARIES:
             raise
@@ -31,8 +32,8 @@ def _loaded() -> TyperGroup:
     return cast("TyperGroup", typer.main.get_command(module.commands))
 
 
-class _OnUse(TyperGroup):
-    """A group whose commands are somewhere else until someone asks for them."""
+class _LazyGroup(TyperGroup):
+    """A group whose commands are imported when somebody asks for them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return _loaded().list_commands(ctx)
@@ -47,7 +48,7 @@ class _OnUse(TyperGroup):
 
 
 machine = typer.Typer(
-    cls=_OnUse,
+    cls=_LazyGroup,
     help="Virtual machines for jobs: create one, run a script on it, destroy it.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -1,14 +1,12 @@
 """The table of all settings in `bridge/settings/README.md`, made from the models.
 
-`python -m bridge.settings.reference` writes it; a test fails while the file is out of date. Nothing
-else in this package may import `bridge.machines`.
+`python -m deploy.local.settings_reference` writes it. A test fails while the file is out of date.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -20,8 +18,9 @@ from bridge.settings.kestra import KestraSettings
 from bridge.settings.secret_files import names_in_files
 from bridge.settings.service import Settings
 from bridge.settings.variables import FILE, variable
+from deploy.local.paths import REPOSITORY
 
-FILE_WITH_THE_TABLE = Path(__file__).with_name("README.md")
+FILE_WITH_THE_TABLE = REPOSITORY / "bridge" / "settings" / "README.md"
 
 _SECTIONS: tuple[tuple[str, str, type[CommandSettings]], ...] = (
     ("RabbitMQ", "RabbitMQ's address and login, and the queues.", BrokerSettings),
@@ -34,7 +33,7 @@ _SECTIONS: tuple[tuple[str, str, type[CommandSettings]], ...] = (
 
 _HEAD = "| setting | values | default | meaning |\n|---|---|---|---|"
 _INTRODUCTION = """\
-<!-- Made from the models by `python -m bridge.settings.reference`: change those, then run it. -->
+<!-- Made from the models by `python -m deploy.local.settings_reference`: change those, then run it. -->
 
 # Settings
 

@@ -1,0 +1,67 @@
+"""`kestra-bridge machine create`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from bridge.cli.app import Json, load
+from bridge.cli.machine.table import print_table
+from bridge.cli.signals import carry_out
+from bridge.machines.lifecycle import Machines
+from bridge.machines.settings import MachineSettings
+
+
+def create(
+    *,
+    execution: Annotated[
+        str, typer.Option(help="The execution's id. Each execution has one machine.")
+    ],
+    job: Annotated[str, typer.Option(help="The job's id, shown by `list`.")] = "",
+    deadline: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long the machine may live. After that, `reap` destroys it.",
+            min=1,
+            max=31_536_000,
+        ),
+    ],
+    size: Annotated[
+        str | None, typer.Option(help="Its size, instead of BRIDGE_MACHINE_SIZE.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Its image, instead of BRIDGE_MACHINE_IMAGE.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return once the machine answers by SSH.")
+    ] = False,
+    outputs: Annotated[
+        bool,
+        typer.Option(
+            "--outputs", help="End standard output with the machine as Kestra's ::{…}:: line."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Create the machine of an execution, or find the one that it has.
+
+    If it is run twice, even at the same time, both runs end with the same machine. If it fails or
+    is ended, it leaves no half-made machine.
+
+    If Kestra doesn't know the execution, `reap` destroys the machine once it is ten minutes old.
+    """
+    settings = load(MachineSettings, json_logs=as_json)
+    machines = Machines(settings)
+    # A flow passes its unset optional inputs as empty texts.
+    machine = carry_out(
+        machines.create(execution, job, deadline, size=size or None, image=image or None, wait=wait)
+    )
+    if as_json:
+        print(json.dumps(machine.data))
+    elif outputs:
+        print("::" + json.dumps({"outputs": machine.data}) + "::")
+    else:
+        print_table([machine])

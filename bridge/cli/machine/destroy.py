@@ -1,0 +1,35 @@
+"""`kestra-bridge machine destroy`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from bridge.cli.app import Json, load
+from bridge.cli.signals import carry_out
+from bridge.errors import SettingsError
+from bridge.machines.lifecycle import Machines
+from bridge.machines.settings import MachineSettings
+
+
+def destroy(
+    execution: Annotated[str | None, typer.Option(help="Destroy this execution's machine.")] = None,
+    name: Annotated[str | None, typer.Option(help="Destroy the machine of this name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Destroy a machine, and return once it is gone. It is no failure if there is none."""
+    if bool(execution) == bool(name):
+        raise SettingsError("one of --execution and --name is needed")
+    settings = load(MachineSettings, json_logs=as_json)
+    destroyed = carry_out(
+        Machines(settings).destroy(execution=execution or None, name=name or None)
+    )
+    names = [machine.name for machine in destroyed]
+    if as_json:
+        print(json.dumps({"destroyed": names}))
+    elif names:
+        print(f"destroyed {', '.join(names)}")
+    else:
+        print("there was no machine")

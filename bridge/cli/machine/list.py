@@ -1,0 +1,23 @@
+"""`kestra-bridge machine list`."""
+
+from __future__ import annotations
+
+import json
+
+from bridge.cli.app import Json, load
+from bridge.cli.machine.table import print_table
+from bridge.cli.signals import carry_out
+from bridge.machines.lifecycle import Machines
+from bridge.machines.settings import MachineSettings
+
+
+def list_(as_json: Json = False) -> None:
+    """List the machines that carry our tags."""
+    settings = load(MachineSettings, json_logs=as_json)
+    machines = carry_out(Machines(settings).all())
+    if as_json:
+        print(json.dumps([machine.data for machine in machines]))
+    elif machines:
+        print_table(machines)
+    else:
+        print("no machines")

@@ -1,0 +1,40 @@
+"""How long things may take, in seconds, where no setting says so. Tests pass other values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SshPolicy:
+    """The waits of an SSH session."""
+
+    first_banner_wait: float = 1.0
+    """Short, as a machine may never answer a connection that was made before the machine was on its
+    network."""
+    denied_grace: float = 30.0
+    """A machine that still boots refuses its ordinary users for a while: before the account exists,
+    and by /run/nologin. The slower the machine, the longer it does so: this is the minimum."""
+    login_timeout: float = 120.0
+    """The same as sshd's own (sshd_config's LoginGraceTime)."""
+    keepalive: float = 5.0
+    """The interval at which a silent machine is asked whether it is there."""
+    keepalives_missed: int = 3
+    """The machine is lost when this many questions had no answer."""
+    close_timeout: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifecyclePolicy:
+    """The waits of a machine's life."""
+
+    listed_timeout: float = 60.0
+    """A machine that was created may take a moment to be listed."""
+    gone_timeout: float = 120.0
+    look_again: float = 3.0
+    """The interval at which the provider is asked about a machine that doesn't answer yet."""
+    first_banner_wait: float = 1.0
+
+
+SSH_POLICY = SshPolicy()
+LIFECYCLE_POLICY = LifecyclePolicy()

@@ -1,0 +1,53 @@
+"""DigitalOcean. Experimental: not tested against the real service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from libcloud.compute.base import Node, NodeDriver
+from libcloud.compute.drivers.digitalocean import DigitalOcean_v2_NodeDriver
+
+from bridge.machines.order import Order
+from bridge.machines.providers.provider import (
+    NETWORK_TIMEOUT,
+    TOKEN,
+    Provider,
+    access_secret,
+    endpoint,
+    location,
+    parse_tag_pairs,
+    tag_pairs,
+)
+from bridge.machines.settings import MachineSettings
+
+
+class _Driver(DigitalOcean_v2_NodeDriver):
+    """libcloud's driver, whose own `__new__` passes all options to `object`, which takes none."""
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> Self:
+        return object.__new__(cls)
+
+
+class DigitalOcean(Provider):
+    """DigitalOcean."""
+
+    name = "digitalocean"
+    needs = TOKEN
+
+    def connect(self, settings: MachineSettings) -> NodeDriver:
+        return _Driver(access_secret(settings), timeout=NETWORK_TIMEOUT, **endpoint(settings))
+
+    def options(self, order: Order, settings: MachineSettings) -> dict[str, Any]:
+        tags = tag_pairs(order)
+        if settings.machine_firewall:
+            # A firewall there applies to all machines that carry its tag.
+            tags.append(settings.machine_firewall)
+        return {
+            "location": location(settings),
+            "ex_user_data": order.user_data,
+            "ex_create_attr": {"tags": tags},
+        }
+
+    def tags(self, node: Node) -> Mapping[str, str]:
+        return parse_tag_pairs(node.extra.get("tags"))

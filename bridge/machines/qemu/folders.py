@@ -1,0 +1,150 @@
+"""The folders of the machines: one directory for all, and in it one folder for each machine."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from bridge.errors import MachineUnavailable
+from bridge.machines.qemu.processes import kill, machine_processes
+
+_STATE_FILE = "machine.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuState:
+    """What a machine's folder records about the machine. `created` is in seconds since 1970."""
+
+    id: str
+    name: str
+    port: int
+    size: str
+    created: float
+    tags: Mapping[str, str]
+
+    @classmethod
+    def new(cls, name: str, *, size: str, tags: Mapping[str, str]) -> QemuState:
+        """The state of a machine that is about to be made, without a port yet."""
+        return cls(
+            id=secrets.token_hex(8),
+            name=name,
+            port=0,
+            size=size,
+            created=time.time(),
+            tags=dict(tags),
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> QemuState | None:
+        """Read the state in that folder. None if it has none, or has gone."""
+        try:
+            data = json.loads((folder / _STATE_FILE).read_text())
+            return cls(**{field.name: data[field.name] for field in fields(cls)})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Write the state to that folder, all at once."""
+        draft = folder / f".{_STATE_FILE}"
+        write_private(draft, json.dumps(asdict(self)))
+        draft.replace(folder / _STATE_FILE)
+
+
+def make_directory(directory: Path) -> None:
+    """Make the directory of all machines, for this user only.
+
+    Raises:
+        MachineUnavailable: it can't be made, or belongs to another user.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = directory.stat().st_uid
+    except OSError as error:
+        raise MachineUnavailable(f"can't use the folder {directory}: {error.strerror}") from error
+    if owner != os.geteuid():
+        raise MachineUnavailable(f"the folder {directory} belongs to another user")
+
+
+def read_states(directory: Path) -> list[QemuState]:
+    """Read the states of all machines, and remove folders that are incomplete. Needs the lock.
+
+    A folder in use has a name without a leading dot, and a state. Any other was left by a process
+    that was killed while it made or removed a machine.
+
+    Raises:
+        MachineUnavailable: the directory can't be read, or a process can't be ended.
+    """
+    states = []
+    for folder in _entries(directory):
+        is_draft = folder.name.startswith(".")
+        state = None if is_draft else QemuState.read(folder)
+        if state is not None:
+            states.append(state)
+        elif folder.is_dir():
+            remove(directory, folder.name.removeprefix("."))
+    return states
+
+
+def make_folder(directory: Path, state: QemuState, files: Mapping[str, str]) -> Path:
+    """Make a machine's folder with its state and those files. Needs the lock.
+
+    The folder appears with its state in it, so that whoever lists the machines sees its owner.
+    """
+    folder = directory / state.name
+    draft = directory / f".{state.name}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(mode=0o700)
+    state.write(draft)
+    for name, text in files.items():
+        write_private(draft / name, text)
+    return draft.rename(folder)
+
+
+def remove(directory: Path, name: str) -> None:
+    """End a machine's process and remove its folder, whichever of them exists. Needs the lock.
+
+    Raises:
+        MachineUnavailable: the process can't be ended.
+    """
+    folder = directory / name
+    discarded = directory / f".{name}"
+    shutil.rmtree(discarded, ignore_errors=True)
+    # Moved away first: a process that a killed creator has yet to start then finds no files.
+    with suppress(FileNotFoundError):
+        folder.rename(discarded)
+    # QEMU is two processes for a moment while it starts.
+    while pid := machine_processes(directory).get(name):
+        kill(pid)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(discarded)
+
+
+@contextmanager
+def locked(directory: Path, name: str = ".lock") -> Iterator[None]:
+    """Hold a lock in the directory, shared by all processes on this host."""
+    with (directory / name).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only this user can read."""
+    file.touch(mode=0o600)
+    file.write_text(text)
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise MachineUnavailable(f"can't read the folder {directory}: {error.strerror}") from error

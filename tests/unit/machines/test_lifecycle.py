@@ -1,0 +1,140 @@
+"""A machine's life at a provider in memory."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from libcloud.compute.base import Node
+from libcloud.compute.types import NodeState
+
+from bridge.errors import MachineUnavailable, SettingsError
+from bridge.machines.inventory import owner_of
+from bridge.machines.lifecycle import Machines
+from bridge.machines.order import Order, name_of
+from bridge.machines.policy import LifecyclePolicy
+from tests.unit.machines.support import MemoryDriver, settings, use_memory
+
+executions = st.from_regex(r"[A-Za-z0-9_-]{1,33}", fullmatch=True)
+
+
+@given(executions)
+def test_a_name_is_one_that_every_provider_takes(execution: str) -> None:
+    assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name_of(execution))
+    assert len(name_of(execution)) <= 63
+
+
+@given(executions, executions)
+def test_two_executions_never_share_a_name(first: str, second: str) -> None:
+    assert (name_of(first) == name_of(second)) == (first == second)
+
+
+def test_two_secrets_have_two_owners_that_do_not_reveal_them() -> None:
+    owners = {owner_of(secret) for secret in ("a" * 16, "b" * 16)}
+    assert len(owners) == 2
+    assert not any("aaaa" in owner or "bbbb" in owner for owner in owners)
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryDriver:
+    return use_memory(monkeypatch)
+
+
+@pytest.fixture
+def machines(memory: MemoryDriver) -> Machines:
+    del memory
+    policy = LifecyclePolicy(listed_timeout=0.3, gone_timeout=0.3, look_again=0.1)
+    return Machines(settings(machine_provider="memory"), policy)
+
+
+async def test_a_second_create_finds_the_first_ones_machine(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    first = await machines.create("3xAbC", "job", 600)
+    assert await machines.create("3xAbC", "job", 600) == first
+    assert len(memory.nodes) == 1
+
+
+async def test_a_dead_machine_is_replaced(machines: Machines, memory: MemoryDriver) -> None:
+    dead = await machines.create("3xAbC", "job", 600)
+    memory.nodes[dead.id].state = NodeState.ERROR
+    assert not (await machines.create("3xAbC", "job", 600)).dead
+
+
+async def test_a_machine_that_is_listed_late_is_waited_for(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    memory.lists_late = 2
+    assert (await machines.create("3xAbC", "job", 600)).tags.execution == "3xAbC"
+
+
+async def test_a_create_whose_answer_is_lost_leaves_no_machine(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    memory.fails = [TimeoutError("no answer")]
+    with pytest.raises(MachineUnavailable, match="can't reach memory to create a machine"):
+        await machines.create("3xAbC", "job", 600)
+    assert memory.nodes == {}
+
+
+async def test_a_create_that_fails_adopts_the_machine_of_a_faster_task(
+    machines: Machines, memory: MemoryDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Machines(settings(machine_provider="memory"))
+    create = MemoryDriver.create
+
+    def create_second(self: MemoryDriver, order: Order) -> Node:
+        create(self, replace(order, tags=replace(order.tags, call="another")))
+        raise ValueError("invalid: there is one")
+
+    monkeypatch.setattr(MemoryDriver, "create", create_second)
+    machine = await machines.create("3xAbC", "job", 600)
+    assert machine == await other.find("3xAbC")
+    assert len(memory.nodes) == 1
+
+
+async def test_a_machine_that_dies_at_its_start_is_an_error_with_its_last_words(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    memory.state_of_new = NodeState.ERROR
+    memory.console = "kernel panic"
+    with pytest.raises(MachineUnavailable, match=r"ended by itself.*it last said: kernel panic"):
+        await machines.create("3xAbC", "job", 600)
+    assert memory.nodes == {}
+
+
+async def test_destroy_waits_until_the_machine_is_gone(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    machine = await machines.create("3xAbC", "job", 600)
+    memory.destroys_late = 1
+    assert await machines.destroy(name=machine.name) == [machine]
+    assert memory.nodes == {}
+
+
+async def test_a_machine_that_stays_is_an_error(machines: Machines, memory: MemoryDriver) -> None:
+    await machines.create("3xAbC", "job", 600)
+    memory.destroys_late = 1000
+    with pytest.raises(MachineUnavailable, match=r"is still there 0\.3 s later"):
+        await machines.destroy(execution="3xAbC")
+
+
+async def test_machines_of_another_secret_are_not_ours(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    other = settings(machine_provider="memory", machine_secret="another bridge's own secret")
+    await Machines(other).create("3xAbC", "job", 600)
+    assert await machines.all() == []
+    assert len(memory.nodes) == 1
+
+
+@pytest.mark.parametrize("execution", ["", "../../etc", "a b", "x" * 34, "$(id)"])
+async def test_an_execution_with_an_invalid_id_gets_no_machine(
+    machines: Machines, memory: MemoryDriver, execution: str
+) -> None:
+    with pytest.raises(SettingsError, match="is not a valid execution id"):
+        await machines.create(execution, "job", 600)
+    assert memory.nodes == {}

@@ -1,0 +1,202 @@
+"""The table of providers: tags, user data, options and the settings that each needs."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import asyncssh
+import pytest
+
+from bridge.errors import SettingsError
+from bridge.machines.identity import SshIdentity
+from bridge.machines.order import Order, Tags
+from bridge.machines.providers import PROVIDERS, choose
+from bridge.machines.providers.provider import LONGEST_TAG, NETWORK_TIMEOUT
+from tests.unit.machines.support import SECRET, TAGS, settings
+
+ORDER = Order(
+    name="kestra-a", tags=TAGS, user="job", identity=SshIdentity.derive(SECRET, "kestra-a")
+)
+
+
+def options(provider: str, **more: Any) -> dict[str, Any]:
+    return PROVIDERS[provider].options(
+        ORDER, settings(machine_provider=provider, machine_region="r-1", **more)
+    )
+
+
+def node(**extra: Any) -> Any:
+    return SimpleNamespace(extra=extra)
+
+
+def returned(provider: str) -> Any:
+    """A node with the tags of our order, as that provider's `list_nodes` returns it."""
+    given_options = options(provider)
+    return {
+        "ec2": lambda: node(tags=given_options["ex_metadata"]),
+        "openstack": lambda: node(metadata=given_options["ex_metadata"]),
+        "gce": lambda: node(
+            metadata={
+                "items": [
+                    {"key": key, "value": value}
+                    for key, value in given_options["ex_metadata"].items()
+                ]
+            }
+        ),
+        "digitalocean": lambda: node(tags=given_options["ex_create_attr"]["tags"]),
+        "linode": lambda: node(tags=given_options["ex_tags"]),
+        "vultr": lambda: node(tag=given_options["ex_tag"]),
+        "qemu": lambda: node(tags=given_options["ex_tags"]),
+    }[provider]()
+
+
+def user_data(provider: str) -> str:
+    given_options = options(provider)
+    keys = ("ex_userdata", "ex_user_data")
+    return next((given_options[key] for key in keys if key in given_options), None) or str(
+        given_options["ex_metadata"]["user-data"]
+    )
+
+
+@pytest.mark.parametrize("provider", sorted(PROVIDERS))
+def test_tags_come_back_from_every_provider(provider: str) -> None:
+    tags = Tags.parse(PROVIDERS[provider].tags(returned(provider)))
+    assert tags is not None
+    assert replace(tags, job="") == replace(TAGS, job="")
+
+
+@pytest.mark.parametrize("provider", ["ec2", "openstack", "gce", "qemu"])
+def test_a_jobs_id_comes_back_unchanged_if_the_providers_tags_have_values(
+    provider: str,
+) -> None:
+    tags = Tags.parse(PROVIDERS[provider].tags(returned(provider)))
+    assert tags is not None
+    assert tags.job == TAGS.job
+
+
+@pytest.mark.parametrize("provider", ["digitalocean", "linode"])
+def test_tags_without_values_obey_the_strictest_rules(provider: str) -> None:
+    long = replace(ORDER, tags=replace(TAGS, job="x" * 200, execution="e" * 33))
+    given_options = PROVIDERS[provider].options(long, settings(machine_provider=provider))
+    texts = given_options.get("ex_tags") or given_options["ex_create_attr"]["tags"]
+    assert all(re.fullmatch(r"[A-Za-z0-9:_-]{3,50}", text) for text in texts)
+    assert f"kestra-execution:{'e' * 33}" in texts
+    assert LONGEST_TAG == 50
+
+
+@pytest.mark.parametrize("provider", sorted(set(PROVIDERS) - {"qemu"}))
+def test_every_cloud_gets_the_same_user_data(provider: str) -> None:
+    first = user_data(provider).partition("\n")[0]
+    config = json.loads(user_data(provider).partition("\n")[2])
+    assert first == "#cloud-config"
+    assert asyncssh.import_private_key(
+        config["ssh_keys"]["ed25519_private"]
+    ).convert_to_public() == (asyncssh.import_public_key(ORDER.identity.host.public))
+
+
+def test_cloud_init_makes_one_ordinary_user_and_leaves_no_other_way_in() -> None:
+    config = json.loads(ORDER.user_data.partition("\n")[2])
+    assert (config["disable_root"], config["ssh_pwauth"], config["ssh_deletekeys"]) == (
+        True,
+        False,
+        True,
+    )
+    assert [(user["name"], user["lock_passwd"], "sudo" in user) for user in config["users"]] == [
+        ("job", True, False)
+    ]
+    assert config["users"][0]["ssh_authorized_keys"] == [ORDER.identity.client.public]
+
+
+@pytest.mark.parametrize("endpoint", [None, "http://127.0.0.1:1"])
+@pytest.mark.parametrize("provider", ["digitalocean", "ec2", "linode", "vultr"])
+def test_a_providers_driver_can_be_made_and_has_our_time_out(
+    provider: str, endpoint: str | None
+) -> None:
+    driver = PROVIDERS[provider].connect(
+        settings(machine_provider=provider, machine_endpoint=endpoint)
+    )
+    assert driver.connection.timeout == NETWORK_TIMEOUT
+
+
+def test_the_table_has_the_providers_that_the_help_names() -> None:
+    assert sorted(PROVIDERS) == [
+        "digitalocean",
+        "ec2",
+        "gce",
+        "linode",
+        "openstack",
+        "qemu",
+        "vultr",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("provider", "more", "expected"),
+    [
+        ("ec2", {"machine_firewall": "ssh"}, {"ex_security_groups": ["ssh"]}),
+        (
+            "ec2",
+            {"machine_firewall": "sg-1", "machine_network": "subnet-1"},
+            {"ex_security_group_ids": ["sg-1"]},
+        ),
+        (
+            "ec2",
+            {"machine_network": "s", "machine_address": "private"},
+            {"ex_assign_public_ip": False},
+        ),
+        (
+            "gce",
+            {"machine_firewall": "ssh", "machine_network": "n"},
+            {"ex_tags": ["ssh"], "ex_network": "n"},
+        ),
+        ("gce", {"machine_address": "private"}, {"external_ip": None}),
+        ("vultr", {"machine_firewall": "f-1"}, {"ex_firewall_group_id": "f-1"}),
+        ("linode", {"machine_address": "private"}, {"ex_private_ip": True}),
+    ],
+)
+def test_network_and_firewall_are_given_in_the_providers_terms(
+    provider: str, more: dict[str, str], expected: dict[str, Any]
+) -> None:
+    given_options = options(provider, **more)
+    assert {key: given_options[key] for key in expected} == expected
+
+
+def test_an_unknown_provider_is_refused_with_a_list_of_the_known_ones() -> None:
+    with pytest.raises(
+        SettingsError,
+        match=r"must be one of digitalocean, ec2, gce, .*, vultr, not 'hetzner'",
+    ):
+        choose(settings(machine_provider="hetzner"))
+
+
+def test_all_settings_that_a_provider_lacks_are_named_at_once() -> None:
+    with pytest.raises(
+        SettingsError,
+        match=r"BRIDGE_MACHINE_ACCESS_SECRET.*BRIDGE_MACHINE_IMAGE.*BRIDGE_MACHINE_SIZE",
+    ):
+        choose(settings(machine_provider="ec2", machine_access_key="A"), to_create=True)
+
+
+def test_looking_and_destroying_need_neither_image_nor_size() -> None:
+    account = {"machine_access_key": "A", "machine_access_secret": "B"}
+    assert choose(settings(machine_provider="ec2", **account)) is PROVIDERS["ec2"]
+
+
+def test_machines_on_this_host_need_no_setting_but_the_secret() -> None:
+    assert choose(settings(), to_create=True) is PROVIDERS["qemu"]
+
+
+@pytest.mark.parametrize(
+    "missing", ["kestra-owner", "kestra-execution", "kestra-deadline", "kestra-call"]
+)
+def test_a_machine_that_lacks_one_of_our_tags_is_not_ours(missing: str) -> None:
+    texts = {key: value for key, value in TAGS.texts.items() if key != missing}
+    assert Tags.parse(texts) is None
+
+
+def test_a_machine_whose_deadline_is_no_number_is_not_ours() -> None:
+    assert Tags.parse(TAGS.texts | {"kestra-deadline": "soon"}) is None

@@ -1,0 +1,111 @@
+"""The QEMU driver, without QEMU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bridge.errors import MachineRejected
+from bridge.machines.qemu import driver as qemu
+from bridge.machines.qemu.accelerator import choose_accelerator, probe_limit
+from bridge.machines.qemu.command import GuestNetwork
+from deploy.local import machine_image
+
+
+def driver_in(directory: Path) -> qemu.QemuDriver:
+    return qemu.QemuDriver(directory, images=directory, network=GuestNetwork(), accelerator="auto")
+
+
+def test_the_default_image_is_the_one_that_is_made() -> None:
+    assert machine_image.NAME == qemu.DEFAULT_IMAGE
+
+
+def test_another_recipe_is_another_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = machine_image._recipe()
+    monkeypatch.setattr(machine_image, "_MACHINE_INIT", "#!/bin/sh")
+    assert machine_image._recipe() != before
+
+
+class Kernel:
+    """A kernel that boots under KVM or doesn't, and counts how often it was tried."""
+
+    def __init__(self, *, boots: bool) -> None:
+        self.tries = 0
+        self._boots = boots
+
+    def __call__(self, _: Path) -> bool:
+        self.tries += 1
+        return self._boots
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Path:
+    """A device that exists and opens."""
+    device = tmp_path / "kvm"
+    device.touch()
+    return device
+
+
+def test_a_kernel_that_never_boots_under_kvm_is_tried_once(tmp_path: Path, device: Path) -> None:
+    kernel = Kernel(boots=False)
+    chosen = [
+        choose_accelerator("auto", tmp_path, tmp_path, device=device, boots=kernel)
+        for _ in range(2)
+    ]
+    assert (chosen, kernel.tries) == (["tcg", "tcg"], 1)
+
+
+def test_kvm_is_used_if_a_kernel_boots_under_it(tmp_path: Path, device: Path) -> None:
+    kernel = Kernel(boots=True)
+    assert choose_accelerator("auto", tmp_path, tmp_path, device=device, boots=kernel) == "kvm"
+
+
+def test_without_the_device_no_kernel_is_tried(tmp_path: Path) -> None:
+    kernel = Kernel(boots=True)
+    device = tmp_path / "no-device"
+    assert choose_accelerator("auto", tmp_path, tmp_path, device=device, boots=kernel) == "tcg"
+    assert kernel.tries == 0
+
+
+def test_an_isolated_network_restricts_the_guest_and_forwards_what_is_named() -> None:
+    network = GuestNetwork(reach=[("db,1", 5432)])
+    netdev = network.netdev(2222)
+    assert "restrict=on" in netdev
+    assert "hostfwd=tcp:127.0.0.1:2222-:22" in netdev
+    assert "guestfwd=tcp:10.0.2.100:5432-cmd:" in netdev
+    assert netdev.endswith(" db,,1 5432")
+
+
+def test_the_console_ends_with_its_last_line_that_is_not_blank(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "console").write_text("first\r\nlast \r\n\r\n")
+    assert driver_in(tmp_path).console("m") == "last"
+
+
+@pytest.mark.parametrize(
+    ("load", "processors", "seconds"),
+    [(0.1, 2, 5.0), (2.0, 2, 5.0), (20.0, 2, 50.0), (20.0, 64, 5.0), (500.0, 2, 60.0)],
+)
+def test_a_busy_host_gives_kvm_more_time_to_show_that_it_works(
+    load: float, processors: int, seconds: float
+) -> None:
+    assert probe_limit(load, processors) == seconds
+
+
+@pytest.mark.parametrize("name", ["../x", "A", "a_b", "", "-a", "a-", "a" * 64, "a/b"])
+def test_a_name_that_could_lead_out_of_the_folder_is_rejected(name: str, tmp_path: Path) -> None:
+    driver = driver_in(tmp_path)
+    image: Any = SimpleNamespace(extra={"path": str(tmp_path)})
+    with pytest.raises(MachineRejected, match="is not a valid machine name"):
+        driver.create_node(
+            name,
+            driver.list_sizes()[0],
+            image,
+            ex_user="job",
+            ex_authorized_key="",
+            ex_host_key="",
+            ex_tags={},
+        )
