@@ -23,6 +23,7 @@ READMES = (
     "CHANGELOG.md",
     "bridge/README.md",
     "bridge/operate/README.md",
+    "bridge/settings/README.md",
     "deploy/README.md",
     "deploy/SIZING.md",
     "deploy/kubernetes/README.md",
