@@ -33,7 +33,7 @@ _SECTIONS: tuple[tuple[str, str, type[CommandSettings]], ...] = (
 
 _HEAD = "| setting | values | default | meaning |\n|---|---|---|---|"
 _INTRODUCTION = """\
-<!-- Made from the models by `python -m deploy.local.settings_reference`: change those, then run it. -->
+<!-- Made from the models by `python -m deploy.local.settings_reference`. Change those. -->
 
 # Settings
 
