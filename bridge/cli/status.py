@@ -22,6 +22,7 @@ from bridge.cli.app import Json, app, load
 from bridge.cli.signals import Signalled, carry_out
 from bridge.durations import in_words
 from bridge.errors import SettingsError
+from bridge.operate.sources import Unavailable
 from bridge.operate.status.collect import Survey
 from bridge.operate.status.report import (
     JobStatus,
@@ -29,7 +30,6 @@ from bridge.operate.status.report import (
     ReplicaStatus,
     ServerStatus,
     Status,
-    Unseen,
     picture,
 )
 from bridge.rabbitmq.management import ReplicaMetrics
@@ -128,7 +128,7 @@ async def _once(survey: Survey, *, as_json: bool) -> None:
         print(json.dumps(found.as_data(), indent=2, ensure_ascii=False))
     else:
         _print(_console(), found)
-    if isinstance(facts.broker, Unseen):
+    if isinstance(facts.broker, Unavailable):
         raise facts.broker.error
 
 

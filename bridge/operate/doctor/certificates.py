@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 
 from bridge.errors import BridgeError
 from bridge.operate.doctor.facts import Certificate
-from bridge.operate.status.collect import told
-from bridge.operate.status.report import Unseen
+from bridge.operate.sources import Unavailable, ask
 from bridge.settings import Settings
 from bridge.tls import Identity
 
@@ -60,10 +59,10 @@ class Server:
         return der or b""
 
 
-async def certificates(settings: Settings) -> list[Certificate | Unseen]:
+async def certificates(settings: Settings) -> list[Certificate | Unavailable]:
     """All that matter: ours, and those of our servers that speak TLS."""
-    ours = (told(_own(path, what), what) for path, what in _ours(settings))
-    theirs = (told(server.certificate(), server.name) for server in _servers(settings))
+    ours = (ask(_own(path, what), what) for path, what in _ours(settings))
+    theirs = (ask(server.certificate(), server.name) for server in _servers(settings))
     return list(await asyncio.gather(*ours, *theirs))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from bridge.operate.doctor import broker_checks, kestra_checks, network_checks
 from bridge.operate.doctor.facts import Facts
 from bridge.operate.doctor.finding import Finding, Level
-from bridge.operate.status.report import Unseen
+from bridge.operate.sources import Unavailable
 from bridge.settings import Settings
 
 Judge = Callable[[Settings, Facts], Iterator[Finding]]
@@ -205,7 +205,7 @@ def _verdicts(check: Check, settings: Settings, facts: Facts) -> list[Finding]:
 
 
 def _impossible(check: Check, facts: Facts) -> bool:
-    return check.by_kestra and isinstance(facts.kestra, Unseen)
+    return check.by_kestra and isinstance(facts.kestra, Unavailable)
 
 
 def _unchecked() -> str:

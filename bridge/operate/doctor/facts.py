@@ -1,4 +1,4 @@
-"""What the doctor knows of an installation. What a source didn't tell is None or `Unseen`."""
+"""What the doctor knows of an installation. What a source didn't tell is None or `Unavailable`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from bridge.durations import in_words
 from bridge.job.flow_name import FlowName
 from bridge.kestra import StoredFlow
-from bridge.operate.status.report import Unseen
+from bridge.operate.sources import Unavailable
 from bridge.rabbitmq.inspector import DeclareResult, Depth, Refusal
 from bridge.rabbitmq.management import Binding, QueueState
 from bridge.rabbitmq.topology import Kind, Version
@@ -57,7 +57,7 @@ class BrokerFacts:
     refused: Sequence[Refusal] = ()
     alarms: Sequence[str] | None = None
     skew: timedelta | None = None
-    management: Unseen | None = None
+    management: Unavailable | None = None
     """Why the management API told nothing, if so."""
 
 
@@ -103,8 +103,8 @@ class Facts:
 
     at: datetime
     broker: BrokerFacts
-    kestra: KestraFacts | Unseen
-    certificates: Sequence[Certificate | Unseen] = ()
+    kestra: KestraFacts | Unavailable
+    certificates: Sequence[Certificate | Unavailable] = ()
     round_trip: ProbeResult | None = None
     """None where no probe was run."""
     kill: ProbeResult | None = None

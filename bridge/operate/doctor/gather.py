@@ -24,15 +24,14 @@ from bridge.operate.doctor.facts import (
     QueueFacts,
 )
 from bridge.operate.doctor.kestra_checks import NOTIFIER
-from bridge.operate.status.collect import PATIENCE, told
-from bridge.operate.status.report import Unseen
+from bridge.operate.sources import ANSWER_WITHIN, Unavailable, ask
 from bridge.rabbitmq import topology
 from bridge.rabbitmq.broker import Broker, Connection, parse_version
 from bridge.rabbitmq.inspector import DeclareResult, Inspector
 from bridge.rabbitmq.management import Management
 from bridge.settings import Lane, Settings
 
-PATIENT = 4 * PATIENCE
+PATIENT = 4 * ANSWER_WITHIN
 """Seconds for RabbitMQ, which is asked much, and its management API, which has its own patience
 within them."""
 
@@ -50,20 +49,20 @@ async def gather(settings: Settings, *, probe_patience: float | None) -> Facts:
         inspector = Inspector(connection)
         async with inspector.replies(probe.ROUTING_KEY) as replies:
             of_kestra, of_broker, shown = await asyncio.gather(
-                told(kestra_facts(kestra, settings), "Kestra"),
-                told(
+                ask(kestra_facts(kestra, settings), "Kestra"),
+                ask(
                     _broker(inspector, management, settings),
                     f"RabbitMQ at {settings.broker_address}",
-                    patience=PATIENT,
+                    within=PATIENT,
                 ),
                 certificates(settings),
             )
-            if isinstance(of_broker, Unseen):
+            if isinstance(of_broker, Unavailable):
                 raise of_broker.error
             facts = Facts(
                 at=datetime.now(UTC), broker=of_broker, kestra=of_kestra, certificates=shown
             )
-            if probe_patience is None or isinstance(of_kestra, Unseen):
+            if probe_patience is None or isinstance(of_kestra, Unavailable):
                 return facts
             if replies is not None and _tells(of_kestra):
                 facts = replace(
@@ -156,10 +155,10 @@ async def _broker(inspector: Inspector, management: Management, settings: Settin
         replies=replies,
         refused=sorted(inspector.refused),
     )
-    seen = await told(
+    seen = await ask(
         _with_management(facts, management), f"RabbitMQ's management API at {management.url}"
     )
-    return replace(facts, management=seen) if isinstance(seen, Unseen) else seen
+    return replace(facts, management=seen) if isinstance(seen, Unavailable) else seen
 
 
 async def _lane(

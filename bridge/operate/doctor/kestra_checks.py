@@ -11,7 +11,7 @@ from bridge.operate import flows
 from bridge.operate.doctor.facts import Facts, KestraFacts
 from bridge.operate.doctor.finding import Finding, fault, warning
 from bridge.operate.flows import Fate, FlowFile
-from bridge.operate.status.report import Unseen
+from bridge.operate.sources import Unavailable
 from bridge.settings import Settings
 
 TRIED = frozenset({(1, 3), (2, 0)})
@@ -32,7 +32,7 @@ _LATE = (
 
 def reachable(_: Settings, facts: Facts) -> Iterator[Finding]:
     """A Kestra that answers and lets us in."""
-    if isinstance(facts.kestra, Unseen):
+    if isinstance(facts.kestra, Unavailable):
         yield fault(
             facts.kestra.why,
             why="no job runs, and what concerns Kestra is unchecked",

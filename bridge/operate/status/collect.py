@@ -6,21 +6,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Self, TypeVar
+from typing import Self
 
-from bridge.errors import BridgeError, BrokerUnavailable
+from bridge.errors import BridgeError
 from bridge.kestra import Kestra
 from bridge.operate.dead_letters.queue import DeadLetterQueue
+from bridge.operate.sources import Unavailable, ask
 from bridge.operate.status.report import (
     BrokerFacts,
     Facts,
     KestraFacts,
     ManagementFacts,
-    Unseen,
     names,
 )
 from bridge.rabbitmq.broker import Broker
@@ -30,17 +30,12 @@ from bridge.rabbitmq.topology import dead_queue
 from bridge.settings import BrokerSettings, KestraSettings, Lane
 from bridge.telemetry.log import masked
 
-PATIENCE = 15.0
-"""Seconds that a source may take."""
-
 READ_AT_MOST = 5000
 """Dead letters of a lane whose reasons are looked at: all, since reading a part would change the
 order of the whole."""
 
 TURN = 2.0
 """Seconds to wait for another command that is at work with dead letters."""
-
-Told = TypeVar("Told")
 
 
 class Survey:
@@ -78,10 +73,10 @@ class Survey:
         # letters.
         async with asyncio.TaskGroup() as asking:
             broker = asking.create_task(self._of_broker())
-            management = asking.create_task(told(self._by_management(), where))
-            kestra = asking.create_task(told(self._by_kestra(), "Kestra"))
+            management = asking.create_task(ask(self._by_management(), where))
+            kestra = asking.create_task(ask(self._by_kestra(), "Kestra"))
             metrics = {
-                masked(url): asking.create_task(told(scrape(url), f"the metrics at {masked(url)}"))
+                masked(url): asking.create_task(ask(scrape(url), f"the metrics at {masked(url)}"))
                 for url in dict.fromkeys(self._metrics)
             }
         return Facts(
@@ -96,14 +91,14 @@ class Survey:
             metrics={url: asked.result() for url, asked in metrics.items()},
         )
 
-    async def _of_broker(self) -> BrokerFacts | Unseen:
-        found = await told(self._by_amqp(), f"RabbitMQ at {self._settings.broker_address}")
-        if isinstance(found, Unseen):
+    async def _of_broker(self) -> BrokerFacts | Unavailable:
+        found = await ask(self._by_amqp(), f"RabbitMQ at {self._settings.broker_address}")
+        if isinstance(found, Unavailable):
             return found
-        reasons: dict[str, Mapping[str, int] | Unseen] = {}
+        reasons: dict[str, Mapping[str, int] | Unavailable] = {}
         for lane in self._settings.all_lanes:
             queue = dead_queue(lane.queue)
-            reasons[queue] = await told(self._reasons(lane, found.depths[queue]), queue)
+            reasons[queue] = await ask(self._reasons(lane, found.depths[queue]), queue)
         return replace(found, reasons=reasons)
 
     async def _by_amqp(self) -> BrokerFacts:
@@ -161,14 +156,3 @@ class Survey:
         return KestraFacts(
             version=version, now=self._kestra.now(), unfinished=unfinished, link=self._kestra.link
         )
-
-
-async def told(work: Awaitable[Told], whom: str, *, patience: float = PATIENCE) -> Told | Unseen:
-    """What a source tells, or why it told nothing in good time."""
-    try:
-        async with asyncio.timeout(patience):
-            return await work
-    except BridgeError as error:
-        return Unseen(error)
-    except TimeoutError:
-        return Unseen(BrokerUnavailable(f"{whom} said nothing for {patience:g} s"))

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from bridge.errors import BridgeError
 from bridge.job.attempt import ATTEMPT_LABEL, JOB_LABEL, QUEUE_LABEL
 from bridge.job.execution import Execution, State
+from bridge.operate.sources import Unavailable
 from bridge.rabbitmq.inspector import Depth
 from bridge.rabbitmq.management import Consumer, QueueState, ReplicaMetrics
 from bridge.rabbitmq.topology import dead_queue, retry_queue
@@ -21,18 +21,6 @@ from bridge.settings import Lane
 NEVER_STARTED_AFTER = 60.0
 """Seconds that an execution may stay CREATED before it stands out: Kestra begins within a second or
 two."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unseen:
-    """A source that told nothing, and why."""
-
-    error: BridgeError
-
-    @property
-    def why(self) -> str:
-        """The reason, on one line."""
-        return " ".join(str(self.error).split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +32,7 @@ class BrokerFacts:
 
     version: str
     depths: Mapping[str, Depth | None]
-    reasons: Mapping[str, Mapping[str, int] | Unseen] = field(default_factory=dict)
+    reasons: Mapping[str, Mapping[str, int] | Unavailable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +67,10 @@ class Facts:
     kestra_url: str | None
     lanes: Sequence[Lane]
     retry_delays: Sequence[int]
-    broker: BrokerFacts | Unseen
-    management: ManagementFacts | Unseen
-    kestra: KestraFacts | Unseen
-    metrics: Mapping[str, ReplicaMetrics | Unseen] = field(default_factory=dict)
+    broker: BrokerFacts | Unavailable
+    management: ManagementFacts | Unavailable
+    kestra: KestraFacts | Unavailable
+    metrics: Mapping[str, ReplicaMetrics | Unavailable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,8 +226,10 @@ def picture(facts: Facts) -> Status:
     )
 
 
-def _server(address: str | None, told: BrokerFacts | KestraFacts | Unseen) -> ServerStatus:
-    return ServerStatus(address=address, version=None if isinstance(told, Unseen) else told.version)
+def _server(address: str | None, told: BrokerFacts | KestraFacts | Unavailable) -> ServerStatus:
+    return ServerStatus(
+        address=address, version=None if isinstance(told, Unavailable) else told.version
+    )
 
 
 def _lane(facts: Facts, lane: Lane) -> LaneStatus:
@@ -273,13 +263,13 @@ def _lane(facts: Facts, lane: Lane) -> LaneStatus:
 
 def _dead(facts: Facts, queue: str) -> DeadStatus:
     told = _reasons(facts).get(queue)
-    reasons = told if told and not isinstance(told, Unseen) else {}
+    reasons = told if told and not isinstance(told, Unavailable) else {}
     return DeadStatus(
         queue=queue, messages=_ready(facts, queue), read=sum(reasons.values()), reasons=reasons
     )
 
 
-def _reasons(facts: Facts) -> Mapping[str, Mapping[str, int] | Unseen]:
+def _reasons(facts: Facts) -> Mapping[str, Mapping[str, int] | Unavailable]:
     return facts.broker.reasons if isinstance(facts.broker, BrokerFacts) else {}
 
 
@@ -407,7 +397,9 @@ def _unknown(facts: Facts) -> list[str]:
         ("jobs", facts.kestra),
         *(("a replica's metrics", found) for found in facts.metrics.values()),
     ]
-    unknown = [f"{part}: {source.why}" for part, source in missing if isinstance(source, Unseen)]
+    unknown = [
+        f"{part}: {source.why}" for part, source in missing if isinstance(source, Unavailable)
+    ]
     late = (
         ["replicas: RabbitMQ's management API doesn't tell of the consumers yet"]
         if _not_yet_told(facts)

@@ -28,7 +28,7 @@ from bridge.operate.doctor.facts import (
 )
 from bridge.operate.doctor.finding import Finding, Level
 from bridge.operate.doctor.kestra_checks import NOTIFIER
-from bridge.operate.status.report import Unseen
+from bridge.operate.sources import Unavailable
 from bridge.rabbitmq.inspector import DeclareResult, Depth, Refusal
 from bridge.rabbitmq.management import Binding, Consumer, QueueState
 from bridge.settings import Settings
@@ -39,8 +39,8 @@ NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 QUEUE = "kestra.jobs"
 REPORT = FlowName("company.team", "report")
 THERE = DeclareResult(exists=True)
-AWAY = Unseen(KestraUnavailable("can't reach Kestra at http://kestra:8080"))
-FORBIDDEN = Unseen(BrokerDenied("RabbitMQ's management API refuses the user"))
+AWAY = Unavailable(KestraUnavailable("can't reach Kestra at http://kestra:8080"))
+FORBIDDEN = Unavailable(BrokerDenied("RabbitMQ's management API refuses the user"))
 HOLD = 46_800.0
 
 

@@ -16,6 +16,7 @@ from bridge.durations import in_words
 from bridge.errors import BridgeError
 from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
+from bridge.operate.sources import Unavailable
 from bridge.operate.status.report import (
     BrokerFacts,
     Facts,
@@ -24,7 +25,6 @@ from bridge.operate.status.report import (
     ManagementFacts,
     Oldest,
     Status,
-    Unseen,
     picture,
 )
 from bridge.rabbitmq.inspector import Depth
@@ -34,7 +34,7 @@ from bridge.settings import Lane
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 QUEUE = "kestra.jobs"
 LABELS = {"bridge": "amqp", "bridgeJob": "job-1", "bridgeAttempt": "2", "bridgeQueue": QUEUE}
-AWAY = Unseen(BridgeError("it is\naway"))
+AWAY = Unavailable(BridgeError("it is\naway"))
 
 
 def execution(**changed: Any) -> Execution:
