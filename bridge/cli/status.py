@@ -23,14 +23,14 @@ from bridge.cli.signals import Signalled, carry_out
 from bridge.durations import in_words
 from bridge.errors import SettingsError
 from bridge.operate.sources import Unavailable
-from bridge.operate.status.collect import Survey
+from bridge.operate.status.collect import Collector
 from bridge.operate.status.report import (
     JobStatus,
     LaneStatus,
     ReplicaStatus,
     ServerStatus,
     Status,
-    picture,
+    summarize,
 )
 from bridge.rabbitmq.management import ReplicaMetrics
 from bridge.settings import BrokerSettings, KestraSettings, environment, settings
@@ -96,12 +96,14 @@ def status(
     if every is not None and not watch:
         raise SettingsError(f"{every:g} is how often to look, which needs --watch")
     environment.check(os.environ)
-    survey = Survey(load(BrokerSettings, json_logs=as_json), _kestra_settings(), metrics or ())
+    collector = Collector(
+        load(BrokerSettings, json_logs=as_json), _kestra_settings(), metrics or ()
+    )
     try:
         carry_out(
-            _watch(survey, every or EVERY, as_json=as_json)
+            _watch(collector, every or EVERY, as_json=as_json)
             if watch
-            else _once(survey, as_json=as_json)
+            else _once(collector, as_json=as_json)
         )
     except Signalled as ended:
         if not watch or ended.number != signal.SIGINT:
@@ -115,15 +117,15 @@ def _kestra_settings() -> KestraSettings | SettingsError:
         return error
 
 
-async def _once(survey: Survey, *, as_json: bool) -> None:
+async def _once(collector: Collector, *, as_json: bool) -> None:
     """Show it once.
 
     Raises:
         BridgeError: RabbitMQ told nothing by AMQP. What the others told was shown all the same.
     """
-    async with survey:
-        facts = await survey.facts()
-    found = picture(facts)
+    async with collector:
+        facts = await collector.snapshot()
+    found = summarize(facts)
     if as_json:
         print(json.dumps(found.as_data(), indent=2, ensure_ascii=False))
     else:
@@ -132,11 +134,11 @@ async def _once(survey: Survey, *, as_json: bool) -> None:
         raise facts.broker.error
 
 
-async def _watch(survey: Survey, every: float, *, as_json: bool) -> None:
-    async with survey:
+async def _watch(collector: Collector, every: float, *, as_json: bool) -> None:
+    async with collector:
         with _lines() if as_json else _screen() as show:
             while True:
-                show(picture(await survey.facts()))
+                show(summarize(await collector.snapshot()))
                 await asyncio.sleep(every)
 
 

@@ -23,8 +23,8 @@ from pydantic import SecretStr
 
 from bridge.errors import SettingsError
 from bridge.job.message import Message
-from bridge.operate.status.collect import Survey
-from bridge.operate.status.report import DeadStatus, picture
+from bridge.operate.status.collect import Collector
+from bridge.operate.status.report import DeadStatus, summarize
 from bridge.rabbitmq.broker import Broker
 from bridge.rabbitmq.reader import Desk
 from bridge.settings import BrokerSettings
@@ -326,8 +326,8 @@ async def test_status_reads_no_part_of_a_queue_that_is_too_long_and_says_so(
     monkeypatch.setattr("bridge.operate.status.collect.READ_AT_MOST", 2)
     await one_place.put_many(3)
     settings = BrokerSettings(amqp_url=SecretStr(one_place.rabbit.amqp_url), queue=one_place.queue)
-    async with Survey(settings, SettingsError("no Kestra"), ()) as survey:
-        found = picture(await survey.facts())
+    async with Collector(settings, SettingsError("no Kestra"), ()) as collector:
+        found = summarize(await collector.snapshot())
     assert found.lanes[0].dead_letters == DeadStatus(queue=one_place.dead, messages=3)
     assert (
         f"reasons in {one_place.dead}: more than 2 letters are for "

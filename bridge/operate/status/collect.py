@@ -17,10 +17,10 @@ from bridge.kestra import Kestra
 from bridge.operate.dead_letters.queue import DeadLetterQueue
 from bridge.operate.sources import Unavailable, ask
 from bridge.operate.status.report import (
-    BrokerFacts,
-    Facts,
-    KestraFacts,
-    ManagementFacts,
+    BrokerSnapshot,
+    KestraSnapshot,
+    ManagementSnapshot,
+    Snapshot,
     names,
 )
 from bridge.rabbitmq.broker import Broker
@@ -38,7 +38,7 @@ TURN = 2.0
 """Seconds to wait for another command that is at work with dead letters."""
 
 
-class Survey:
+class Collector:
     """What it takes to ask, kept from one time to the next. Use it as an async context manager.
 
     `kestra` is the reason where its settings can't be used.
@@ -66,7 +66,7 @@ class Survey:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def facts(self) -> Facts:
+    async def snapshot(self) -> Snapshot:
         """What all sources tell now. Raises nothing of theirs."""
         where = f"RabbitMQ's management API at {self._management.url}"
         # Not by gather, which would not wait until what is interrupted has given back the dead
@@ -79,7 +79,7 @@ class Survey:
                 masked(url): asking.create_task(ask(scrape(url), f"the metrics at {masked(url)}"))
                 for url in dict.fromkeys(self._metrics)
             }
-        return Facts(
+        return Snapshot(
             at=datetime.now(UTC),
             rabbitmq=self._settings.broker_address,
             kestra_url=self._kestra_url,
@@ -91,7 +91,7 @@ class Survey:
             metrics={url: asked.result() for url, asked in metrics.items()},
         )
 
-    async def _of_broker(self) -> BrokerFacts | Unavailable:
+    async def _of_broker(self) -> BrokerSnapshot | Unavailable:
         found = await ask(self._by_amqp(), f"RabbitMQ at {self._settings.broker_address}")
         if isinstance(found, Unavailable):
             return found
@@ -101,11 +101,11 @@ class Survey:
             reasons[queue] = await ask(self._reasons(lane, found.depths[queue]), queue)
         return replace(found, reasons=reasons)
 
-    async def _by_amqp(self) -> BrokerFacts:
+    async def _by_amqp(self) -> BrokerSnapshot:
         async with self._broker.connection() as connection:
             inspector = Inspector(connection)
             depths = {queue: await inspector.depth(queue) for queue in self._queues}
-            return BrokerFacts(version=inspector.version, depths=depths)
+            return BrokerSnapshot(version=inspector.version, depths=depths)
 
     async def _reasons(self, lane: Lane, depth: Depth | None) -> Mapping[str, int]:
         """Why a lane's dead letters are there, read anew only where the queue's depth has
@@ -132,7 +132,7 @@ class Survey:
         ):
             return dict(Counter([letter.reason async for letter, _ in dead.read()]).most_common())
 
-    async def _by_management(self) -> ManagementFacts:
+    async def _by_management(self) -> ManagementSnapshot:
         api = self._management
         alarms = await api.alarms()
         states = await asyncio.gather(*(api.queue(queue) for queue in self._queues))
@@ -140,7 +140,9 @@ class Survey:
         connections = {
             consumer.connection for state in queues.values() for consumer in state.consumers
         }
-        return ManagementFacts(alarms=alarms, queues=queues, since=await self._since(connections))
+        return ManagementSnapshot(
+            alarms=alarms, queues=queues, since=await self._since(connections)
+        )
 
     async def _since(self, connections: set[str]) -> Mapping[str, datetime]:
         known = await asyncio.gather(
@@ -148,11 +150,11 @@ class Survey:
         )
         return {name: since for name, since in zip(connections, known, strict=True) if since}
 
-    async def _by_kestra(self) -> KestraFacts:
+    async def _by_kestra(self) -> KestraSnapshot:
         if isinstance(self._kestra, BridgeError):
             raise self._kestra
         version = await self._kestra.probe()
         unfinished = await self._kestra.unfinished()
-        return KestraFacts(
+        return KestraSnapshot(
             version=version, now=self._kestra.now(), unfinished=unfinished, link=self._kestra.link
         )

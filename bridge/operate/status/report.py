@@ -24,7 +24,7 @@ two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerFacts:
+class BrokerSnapshot:
     """What RabbitMQ tells by AMQP. A queue whose depth is None isn't there.
 
     `reasons` has of each dead-letter queue how many of its letters are there for which reason.
@@ -36,7 +36,7 @@ class BrokerFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ManagementFacts:
+class ManagementSnapshot:
     """What RabbitMQ's management API tells; `since` has those connections alone that this user may
     see.
     """
@@ -47,7 +47,7 @@ class ManagementFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KestraFacts:
+class KestraSnapshot:
     """What Kestra tells: its version, its time, the executions that haven't ended, and where a
     person sees them.
     """
@@ -59,7 +59,7 @@ class KestraFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Snapshot:
     """What all sources told at one moment, and where they are, without credentials."""
 
     at: datetime
@@ -67,9 +67,9 @@ class Facts:
     kestra_url: str | None
     lanes: Sequence[Lane]
     retry_delays: Sequence[int]
-    broker: BrokerFacts | Unavailable
-    management: ManagementFacts | Unavailable
-    kestra: KestraFacts | Unavailable
+    broker: BrokerSnapshot | Unavailable
+    management: ManagementSnapshot | Unavailable
+    kestra: KestraSnapshot | Unavailable
     metrics: Mapping[str, ReplicaMetrics | Unavailable] = field(default_factory=dict)
 
 
@@ -204,7 +204,7 @@ def names(lanes: Iterable[Lane], retry_delays: Iterable[int]) -> list[str]:
     ]
 
 
-def picture(facts: Facts) -> Status:
+def summarize(facts: Snapshot) -> Status:
     """The picture that the facts make."""
     jobs = _jobs(facts)
     ours = None if jobs is None else [job for job in jobs if _in_lanes(job, facts.lanes)]
@@ -214,7 +214,9 @@ def picture(facts: Facts) -> Status:
     return Status(
         at=facts.at,
         rabbitmq=_server(facts.rabbitmq, facts.broker),
-        alarms=facts.management.alarms if isinstance(facts.management, ManagementFacts) else None,
+        alarms=facts.management.alarms
+        if isinstance(facts.management, ManagementSnapshot)
+        else None,
         kestra=_server(facts.kestra_url, facts.kestra),
         lanes=[_lane(facts, lane) for lane in facts.lanes],
         oldest=_oldest(metrics, ours or ()),
@@ -226,18 +228,20 @@ def picture(facts: Facts) -> Status:
     )
 
 
-def _server(address: str | None, told: BrokerFacts | KestraFacts | Unavailable) -> ServerStatus:
+def _server(
+    address: str | None, told: BrokerSnapshot | KestraSnapshot | Unavailable
+) -> ServerStatus:
     return ServerStatus(
         address=address, version=None if isinstance(told, Unavailable) else told.version
     )
 
 
-def _lane(facts: Facts, lane: Lane) -> LaneStatus:
+def _lane(facts: Snapshot, lane: Lane) -> LaneStatus:
     depth, state = _depth(facts, lane.queue), _state(facts, lane.queue)
     return LaneStatus(
         queue=lane.queue,
         exists=depth is not None
-        if isinstance(facts.broker, BrokerFacts)
+        if isinstance(facts.broker, BrokerSnapshot)
         else (True if state else None),
         kind=state.kind if state else None,
         # Of one source and moment, so that they add up; what the management API doesn't tell yet is
@@ -261,7 +265,7 @@ def _lane(facts: Facts, lane: Lane) -> LaneStatus:
     )
 
 
-def _dead(facts: Facts, queue: str) -> DeadStatus:
+def _dead(facts: Snapshot, queue: str) -> DeadStatus:
     told = _reasons(facts).get(queue)
     reasons = told if told and not isinstance(told, Unavailable) else {}
     return DeadStatus(
@@ -269,23 +273,23 @@ def _dead(facts: Facts, queue: str) -> DeadStatus:
     )
 
 
-def _reasons(facts: Facts) -> Mapping[str, Mapping[str, int] | Unavailable]:
-    return facts.broker.reasons if isinstance(facts.broker, BrokerFacts) else {}
+def _reasons(facts: Snapshot) -> Mapping[str, Mapping[str, int] | Unavailable]:
+    return facts.broker.reasons if isinstance(facts.broker, BrokerSnapshot) else {}
 
 
-def _depth(facts: Facts, queue: str) -> Depth | None:
-    return facts.broker.depths.get(queue) if isinstance(facts.broker, BrokerFacts) else None
+def _depth(facts: Snapshot, queue: str) -> Depth | None:
+    return facts.broker.depths.get(queue) if isinstance(facts.broker, BrokerSnapshot) else None
 
 
-def _state(facts: Facts, queue: str) -> QueueState | None:
+def _state(facts: Snapshot, queue: str) -> QueueState | None:
     return (
         facts.management.queues.get(queue)
-        if isinstance(facts.management, ManagementFacts)
+        if isinstance(facts.management, ManagementSnapshot)
         else None
     )
 
 
-def _ready(facts: Facts, queue: str) -> int | None:
+def _ready(facts: Snapshot, queue: str) -> int | None:
     """By AMQP, which tells what is now, else by the management API."""
     if depth := _depth(facts, queue):
         return depth.ready
@@ -293,12 +297,12 @@ def _ready(facts: Facts, queue: str) -> int | None:
     return state.ready if state else None
 
 
-def _handing_on(facts: Facts, queue: str) -> int | None:
+def _handing_on(facts: Snapshot, queue: str) -> int | None:
     state = _state(facts, queue)
     return state.handing_on if state else None
 
 
-def _in_flight(facts: Facts, queue: str) -> int | None:
+def _in_flight(facts: Snapshot, queue: str) -> int | None:
     """By the management API, else by what the replicas say of themselves, if all of those that were
     named do.
     """
@@ -313,16 +317,16 @@ def _in_flight(facts: Facts, queue: str) -> int | None:
     return sum(told) if told and len(told) == len(facts.metrics) else None
 
 
-def _jobs(facts: Facts) -> list[JobStatus] | None:
+def _jobs(facts: Snapshot) -> list[JobStatus] | None:
     """The bridge's executions that haven't ended, the oldest first."""
-    if not isinstance(facts.kestra, KestraFacts):
+    if not isinstance(facts.kestra, KestraSnapshot):
         return None
     kestra = facts.kestra
     jobs = [_job(execution, kestra) for execution in kestra.unfinished if not execution.triggered]
     return sorted(jobs, key=lambda job: (-(job.age or 0.0), job.execution))
 
 
-def _job(execution: Execution, kestra: KestraFacts) -> JobStatus:
+def _job(execution: Execution, kestra: KestraSnapshot) -> JobStatus:
     attempt = execution.labels.get(ATTEMPT_LABEL, "")
     age = max(0.0, (kestra.now - execution.started).total_seconds()) if execution.started else None
     return JobStatus(
@@ -357,8 +361,8 @@ def _oldest(metrics: Mapping[str, ReplicaMetrics], jobs: Sequence[JobStatus]) ->
     return Oldest(what="execution", seconds=max(ages)) if ages else None
 
 
-def _replicas(facts: Facts) -> list[ReplicaStatus] | None:
-    if not isinstance(facts.management, ManagementFacts):
+def _replicas(facts: Snapshot) -> list[ReplicaStatus] | None:
+    if not isinstance(facts.management, ManagementSnapshot):
         return None
     found: dict[str, list[tuple[str, Consumer]]] = {}
     for lane in facts.lanes:
@@ -370,7 +374,7 @@ def _replicas(facts: Facts) -> list[ReplicaStatus] | None:
     ]
 
 
-def _not_yet_told(facts: Facts) -> bool:
+def _not_yet_told(facts: Snapshot) -> bool:
     """Whether AMQP counts consumers of which the management API, whose figures are older, tells
     none.
     """
@@ -385,7 +389,7 @@ def _replica(since: datetime | None, held: Sequence[tuple[str, Consumer]]) -> Re
     return ReplicaStatus(host=held[0][1].host, since=since, prefetch=dict(prefetch))
 
 
-def _unknown(facts: Facts) -> list[str]:
+def _unknown(facts: Snapshot) -> list[str]:
     """Which parts of the picture are missing, and why."""
     by_management = ["priorities", "alarms", "replicas"]
     if all(_in_flight(facts, lane.queue) is None for lane in facts.lanes):

@@ -18,14 +18,14 @@ from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.operate.sources import Unavailable
 from bridge.operate.status.report import (
-    BrokerFacts,
-    Facts,
-    KestraFacts,
+    BrokerSnapshot,
+    KestraSnapshot,
     LaneStatus,
-    ManagementFacts,
+    ManagementSnapshot,
     Oldest,
+    Snapshot,
     Status,
-    picture,
+    summarize,
 )
 from bridge.rabbitmq.inspector import Depth
 from bridge.rabbitmq.management import Consumer, QueueState, ReplicaMetrics
@@ -58,7 +58,7 @@ def consumer(connection: str, *, prefetch: int = 8) -> Consumer:
     )
 
 
-BROKER = BrokerFacts(
+BROKER = BrokerSnapshot(
     version="4.3.6",
     depths={
         QUEUE: Depth(ready=3, consumers=1),
@@ -76,12 +76,12 @@ STATE = QueueState(
     consumers=(consumer("a -> b"),),
 )
 UNREAD = replace(BROKER, reasons={f"{QUEUE}.dead": AWAY})
-MANAGEMENT = ManagementFacts(
+MANAGEMENT = ManagementSnapshot(
     alarms=[], queues={QUEUE: STATE}, since={"a -> b": NOW - timedelta(hours=1)}
 )
-KESTRA = KestraFacts(version="2.0.0", now=NOW, unfinished=[execution()], link=link)
+KESTRA = KestraSnapshot(version="2.0.0", now=NOW, unfinished=[execution()], link=link)
 METRICS = ReplicaMetrics(in_flight={QUEUE: 5}, oldest=100.0, restarts={"channel_closed": 1})
-FACTS = Facts(
+FACTS = Snapshot(
     at=NOW,
     rabbitmq="rabbit:5672/",
     kestra_url="http://kestra:8080",
@@ -94,7 +94,7 @@ FACTS = Facts(
 
 
 def seen(**changed: Any) -> Status:
-    return picture(replace(FACTS, **changed))
+    return summarize(replace(FACTS, **changed))
 
 
 def lane(**changed: Any) -> LaneStatus:
