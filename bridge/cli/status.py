@@ -30,8 +30,8 @@ from bridge.operate.status.report import (
     ReplicaStatus,
     ServerStatus,
     Status,
-    summarize,
 )
+from bridge.operate.status.summarize import summarize
 from bridge.rabbitmq.management import ReplicaMetrics
 from bridge.settings import BrokerSettings, KestraSettings, environment, settings
 
@@ -124,14 +124,14 @@ async def _once(collector: Collector, *, as_json: bool) -> None:
         BridgeError: RabbitMQ told nothing by AMQP. What the others told was shown all the same.
     """
     async with collector:
-        facts = await collector.snapshot()
-    found = summarize(facts)
+        snapshot = await collector.snapshot()
+    found = summarize(snapshot)
     if as_json:
         print(json.dumps(found.as_data(), indent=2, ensure_ascii=False))
     else:
         _print(_console(), found)
-    if isinstance(facts.broker, Unavailable):
-        raise facts.broker.error
+    if isinstance(snapshot.broker, Unavailable):
+        raise snapshot.broker.error
 
 
 async def _watch(collector: Collector, every: float, *, as_json: bool) -> None:

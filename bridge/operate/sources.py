@@ -5,14 +5,18 @@ gap that says why.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from bridge.errors import BridgeError, BrokerUnavailable
+from bridge.rabbitmq.management import Management, QueueState
+from bridge.settings import BrokerSettings
 
 ANSWER_WITHIN = 15.0
 """Seconds that a source may take to answer."""
+
+KESTRA = "Kestra"
 
 Answer = TypeVar("Answer")
 
@@ -29,6 +33,16 @@ class Unavailable:
         return " ".join(str(self.error).split())
 
 
+def broker_name(settings: BrokerSettings) -> str:
+    """What messages call the broker."""
+    return f"RabbitMQ at {settings.broker_address}"
+
+
+def management_name(management: Management) -> str:
+    """What messages call the broker's management API."""
+    return f"RabbitMQ's management API at {management.url}"
+
+
 async def ask(
     question: Awaitable[Answer], source: str, *, within: float = ANSWER_WITHIN
 ) -> Answer | Unavailable:
@@ -40,3 +54,13 @@ async def ask(
         return Unavailable(error)
     except TimeoutError:
         return Unavailable(BrokerUnavailable(f"{source} said nothing for {within:g} s"))
+
+
+async def queue_states(management: Management, names: Sequence[str]) -> dict[str, QueueState]:
+    """The queues of these names that exist, as the management API describes them.
+
+    Raises:
+        BrokerError: the API doesn't answer, or refuses the user.
+    """
+    states = await asyncio.gather(*(management.queue(name) for name in names))
+    return {state.name: state for state in states if state}

@@ -23,8 +23,9 @@ from pydantic import SecretStr
 
 from bridge.errors import SettingsError
 from bridge.job.message import Message
-from bridge.operate.status.collect import Collector
-from bridge.operate.status.report import DeadStatus, summarize
+from bridge.operate.status.collect import Collector, ReadingLimits
+from bridge.operate.status.report import DeadStatus
+from bridge.operate.status.summarize import summarize
 from bridge.rabbitmq.broker import Broker
 from bridge.rabbitmq.reader import Desk
 from bridge.settings import BrokerSettings
@@ -321,12 +322,12 @@ async def test_status_waits_for_no_other_command_for_long_and_says_so(one_place:
 
 
 async def test_status_reads_no_part_of_a_queue_that_is_too_long_and_says_so(
-    one_place: Place, monkeypatch: pytest.MonkeyPatch
+    one_place: Place,
 ) -> None:
-    monkeypatch.setattr("bridge.operate.status.collect.READ_AT_MOST", 2)
     await one_place.put_many(3)
     settings = BrokerSettings(amqp_url=SecretStr(one_place.rabbit.amqp_url), queue=one_place.queue)
-    async with Collector(settings, SettingsError("no Kestra"), ()) as collector:
+    limits = ReadingLimits(messages=2)
+    async with Collector(settings, SettingsError("no Kestra"), (), limits=limits) as collector:
         found = summarize(await collector.snapshot())
     assert found.lanes[0].dead_letters == DeadStatus(queue=one_place.dead, messages=3)
     assert (

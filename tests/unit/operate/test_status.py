@@ -17,16 +17,14 @@ from bridge.errors import BridgeError
 from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.operate.sources import Unavailable
-from bridge.operate.status.report import (
+from bridge.operate.status.report import LaneStatus, Oldest, Status
+from bridge.operate.status.snapshot import (
     BrokerSnapshot,
     KestraSnapshot,
-    LaneStatus,
     ManagementSnapshot,
-    Oldest,
     Snapshot,
-    Status,
-    summarize,
 )
+from bridge.operate.status.summarize import summarize
 from bridge.rabbitmq.inspector import Depth
 from bridge.rabbitmq.management import Consumer, QueueState, ReplicaMetrics
 from bridge.settings import Lane
