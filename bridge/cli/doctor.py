@@ -65,7 +65,7 @@ def doctor(
     ] = 30.0,
     as_json: Json = False,
 ) -> None:
-    """Check an installation, and say of each fault what is wrong, why it matters and what mends it.
+    """Check an installation, and say of each fault what is wrong, why it matters and how to fix it.
 
     It looks at RabbitMQ's version, queues, time-outs, limits, policies and rights, at Kestra's
     flows, the notifier and its secrets, at clocks and certificates. It changes nothing but for the
@@ -97,7 +97,7 @@ def _print(findings: Sequence[Finding]) -> None:
         )
         first.stylize(_STYLES[finding.level], 0, len(finding.level))
         console.print(first)
-        for name, text in (("why", finding.why), ("mend", finding.mend)):
+        for name, text in (("why", finding.why), ("fix", finding.fix)):
             if text:
                 console.print(Text(_folded(f"{name}: {text}", console.width, indented=True)))
     counts = Counter(finding.level for finding in findings)

@@ -33,14 +33,14 @@ def version(_: Settings, facts: Facts) -> Iterator[Finding]:
             "was not tried with",
             why="quorum queues hand dead letters over by confirm from 3.10 on alone: before, a "
             "crash can lose a retry",
-            mend="upgrade RabbitMQ to 4.3",
+            fix="upgrade RabbitMQ to 4.3",
         )
     elif facts.broker.version > NEWEST_TRIED:
         yield warning(
             f"RabbitMQ {facts.broker.version_text} is newer than 4.3, the newest that "
             "the bridge was tried with",
             why="queues, priorities or time-outs may work otherwise there",
-            mend="try it with jobs that may be lost first, or use RabbitMQ 4.3",
+            fix="try it with jobs that may be lost first, or use RabbitMQ 4.3",
         )
 
 
@@ -51,7 +51,7 @@ def alarms(_: Settings, facts: Facts) -> Iterator[Finding]:
             f"RabbitMQ has an alarm: {', '.join(facts.broker.alarms)}",
             why="it takes no messages: nothing can be submitted, retried or "
             "dead-lettered until that is over",
-            mend="free memory or disk space, or raise vm_memory_high_watermark or disk_free_limit "
+            fix="free memory or disk space, or raise vm_memory_high_watermark or disk_free_limit "
             "in rabbitmq.conf",
         )
 
@@ -65,7 +65,7 @@ def rights(_: Settings, facts: Facts) -> Iterator[Finding]:
         yield fault(
             f"the user of BRIDGE_AMQP_URL has no {right} right on {', '.join(names)}",
             why="`kestra-bridge run` ends at once with exit code 2, or can't settle",
-            mend="rabbitmqctl set_permissions -p VHOST USER '^(kestra\\.|amq\\.gen-).*$' "
+            fix="rabbitmqctl set_permissions -p VHOST USER '^(kestra\\.|amq\\.gen-).*$' "
             "'^(kestra\\.|amq\\.gen-).*$|^amq\\.default$' '^(kestra\\.|amq\\.gen-).*$', with the "
             "names of your queues",
         )
@@ -79,7 +79,7 @@ def queues(_: Settings, facts: Facts) -> Iterator[Finding]:
                 f"there is no queue {lane.jobs.name}",
                 why="nobody has run the bridge with these settings on this virtual host: jobs "
                 "have nowhere to go",
-                mend="kestra-bridge run, which declares it; or set BRIDGE_QUEUE or BRIDGE_LANES "
+                fix="kestra-bridge run, which declares it; or set BRIDGE_QUEUE or BRIDGE_LANES "
                 "to the queue's name",
             )
             continue
@@ -88,7 +88,7 @@ def queues(_: Settings, facts: Facts) -> Iterator[Finding]:
                 yield fault(
                     f"{kind} {name} is not as the settings ask for: {declared.differs}",
                     why="`kestra-bridge run` ends at once with exit code 2",
-                    mend="delete it once it is empty (`kestra-bridge run` declares it anew), or "
+                    fix="delete it once it is empty (`kestra-bridge run` declares it anew), or "
                     "set BRIDGE_QUEUE_TYPE "
                     "and BRIDGE_MAX_PRIORITY to what it was made with",
                 )
@@ -103,7 +103,7 @@ def priorities(settings: Settings, facts: Facts) -> Iterator[Finding]:
                 f"{name} is a quorum queue on RabbitMQ {facts.broker.version_text}, "
                 "which ignores priorities",
                 why="urgent jobs wait behind all others",
-                mend="set BRIDGE_QUEUE_TYPE=classic (or auto) and delete the queue once it is "
+                fix="set BRIDGE_QUEUE_TYPE=classic (or auto) and delete the queue once it is "
                 "empty, or upgrade to 4.3",
             )
         elif lane.kind == "quorum" and facts.broker.version < CONSUMER_ASKS:
@@ -112,7 +112,7 @@ def priorities(settings: Settings, facts: Facts) -> Iterator[Finding]:
                 "two priorities: "
                 "above 4, and the rest, served two to one",
                 why="an urgent job can wait behind one that is less so",
-                mend="upgrade to 4.3, or set BRIDGE_QUEUE_TYPE=classic and delete the "
+                fix="upgrade to 4.3, or set BRIDGE_QUEUE_TYPE=classic and delete the "
                 "queue once it is empty",
             )
         elif lane.kind == "quorum" and settings.max_priority >= QUORUM_LEVELS:
@@ -120,7 +120,7 @@ def priorities(settings: Settings, facts: Facts) -> Iterator[Finding]:
                 f"BRIDGE_MAX_PRIORITY is {settings.max_priority}, and {name}, a quorum "
                 "queue, has 0 to 31",
                 why="all priorities above 31 count as 31",
-                mend="set BRIDGE_MAX_PRIORITY to 31 or less",
+                fix="set BRIDGE_MAX_PRIORITY to 31 or less",
             )
         elif (
             most := _argument(lane.jobs, "x-max-priority")
@@ -129,7 +129,7 @@ def priorities(settings: Settings, facts: Facts) -> Iterator[Finding]:
                 f"{name} has x-max-priority {most}, and BRIDGE_MAX_PRIORITY is "
                 f"{settings.max_priority}",
                 why=f"all priorities above {most} count as {most}",
-                mend=f"set BRIDGE_MAX_PRIORITY={most}, or delete the queue once it is "
+                fix=f"set BRIDGE_MAX_PRIORITY={most}, or delete the queue once it is "
                 "empty and run the bridge",
             )
 
@@ -150,7 +150,7 @@ def acknowledgement_timeout(settings: Settings, facts: Facts) -> Iterator[Findin
                 why="RabbitMQ takes a longer job's delivery back in mid-run: the bridge finds its "
                 "execution again, but "
                 "loses its session, and all that it held is delivered anew",
-                mend=_longer(settings, facts, lane),
+                fix=_longer(settings, facts, lane),
             )
         elif limit < settings.hold:
             yield warning(
@@ -160,7 +160,7 @@ def acknowledgement_timeout(settings: Settings, facts: Facts) -> Iterator[Findin
                 f"{in_words(settings.hold)}",
                 why="a job that queues in Kestra, or whose `timeout` is longer, can be "
                 "taken back in mid-run",
-                mend=_longer(settings, facts, lane),
+                fix=_longer(settings, facts, lane),
             )
 
 
@@ -177,7 +177,7 @@ def delivery_limit(_: Settings, facts: Facts) -> Iterator[Finding]:
                 why="replicas that die or lose their connection return messages: that would make "
                 "jobs dead letters "
                 "whose executions may have succeeded",
-                mend="rabbitmqctl clear_policy -p VHOST NAME for the policy that sets "
+                fix="rabbitmqctl clear_policy -p VHOST NAME for the policy that sets "
                 "delivery-limit, or set it to -1"
                 if names
                 else "delete the queue once it is empty; `kestra-bridge run` declares it with "
@@ -202,7 +202,7 @@ def _dead_letters_limit(facts: Facts, lane: LaneFacts) -> Iterator[Finding]:
         f"{lane.dead.name} drops a dead letter after {limit} returns{names}",
         why=f"{each}, as does a connection that is lost meanwhile: after that they are "
         "gone for good",
-        mend=f"set delivery-limit to -1 in that policy{names}"
+        fix=f"set delivery-limit to -1 in that policy{names}"
         if names
         else lift_limit(lane.dead.name),
     )
@@ -218,16 +218,16 @@ def dead_letters(_: Settings, facts: Facts) -> Iterator[Finding]:
             "a job that fails for good can't be put aside: the bridge holds it and "
             "tries again and again"
         )
-        mend = "kestra-bridge run, which declares and binds it"
+        fix = "kestra-bridge run, which declares and binds it"
         if not lane.exchanges[exchange].exists:
-            yield fault(f"there is no exchange {exchange} for dead letters", why=why, mend=mend)
+            yield fault(f"there is no exchange {exchange} for dead letters", why=why, fix=fix)
         elif not lane.dead.declared.exists:
-            yield fault(f"there is no queue {lane.dead.name} for dead letters", why=why, mend=mend)
+            yield fault(f"there is no queue {lane.dead.name} for dead letters", why=why, fix=fix)
         elif lane.dead.bindings is not None and not _bound(lane.dead, exchange, None):
             yield fault(
                 f"queue {lane.dead.name} is not bound to the exchange {exchange}",
                 why=why,
-                mend=mend,
+                fix=fix,
             )
         yield from _misrouted(lane)
         yield from _stuck(lane.jobs, exchange)
@@ -235,7 +235,7 @@ def dead_letters(_: Settings, facts: Facts) -> Iterator[Finding]:
             yield fault(
                 f"queue {lane.jobs.name} has not {exchange} as its dead-letter exchange",
                 why="what RabbitMQ itself gives up on is lost",
-                mend="delete the queue once it is empty and run the bridge, which declares it anew",
+                fix="delete the queue once it is empty and run the bridge, which declares it anew",
             )
 
 
@@ -247,7 +247,7 @@ def _misrouted(lane: LaneFacts) -> Iterator[Finding]:
             f"exchange {name} has no alternate exchange",
             why="what is published there with a wrong routing key, and not as mandatory, is "
             "confirmed and gone",
-            mend=lead_misrouted(name),
+            fix=lead_misrouted(name),
         )
 
 
@@ -262,7 +262,7 @@ def _stuck(queue: QueueFacts, exchange: str) -> Iterator[Finding]:
             f"arrived: {waiting}",
             why="for a moment that is as it should be; what stays so is seen by nobody, "
             "and its jobs don't run",
-            mend="look again; then see whether the queue behind the exchange is full, and "
+            fix="look again; then see whether the queue behind the exchange is full, and "
             "RabbitMQ's log for "
             '"Dead-letter queues cycle detected" and for crashes of rabbit_fifo_dlx_worker',
         )
@@ -282,13 +282,13 @@ def retries(settings: Settings, facts: Facts) -> Iterator[Finding]:
         )
         if not lane.exchanges[name].exists:
             yield fault(
-                f"there is no exchange {name}", why=why, mend="kestra-bridge run, which declares it"
+                f"there is no exchange {name}", why=why, fix="kestra-bridge run, which declares it"
             )
         elif lane.jobs.bindings is not None and not _bound(lane.jobs, name, name):
             yield fault(
                 f"queue {name} is not bound to the exchange {name} by that name",
                 why=why,
-                mend="kestra-bridge run, which binds it",
+                fix="kestra-bridge run, which binds it",
             )
 
 
@@ -298,7 +298,7 @@ def _retry(lane: LaneFacts, delay: int, queue: QueueFacts) -> Iterator[Finding]:
             f"there is no queue {queue.name}",
             why=f"a job that is to be tried again after {delay} s can't be set aside: it blocks a "
             "place in flight",
-            mend="kestra-bridge run, which declares it; or set BRIDGE_RETRY_DELAYS to what the "
+            fix="kestra-bridge run, which declares it; or set BRIDGE_RETRY_DELAYS to what the "
             "bridge runs with",
         )
         return
@@ -318,7 +318,7 @@ def _retry(lane: LaneFacts, delay: int, queue: QueueFacts) -> Iterator[Finding]:
             f"{queue.name} does not lead back to {lane.jobs.name} after {delay} s: it has another "
             f"{', '.join(wrong)}",
             why="jobs that are to be tried again end there",
-            mend="move its messages away, delete it, and run the bridge, which declares it anew",
+            fix="move its messages away, delete it, and run the bridge, which declares it anew",
         )
 
 
@@ -331,7 +331,7 @@ def policies(_: Settings, facts: Facts) -> Iterator[Finding]:
                 yield fault(
                     f"{queue.name} gets {', '.join(found)} from a policy{_policies(queue)}",
                     why="messages expire, are dropped or are refused without the bridge's doing",
-                    mend="rabbitmqctl list_policies -p VHOST; let the policy's pattern leave out "
+                    fix="rabbitmqctl list_policies -p VHOST; let the policy's pattern leave out "
                     "the bridge's queues",
                 )
 
@@ -344,20 +344,20 @@ def replies(_: Settings, facts: Facts) -> Iterator[Finding]:
             f"there is no exchange {REPLIES}",
             why="the notifier has nowhere to send: every end is found out by the sweep, up to "
             "BRIDGE_RECONCILE_INTERVAL late",
-            mend="kestra-bridge run, which declares it",
+            fix="kestra-bridge run, which declares it",
         )
     elif declared.differs:
         yield fault(
             f"the exchange {REPLIES} is not a durable topic exchange: {declared.differs}",
             why="`kestra-bridge run` ends with an error",
-            mend=f"delete the exchange {REPLIES}; `kestra-bridge run` declares it anew",
+            fix=f"delete the exchange {REPLIES}; `kestra-bridge run` declares it anew",
         )
     elif facts.broker.replies_bound == 0 and any(_consumers(lane) for lane in facts.broker.lanes):
         yield fault(
             f"no queue is bound to the exchange {REPLIES}, though somebody consumes jobs",
             why="replies are dropped: every end is found out by the sweep, up to "
             "BRIDGE_RECONCILE_INTERVAL late",
-            mend="restart the bridge: each replica binds a queue of its own. What "
+            fix="restart the bridge: each replica binds a queue of its own. What "
             "else consumes is no bridge",
         )
 
@@ -373,7 +373,7 @@ def consumers(_: Settings, facts: Facts) -> Iterator[Finding]:
             f"nobody consumes {lane.jobs.name}"
             + (f", where messages wait: {waiting}" if waiting else ""),
             why="its jobs don't run",
-            mend="kestra-bridge run, with this queue in BRIDGE_QUEUE or BRIDGE_LANES; where one "
+            fix="kestra-bridge run, with this queue in BRIDGE_QUEUE or BRIDGE_LANES; where one "
             "runs, see its log",
         )
 
@@ -384,7 +384,7 @@ def management(_: Settings, facts: Facts) -> Iterator[Finding]:
         yield warning(
             facts.broker.management.why,
             why="what it alone tells is unchecked",
-            mend="rabbitmq-plugins enable rabbitmq_management; rabbitmqctl "
+            fix="rabbitmq-plugins enable rabbitmq_management; rabbitmqctl "
             "set_user_tags USER management; "
             "BRIDGE_MANAGEMENT_URL, BRIDGE_MANAGEMENT_USERNAME, BRIDGE_MANAGEMENT_PASSWORD",
         )
@@ -437,7 +437,7 @@ def _unknown_timeout(settings: Settings, facts: Facts, lane: LaneFacts) -> Findi
         why="it is 30 min unless somebody raised it, and a job may take "
         f"{in_words(settings.job_timeout)} "
         "(BRIDGE_JOB_TIMEOUT): a delivery that is held for longer is taken back in mid-run",
-        mend=f"look on the broker's host: {_TIMEOUT_OF_3_10} It should say "
+        fix=f"look on the broker's host: {_TIMEOUT_OF_3_10} It should say "
         f"{int(settings.hold * 1000)} or more; "
         f"{_configure(settings)}",
     )

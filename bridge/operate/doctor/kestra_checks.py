@@ -36,7 +36,7 @@ def reachable(_: Settings, facts: Facts) -> Iterator[Finding]:
         yield fault(
             facts.kestra.why,
             why="no job runs, and what concerns Kestra is unchecked",
-            mend="see that Kestra runs, and that BRIDGE_KESTRA_URL, BRIDGE_KESTRA_TENANT, and "
+            fix="see that Kestra runs, and that BRIDGE_KESTRA_URL, BRIDGE_KESTRA_TENANT, and "
             "BRIDGE_KESTRA_USERNAME "
             "and BRIDGE_KESTRA_PASSWORD or BRIDGE_KESTRA_TOKEN are right",
         )
@@ -49,7 +49,7 @@ def version(_: Settings, facts: Facts) -> Iterator[Finding]:
         yield warning(
             f"Kestra {kestra.version} is neither 1.3 nor 2.0, which the bridge was tried with",
             why="it may ask for things in words that this server reads otherwise",
-            mend="use Kestra 1.3 or 2.0, or try this one with jobs that may be lost first",
+            fix="use Kestra 1.3 or 2.0, or try this one with jobs that may be lost first",
         )
 
 
@@ -57,30 +57,30 @@ def notifier(_: Settings, facts: Facts) -> Iterator[Finding]:
     """The notifier: deployed, enabled, and the one for this Kestra."""
     kestra = _kestra(facts)
     found = kestra.notifier
-    mend = f"kestra-bridge flows deploy --only {NOTIFIER.id}, with --tls where RabbitMQ demands TLS"
+    fix = f"kestra-bridge flows deploy --only {NOTIFIER.id}, with --tls where RabbitMQ demands TLS"
     if found is None:
         yield fault(
             f"the flow {NOTIFIER} is not deployed",
             why=f"nobody tells the bridge of ends: {_LATE}",
-            mend=mend,
+            fix=fix,
         )
     elif _ships_for_another(kestra.version, found):
         yield fault(
             f"the flow {NOTIFIER} is the one for another version than Kestra {kestra.version}",
             why=f"its trigger doesn't work here: {_LATE}",
-            mend=mend,
+            fix=fix,
         )
     elif found.disabled:
         yield fault(
             f"the flow {NOTIFIER} is disabled",
             why=f"nobody tells the bridge of ends: {_LATE}",
-            mend=f"enable it in Kestra, or {mend}",
+            fix=f"enable it in Kestra, or {fix}",
         )
     elif not _ships_for(kestra.version, found):
         yield warning(
             f"the flow {NOTIFIER} is not the one that ships with this kestra-bridge",
             why="it may be older, or somebody has changed it",
-            mend=mend,
+            fix=fix,
         )
 
 
@@ -93,13 +93,13 @@ def round_trip(_: Settings, facts: Facts) -> Iterator[Finding]:
         yield warning(
             f"the probe could not be started: {trip.problem}",
             why="whether the notifier's secrets are right was not tried",
-            mend=_PROBE_RIGHTS,
+            fix=_PROBE_RIGHTS,
         )
         return
     yield fault(
         f"the end of a probe was not told: {trip.problem}",
         why=_LATE,
-        mend="see the last executions of bridge.system/notifier in Kestra, and the secrets that "
+        fix="see the last executions of bridge.system/notifier in Kestra, and the secrets that "
         "flows/README.md lists",
     )
 
@@ -113,14 +113,14 @@ def kill(_: Settings, facts: Facts) -> Iterator[Finding]:
         yield warning(
             f"the probe that was to be killed could not be started: {result.problem}",
             why="whether Kestra takes kills was not tried",
-            mend=_PROBE_RIGHTS,
+            fix=_PROBE_RIGHTS,
         )
         return
     yield fault(
         f"an execution can't be killed: {result.problem}",
         why="a job beyond its time-out keeps its place in flight until it ends by itself; a "
         "second execution goes on",
-        mend="let the user of BRIDGE_KESTRA_… kill executions, and see that Kestra's executor and "
+        fix="let the user of BRIDGE_KESTRA_… kill executions, and see that Kestra's executor and "
         "workers run and that "
         "nothing between refuses DELETE",
     )
@@ -134,13 +134,13 @@ def flows_there(_: Settings, facts: Facts) -> Iterator[Finding]:
             yield fault(
                 f"there is no flow {name} in Kestra",
                 why=why,
-                mend="deploy it, or correct BRIDGE_FLOW or BRIDGE_LANES",
+                fix="deploy it, or correct BRIDGE_FLOW or BRIDGE_LANES",
             )
         elif found.disabled:
             yield fault(
                 f"the flow {name} is disabled",
                 why=why,
-                mend="enable it in Kestra (disabled: false)",
+                fix="enable it in Kestra (disabled: false)",
             )
 
 
@@ -159,7 +159,7 @@ def concurrency(_: Settings, facts: Facts) -> Iterator[Finding]:
             if queues
             else f"Kestra ends those beyond at once ({found.beyond}): each costs the "
             "job an attempt",
-            mend=f"set the flow's concurrency limit to {wanted[name]} or more, "
+            fix=f"set the flow's concurrency limit to {wanted[name]} or more, "
             "or BRIDGE_PREFETCH to less",
         )
 

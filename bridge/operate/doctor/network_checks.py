@@ -30,7 +30,7 @@ def clocks(settings: Settings, facts: Facts) -> Iterator[Finding]:
                 why="the bridge reckons by Kestra's clock, which an answer told to the second: "
                 "deadlines can be off by "
                 "what it drifts, and logs, `x-bridge-at` and Kestra's times can't be compared",
-                mend="run chrony or systemd-timesyncd on all machines",
+                fix="run chrony or systemd-timesyncd on all machines",
             )
 
 
@@ -46,7 +46,7 @@ def encryption(settings: Settings, _: Facts) -> Iterator[Finding]:
             yield warning(
                 f"{name} is {parts.scheme}:// to {parts.hostname}",
                 why="password and jobs cross the network in the clear",
-                mend=f"use {better}, unless that network is yours alone",
+                fix=f"use {better}, unless that network is yours alone",
             )
 
 
@@ -57,7 +57,7 @@ def certificates(_: Settings, facts: Facts) -> Iterator[Finding]:
             yield warning(
                 found.why,
                 why="until when its certificate is valid could not be read",
-                mend="see that the address is right and the certificate is one that "
+                fix="see that the address is right and the certificate is one that "
                 "BRIDGE_AMQP_CA or BRIDGE_KESTRA_CA "
                 "vouches for",
             )
@@ -66,7 +66,7 @@ def certificates(_: Settings, facts: Facts) -> Iterator[Finding]:
             yield judge(
                 found.state(facts.at),
                 why="from then on the bridge can't connect",
-                mend="renew it; a renewed file of ours is taken up without a restart",
+                fix="renew it; a renewed file of ours is taken up without a restart",
             )
 
 

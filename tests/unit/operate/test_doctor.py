@@ -26,7 +26,7 @@ from bridge.operate.doctor.facts import (
     ProbeResult,
     QueueFacts,
 )
-from bridge.operate.doctor.finding import Finding, Level
+from bridge.operate.doctor.finding import Finding, Level, fault
 from bridge.operate.doctor.kestra_checks import NOTIFIER
 from bridge.operate.sources import Unavailable
 from bridge.rabbitmq.inspector import DeclareResult, Depth, Refusal
@@ -768,9 +768,9 @@ class TestWhatIsWrong:
         ]
         assert found == [(level, check)]
 
-    def test_is_told_with_why_it_matters_and_what_mends_it(self, wrong: Wrong) -> None:
+    def test_is_told_with_why_it_matters_and_how_to_fix_it(self, wrong: Wrong) -> None:
         _, change, settings, *_ = wrong
-        assert all(finding.why and finding.mend for finding in troubles(change, **settings))
+        assert all(finding.why and finding.fix for finding in troubles(change, **settings))
 
 
 class TestWithoutTheManagementApi:
@@ -857,7 +857,7 @@ def test_at_the_start_of_the_consumer_only_what_it_knows_then_is_judged() -> Non
 
 def test_the_command_that_lifts_a_limit_of_dead_letters_is_told_where_no_policy_sets_it() -> None:
     (found,) = troubles(state("dead", delivery_limit=20))
-    assert found.mend == (
+    assert found.fix == (
         r"rabbitmqctl set_policy -p VHOST kestra.jobs.dead '^kestra\.jobs\.dead$' "
         """'{"delivery-limit": -1}' --apply-to queues"""
     )
@@ -876,15 +876,27 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("command", sorted(SENTENCES))
-def test_a_command_that_mends_is_there_with_its_options(command: str) -> None:
+def test_a_command_of_a_fix_exists_with_its_options(command: str) -> None:
     assert unknown_in(command) is None
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong[0])
-def test_a_setting_that_mends_is_one(wrong: Wrong) -> None:
+def test_a_setting_of_a_fix_exists(wrong: Wrong) -> None:
     _, change, settings, *_ = wrong
-    mends = " ".join(finding.mend for finding in troubles(change, **settings))
-    named = re.findall(r"BRIDGE_[A-Z_]*[A-Z](?![A-Z_])", mends)
+    fixes = " ".join(finding.fix for finding in troubles(change, **settings))
+    named = re.findall(r"BRIDGE_[A-Z_]*[A-Z](?![A-Z_])", fixes)
     assert [
         name for name in named if name.removeprefix("BRIDGE_").lower() not in Settings.model_fields
     ] == []
+
+
+def test_a_fix_is_in_the_json_under_its_former_name_too() -> None:
+    data = fault("what", why="why", fix="fix").as_data()
+    assert data == {
+        "level": "fault",
+        "check": "",
+        "what": "what",
+        "why": "why",
+        "fix": "fix",
+        "mend": "fix",
+    }
