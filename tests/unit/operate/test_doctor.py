@@ -442,7 +442,7 @@ WRONG: list[Wrong] = [
         {},
         FAULT,
         "dead-letters",
-        "has not kestra.jobs.dead as its dead-letter exchange",
+        "kestra.jobs.dead is not the dead-letter exchange of queue kestra.jobs",
     ),
     (
         "no retry queue",
@@ -789,7 +789,7 @@ class TestWithoutTheManagementApi:
         assert warnings[0].why == (
             "unchecked without it: alarms, the acknowledgement time-out, delivery limits, whether "
             "dead-letter queues "
-            "are bound, whether retry queues lead back, policies, whether replies are heard"
+            "are bound, whether retry queues lead back, policies, whether replies have listeners"
         )
 
     def test_what_is_unchecked_is_not_called_ok(self) -> None:
@@ -798,7 +798,7 @@ class TestWithoutTheManagementApi:
             for finding in examine(configured(), self.CHANGE(sound()))
             if finding.level is Level.OK
         }
-        assert ok & {check.name for check in CHECKS if check.by_management} == set()
+        assert ok & {check.name for check in CHECKS if check.needs_management} == set()
 
     def test_what_amqp_tells_is_checked(self) -> None:
         change = everything(self.CHANGE, of_queue("dead", declared=DeclareResult(False)))
