@@ -170,7 +170,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         name="flows",
         means="the flows that the settings name exist and are enabled",
-        judge=kestra_checks.flows_there,
+        judge=kestra_checks.flows_exist,
         needs_kestra=True,
         at_start=True,
     ),

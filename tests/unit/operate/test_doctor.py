@@ -665,7 +665,7 @@ WRONG: list[Wrong] = [
         {},
         FAULT,
         "round-trip",
-        "the end of a probe was not told: no reply within 30 s",
+        "the notifier did not report the end of a probe: no reply within 30 s",
     ),
     (
         "no round trip",
@@ -689,7 +689,7 @@ WRONG: list[Wrong] = [
         {},
         WARNING,
         "kill",
-        "the probe that was to be killed could not be started: refused",
+        "the probe to be killed could not be started: refused",
     ),
     (
         "Kestra's clock",
