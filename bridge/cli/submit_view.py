@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli.screen import BAR_FROM
+from bridge.cli.screen import BAR_FROM, progress
 from bridge.operate.submission.batch import Batch, JobResult
 from bridge.operate.submission.jobs import GENERATED_ID
 
@@ -87,21 +86,13 @@ class Bars:
 def progress_bars(total: int) -> Iterator[Bars]:
     """Progress bars; shown only on a terminal, and only if there are many jobs or a wait."""
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        submitted = progress.add_task("submitted", total=total, visible=total >= BAR_FROM)
-        ended = progress.add_task("ended", total=total, visible=False)
+    with progress(console, shown=console.is_terminal) as bars:
+        submitted = bars.add_task("submitted", total=total, visible=total >= BAR_FROM)
+        ended = bars.add_task("ended", total=total, visible=False)
         yield Bars(
-            submitted=lambda: progress.advance(submitted),
-            waiting=lambda: progress.update(ended, visible=True),
-            ended=lambda: progress.advance(ended),
+            submitted=lambda: bars.advance(submitted),
+            waiting=lambda: bars.update(ended, visible=True),
+            ended=lambda: bars.advance(ended),
         )
 
 

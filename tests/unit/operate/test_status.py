@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bridge.cli.status import render
+from bridge.cli.status_view import render
 from bridge.durations import in_words
 from bridge.errors import BridgeError
 from bridge.job.execution import Execution, State
