@@ -13,6 +13,6 @@ def main() -> None:
     one before anything else, also while the libraries are still being imported.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    from bridge.cli.app import main as run  # noqa: PLC0415 (after the handler is there)
+    from bridge.cli.commands import main as run  # noqa: PLC0415 (after the handler is there)
 
     run()

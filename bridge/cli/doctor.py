@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from bridge.cli.app import FAILED, Json, app, load
+from bridge.cli.app import FAILED, Json, load
 from bridge.cli.screen import output_console
 from bridge.cli.signals import carry_out
 from bridge.operate.doctor.checks import examine
@@ -20,8 +20,8 @@ from bridge.operate.doctor.gather import gather
 from bridge.settings import Settings
 
 _EPILOG = """\b
-Settings: the same as for `run`, on the same virtual host and Kestra (see 'run --help'); the user of
-the management API needs the tag `management`.
+Settings: the same as for 'run', on the same virtual host and Kestra (see 'run --help'). The user
+of the management API needs the tag `management`.
 Exit status: 0 no fault (there may be warnings); 1 a fault, or RabbitMQ can't be reached; 2 wrong
 usage or settings.
 """
@@ -41,6 +41,9 @@ _STYLES = {
     Level.UNKNOWN: "bold cyan",
     Level.OK: "green",
 }
+
+
+app = typer.Typer()
 
 
 @app.command(epilog=_EPILOG, short_help="Check an installation; name faults and what to do.")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.cli import signals, streams
-from bridge.cli.app import Json, app, load
+from bridge.cli.app import Json, load
 from bridge.errors import KestraRejected, SettingsError
 from bridge.kestra import Kestra
 from bridge.operate.flows import (
@@ -35,13 +35,12 @@ _EPILOG = (
     "wrong usage or settings."
 )
 
-flows = typer.Typer(
+app = typer.Typer(
     help="Deploy and validate Kestra flows: those that ship with the bridge, or your own.",
     epilog=_EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.add_typer(flows, name="flows", short_help="Deploy and validate Kestra flows.")
 
 Paths = Annotated[
     list[Path] | None,
@@ -76,7 +75,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done 
 _STYLES = {Fate.CREATED: "green", Fate.UPDATED: "yellow", Fate.REFUSED: "bold red"}
 
 
-@flows.command(
+@app.command(
     "deploy",
     epilog=_EPILOG,
     short_help="Create the flows that Kestra lacks, update those that differ.",
@@ -107,7 +106,7 @@ def deploy_flows(
     _report(*signals.carry_out(ask()), as_json=as_json, dry_run=dry_run)
 
 
-@flows.command("validate", epilog=_EPILOG)
+@app.command("validate", epilog=_EPILOG)
 def validate_flows(
     paths: Paths = None, only: Only = None, tls: Tls = False, as_json: Json = False
 ) -> None:

@@ -11,7 +11,6 @@ from typing import Any, cast
 import typer
 from typer.core import TyperGroup
 
-from bridge.cli.app import app
 from bridge.errors import SettingsError
 
 _LIBRARIES = ("asyncssh", "cryptography", "libcloud")
@@ -46,7 +45,7 @@ class _OnUse(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-machine = typer.Typer(
+app = typer.Typer(
     cls=_OnUse,
     help="Virtual machines for jobs: create one, run a script on it, destroy it.",
     no_args_is_help=True,
@@ -54,11 +53,6 @@ machine = typer.Typer(
 )
 
 
-@machine.callback()
+@app.callback()
 def options() -> None:
     """Virtual machines for jobs: create one, run a script on it, destroy it."""
-
-
-app.add_typer(
-    machine, name="machine", short_help="Create, use and destroy virtual machines for jobs."
-)

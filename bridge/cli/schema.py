@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
-from bridge.cli.app import Json, app
+import typer
+
+from bridge.cli.app import Json
 from bridge.job.decode import json_schema
+
+app = typer.Typer()
 
 
 @app.command(short_help="Print the JSON Schema of a job message.")

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from bridge.cli.app import Json, app, load
+from bridge.cli.app import Json, load
 from bridge.cli.screen import output_console
 from bridge.cli.signals import Signalled, carry_out
 from bridge.cli.status_view import render
@@ -36,13 +36,17 @@ FEWEST_JOBS = 5
 
 _EPILOG = """\b
 Settings: BRIDGE_AMQP_URL and the queues' (BRIDGE_QUEUE or BRIDGE_LANES, BRIDGE_RETRY_DELAYS). For
-the management API BRIDGE_MANAGEMENT_URL, BRIDGE_MANAGEMENT_USERNAME and BRIDGE_MANAGEMENT_PASSWORD,
-unless they follow from BRIDGE_AMQP_URL. For the jobs BRIDGE_KESTRA_URL and the credentials there.
+the management API BRIDGE_MANAGEMENT_URL, BRIDGE_MANAGEMENT_USERNAME and
+BRIDGE_MANAGEMENT_PASSWORD, unless they follow from BRIDGE_AMQP_URL. For the jobs BRIDGE_KESTRA_URL
+and the credentials there.
 Exit status: 0 RabbitMQ answered, even if others did not; 1 it can't be reached; 2 wrong usage or
 settings.
 """
 
 Show = Callable[[Status], None]
+
+
+app = typer.Typer()
 
 
 @app.command(epilog=_EPILOG, short_help="Show how an installation is doing, on one screen.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bridge.cli import streams
-from bridge.cli.app import FAILED, Json, app, load
+from bridge.cli.app import FAILED, Json, load
 from bridge.cli.screen import named
 from bridge.cli.signals import Signalled, carry_out
 from bridge.cli.submit_input import SingleJob, read_file
@@ -49,6 +49,9 @@ don't run again. --new-ids runs all of them anew.
 Exit status: 0 all submitted (with --wait: all succeeded), 1 not all, 2 wrong usage, settings or
 jobs, 130 or 143 interrupted by Ctrl-C or SIGTERM.
 """
+
+
+app = typer.Typer()
 
 
 @app.command(epilog=EXAMPLES, short_help="Put jobs on the queue.")

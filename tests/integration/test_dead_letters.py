@@ -908,7 +908,7 @@ def test_a_filter_that_cannot_be_meant_is_wrong_usage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sys.argv", ["kestra-bridge", "dead-letters", *words])
-    from bridge.cli.app import main  # noqa: PLC0415
+    from bridge.cli.commands import main  # noqa: PLC0415
 
     with pytest.raises(SystemExit) as ending:
         main()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pytest
 import structlog
 
-from bridge.cli.app import app, reported
+from bridge.cli.app import reported
+from bridge.cli.commands import app
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import sys
 import pytest
 import typer
 
-from bridge.cli.app import app
+from bridge.cli.commands import app
 from deploy.local.paths import REPOSITORY
 
 
