@@ -139,18 +139,33 @@ def submit(
         raise SettingsError(
             "--new-ids needs --file: a single job has a new id unless --id gives it one"
         )
-    single = SingleJob(
-        inputs=inputs or (), inputs_json=inputs_json, labels=labels or (), job_id=job_id
-    )
-    drafts = [single.draft(flow=flow)] if file is None else read_file(file, style, single)
+    single = SingleJob(inputs=inputs, inputs_json=inputs_json, labels=labels, job_id=job_id)
+    ids: jobs.IdSource = jobs.random_id
+    if file is None:
+        drafts = [single.draft(flow=flow)]
+    else:
+        drafts = read_file(file, style, single)
+        if not new_ids:
+            ids = jobs.IdsByContent()
     drafts = [draft.filled(flow=flow, priority=priority, timeout=timeout) for draft in drafts]
     settings = _for_queue(load(BrokerSettings, json_logs=as_json), queue)
-    ids = jobs.random_id if file is None or new_ids else jobs.IdsByContent()
     batch = Batch(jobs=jobs.judge(drafts, max_priority=settings.max_priority, ids=ids))
     output = Output(as_json=as_json, queue=settings.all_lanes[0].queue)
+    _run(settings, batch, output, wait=wait, limit=wait_timeout)
+
+
+def _run(
+    settings: BrokerSettings, batch: Batch, output: Output, *, wait: bool, limit: float | None
+) -> None:
+    """Submit the batch, and wait for its results if asked to.
+
+    Raises:
+        Exit: a signal interrupted it, or not every job succeeded.
+        OSError: the jobs could not be printed.
+    """
     try:
         with progress_bars(len(batch.jobs)) as bars:
-            carry_out(_submit(settings, batch, output, bars, wait=wait, limit=wait_timeout))
+            carry_out(_submit(settings, batch, output, bars, wait=wait, limit=limit))
     except Signalled as ended:
         _say_interrupted(batch, output, wait=wait)
         raise typer.Exit(ended.code) from ended
@@ -160,7 +175,7 @@ def submit(
     if not wait:
         return
     if not batch.all_have_results:
-        _say(f"no result within {wait_timeout:g} s from {named(batch.without_result)}")
+        _say(f"no result within {limit:g} s from {named(batch.without_result)}")
     if not batch.all_succeeded:
         raise typer.Exit(FAILED)
 

@@ -19,9 +19,9 @@ from bridge.operate.submission.files import Format
 class SingleJob:
     """The options that describe a single job."""
 
-    inputs: Sequence[str]
+    inputs: Sequence[str] | None
     inputs_json: str | None
-    labels: Sequence[str]
+    labels: Sequence[str] | None
     job_id: str | None
 
     def draft(self, *, flow: str | None) -> Draft:
@@ -36,14 +36,14 @@ class SingleJob:
                 "nothing to submit: give --flow, --input, --inputs-json or --file; --help has "
                 "examples"
             )
-        inputs: dict[str, Any] = dict(drafts.fields(self.inputs, option="--input"))
+        inputs: dict[str, Any] = dict(drafts.fields(self.inputs or (), option="--input"))
         more: dict[str, Any] = {}
         if self.inputs_json is not None:
             more = drafts.json_object(self.inputs_json, option="--inputs-json")
         both = sorted(inputs.keys() & more.keys())
         if both:
             raise SettingsError(f"input {both[0]} is given by --input and by --inputs-json")
-        labels = drafts.fields(self.labels, option="--label")
+        labels = drafts.fields(self.labels or (), option="--label")
         return Draft(id=self.job_id, body={"inputs": inputs | more, "labels": labels})
 
 
