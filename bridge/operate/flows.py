@@ -37,6 +37,11 @@ class FlowFile:
     source: str
     path: Path
 
+    @property
+    def names(self) -> set[str]:
+        """The names that `--only` may call it by."""
+        return {str(self.name), self.name.id}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -141,11 +146,14 @@ def select(flows: Iterable[FlowFile], only: Sequence[str]) -> list[FlowFile]:
     found = list(flows)
     if not only:
         return found
+    names: set[str] = set()
+    for flow in found:
+        names |= flow.names
     for wanted in only:
-        if not any(_is_called(flow, wanted) for flow in found):
-            names = ", ".join(str(flow.name) for flow in found)
-            raise SettingsError(f"--only {wanted}: no such flow here; there are {names}")
-    return [flow for flow in found if any(_is_called(flow, wanted) for wanted in only)]
+        if wanted not in names:
+            there = ", ".join(str(flow.name) for flow in found)
+            raise SettingsError(f"--only {wanted}: no such flow here; there are {there}")
+    return [flow for flow in found if not flow.names.isdisjoint(only)]
 
 
 def fate(flow: FlowFile, present: str | None) -> Fate:
@@ -173,11 +181,8 @@ async def deploy(
     All flows are validated first, and nothing is deployed if one is refused.
     """
     verdicts = await validate(kestra, flows)
-    if any(verdict.fate is Fate.REFUSED for verdict in verdicts):
-        return [
-            verdict if verdict.fate is Fate.REFUSED else replace(verdict, fate=Fate.HELD)
-            for verdict in verdicts
-        ]
+    if any(verdict.problems for verdict in verdicts):
+        return [_held(verdict) for verdict in verdicts]
     # All flows are looked up before the first is written, so that trouble with the server shows
     # while nothing has been changed.
     plan: list[tuple[FlowFile, Fate]] = []
@@ -200,9 +205,18 @@ async def _carry_out(kestra: Kestra, flow: FlowFile, due: Fate) -> Verdict:
     return Verdict(flow=flow.name, fate=due)
 
 
+def _held(verdict: Verdict) -> Verdict:
+    """The verdict on a flow of a deployment in which some flow was refused."""
+    if verdict.problems:
+        return verdict
+    return replace(verdict, fate=Fate.HELD)
+
+
 def _judge(flow: FlowFile, problems: Iterable[str]) -> Verdict:
     found = tuple(" ".join(problem.split()) for problem in problems)
-    return Verdict(flow=flow.name, fate=Fate.REFUSED if found else Fate.VALID, problems=found)
+    if found:
+        return Verdict(flow=flow.name, fate=Fate.REFUSED, problems=found)
+    return Verdict(flow=flow.name, fate=Fate.VALID)
 
 
 def _in_folder(folder: Path) -> list[FlowFile]:
@@ -225,10 +239,6 @@ def _top_level(source: str, key: str) -> str:
         return quoted["text"]
     # A comment may follow a plain value.
     return re.split(r"\s+#", value)[0]
-
-
-def _is_called(flow: FlowFile, wanted: str) -> bool:
-    return wanted in (str(flow.name), flow.name.id)
 
 
 def _comparable(source: str) -> str:

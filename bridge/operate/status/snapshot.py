@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from bridge.job.execution import Execution
@@ -50,6 +50,22 @@ class KestraSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSnapshot:
+    """A queue. None is unknown; `state` comes from the management API."""
+
+    name: str
+    state: QueueState | None = None
+    exists: bool | None = None
+    ready: int | None = None
+    consumers: int | None = None
+
+    @property
+    def handing_on(self) -> int | None:
+        """How many messages are on their way to the queue's dead-letter exchange."""
+        return self.state.handing_on if self.state else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """What all sources said at one moment. The addresses have no credentials in them."""
 
@@ -84,17 +100,28 @@ class Snapshot:
             return {}
         return self.broker.reasons
 
-    def depth(self, queue: str) -> Depth | None:
-        """A queue's depth according to AMQP."""
-        if isinstance(self.broker, Unavailable):
-            return None
-        return self.broker.depths.get(queue)
-
-    def state(self, queue: str) -> QueueState | None:
-        """A queue's state according to the management API."""
-        if isinstance(self.management, Unavailable):
-            return None
-        return self.management.queues.get(queue)
+    def queue(self, name: str) -> QueueSnapshot:
+        """A queue as AMQP and the management API describe it together."""
+        seen = QueueSnapshot(name=name)
+        if isinstance(self.management, ManagementSnapshot):
+            state = self.management.queues.get(name)
+            # The API may not list a queue yet that was just declared, so a missing entry proves
+            # nothing.
+            if state is not None:
+                seen = replace(
+                    seen,
+                    state=state,
+                    exists=True,
+                    ready=state.ready,
+                    consumers=len(state.consumers),
+                )
+        if isinstance(self.broker, BrokerSnapshot):
+            depth = self.broker.depths.get(name)
+            seen = replace(seen, exists=depth is not None)
+            # AMQP is up to date, so its numbers replace those of the API.
+            if depth is not None:
+                seen = replace(seen, ready=depth.ready, consumers=depth.consumers)
+        return seen
 
 
 def queue_names(lanes: Iterable[Lane], retry_delays: Iterable[int]) -> list[str]:

@@ -67,68 +67,36 @@ def _alarms(snapshot: Snapshot) -> Sequence[str] | None:
 
 
 def _lane(snapshot: Snapshot, lane: Lane) -> LaneStatus:
-    state = snapshot.state(lane.queue)
+    queue = snapshot.queue(lane.queue)
+    kind = None
+    by_priority = None
+    ready = queue.ready
+    if queue.state:
+        kind = queue.state.kind
+        by_priority = queue.state.by_priority
+        # The lane's other numbers come from the management API. They add up only with its own
+        # number of ready messages.
+        if queue.state.ready is not None:
+            ready = queue.state.ready
     return LaneStatus(
         queue=lane.queue,
-        exists=_exists(snapshot, lane.queue),
-        kind=state.kind if state else None,
-        ready=_ready_in_lane(snapshot, lane.queue),
+        exists=queue.exists,
+        kind=kind,
+        ready=ready,
         in_flight=_in_flight(snapshot, lane.queue),
-        consumers=_consumers(snapshot, lane.queue),
-        by_priority=state.by_priority if state else None,
-        handing_on=_handing_on(snapshot, lane.queue),
+        consumers=queue.consumers,
+        by_priority=by_priority,
+        handing_on=queue.handing_on,
         retries=[_retry(snapshot, lane, delay) for delay in snapshot.delays],
         dead_letters=_dead_letters(snapshot, dead_queue(lane.queue)),
     )
-
-
-def _exists(snapshot: Snapshot, queue: str) -> bool | None:
-    if isinstance(snapshot.broker, BrokerSnapshot):
-        return snapshot.depth(queue) is not None
-    # The management API may not list a queue yet that was just declared, so no entry proves
-    # nothing.
-    return True if snapshot.state(queue) else None
-
-
-def _ready_in_lane(snapshot: Snapshot, queue: str) -> int | None:
-    """A lane's ready messages. The number comes from the management API if it has one, like the
-    lane's other numbers, so that they add up.
-    """
-    state = snapshot.state(queue)
-    if state and state.ready is not None:
-        return state.ready
-    return _ready(snapshot, queue)
-
-
-def _ready(snapshot: Snapshot, queue: str) -> int | None:
-    """A queue's ready messages according to AMQP, which is up to date, else to the management
-    API.
-    """
-    depth = snapshot.depth(queue)
-    if depth:
-        return depth.ready
-    state = snapshot.state(queue)
-    return state.ready if state else None
-
-
-def _consumers(snapshot: Snapshot, queue: str) -> int | None:
-    depth = snapshot.depth(queue)
-    if depth:
-        return depth.consumers
-    state = snapshot.state(queue)
-    return len(state.consumers) if state else None
-
-
-def _handing_on(snapshot: Snapshot, queue: str) -> int | None:
-    state = snapshot.state(queue)
-    return state.handing_on if state else None
 
 
 def _in_flight(snapshot: Snapshot, queue: str) -> int | None:
     """A lane's unacknowledged deliveries according to the management API, else to the replicas'
     metrics if every replica that was named answered.
     """
-    state = snapshot.state(queue)
+    state = snapshot.queue(queue).state
     if state and state.in_flight is not None:
         return state.in_flight
     answers = snapshot.replica_metrics
@@ -138,12 +106,12 @@ def _in_flight(snapshot: Snapshot, queue: str) -> int | None:
 
 
 def _retry(snapshot: Snapshot, lane: Lane, delay: int) -> RetryStatus:
-    queue = retry_queue(lane.queue, delay)
+    queue = snapshot.queue(retry_queue(lane.queue, delay))
     return RetryStatus(
-        queue=queue,
+        queue=queue.name,
         delay=delay,
-        messages=_ready(snapshot, queue),
-        handing_on=_handing_on(snapshot, queue),
+        messages=queue.ready,
+        handing_on=queue.handing_on,
     )
 
 
@@ -153,7 +121,7 @@ def _dead_letters(snapshot: Snapshot, queue: str) -> DeadStatus:
         reasons = {}
     return DeadStatus(
         queue=queue,
-        messages=_ready(snapshot, queue),
+        messages=snapshot.queue(queue).ready,
         read=sum(reasons.values()),
         reasons=reasons,
     )
@@ -197,9 +165,12 @@ def _may_be_in(job: JobStatus, lanes: Sequence[Lane]) -> bool:
 def _oldest(metrics: Mapping[str, ReplicaMetrics], jobs: Sequence[JobStatus]) -> Oldest | None:
     """The oldest delivery according to the replicas' metrics, else Kestra's oldest execution."""
     if metrics:
-        return Oldest(what="delivery", seconds=max(found.oldest for found in metrics.values()))
+        times = [replica.oldest for replica in metrics.values()]
+        return Oldest(what="delivery", seconds=max(times))
     ages = [job.age for job in jobs if job.age is not None]
-    return Oldest(what="execution", seconds=max(ages)) if ages else None
+    if not ages:
+        return None
+    return Oldest(what="execution", seconds=max(ages))
 
 
 def _replicas(snapshot: Snapshot) -> list[ReplicaStatus] | None:
@@ -207,9 +178,10 @@ def _replicas(snapshot: Snapshot) -> list[ReplicaStatus] | None:
         return None
     by_connection: dict[str, list[tuple[str, Consumer]]] = {}
     for lane in snapshot.lanes:
-        state = snapshot.state(lane.queue)
-        consumers = state.consumers if state else ()
-        for consumer in consumers:
+        state = snapshot.management.queues.get(lane.queue)
+        if state is None:
+            continue
+        for consumer in state.consumers:
             by_connection.setdefault(consumer.connection, []).append((lane.queue, consumer))
     return [
         _replica(snapshot.management.since.get(connection), consumers)
@@ -231,8 +203,7 @@ def _replicas_are_late(snapshot: Snapshot) -> bool:
     """
     if _replicas(snapshot) != []:
         return False
-    depths = [snapshot.depth(lane.queue) for lane in snapshot.lanes]
-    return any(depth.consumers for depth in depths if depth)
+    return any(snapshot.queue(lane.queue).consumers for lane in snapshot.lanes)
 
 
 def _unknown(snapshot: Snapshot) -> list[str]:

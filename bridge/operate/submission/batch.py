@@ -75,24 +75,23 @@ class Batch:
     @property
     def all_succeeded(self) -> bool:
         """Whether every job of the batch has succeeded."""
-        for job in self.jobs:
-            result = self.results.get(job.id)
-            if result is None or not result.succeeded:
-                return False
-        return True
+        successes = [result.succeeded for result in self.results.values()]
+        return all(successes) and len(successes) == len(self.jobs)
 
     @property
     def without_result(self) -> list[str]:
         """The jobs that were submitted and have no result yet."""
-        ids = [job.id for job in self.jobs if job.id in self.submitted]
-        return [job for job in ids if job not in self.results]
+        missing = self.submitted - self.results.keys()
+        return [job.id for job in self.jobs if job.id in missing]
 
     @property
     def count(self) -> str:
         """How many jobs were submitted, in words."""
         if len(self.jobs) > 1:
-            doubt = f", {len(self.in_doubt)} more may have been" if self.in_doubt else ""
-            return f"{len(self.submitted)} of {len(self.jobs)} jobs were submitted{doubt}"
+            text = f"{len(self.submitted)} of {len(self.jobs)} jobs were submitted"
+            if self.in_doubt:
+                text += f", {len(self.in_doubt)} more may have been"
+            return text
         if self.submitted:
             return "the job was submitted"
         if self.in_doubt:
