@@ -1,4 +1,4 @@
-"""The commands' common ground: the application, errors as one line, and exit codes.
+"""What all commands share: settings, logging, and errors as one line with an exit code.
 
 0 done, 1 failed, 2 wrong usage or settings.
 """
@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import structlog
 import typer
 
-from bridge import __version__, settings
+from bridge import settings
 from bridge.cli import streams
 from bridge.cli.signals import Signalled
 from bridge.errors import (
@@ -46,29 +46,9 @@ _WRONG_SETTINGS = (
     QueueMissing,
 )
 
-app = typer.Typer(
-    name="kestra-bridge",
-    help="Run the jobs of a RabbitMQ priority queue as Kestra executions: one for each message, "
-    "acked on success.",
-    epilog="Settings are environment variables that begin with BRIDGE_, or lines of a .env file: "
-    "see 'run --help'.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")
 ]
-
-
-def main() -> None:
-    """Run the command line. Every error of ours becomes one line and an exit code."""
-    streams.prepare()
-    log.configure(style="auto", level="info")
-    with reported():
-        app()
 
 
 @contextmanager
@@ -84,7 +64,7 @@ def reported() -> Iterator[None]:
         streams.drop(sys.stdout)
         sys.exit(FAILED)
     except OSError as error:
-        _fail(_of_the_system(error), FAILED)
+        _fail(_system_error(error), FAILED)
     except Signalled as ended:
         _fail(f"ended by {ended.name}", ended.code)
     except KeyboardInterrupt:
@@ -93,15 +73,14 @@ def reported() -> Iterator[None]:
         structlog.get_logger().debug("failed", exc_info=error)
         _fail(
             f"an error that the bridge did not expect, {type(error).__name__}: {error}; "
-            "BRIDGE_LOG_LEVEL=debug shows "
-            "where, please report it",
+            "BRIDGE_LOG_LEVEL=debug shows where, please report it",
             FAILED,
         )
 
 
 @contextmanager
 def _flushed() -> Iterator[None]:
-    """See to it that the output can be written, also that of a command which ends the process."""
+    """Write out the output at the end, also if the command ends the process."""
     try:
         yield
     except SystemExit:
@@ -126,17 +105,19 @@ def _line(text: str) -> str:
     return f"kestra-bridge: {log.masked(' '.join(text.split()))}"
 
 
-def _of_the_system(error: OSError) -> str:
-    """What the operating system refused, and of what."""
+def _system_error(error: OSError) -> str:
+    """What the operating system refused, and for which file."""
     if error.errno in _UNWRITABLE and error.filename is None:
         streams.drop(sys.stdout)
         return str(streams.unwritable(error))
     reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}" if error.filename is not None else reason
+    if error.filename is None:
+        return reason
+    return f"{error.filename}: {reason}"
 
 
 def load(section: type[settings.Section], *, json_logs: bool = False) -> settings.Section:
-    """The settings that a command needs, with logging set up by them.
+    """The settings that a command needs. Sets up logging as they say.
 
     Raises:
         SettingsError: naming every setting that can't be used.
@@ -152,21 +133,3 @@ def load(section: type[settings.Section], *, json_logs: bool = False) -> setting
     if isinstance(found, settings.KestraSettings):
         environment.check(os.environ)
     return found
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"kestra-bridge {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Options that hold for every command."""
-
-
-from bridge.cli import dead_letters, doctor, flows, machine, run, schema, status, submit  # noqa: E402, F401  (each registers its commands on `app`)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli.app import FAILED, Json, app, load
+from bridge.cli.app import FAILED, Json, load
 from bridge.cli.dead_letters_work import Discard, Replay, Scope, carry_out, list_them, show_them
 from bridge.durations import parse_span
 from bridge.errors import SettingsError
@@ -33,15 +33,12 @@ what Kestra knows BRIDGE_KESTRA_URL with its credentials. Exit codes: 0 done, 1 
 usage or settings, 130 interrupted.
 """
 
-commands = typer.Typer(
+app = typer.Typer(
     help="Dead letters: look at what went wrong for good, put jobs back into their queue, or "
     "throw them away.",
     epilog=_EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
-)
-app.add_typer(
-    commands, name="dead-letters", short_help="Look at dead letters, replay or discard them."
 )
 
 Jobs = Annotated[
@@ -103,7 +100,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and do nothing.")]
 
 
-@commands.command("list", epilog=_EPILOG, short_help="List dead letters.")
+@app.command("list", epilog=_EPILOG, short_help="List dead letters.")
 def list_letters(
     *,
     reason: Reason = None,
@@ -127,7 +124,7 @@ def list_letters(
     carry_out(list_them(_scope(selection, queue, limit, as_json=as_json)))
 
 
-@commands.command(epilog=_EPILOG, short_help="Show dead letters in full.")
+@app.command(epilog=_EPILOG, short_help="Show dead letters in full.")
 def show(
     *,
     jobs: Jobs = None,
@@ -164,7 +161,7 @@ def show(
     carry_out(show_them(_scope(selection, queue, limit, as_json=as_json)))
 
 
-@commands.command(epilog=_EPILOG, short_help="Put jobs back into their queue.")
+@app.command(epilog=_EPILOG, short_help="Put jobs back into their queue.")
 def replay(
     *,
     jobs: Jobs = None,
@@ -231,7 +228,7 @@ def replay(
         raise typer.Exit(FAILED)
 
 
-@commands.command(epilog=_EPILOG, short_help="Throw dead letters away.")
+@app.command(epilog=_EPILOG, short_help="Throw dead letters away.")
 def discard(
     *,
     jobs: Jobs = None,

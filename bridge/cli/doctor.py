@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from bridge.cli.app import FAILED, Json, app, load
+from bridge.cli.app import FAILED, Json, load
+from bridge.cli.screen import output_console
 from bridge.cli.signals import carry_out
 from bridge.operate.doctor.checks import examine
 from bridge.operate.doctor.finding import Finding, Level
 from bridge.operate.doctor.gather import gather
 from bridge.settings import Settings
 
-UNLIMITED = 1000
-"""Columns of a screen that is a file or a pipe."""
-
 _EPILOG = """\b
-Settings: those that the bridge runs with, on the same virtual host and the same Kestra (see 'run
---help'); the management API's user needs the tag `management`.
+Settings: the same as for 'run', on the same virtual host and Kestra (see 'run --help'). The user
+of the management API needs the tag `management`.
 Exit status: 0 no fault (there may be warnings); 1 a fault, or RabbitMQ can't be reached; 2 wrong
 usage or settings.
 """
 
 INDENT = 8
+"""Columns of a finding's level, below which its other lines begin."""
 
-_NAMES = {
+_COUNTED_AS = {
     Level.FAULT: "faults",
     Level.WARNING: "warnings",
-    Level.UNKNOWN: "not to be seen from here",
+    Level.UNKNOWN: "undetermined",
     Level.OK: "ok",
 }
 _STYLES = {
@@ -46,6 +43,9 @@ _STYLES = {
 }
 
 
+app = typer.Typer()
+
+
 @app.command(epilog=_EPILOG, short_help="Check an installation; name faults and what to do.")
 def doctor(
     *,
@@ -54,10 +54,8 @@ def doctor(
         typer.Option(
             "--probe/--no-probe",
             help="Run two small flows: bridge.system/doctor-probe does nothing, and the notifier "
-            "must tell its end; "
-            "bridge.system/doctor-kill-probe sleeps, and must end when it is killed. Both are "
-            "made for it and deleted "
-            "afterwards, with their executions.",
+            "must report its end; bridge.system/doctor-kill-probe sleeps, and must end when it is "
+            "killed. Both are created for this and deleted afterwards, with their executions.",
         ),
     ] = True,
     probe_timeout: Annotated[
@@ -65,24 +63,18 @@ def doctor(
     ] = 30.0,
     as_json: Json = False,
 ) -> None:
-    """Check an installation, and say of each fault what is wrong, why it matters and what mends it.
+    """Check an installation, and say for each fault what is wrong, why it matters and how to fix
+    it.
 
-    It looks at RabbitMQ's version, queues, time-outs, limits, policies and rights, at Kestra's
-    flows, the notifier and its secrets, at clocks and certificates. It changes nothing but for the
-    probes.
+    It checks RabbitMQ's version, queues, time-outs, limits, policies and rights, Kestra's flows,
+    the notifier and its secrets, clocks and certificates. It changes nothing except for the probes.
     """
     settings = load(Settings, json_logs=as_json)
-    findings = examine(
-        settings, carry_out(gather(settings, probe_patience=probe_timeout if probe else None))
-    )
+    facts = carry_out(gather(settings, probe_patience=probe_timeout if probe else None))
+    findings = examine(settings, facts)
     if as_json:
-        print(
-            json.dumps(
-                {"findings": [finding.as_data() for finding in findings]},
-                indent=2,
-                ensure_ascii=False,
-            )
-        )
+        data = {"findings": [finding.as_data() for finding in findings]}
+        print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
         _print(findings)
     if any(finding.level is Level.FAULT for finding in findings):
@@ -90,25 +82,23 @@ def doctor(
 
 
 def _print(findings: Sequence[Finding]) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=UNLIMITED)
+    console = output_console()
     for finding in findings:
-        first = Text(
-            _folded(f"{finding.level:<{INDENT}}{finding.check}: {finding.what}", console.width)
-        )
+        line = f"{finding.level:<{INDENT}}{finding.check}: {finding.what}"
+        first = Text(_folded(line, console.width))
         first.stylize(_STYLES[finding.level], 0, len(finding.level))
         console.print(first)
-        for name, text in (("why", finding.why), ("mend", finding.mend)):
+        for name, text in (("why", finding.why), ("fix", finding.fix)):
             if text:
                 console.print(Text(_folded(f"{name}: {text}", console.width, indented=True)))
     counts = Counter(finding.level for finding in findings)
-    console.print(
-        Text(", ".join(f"{name}: {counts[level]}" for level, name in _NAMES.items()), "bold")
-    )
+    totals = [f"{name}: {counts[level]}" for level, name in _COUNTED_AS.items()]
+    console.print(Text(", ".join(totals), "bold"))
 
 
 def _folded(text: str, width: int, *, indented: bool = False) -> str:
-    """Text on lines of that width, which begin below what follows a finding's level; no command is
-    broken in a word.
+    """The text on lines of that width, indented after the first one. Commands are broken only at
+    spaces.
     """
     indent = " " * INDENT
     return textwrap.fill(

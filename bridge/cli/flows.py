@@ -1,4 +1,4 @@
-"""`kestra-bridge flows`: deploy and validate the flows that ship, or one's own."""
+"""`kestra-bridge flows`: deploy and validate the flows that ship, or the user's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.cli import signals, streams
-from bridge.cli.app import Json, app, load
+from bridge.cli.app import Json, load
 from bridge.errors import KestraRejected, SettingsError
 from bridge.kestra import Kestra
 from bridge.operate.flows import (
@@ -29,19 +29,17 @@ from bridge.operate.flows import (
 from bridge.settings import KestraSettings
 
 _EPILOG = (
-    "Needs BRIDGE_KESTRA_URL, and where Kestra asks for them BRIDGE_KESTRA_USERNAME and "
-    "BRIDGE_KESTRA_PASSWORD, or "
-    "BRIDGE_KESTRA_TOKEN. Exit codes: 0 done, 1 a flow is refused or Kestra doesn't answer, 2 "
-    "wrong usage or settings."
+    "Needs BRIDGE_KESTRA_URL, and BRIDGE_KESTRA_USERNAME and BRIDGE_KESTRA_PASSWORD, or "
+    "BRIDGE_KESTRA_TOKEN, if Kestra asks for them. Exit codes: 0 done, 1 a flow is refused or "
+    "Kestra doesn't answer, 2 wrong usage or settings."
 )
 
-flows = typer.Typer(
+app = typer.Typer(
     help="Deploy and validate Kestra flows: those that ship with the bridge, or your own.",
     epilog=_EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.add_typer(flows, name="flows", short_help="Deploy and validate Kestra flows.")
 
 Paths = Annotated[
     list[Path] | None,
@@ -57,9 +55,8 @@ Tls = Annotated[
     bool,
     typer.Option(
         "--tls",
-        help="Take the notifier for a RabbitMQ that demands TLS: it replies by RabbitMQ's "
-        "management API over HTTPS, "
-        "and needs the secret BRIDGE_AMQP_API_URL in Kestra.",
+        help="Take the notifier for a RabbitMQ that demands TLS: it replies through RabbitMQ's "
+        "management API over HTTPS, and needs the secret BRIDGE_AMQP_API_URL in Kestra.",
     ),
 ]
 Only = Annotated[
@@ -76,7 +73,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done 
 _STYLES = {Fate.CREATED: "green", Fate.UPDATED: "yellow", Fate.REFUSED: "bold red"}
 
 
-@flows.command(
+@app.command(
     "deploy",
     epilog=_EPILOG,
     short_help="Create the flows that Kestra lacks, update those that differ.",
@@ -90,10 +87,10 @@ def deploy_flows(
 ) -> None:
     """Create the flows that Kestra lacks, and update those that differ.
 
-    By default those are the flows that ship with the bridge, for the version of Kestra that
-    answers: above all bridge.system/notifier, by which Kestra tells the bridge that a job has
-    ended. All flows are validated first, and none is deployed when one is refused. No flow is ever
-    deleted, and none is touched that is not named in the answer.
+    By default these are the flows that ship with the bridge for the version of Kestra that answers:
+    above all bridge.system/notifier, through which Kestra reports to the bridge that a job has
+    ended. All flows are validated first, and none is deployed if one is refused. No flow is ever
+    deleted, and only flows that the answer names are touched.
     """
     settings = _settings(paths, tls=tls)
 
@@ -107,14 +104,13 @@ def deploy_flows(
     _report(*signals.carry_out(ask()), as_json=as_json, dry_run=dry_run)
 
 
-@flows.command("validate", epilog=_EPILOG)
+@app.command("validate", epilog=_EPILOG)
 def validate_flows(
     paths: Paths = None, only: Only = None, tls: Tls = False, as_json: Json = False
 ) -> None:
     """Ask Kestra whether it would take the flows, and change nothing.
 
-    By default those are the flows that ship with the bridge, for the version of Kestra that
-    answers.
+    By default these are the flows that ship with the bridge for the version of Kestra that answers.
     """
     settings = _settings(paths, tls=tls)
 
@@ -129,7 +125,7 @@ def validate_flows(
 def _settings(paths: Sequence[Path] | None, *, tls: bool) -> KestraSettings:
     if paths and tls:
         raise SettingsError(
-            "--tls chooses among the flows that ship: it doesn't go with files of your own"
+            "--tls chooses among the flows that ship: it can't be used with your own files"
         )
     return load(KestraSettings)
 
@@ -137,7 +133,8 @@ def _settings(paths: Sequence[Path] | None, *, tls: bool) -> KestraSettings:
 def _choose(
     version: str, paths: Sequence[Path] | None, only: Sequence[str] | None, *, tls: bool
 ) -> list[FlowFile]:
-    return select(from_paths(paths) if paths else shipped(version, tls=tls), only or ())
+    flows = from_paths(paths) if paths else shipped(version, tls=tls)
+    return select(flows, only or ())
 
 
 def _report(
@@ -146,14 +143,14 @@ def _report(
     """Print the verdicts.
 
     Raises:
-        KestraRejected: a flow is refused. Each has a line of its own that says why.
+        KestraRejected: a flow is refused. Each refused flow has a line of its own that says why.
     """
     if as_json:
-        print(
-            json.dumps(_as_data(version, verdicts, dry_run=dry_run), indent=2, ensure_ascii=False)
-        )
+        data = _as_data(version, verdicts, dry_run=dry_run)
+        print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
-        print(f"Kestra {version}" + (": dry run, nothing was done" if dry_run else ""))
+        note = ": dry run, nothing was done" if dry_run else ""
+        print(f"Kestra {version}{note}")
         Console().print(_as_table(verdicts, dry_run=dry_run))
     refused = [
         f"{verdict.flow} is refused: {'; '.join(verdict.problems)}"

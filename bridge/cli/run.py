@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 
-from bridge.cli.app import Json, app, load
+import typer
+
+from bridge.cli.app import Json, load
 from bridge.consume.service import Service
 from bridge.settings import Settings, check_for_run
 from bridge.telemetry.tracing import tracer
@@ -19,6 +21,9 @@ def _settings_help() -> str:
             f"BRIDGE_{name.upper()}  {field.description}{'' if field.default is None else default}"
         )
     return "Settings:\n\n" + "\n\n".join(lines)
+
+
+app = typer.Typer()
 
 
 @app.command(epilog=_settings_help(), short_help="Run the bridge: take jobs until SIGTERM.")

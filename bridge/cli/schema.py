@@ -1,16 +1,20 @@
-"""`kestra-bridge schema`: what a job message's body may be."""
+"""`kestra-bridge schema`: the JSON Schema of a job message."""
 
 from __future__ import annotations
 
 import json
 
-from bridge.cli.app import Json, app
+import typer
+
+from bridge.cli.app import Json
 from bridge.job.decode import json_schema
+
+app = typer.Typer()
 
 
 @app.command(short_help="Print the JSON Schema of a job message.")
 def schema(as_json: Json = False) -> None:
-    """Print the JSON Schema of a job message's body. It is JSON in any case; with --json it is on
-    one line.
+    """Print the JSON Schema of a job message's body. It is always JSON; with --json it is on one
+    line.
     """
     print(json.dumps(json_schema(), indent=None if as_json else 2))

@@ -1,4 +1,4 @@
-"""How SIGTERM and Ctrl-C end a command: it is cancelled once, cleans up, and ends when it has."""
+"""Ends a command on SIGTERM or Ctrl-C: it is cancelled once, and ends when it has cleaned up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 class Signalled(Exception):
-    """The work was cancelled by a signal to us, and has cleaned up."""
+    """The work was cancelled by a signal and has cleaned up."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -24,20 +24,25 @@ class Signalled(Exception):
 
     @property
     def code(self) -> int:
-        """What a shell calls such an end."""
+        """The exit code that a shell gives to such an end."""
         return 128 + self.number
 
 
 def carry_out(work: Coroutine[Any, Any, Result]) -> Result:
-    """Do it in a loop of its own; raises as `until_signalled` does."""
+    """The result of the work, which runs in an event loop of its own.
+
+    Raises:
+        Signalled: a signal cancelled it.
+    """
     return asyncio.run(until_signalled(work))
 
 
 async def until_signalled(work: Coroutine[Any, Any, Result]) -> Result:
-    """Do it. The first signal cancels it; those that follow don't cut its cleaning up short.
+    """The result of the work. The first signal cancels it; further signals don't interrupt its
+    cleaning up.
 
     Raises:
-        Signalled: it was cancelled so.
+        Signalled: a signal cancelled it.
     """
     received: list[int] = []
     task = asyncio.create_task(work, name="command")

@@ -1,5 +1,5 @@
-"""Standard input, output and error, as whoever started us has left them: closed, full, or not for
-all characters.
+"""Standard input, output and error as the caller left them: closed, full, or unable to carry some
+characters.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _MODES = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
 def prepare() -> None:
-    """Make the three streams such that whatever is written to them can be.
+    """Make the three streams take whatever is written to them.
 
-    One that is closed is taken for /dev/null, before a socket gets its number. What a stream's
-    encoding lacks is escaped as in JSON, since it may be a part of some.
+    A closed stream becomes /dev/null, before a socket gets its number. Characters that a stream's
+    encoding lacks are escaped as in JSON, since they may be part of some.
     """
     codecs.register_error(_ESCAPED, _escaped)
     for number, (name, mode) in enumerate(_MODES.items()):
@@ -32,7 +32,7 @@ def prepare() -> None:
 
 
 def tell(line: str) -> None:
-    """Write a line to standard error, if that can be."""
+    """Write a line to standard error, if possible."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -40,11 +40,11 @@ def tell(line: str) -> None:
 
 
 def flush() -> None:
-    """Write what standard output still holds.
+    """Write out what standard output has buffered.
 
     Raises:
-        BrokenPipeError: whoever read it has gone.
-        BridgeError: it can't be written.
+        BrokenPipeError: its reader has gone.
+        BridgeError: it can't be written to.
     """
     try:
         sys.stdout.flush()
@@ -56,13 +56,13 @@ def flush() -> None:
 
 
 def unwritable(error: OSError) -> BridgeError:
-    """The error that standard output can't take what is written to it."""
+    """The error to report when standard output can't be written to."""
     return BridgeError(f"can't write to standard output: {error.strerror}")
 
 
 def drop(stream: object) -> None:
-    """Let nothing more be written there: Python would try it once more at its exit, and
-    complain.
+    """Send the rest of a stream to /dev/null: Python would try to write it once more at its exit,
+    and complain.
     """
     fileno = getattr(stream, "fileno", None)
     if fileno is not None:
@@ -77,7 +77,7 @@ def _open_nothing(number: int, flags: int) -> None:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    r"""Characters as `\u1234`, those beyond as two of these, as JSON has them."""
+    r"""Characters as `\u1234`; those beyond U+FFFF as two of these, as in JSON."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")

@@ -226,7 +226,7 @@ class Service:
                 check=finding.check,
                 what=finding.what,
                 why=finding.why,
-                mend=finding.mend,
+                mend=finding.fix,
             )
 
     async def _unless_stopping(self, work: Coroutine[Any, Any, Result]) -> Result | None:

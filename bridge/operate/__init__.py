@@ -1,1 +1,1 @@
-"""What operators do: submit jobs, deploy flows, look at what there is, and treat dead letters."""
+"""What people run: submit jobs, deploy flows, look at an installation, and treat dead letters."""

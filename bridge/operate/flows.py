@@ -1,6 +1,4 @@
-"""Kestra flows as files: those that ship with the bridge, a user's own, and what a deployment does
-with them.
-"""
+"""Finds, validates and deploys Kestra flows: those that ship with the bridge, or a user's own."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from pathlib import Path
 
 from bridge.errors import BridgeError, KestraRejected, SettingsError
 from bridge.job.flow_name import FlowName
-from bridge.kestra import Dialect, Kestra, StoredFlow
+from bridge.kestra import Dialect, Kestra
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SUFFIXES = (".yaml", ".yml")
@@ -20,7 +18,7 @@ _QUOTED = re.compile(r"""(?P<quote>["'])(?P<text>.*?)(?P=quote)\s*(?:#.*)?""")
 
 
 class Fate(StrEnum):
-    """What Kestra thinks of a flow, and what a deployment did with it or would do."""
+    """Whether Kestra accepts a flow, and what a deployment did with it or would do."""
 
     VALID = "valid"
     CREATED = "created"
@@ -28,21 +26,26 @@ class Fate(StrEnum):
     UNCHANGED = "unchanged"
     REFUSED = "refused"
     HELD = "not deployed"
-    """Nothing is wrong with it, but another one of the same deployment was refused."""
+    """The flow is fine, but another one of the same deployment was refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowFile:
-    """A flow's source, the name that it gives itself, and the file that it came from."""
+    """A flow's source, the name that it gives itself, and its file."""
 
     name: FlowName
     source: str
     path: Path
 
+    @property
+    def names(self) -> set[str]:
+        """The names that `--only` may call it by."""
+        return {str(self.name), self.name.id}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What became of one flow, and why Kestra refused it, if it did."""
+    """The fate of one flow, and Kestra's problems with it if it was refused."""
 
     flow: FlowName
     fate: Fate
@@ -50,12 +53,12 @@ class Verdict:
 
 
 def home() -> Path:
-    """The folder of the flows that ship: in the package when installed, beside it in a checkout.
+    """The folder of the flows that ship: inside an installed package, beside it in a checkout.
 
     Raises:
         BridgeError: this installation has none.
     """
-    # In this order, since an installed package may have somebody else's `flows` beside it.
+    # In this order, since an installed package may have another package's `flows` beside it.
     for folder in (_PACKAGE / "_flows", _PACKAGE.parent / "flows"):
         if folder.is_dir():
             return folder
@@ -66,16 +69,18 @@ def home() -> Path:
 
 
 def layers(version: str, *, tls: bool) -> tuple[str, ...]:
-    """The folders below `home()` for a server of that version. A later one's flow replaces an
-    earlier one's.
+    """The folders below `home()` for a server of that version. A flow of a later folder replaces
+    the one of the same name.
     """
     series = "kestra-2" if Dialect(version).major >= 2 else "kestra-1"
-    return ("common", series, *((f"tls/{series}",) if tls else ()))
+    if tls:
+        return ("common", series, f"tls/{series}")
+    return ("common", series)
 
 
 def shipped(version: str, *, tls: bool = False) -> list[FlowFile]:
-    """The flows that ship, for a server of that version, with the notifier for brokers that demand
-    TLS if so wished.
+    """The flows that ship for a server of that version. With `tls` the notifier is the one for
+    brokers that demand TLS.
     """
     folder = home()
     found: dict[FlowName, FlowFile] = {}
@@ -85,24 +90,24 @@ def shipped(version: str, *, tls: bool = False) -> list[FlowFile]:
 
 
 def from_paths(paths: Sequence[Path]) -> list[FlowFile]:
-    """A user's own flows: those files, and all YAML files in those folders and below.
+    """A user's own flows: these files, and all YAML files in and below these folders.
 
     Raises:
-        SettingsError: a file is no flow, there is none, or two files hold the same flow.
+        SettingsError: a file is not a flow, there is none, or two files have the same flow.
     """
     found: dict[FlowName, FlowFile] = {}
     for path in paths:
-        for flow in _in_folder(path) if path.is_dir() else [read(path)]:
+        flows = _in_folder(path) if path.is_dir() else [read(path)]
+        for flow in flows:
             other = found.setdefault(flow.name, flow)
             if other.path.resolve() != flow.path.resolve():
                 raise SettingsError(
                     f"{flow.name} is in two files, {other.path} and {flow.path}: deploy one of them"
                 )
     if not found:
-        raise SettingsError(
-            f"no flow in {', '.join(map(str, paths))}: no file there ends in "
-            f"{' or '.join(_SUFFIXES)}"
-        )
+        places = ", ".join(map(str, paths))
+        suffixes = " or ".join(_SUFFIXES)
+        raise SettingsError(f"no flow in {places}: no file there ends in {suffixes}")
     return [found[name] for name in sorted(found)]
 
 
@@ -110,7 +115,7 @@ def read(path: Path) -> FlowFile:
     """The flow in a file.
 
     Raises:
-        SettingsError: it can't be read, or names no flow, or more than one.
+        SettingsError: it can't be read, or doesn't name exactly one flow.
     """
     try:
         source = path.read_text(encoding="utf-8")
@@ -123,85 +128,95 @@ def read(path: Path) -> FlowFile:
 
 
 def name_in(source: str) -> FlowName:
-    """The name that a flow's source gives itself. Reads no more of the YAML than that; the rest is
-    for Kestra to judge.
+    """The name that a flow's source gives itself. Nothing else of the YAML is read; Kestra judges
+    the rest.
 
     Raises:
-        ValueError: the source has not exactly one namespace and id, or they can't be a flow's.
+        ValueError: the source doesn't have exactly one namespace and id, or they are not valid.
     """
     return FlowName.parse(f"{_top_level(source, 'namespace')}/{_top_level(source, 'id')}")
 
 
 def select(flows: Iterable[FlowFile], only: Sequence[str]) -> list[FlowFile]:
-    """The flows of those names, written `namespace/id` or `id`; all of them for no names.
+    """The flows with these names, written `namespace/id` or `id`; all flows if there are no names.
 
     Raises:
         SettingsError: a name fits none of them.
     """
     found = list(flows)
+    if not only:
+        return found
+    names: set[str] = set()
+    for flow in found:
+        names |= flow.names
     for wanted in only:
-        if not any(_is_called(flow, wanted) for flow in found):
-            names = ", ".join(str(flow.name) for flow in found)
-            raise SettingsError(f"--only {wanted}: no such flow here; there are {names}")
-    return [flow for flow in found if not only or any(_is_called(flow, wanted) for wanted in only)]
+        if wanted not in names:
+            there = ", ".join(str(flow.name) for flow in found)
+            raise SettingsError(f"--only {wanted}: no such flow here; there are {there}")
+    return [flow for flow in found if not flow.names.isdisjoint(only)]
 
 
 def fate(flow: FlowFile, present: str | None) -> Fate:
-    """What a deployment does with a flow, given the source that the server has (None: no such
-    flow).
+    """What a deployment does with a flow, given the source that the server has; None if it has no
+    such flow.
     """
     if present is None:
         return Fate.CREATED
-    return Fate.UNCHANGED if _comparable(flow.source) == _comparable(present) else Fate.UPDATED
+    if _comparable(flow.source) == _comparable(present):
+        return Fate.UNCHANGED
+    return Fate.UPDATED
 
 
 async def validate(kestra: Kestra, flows: Iterable[FlowFile]) -> list[Verdict]:
-    """Whether Kestra would take each of the flows, and if not, why. Changes nothing."""
+    """Whether Kestra would accept each of the flows, and if not, why. Changes nothing."""
     return [_judge(flow, await kestra.flows.validate(flow.source)) for flow in flows]
 
 
 async def deploy(
     kestra: Kestra, flows: Sequence[FlowFile], *, dry_run: bool = False
 ) -> list[Verdict]:
-    """Create the flows that the server lacks and update those that differ. Never deletes one, nor
-    touches any other.
+    """Create the flows that the server lacks and update those that differ. Deletes no flow and
+    touches no other.
 
-    All are validated first, and nothing is deployed when one is refused.
+    All flows are validated first, and nothing is deployed if one is refused.
     """
     verdicts = await validate(kestra, flows)
-    if any(verdict.fate is Fate.REFUSED for verdict in verdicts):
+    if any(verdict.problems for verdict in verdicts):
         return [_held(verdict) for verdict in verdicts]
-    # All are looked up before the first is written, so that trouble with the server shows while
-    # nothing has been done.
-    plan = [(flow, fate(flow, _source(await kestra.flows.get(flow.name)))) for flow in flows]
-    return [
-        Verdict(flow=flow.name, fate=due) if dry_run else await _carry_out(kestra, flow, due)
-        for flow, due in plan
-    ]
+    # All flows are looked up before the first is written, so that trouble with the server shows
+    # while nothing has been changed.
+    plan: list[tuple[FlowFile, Fate]] = []
+    for flow in flows:
+        stored = await kestra.flows.get(flow.name)
+        plan.append((flow, fate(flow, stored.source if stored else None)))
+    if dry_run:
+        return [Verdict(flow=flow.name, fate=due) for flow, due in plan]
+    return [await _carry_out(kestra, flow, due) for flow, due in plan]
 
 
 async def _carry_out(kestra: Kestra, flow: FlowFile, due: Fate) -> Verdict:
-    try:
-        if due is not Fate.UNCHANGED:
+    if due is not Fate.UNCHANGED:
+        try:
             await kestra.flows.save(flow.name, flow.source, exists=due is Fate.UPDATED)
-    except KestraRejected as error:
-        # It passed the validation, so this is rare: two deployments at once, or a policy that only
-        # a save is put to.
-        return _judge(flow, [str(error).removeprefix(f"{flow.name}: ")])
+        except KestraRejected as error:
+            # The flow passed the validation, so this is rare: two deployments at once, or a policy
+            # that Kestra applies only when it saves.
+            return _judge(flow, [str(error).removeprefix(f"{flow.name}: ")])
     return Verdict(flow=flow.name, fate=due)
 
 
-def _source(stored: StoredFlow | None) -> str | None:
-    return stored.source if stored else None
+def _held(verdict: Verdict) -> Verdict:
+    """The verdict on a flow of a deployment in which some flow was refused."""
+    if verdict.problems:
+        return verdict
+    return replace(verdict, fate=Fate.HELD)
 
 
 def _judge(flow: FlowFile, problems: Iterable[str]) -> Verdict:
     found = tuple(" ".join(problem.split()) for problem in problems)
-    return Verdict(flow=flow.name, fate=Fate.REFUSED if found else Fate.VALID, problems=found)
-
-
-def _held(verdict: Verdict) -> Verdict:
-    return verdict if verdict.fate is Fate.REFUSED else replace(verdict, fate=Fate.HELD)
+    if found:
+        return Verdict(flow=flow.name, fate=Fate.REFUSED, problems=found)
+    return Verdict(flow=flow.name, fate=Fate.VALID)
 
 
 def _in_folder(folder: Path) -> list[FlowFile]:
@@ -213,20 +228,17 @@ def _in_folder(folder: Path) -> list[FlowFile]:
 
 
 def _top_level(source: str, key: str) -> str:
-    """The text of a key at the top level, where a line begins with it."""
+    """The value of a key at the top level, where a line begins with it."""
     values = re.findall(rf"^{key}:[ \t]*(.*?)[ \t\r]*$", source, re.MULTILINE)
     if len(values) != 1:
-        raise ValueError(
-            f"it has {f'{len(values)} lines' if values else 'no line'} '{key}: …' at the top "
-            "level, in place of one"
-        )
-    if quoted := _QUOTED.fullmatch(values[0]):
+        count = f"{len(values)} lines" if values else "no line"
+        raise ValueError(f"it has {count} '{key}: …' at the top level, in place of one")
+    (value,) = values
+    quoted = _QUOTED.fullmatch(value)
+    if quoted:
         return quoted["text"]
-    return re.split(r"\s+#", values[0])[0]
-
-
-def _is_called(flow: FlowFile, wanted: str) -> bool:
-    return wanted in (str(flow.name), flow.name.id)
+    # A comment may follow a plain value.
+    return re.split(r"\s+#", value)[0]
 
 
 def _comparable(source: str) -> str:

@@ -23,8 +23,9 @@ from pydantic import SecretStr
 
 from bridge.errors import SettingsError
 from bridge.job.message import Message
-from bridge.operate.status.collect import Survey
-from bridge.operate.status.report import DeadStatus, picture
+from bridge.operate.status.collect import Collector, ReadingLimits
+from bridge.operate.status.report import DeadStatus
+from bridge.operate.status.summarize import summarize
 from bridge.rabbitmq.broker import Broker
 from bridge.rabbitmq.reader import Desk
 from bridge.settings import BrokerSettings
@@ -321,13 +322,13 @@ async def test_status_waits_for_no_other_command_for_long_and_says_so(one_place:
 
 
 async def test_status_reads_no_part_of_a_queue_that_is_too_long_and_says_so(
-    one_place: Place, monkeypatch: pytest.MonkeyPatch
+    one_place: Place,
 ) -> None:
-    monkeypatch.setattr("bridge.operate.status.collect.READ_AT_MOST", 2)
     await one_place.put_many(3)
     settings = BrokerSettings(amqp_url=SecretStr(one_place.rabbit.amqp_url), queue=one_place.queue)
-    async with Survey(settings, SettingsError("no Kestra"), ()) as survey:
-        found = picture(await survey.facts())
+    limits = ReadingLimits(messages=2)
+    async with Collector(settings, SettingsError("no Kestra"), (), limits=limits) as collector:
+        found = summarize(await collector.snapshot())
     assert found.lanes[0].dead_letters == DeadStatus(queue=one_place.dead, messages=3)
     assert (
         f"reasons in {one_place.dead}: more than 2 letters are for "
@@ -907,7 +908,7 @@ def test_a_filter_that_cannot_be_meant_is_wrong_usage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sys.argv", ["kestra-bridge", "dead-letters", *words])
-    from bridge.cli.app import main  # noqa: PLC0415
+    from bridge.cli.commands import main  # noqa: PLC0415
 
     with pytest.raises(SystemExit) as ending:
         main()

@@ -576,17 +576,17 @@ class TestTheCommand:
         probes = {check for _, check in said.findings} & {"round-trip", "kill"}
         assert (one_stage.kestra.created, probes) == ([], set())
 
-    async def test_fails_where_there_is_a_fault_and_says_why_and_what_mends_it(
+    async def test_fails_where_there_is_a_fault_and_says_why_and_how_to_fix_it(
         self, one_stage: BrokerStage
     ) -> None:
         said = await doctor(one_stage, "--no-probe")
-        first, why, mend, *_ = said.out.splitlines()
-        assert (said.code, first, why.split()[0], mend.strip()) == (
+        first, why, fix, *_ = said.out.splitlines()
+        assert (said.code, first, why.split()[0], fix.strip()) == (
             1,
             "fault   notifier: the flow bridge.system/notifier is not deployed",
             "why:",
             (
-                "mend: kestra-bridge flows deploy --only notifier, with --tls "
+                "fix: kestra-bridge flows deploy --only notifier, with --tls "
                 "where RabbitMQ demands TLS"
             ),
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from bridge.cli.app import app
+from bridge.cli.commands import app
 
 OURS = r"(?:kestra-bridge|docker compose run --rm bridge) +(?=[a-z-])"
 """How a command begins that a person types."""

@@ -4,13 +4,14 @@ with."""
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 import structlog
 
-from bridge.cli.app import app, reported
+from bridge.cli.commands import main
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,11 @@ def console(
     def run(*words: str, **variables: str) -> Done:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["kestra-bridge", *words])
         capsys.readouterr()
         status = 0
         try:
-            with reported():
-                app(list(words), prog_name="kestra-bridge")
+            main()
         except SystemExit as exit_:
             status = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
         out, err = capsys.readouterr()

@@ -12,7 +12,6 @@ from typing import Any, cast
 import typer
 from typer.core import TyperGroup
 
-from bridge.cli.app import app
 from bridge.errors import SettingsError
 
 _LIBRARIES = ("asyncssh", "cryptography", "libcloud")
@@ -47,7 +46,7 @@ class _LazyGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-machine = typer.Typer(
+app = typer.Typer(
     cls=_LazyGroup,
     help="Virtual machines for jobs: create one, run a script on it, destroy it.",
     no_args_is_help=True,
@@ -55,11 +54,6 @@ machine = typer.Typer(
 )
 
 
-@machine.callback()
+@app.callback()
 def options() -> None:
     """Virtual machines for jobs: create one, run a script on it, destroy it."""
-
-
-app.add_typer(
-    machine, name="machine", short_help="Create, use and destroy virtual machines for jobs."
-)

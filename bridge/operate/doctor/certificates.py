@@ -1,4 +1,4 @@
-"""Until when certificates are valid: the servers', and our own."""
+"""Reads until when certificates are valid: the servers' and the bridge's own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 
 from bridge.errors import BridgeError
 from bridge.operate.doctor.facts import Certificate
-from bridge.operate.status.collect import told
-from bridge.operate.status.report import Unseen
+from bridge.operate.sources import Unavailable, ask
 from bridge.settings import Settings
 from bridge.tls import TlsIdentity
 
@@ -25,7 +24,9 @@ _EXPIRED = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A server that speaks TLS, and what we take to know it and to be known."""
+    """A server that speaks TLS, and the certificates with which it and the bridge identify
+    themselves.
+    """
 
     name: str
     host: str
@@ -33,41 +34,41 @@ class Server:
     identity: TlsIdentity
 
     async def certificate(self) -> Certificate:
-        """The certificate that it shows, also one that has ended.
+        """The certificate that the server presents, even if it has ended.
 
         Raises:
-            BridgeError: it can't be reached, or shows none that we trust.
+            BridgeError: the server can't be reached, or presents no trusted certificate.
         """
         try:
             context = self.identity.context()
             try:
-                der = await self._shown(context)
+                der = await self._presented(context)
             except ssl.SSLCertVerificationError as error:
                 if error.verify_code != _EXPIRED:
                     raise
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-                der = await self._shown(context)
+                der = await self._presented(context)
             return Certificate(what=f"the certificate of {self.name}", until=valid_until(der))
         except (OSError, ValueError) as error:
             why = self.identity.trouble(error) or str(error)
             raise BridgeError(f"{self.name} at {self.host}:{self.port}: {why}") from error
 
-    async def _shown(self, context: ssl.SSLContext) -> bytes:
+    async def _presented(self, context: ssl.SSLContext) -> bytes:
         _, writer = await asyncio.open_connection(self.host, self.port, ssl=context)
-        shown: ssl.SSLObject = writer.get_extra_info("ssl_object")
-        der = shown.getpeercert(binary_form=True)
+        connection: ssl.SSLObject = writer.get_extra_info("ssl_object")
+        der = connection.getpeercert(binary_form=True)
         writer.transport.abort()
         return der or b""
 
 
-async def certificates(settings: Settings) -> list[Certificate | Unseen]:
-    """All that matter: ours, and those of our servers that speak TLS."""
-    ours = (told(_own(path, what), what) for path, what in _ours(settings))
-    theirs = (told(server.certificate(), server.name) for server in _servers(settings))
-    return list(await asyncio.gather(*ours, *theirs))
+async def certificates(settings: Settings) -> list[Certificate | Unavailable]:
+    """The bridge's own certificates, and those of its servers that speak TLS."""
+    own = (ask(_own(path, what), what) for path, what in _own_files(settings))
+    theirs = (ask(server.certificate(), server.name) for server in _servers(settings))
+    return list(await asyncio.gather(*own, *theirs))
 
 
-def _ours(settings: Settings) -> Iterator[tuple[Path, str]]:
+def _own_files(settings: Settings) -> Iterator[tuple[Path, str]]:
     for identity, server in ((settings.amqp_tls, "RabbitMQ"), (settings.kestra_tls, "Kestra")):
         if identity.certificate:
             where = f"{identity.certificate} ({identity.prefix}_CERTIFICATE)"
@@ -75,7 +76,7 @@ def _ours(settings: Settings) -> Iterator[tuple[Path, str]]:
 
 
 async def _own(path: Path, what: str) -> Certificate:
-    """A certificate of ours.
+    """A certificate of the bridge's own.
 
     Raises:
         BridgeError: it can't be read.
@@ -87,7 +88,7 @@ async def _own(path: Path, what: str) -> Certificate:
 
 
 def _first_in(path: Path) -> bytes:
-    """The first certificate of a PEM file, which is ours; its issuers follow."""
+    """The first certificate of a PEM file, in DER. It is the bridge's own; its issuers follow."""
     found = _PEM.search(path.read_bytes())
     if found is None:
         raise ValueError("it holds no PEM certificate")
@@ -95,7 +96,7 @@ def _first_in(path: Path) -> bytes:
 
 
 def valid_until(der: bytes) -> datetime:
-    """When a certificate ends: the ssl module tells it of those alone that it trusts.
+    """When a certificate ends. The ssl module reports it only for trusted certificates.
 
     Raises:
         ValueError: it can't be read.

@@ -1,4 +1,4 @@
-"""Gathers the doctor's facts: each source is asked once, and one that is away leaves a gap that
+"""Gathers the doctor's facts. Each source is asked once; a source that is away leaves a gap that
 says why.
 """
 
@@ -24,21 +24,28 @@ from bridge.operate.doctor.facts import (
     QueueFacts,
 )
 from bridge.operate.doctor.kestra_checks import NOTIFIER
-from bridge.operate.status.collect import PATIENCE, told
-from bridge.operate.status.report import Unseen
+from bridge.operate.sources import (
+    ANSWER_WITHIN,
+    KESTRA,
+    Unavailable,
+    ask,
+    broker_name,
+    management_name,
+    queue_states,
+)
 from bridge.rabbitmq import topology
 from bridge.rabbitmq.broker import Broker, Connection, parse_version
 from bridge.rabbitmq.inspector import DeclareResult, Inspector
 from bridge.rabbitmq.management import Management
 from bridge.settings import Lane, Settings
 
-PATIENT = 4 * PATIENCE
-"""Seconds for RabbitMQ, which is asked much, and its management API, which has its own patience
-within them."""
+BROKER_ANSWERS_WITHIN = 4 * ANSWER_WITHIN
+"""Seconds for RabbitMQ, which is asked much. They include the management API, which has a limit of
+its own."""
 
 
 async def gather(settings: Settings, *, probe_patience: float | None) -> Facts:
-    """All facts. With `probe_patience` a probe is run, whose reply may take so many seconds.
+    """All facts. With `probe_patience` the probes run too; it is how many seconds each may take.
 
     Raises:
         BrokerError: RabbitMQ can't be reached, or refuses us.
@@ -49,78 +56,77 @@ async def gather(settings: Settings, *, probe_patience: float | None) -> Facts:
         connection = await stack.enter_async_context(_connection(settings))
         inspector = Inspector(connection)
         async with inspector.replies(probe.ROUTING_KEY) as replies:
-            of_kestra, of_broker, shown = await asyncio.gather(
-                told(kestra_facts(kestra, settings), "Kestra"),
-                told(
+            from_kestra, from_broker, found_certificates = await asyncio.gather(
+                ask(kestra_facts(kestra, settings), KESTRA),
+                ask(
                     _broker(inspector, management, settings),
-                    f"RabbitMQ at {settings.broker_address}",
-                    patience=PATIENT,
+                    broker_name(settings),
+                    within=BROKER_ANSWERS_WITHIN,
                 ),
                 certificates(settings),
             )
-            if isinstance(of_broker, Unseen):
-                raise of_broker.error
+            if isinstance(from_broker, Unavailable):
+                raise from_broker.error
             facts = Facts(
-                at=datetime.now(UTC), broker=of_broker, kestra=of_kestra, certificates=shown
+                at=datetime.now(UTC),
+                broker=from_broker,
+                kestra=from_kestra,
+                certificates=found_certificates,
             )
-            if probe_patience is None or isinstance(of_kestra, Unseen):
+            if probe_patience is None or isinstance(from_kestra, Unavailable):
                 return facts
-            if replies is not None and _tells(of_kestra):
-                facts = replace(
-                    facts,
-                    round_trip=await probe.round_trip(kestra, replies, patience=probe_patience),
-                )
+            # Without a notifier that runs there is no round trip to try.
+            notifier = from_kestra.notifier
+            if replies is not None and notifier is not None and not notifier.disabled:
+                round_trip = await probe.round_trip(kestra, replies, patience=probe_patience)
+                facts = replace(facts, round_trip=round_trip)
             return replace(facts, kill=await probe.kill(kestra, patience=probe_patience))
 
 
 @asynccontextmanager
 async def _connection(settings: Settings) -> AsyncIterator[Connection]:
-    """A connection to RabbitMQ. Where it refuses us, or we it, the certificates that have ended are
-    named.
+    """A connection to RabbitMQ. If either side refuses the other, the error names the certificates
+    that have ended.
     """
     async with AsyncExitStack() as stack:
         try:
             connection = await stack.enter_async_context(Broker(settings).connection())
         except BrokerDenied as error:
             now = datetime.now(UTC)
-            shown = [
-                found for found in await certificates(settings) if isinstance(found, Certificate)
+            ended = [
+                found.state(now)
+                for found in await certificates(settings)
+                if isinstance(found, Certificate) and found.until <= now
             ]
-            ended = [found.state(now) for found in shown if found.until <= now]
             raise BrokerDenied("; ".join([str(error), *ended])) from error
         yield connection
 
 
-def _tells(of_kestra: KestraFacts) -> bool:
-    """Whether there is a notifier that may tell of an end; else there is nothing to try."""
-    return of_kestra.notifier is not None and not of_kestra.notifier.disabled
-
-
 def known_at_start(
-    settings: Settings, of_kestra: KestraFacts, version: str, kinds: Mapping[str, topology.Kind]
+    settings: Settings, from_kestra: KestraFacts, version: str, kinds: Mapping[str, topology.Kind]
 ) -> Facts:
-    """What the consumer knows once it has declared its queues, which are as they should be then."""
-    there = DeclareResult(exists=True)
+    """What the consumer knows once it has declared its queues, which are then as they should be."""
+    exists = DeclareResult(exists=True)
     lanes = [
         LaneFacts(
             lane=lane,
             kind=kinds[lane.queue],
-            jobs=QueueFacts(name=lane.queue, declared=there),
-            dead=QueueFacts(name=topology.dead_queue(lane.queue), declared=there),
+            jobs=QueueFacts(name=lane.queue, declared=exists),
+            dead=QueueFacts(name=topology.dead_queue(lane.queue), declared=exists),
         )
         for lane in settings.all_lanes
     ]
-    of_broker = BrokerFacts(
-        version=parse_version(version), version_text=version, lanes=lanes, replies=there
+    from_broker = BrokerFacts(
+        version=parse_version(version), version_text=version, lanes=lanes, replies=exists
     )
-    return Facts(at=datetime.now(UTC), broker=of_broker, kestra=of_kestra)
+    return Facts(at=datetime.now(UTC), broker=from_broker, kestra=from_kestra)
 
 
 async def kestra_facts(kestra: Kestra, settings: Settings) -> KestraFacts:
-    """What Kestra tells.
+    """What Kestra says.
 
     Raises:
-        KestraError: it tells nothing.
+        KestraError: it doesn't answer.
     """
     version = kestra.server.version or await kestra.probe()
     named = _named_flows(settings)
@@ -136,7 +142,7 @@ async def kestra_facts(kestra: Kestra, settings: Settings) -> KestraFacts:
 
 
 def _named_flows(settings: Settings) -> list[FlowName]:
-    """The flows that the settings name, without those that they mean by a pattern."""
+    """The flows that the settings name. Flows that only match a pattern are left out."""
     found = {lane.flow_name for lane in settings.all_lanes if lane.flow_name}
     for pattern in settings.allowed_flows:
         try:
@@ -158,10 +164,10 @@ async def _broker(inspector: Inspector, management: Management, settings: Settin
         replies=replies,
         refused=sorted(inspector.refused),
     )
-    seen = await told(
-        _with_management(facts, management), f"RabbitMQ's management API at {management.url}"
-    )
-    return replace(facts, management=seen) if isinstance(seen, Unseen) else seen
+    answer = await ask(_with_management(facts, management), management_name(management))
+    if isinstance(answer, Unavailable):
+        return replace(facts, management=answer)
+    return answer
 
 
 async def _lane(
@@ -196,45 +202,50 @@ async def _lane(
 
 
 async def _with_management(facts: BrokerFacts, management: Management) -> BrokerFacts:
+    """The facts with what the management API adds."""
     alarms = await management.alarms()
-    bound = await management.bindings_from(topology.REPLIES)
-    heard = [
-        binding for binding in bound if binding.routing_key != probe.ROUTING_KEY
-    ]  # a doctor's own says nothing
-    lanes = [await _lane_with_management(lane, management) for lane in facts.lanes]
+    bindings = await management.bindings_from(topology.REPLIES)
+    # The doctor's own binding proves nothing.
+    others = [binding for binding in bindings if binding.routing_key != probe.ROUTING_KEY]
     return replace(
-        facts, alarms=alarms, replies_bound=len(heard), lanes=lanes, skew=management.skew
+        facts,
+        alarms=alarms,
+        replies_bound=len(others),
+        lanes=[await _lane_with_management(lane, management) for lane in facts.lanes],
+        skew=management.skew,
     )
 
 
 async def _lane_with_management(lane: LaneFacts, management: Management) -> LaneFacts:
-    jobs, dead, *retries = await asyncio.gather(
-        _queue_with_management(lane.jobs, management),
-        _queue_with_management(lane.dead, management),
-        *(_queue_with_management(queue, management) for queue in lane.retries),
+    states = await queue_states(management, [queue.name for queue in lane.queues])
+    bindings = dict(
+        zip(states, await asyncio.gather(*map(management.bindings, states)), strict=True)
     )
+
+    def complete(queue: QueueFacts) -> QueueFacts:
+        return replace(queue, state=states.get(queue.name), bindings=bindings.get(queue.name))
+
     exchanges = {
-        name: await _led_by_policy(name, found, management)
-        for name, found in lane.exchanges.items()
+        name: await _with_policy(name, declared, management)
+        for name, declared in lane.exchanges.items()
     }
-    return replace(lane, jobs=jobs, dead=dead, retries=retries, exchanges=exchanges)
+    return replace(
+        lane,
+        jobs=complete(lane.jobs),
+        dead=complete(lane.dead),
+        retries=[complete(queue) for queue in lane.retries],
+        exchanges=exchanges,
+    )
 
 
-async def _led_by_policy(
+async def _with_policy(
     exchange: str, declared: DeclareResult, management: Management
 ) -> DeclareResult:
-    """How an exchange stands, which is as it should be where a policy gives it what an earlier
-    bridge didn't.
+    """How an exchange differs. A policy can give an exchange of an earlier bridge the alternate
+    exchange that it lacks; then it is as it should be.
     """
     if not declared.of_before:
         return declared
     policy = await management.policy_of_exchange(exchange)
-    return replace(
-        declared, of_before=policy.get(topology.ALTERNATE) != topology.dead_exchange(exchange)
-    )
-
-
-async def _queue_with_management(queue: QueueFacts, management: Management) -> QueueFacts:
-    state = await management.queue(queue.name)
-    bindings = await management.bindings(queue.name) if state else None
-    return replace(queue, state=state, bindings=bindings)
+    alternate = policy.get(topology.ALTERNATE)
+    return replace(declared, of_before=alternate != topology.dead_exchange(exchange))

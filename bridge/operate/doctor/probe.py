@@ -1,10 +1,11 @@
-"""Probes: small executions that show what no question to Kestra can tell.
+"""Probes: small executions that prove what no request to Kestra can.
 
-One does nothing, and the notifier must tell its end: that proves the notifier, its secrets, its way
-to RabbitMQ and the reply exchange. The other sleeps, and must end when it is killed. Each has a
-flow of its own, which is made for it and deleted afterwards. The executions of a probe that went
-well are deleted too, and else left for a look at them. No replica waits for a probe's job label, so
-that its reply is to them like that of another replica's job.
+The round trip does nothing, and the notifier must report its end: that proves the notifier, its
+secrets, its way to RabbitMQ and the reply exchange. The other probe sleeps, and must end when it is
+killed. Each has a flow of its own, which is created for it and deleted afterwards. The executions
+of a probe that succeeded are deleted too; those of a failed one stay so that somebody can look at
+them. No replica waits for a probe's job label, so to the replicas its reply looks like that of
+another replica's job.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from bridge.operate.doctor.facts import ProbeResult
 from bridge.operate.doctor.kestra_checks import NOTIFIER
 
 QUEUE = "kestra-bridge doctor"
-"""What a probe's label says in place of a queue, so that it counts as no lane's job."""
+"""Stands in a probe's label instead of a queue, so that the probe belongs to no lane."""
 
-TIDYING = 10.0
-LOOK_EVERY = 0.2
+TIDY_WITHIN = 10.0
+POLL_EVERY = 0.2
 KILL_EVERY = 2.0
-"""Kestra 1.3 may pass over a kill that comes before the first task, so one is repeated."""
+"""Seconds between two kills: Kestra 1.3 may ignore one that comes before the first task."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A flow that is deployed for a moment."""
+    """A flow that is deployed for the duration of the probe. `does` describes it."""
 
     flow: FlowName
     does: str
@@ -60,8 +61,8 @@ class Probe:
 
 ROUND_TRIP = Probe(
     FlowName("bridge.system", "doctor-probe"),
-    "Does nothing, so that kestra-bridge doctor sees its end told.",
-    "{id: nothing, type: io.kestra.plugin.core.log.Log, message: A probe of the doctor's}",
+    "Does nothing, so that kestra-bridge doctor sees its end reported.",
+    "{id: nothing, type: io.kestra.plugin.core.log.Log, message: A probe of the doctor}",
 )
 KILL = Probe(
     FlowName("bridge.system", "doctor-kill-probe"),
@@ -74,13 +75,13 @@ Watcher = Callable[[Execution, Job], Awaitable[None]]
 
 
 class Failed(Exception):
-    """A probe did not end as it should; the text says how it did."""
+    """A probe did not end as it should; the text says how it ended."""
 
 
 async def round_trip(
     kestra: Kestra, replies: asyncio.Queue[bytes], *, patience: float
 ) -> ProbeResult:
-    """Run a probe and wait for its reply, for that many seconds."""
+    """The result of a probe whose reply must arrive within `patience` seconds."""
 
     async def watch(execution: Execution, job: Job) -> None:
         try:
@@ -93,7 +94,7 @@ async def round_trip(
 
 
 async def kill(kestra: Kestra, *, patience: float) -> ProbeResult:
-    """Run a probe, kill it and wait until it has ended, for that many seconds."""
+    """The result of a probe that is killed and must end within `patience` seconds."""
 
     async def watch(execution: Execution, _: Job) -> None:
         try:
@@ -113,7 +114,7 @@ async def _run(kestra: Kestra, probe: Probe, watch: Watcher) -> ProbeResult:
     try:
         result = await _watched(kestra, probe, job, watch)
     finally:
-        await _tidy(kestra, job, wholly=result.seconds is not None)
+        await _tidy(kestra, job, executions=result.seconds is not None)
     return result
 
 
@@ -131,25 +132,24 @@ async def _watched(kestra: Kestra, probe: Probe, job: Job, watch: Watcher) -> Pr
 
 
 async def _start(kestra: Kestra, probe: Probe, job: Job) -> Execution:
-    """The probe's execution; a doctor elsewhere may delete its flow between two calls, so that is
-    tried once more.
-    """
+    """Start the probe's execution."""
     await _deploy(kestra, probe)
     try:
         return await kestra.create(job)
     except KestraRejected:
+        # Another doctor may have deleted the flow between the two calls.
         await _deploy(kestra, probe)
         return await kestra.create(job)
 
 
 async def _deploy(kestra: Kestra, probe: Probe) -> None:
     if await kestra.flows.get(probe.flow) is None:
-        with suppress(KestraRejected):  # another doctor was faster
+        with suppress(KestraRejected):  # another doctor deployed it first
             await kestra.flows.save(probe.flow, probe.source, exists=False)
 
 
 async def _killed(kestra: Kestra, execution: Execution) -> State:
-    """The state in which an execution ended that is killed until it does."""
+    """Kill an execution until it ends, and return its last state."""
     next_kill = 0.0
     while True:
         current = await kestra.get(execution.id)
@@ -159,7 +159,7 @@ async def _killed(kestra: Kestra, execution: Execution) -> State:
             with suppress(KestraUnavailable):
                 await kestra.kill(execution.id)
             next_kill = time.monotonic() + KILL_EVERY
-        await asyncio.sleep(LOOK_EVERY)
+        await asyncio.sleep(POLL_EVERY)
 
 
 async def _reply_for(execution: Execution, replies: asyncio.Queue[bytes]) -> None:
@@ -172,7 +172,7 @@ async def _reply_for(execution: Execution, replies: asyncio.Queue[bytes]) -> Non
 
 
 async def _explain(kestra: Kestra, job: Job, execution: Execution, patience: float) -> str:
-    """Why no reply came, as far as Kestra tells."""
+    """Why no reply came, as far as Kestra knows."""
     late = f"no reply within {patience:g} s"
     try:
         ended = await kestra.get(execution.id)
@@ -191,15 +191,17 @@ async def _explain(kestra: Kestra, job: Job, execution: Execution, patience: flo
         return f"{late}, and then {error}"
 
 
-async def _tidy(kestra: Kestra, job: Job, *, wholly: bool) -> None:
-    """Delete the flow, and `wholly` the executions too; what can't be deleted is said and stays."""
+async def _tidy(kestra: Kestra, job: Job, *, executions: bool) -> None:
+    """Delete the flow, and the executions too if asked to. What can't be deleted stays, and is
+    logged.
+    """
     try:
-        async with asyncio.timeout(TIDYING):
+        async with asyncio.timeout(TIDY_WITHIN):
             await kestra.flows.delete(job.flow)
             while True:
-                if not await _executions_left(kestra, job, wholly=wholly):
+                if not await _executions_left(kestra, job, delete=executions):
                     return
-                await asyncio.sleep(LOOK_EVERY)
+                await asyncio.sleep(POLL_EVERY)
     except (KestraError, TimeoutError) as error:
         why = str(error) or "it took too long"
         log.warning(
@@ -210,17 +212,18 @@ async def _tidy(kestra: Kestra, job: Job, *, wholly: bool) -> None:
         )
 
 
-async def _executions_left(kestra: Kestra, job: Job, *, wholly: bool) -> bool:
-    """Delete the executions that have ended, if wholly, and kill a probe that has not; says whether
-    to come back.
+async def _executions_left(kestra: Kestra, job: Job, *, delete: bool) -> bool:
+    """Kill a probe that has not ended, and delete the executions that have, if asked to. Returns
+    whether there may be more to delete.
     """
     found = await kestra.executions.correlated(job.id)
     for execution in found:
-        if execution.state.terminal and wholly:
-            await kestra.executions.delete(execution.id)
-        elif not execution.state.terminal and not _is_notice(execution):
+        if execution.state.terminal:
+            if delete:
+                await kestra.executions.delete(execution.id)
+        elif not _is_notice(execution):
             await kestra.kill(execution.id)
-    return wholly and bool(found)
+    return delete and bool(found)
 
 
 def _is_notice(execution: Execution) -> bool:

@@ -1,27 +1,34 @@
-"""Asks every source at once what `status` shows; one that is away or slow costs the others
-nothing.
+"""Asks all sources of `status` at once, so that one that is away or slow doesn't delay the
+others.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Self, TypeVar
+from typing import Self
 
-from bridge.errors import BridgeError, BrokerUnavailable
+from bridge.errors import BridgeError
 from bridge.kestra import Kestra
 from bridge.operate.dead_letters.queue import DeadLetterQueue
-from bridge.operate.status.report import (
-    BrokerFacts,
-    Facts,
-    KestraFacts,
-    ManagementFacts,
-    Unseen,
-    names,
+from bridge.operate.sources import (
+    KESTRA,
+    Unavailable,
+    ask,
+    broker_name,
+    management_name,
+    queue_states,
+)
+from bridge.operate.status.snapshot import (
+    BrokerSnapshot,
+    KestraSnapshot,
+    ManagementSnapshot,
+    Snapshot,
+    queue_names,
 )
 from bridge.rabbitmq.broker import Broker
 from bridge.rabbitmq.inspector import Depth, Inspector
@@ -30,37 +37,50 @@ from bridge.rabbitmq.topology import dead_queue
 from bridge.settings import BrokerSettings, KestraSettings, Lane
 from bridge.telemetry.log import masked
 
-PATIENCE = 15.0
-"""Seconds that a source may take."""
 
-READ_AT_MOST = 5000
-"""Dead letters of a lane whose reasons are looked at: all, since reading a part would change the
-order of the whole."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingLimits:
+    """How far status goes to learn the reasons of dead letters.
 
-TURN = 2.0
-"""Seconds to wait for another command that is at work with dead letters."""
+    At most `messages` of a lane: all are read, since reading a part would change the order of the
+    whole. `turn` is the seconds to wait for another command that is at work with dead letters.
+    """
 
-Told = TypeVar("Told")
+    messages: int = 5000
+    turn: float = 2.0
 
 
-class Survey:
-    """What it takes to ask, kept from one time to the next. Use it as an async context manager.
+READING_LIMITS = ReadingLimits()
 
-    `kestra` is the reason where its settings can't be used.
+
+class Collector:
+    """Takes snapshots; keeps its clients from one to the next. Use it as an async context manager.
+
+    `kestra` is an error if its settings can't be used; the snapshots then give it as the reason.
     """
 
     def __init__(
-        self, broker: BrokerSettings, kestra: KestraSettings | BridgeError, metrics: Sequence[str]
+        self,
+        broker: BrokerSettings,
+        kestra: KestraSettings | BridgeError,
+        metrics: Sequence[str],
+        *,
+        limits: ReadingLimits = ReadingLimits(),
     ) -> None:
         self._settings = broker
         self._metrics = metrics
-        self._queues = names(broker.all_lanes, broker.retry_delays)
+        self._limits = limits
+        self._queues = queue_names(broker.all_lanes, broker.retry_delays)
         self._broker = Broker(broker)
         self._management = Management(broker)
-        self._kestra = Kestra(kestra) if isinstance(kestra, KestraSettings) else kestra
-        self._kestra_url = kestra.kestra_url if isinstance(kestra, KestraSettings) else None
+        self._kestra: Kestra | BridgeError
+        self._kestra_url: str | None
+        if isinstance(kestra, BridgeError):
+            self._kestra, self._kestra_url = kestra, None
+        else:
+            self._kestra, self._kestra_url = Kestra(kestra), kestra.kestra_url
         self._stack = AsyncExitStack()
-        self._read: dict[str, tuple[Depth, Mapping[str, int]]] = {}
+        self._known_reasons: dict[str, tuple[Depth, Mapping[str, int]]] = {}
 
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self._management)
@@ -71,20 +91,21 @@ class Survey:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def facts(self) -> Facts:
-        """What all sources tell now. Raises nothing of theirs."""
-        where = f"RabbitMQ's management API at {self._management.url}"
-        # Not by gather, which would not wait until what is interrupted has given back the dead
-        # letters.
-        async with asyncio.TaskGroup() as asking:
-            broker = asking.create_task(self._of_broker())
-            management = asking.create_task(told(self._by_management(), where))
-            kestra = asking.create_task(told(self._by_kestra(), "Kestra"))
+    async def snapshot(self) -> Snapshot:
+        """What all sources say now. An error of a source is part of the snapshot."""
+        # A cancelled task group waits until the dead letters are given back. asyncio.gather would
+        # not wait.
+        async with asyncio.TaskGroup() as tasks:
+            broker = tasks.create_task(self._ask_broker())
+            management = tasks.create_task(
+                ask(self._from_management(), management_name(self._management))
+            )
+            kestra = tasks.create_task(ask(self._from_kestra(), KESTRA))
             metrics = {
-                masked(url): asking.create_task(told(scrape(url), f"the metrics at {masked(url)}"))
+                masked(url): tasks.create_task(ask(scrape(url), f"the metrics at {masked(url)}"))
                 for url in dict.fromkeys(self._metrics)
             }
-        return Facts(
+        return Snapshot(
             at=datetime.now(UTC),
             rabbitmq=self._settings.broker_address,
             kestra_url=self._kestra_url,
@@ -93,82 +114,74 @@ class Survey:
             broker=broker.result(),
             management=management.result(),
             kestra=kestra.result(),
-            metrics={url: asked.result() for url, asked in metrics.items()},
+            metrics={url: task.result() for url, task in metrics.items()},
         )
 
-    async def _of_broker(self) -> BrokerFacts | Unseen:
-        found = await told(self._by_amqp(), f"RabbitMQ at {self._settings.broker_address}")
-        if isinstance(found, Unseen):
-            return found
-        reasons: dict[str, Mapping[str, int] | Unseen] = {}
+    async def _ask_broker(self) -> BrokerSnapshot | Unavailable:
+        answer = await ask(self._from_broker(), broker_name(self._settings))
+        if isinstance(answer, Unavailable):
+            return answer
+        reasons: dict[str, Mapping[str, int] | Unavailable] = {}
         for lane in self._settings.all_lanes:
             queue = dead_queue(lane.queue)
-            reasons[queue] = await told(self._reasons(lane, found.depths[queue]), queue)
-        return replace(found, reasons=reasons)
+            reasons[queue] = await ask(self._reasons(lane, answer.depths[queue]), queue)
+        return replace(answer, reasons=reasons)
 
-    async def _by_amqp(self) -> BrokerFacts:
+    async def _from_broker(self) -> BrokerSnapshot:
         async with self._broker.connection() as connection:
             inspector = Inspector(connection)
             depths = {queue: await inspector.depth(queue) for queue in self._queues}
-            return BrokerFacts(version=inspector.version, depths=depths)
+            return BrokerSnapshot(version=inspector.version, depths=depths)
 
     async def _reasons(self, lane: Lane, depth: Depth | None) -> Mapping[str, int]:
-        """Why a lane's dead letters are there, read anew only where the queue's depth has
-        changed.
+        """A lane's dead letters counted by reason. They are read only when the queue's depth has
+        changed since the last time.
         """
         if not depth or not depth.ready:
             return {}
-        if depth.ready > READ_AT_MOST:
+        if depth.ready > self._limits.messages:
             raise BridgeError(
-                f"more than {READ_AT_MOST} letters are for `kestra-bridge dead-letters "
-                "list` to read"
+                f"more than {self._limits.messages} letters are for "
+                "`kestra-bridge dead-letters list` to read"
             )
-        known = self._read.get(lane.queue)
-        if known is None or known[0] != depth:
-            self._read[lane.queue] = known = depth, await self._count(lane)
-        return known[1]
+        known = self._known_reasons.get(lane.queue)
+        if known is not None:
+            known_depth, reasons = known
+            if known_depth == depth:
+                return reasons
+        reasons = await self._count_reasons(lane)
+        self._known_reasons[lane.queue] = depth, reasons
+        return reasons
 
-    async def _count(self, lane: Lane) -> Mapping[str, int]:
+    async def _count_reasons(self, lane: Lane) -> Mapping[str, int]:
         async with (
             self._broker.connection() as connection,
             DeadLetterQueue.open(
-                connection, lane, self._settings, only_look=True, patience=TURN
+                connection, lane, self._settings, only_look=True, patience=self._limits.turn
             ) as dead,
         ):
             return dict(Counter([letter.reason async for letter, _ in dead.read()]).most_common())
 
-    async def _by_management(self) -> ManagementFacts:
-        api = self._management
-        alarms = await api.alarms()
-        states = await asyncio.gather(*(api.queue(queue) for queue in self._queues))
-        queues = {state.name: state for state in states if state}
+    async def _from_management(self) -> ManagementSnapshot:
+        alarms = await self._management.alarms()
+        queues = await queue_states(self._management, self._queues)
         connections = {
             consumer.connection for state in queues.values() for consumer in state.consumers
         }
-        return ManagementFacts(alarms=alarms, queues=queues, since=await self._since(connections))
+        since = await self._connected_since(connections)
+        return ManagementSnapshot(alarms=alarms, queues=queues, since=since)
 
-    async def _since(self, connections: set[str]) -> Mapping[str, datetime]:
-        known = await asyncio.gather(
-            *(self._management.connected_since(name) for name in connections)
+    async def _connected_since(self, connections: set[str]) -> Mapping[str, datetime]:
+        times = await asyncio.gather(
+            *(self._management.connected_since(connection) for connection in connections)
         )
-        return {name: since for name, since in zip(connections, known, strict=True) if since}
+        return {name: since for name, since in zip(connections, times, strict=True) if since}
 
-    async def _by_kestra(self) -> KestraFacts:
+    async def _from_kestra(self) -> KestraSnapshot:
         if isinstance(self._kestra, BridgeError):
             raise self._kestra
         version = await self._kestra.probe()
         unfinished = await self._kestra.unfinished()
-        return KestraFacts(
+        return KestraSnapshot(
             version=version, now=self._kestra.now(), unfinished=unfinished, link=self._kestra.link
         )
-
-
-async def told(work: Awaitable[Told], whom: str, *, patience: float = PATIENCE) -> Told | Unseen:
-    """What a source tells, or why it told nothing in good time."""
-    try:
-        async with asyncio.timeout(patience):
-            return await work
-    except BridgeError as error:
-        return Unseen(error)
-    except TimeoutError:
-        return Unseen(BrokerUnavailable(f"{whom} said nothing for {patience:g} s"))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import typer
 
-from bridge.cli.app import app
+from bridge.cli.commands import app
 from deploy.local.paths import REPOSITORY
+from tests.support.console import Console
+
+NOWHERE = "amqp://u:p@127.0.0.1:1/"
 
 
 def command_paths() -> list[tuple[str, ...]]:
@@ -29,12 +36,14 @@ def command_paths() -> list[tuple[str, ...]]:
 COMMANDS = command_paths()
 
 
-def run(*words: str, into: str | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")}
-    command = [sys.executable, "-m", "bridge", *words]
+def run(
+    *words: str, program: Sequence[str] | None = None, into: str | None = None, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own; `into` redirects its streams as a shell does."""
+    command = [*(program or (sys.executable, "-m", "bridge")), *words]
     return subprocess.run(
         ["bash", "-c", f"{shlex.join(command)} {into}"] if into else command,
-        env=environment | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "100"} | settings,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "100", **settings},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -44,33 +53,50 @@ def run(*words: str, into: str | None = None, **settings: str) -> subprocess.Com
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_has_help(command: tuple[str, ...]) -> None:
-    done = run(*command, "--help")
-    assert (done.returncode, done.stdout.splitlines()[0].split()[0], done.stderr) == (
-        0,
-        "Usage:",
-        "",
-    )
+class TestEveryCommand:
+    def test_has_help(self, console: Console, command: tuple[str, ...]) -> None:
+        done = console(*command, "--help")
+        assert (done.status, done.out.split()[0], done.err) == (0, "Usage:", "")
 
+    def test_has_json(self, console: Console, command: tuple[str, ...]) -> None:
+        assert "--json" in console(*command, "--help").out
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_has_json(command: tuple[str, ...]) -> None:
-    assert "--json" in run(*command, "--help").stdout
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_an_unknown_option_is_wrong_usage(command: tuple[str, ...]) -> None:
-    done = run(*command, "--no-such-option")
-    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    def test_refuses_an_unknown_option(self, console: Console, command: tuple[str, ...]) -> None:
+        done = console(*command, "--no-such-option")
+        assert (done.status, "No such option" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize("words", [(), ("no-such-command",)], ids=["nothing", "unknown"])
-def test_no_command_is_wrong_usage(words: tuple[str, ...]) -> None:
-    assert run(*words).returncode == 2
+def test_no_command_is_wrong_usage(console: Console, words: tuple[str, ...]) -> None:
+    assert console(*words).status == 2
 
 
-def test_the_version_is_printed() -> None:
-    assert run("--version").stdout.startswith("kestra-bridge ")
+class TestAProcess:
+    """What only a process shows: how it is started, and what it ends with."""
+
+    @pytest.mark.parametrize(
+        "program",
+        [
+            (sys.executable, "-m", "bridge"),
+            (str(Path(sys.executable).with_name("kestra-bridge")),),
+        ],
+        ids=["module", "script"],
+    )
+    def test_prints_its_version(self, program: tuple[str, ...]) -> None:
+        done = run("--version", program=program)
+        assert (done.returncode, done.stdout.split()[0], done.stderr) == (0, "kestra-bridge", "")
+
+    def test_ends_with_status_2_after_wrong_usage(self) -> None:
+        done = run("submit", "--no-such-option")
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+
+    def test_ends_with_status_1_and_one_line_after_a_failure(self) -> None:
+        done = run("submit", "--flow", "n/f", BRIDGE_AMQP_URL=NOWHERE)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+
+    def test_says_nothing_when_its_reader_has_gone(self) -> None:
+        done = run("run", "--help", into="| head -n 1")
+        assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(
@@ -94,14 +120,13 @@ def test_the_version_is_printed() -> None:
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_used_is_one_line(words: tuple[str, ...]) -> None:
-    settings = (
-        {"BRIDGE_AMQP_URL": "amqp://u:p@127.0.0.1:1/"}
-        if "--flow" in words[:2] and len(words) > 3
-        else {}
-    )
-    done = run(*words, **settings)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+def test_what_cannot_be_used_is_one_line(
+    console: Console, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    settings = {"BRIDGE_AMQP_URL": NOWHERE} if "--flow" in words[:2] and len(words) > 3 else {}
+    done = console(*words, **settings)
+    assert (done.status, done.out, done.err.count("\n")) == (2, "", 1), done.err
 
 
 @pytest.mark.parametrize(
@@ -113,20 +138,20 @@ def test_what_cannot_be_used_is_one_line(words: tuple[str, ...]) -> None:
         ({"BRIDGE_AMQP_URL": "amqp://x", "BRIDGE_LANES": "{"}, "BRIDGE_LANES"),
     ],
 )
-def test_a_faulty_setting_is_named(settings: dict[str, str], name: str) -> None:
-    done = run("submit", "--flow", "n/f", **settings)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert name in done.stderr
+def test_a_faulty_setting_is_named(console: Console, settings: dict[str, str], name: str) -> None:
+    done = console("submit", "--flow", "n/f", **settings)
+    assert (done.status, done.err.count("\n"), name in done.err) == (2, 1, True), done.err
 
 
-def test_a_failure_is_one_line_and_another_status() -> None:
-    done = run("submit", "--flow", "n/f", BRIDGE_AMQP_URL="amqp://u:p@127.0.0.1:1/")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-
-
-@pytest.mark.parametrize(
-    "words", [("schema",), ("submit", "--help"), ("run", "--help")], ids=" ".join
-)
-def test_a_reader_who_has_gone_is_no_noise(words: tuple[str, ...]) -> None:
-    done = run(*words, into="| head -n 1")
-    assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
+@pytest.mark.parametrize("words", [("schema",), ("submit", "--help")], ids=" ".join)
+def test_a_reader_who_has_gone_is_no_noise(
+    console: Console, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    nobody_reads = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", nobody_reads)
+    done = console(*words)
+    with suppress(BrokenPipeError):
+        nobody_reads.close()
+    assert (done.status, done.err) == (1, "")

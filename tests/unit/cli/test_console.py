@@ -86,7 +86,7 @@ class TestAnErrorThatNobodyExpected:
         def fail(*_: object, **__: object) -> None:
             raise ZeroDivisionError("a\nb")
 
-        monkeypatch.setattr("bridge.operate.submission.judge", fail)
+        monkeypatch.setattr("bridge.operate.submission.jobs.judge", fail)
         done = console("submit", "--flow", "n/f", BRIDGE_AMQP_URL=NOWHERE)
         assert (done.status, done.err.count("\n"), "ZeroDivisionError: a b" in done.err) == (
             1,
@@ -100,7 +100,7 @@ class TestAnErrorThatNobodyExpected:
         def fail(*_: object, **__: object) -> None:
             raise FileNotFoundError(2, "No such file or directory", "/nope")
 
-        monkeypatch.setattr("bridge.operate.submission.judge", fail)
+        monkeypatch.setattr("bridge.operate.submission.jobs.judge", fail)
         done = console("submit", "--flow", "n/f", BRIDGE_AMQP_URL=NOWHERE)
         assert done.err == "kestra-bridge: /nope: No such file or directory\n"
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import pytest
@@ -26,9 +27,9 @@ from bridge.operate.doctor.facts import (
     ProbeResult,
     QueueFacts,
 )
-from bridge.operate.doctor.finding import Finding, Level
+from bridge.operate.doctor.finding import Finding, Level, fault
 from bridge.operate.doctor.kestra_checks import NOTIFIER
-from bridge.operate.status.report import Unseen
+from bridge.operate.sources import Unavailable
 from bridge.rabbitmq.inspector import DeclareResult, Depth, Refusal
 from bridge.rabbitmq.management import Binding, Consumer, QueueState
 from bridge.settings import Settings
@@ -39,8 +40,8 @@ NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 QUEUE = "kestra.jobs"
 REPORT = FlowName("company.team", "report")
 THERE = DeclareResult(exists=True)
-AWAY = Unseen(KestraUnavailable("can't reach Kestra at http://kestra:8080"))
-FORBIDDEN = Unseen(BrokerDenied("RabbitMQ's management API refuses the user"))
+AWAY = Unavailable(KestraUnavailable("can't reach Kestra at http://kestra:8080"))
+FORBIDDEN = Unavailable(BrokerDenied("RabbitMQ's management API refuses the user"))
 HOLD = 46_800.0
 
 
@@ -54,6 +55,7 @@ def configured(**changed: Any) -> Settings:
     return Settings(**{**given, **changed}, _env_file=None)
 
 
+@cache
 def shipped(version: str, *, tls: bool = False) -> StoredFlow:
     (found,) = [flow for flow in flows.shipped(version, tls=tls) if flow.name == NOTIFIER]
     return StoredFlow(source=found.source)
@@ -67,6 +69,7 @@ def queue(
     return QueueFacts(name=name, declared=THERE, depth=Depth(0, 0), state=state, bindings=bindings)
 
 
+@cache
 def sound() -> Facts:
     """A replica on RabbitMQ 4.3 with a quorum queue, and Kestra 2.0."""
     ours = Consumer(
@@ -442,7 +445,7 @@ WRONG: list[Wrong] = [
         {},
         FAULT,
         "dead-letters",
-        "has not kestra.jobs.dead as its dead-letter exchange",
+        "kestra.jobs.dead is not the dead-letter exchange of queue kestra.jobs",
     ),
     (
         "no retry queue",
@@ -665,7 +668,7 @@ WRONG: list[Wrong] = [
         {},
         FAULT,
         "round-trip",
-        "the end of a probe was not told: no reply within 30 s",
+        "the notifier did not report the end of a probe: no reply within 30 s",
     ),
     (
         "no round trip",
@@ -689,7 +692,7 @@ WRONG: list[Wrong] = [
         {},
         WARNING,
         "kill",
-        "the probe that was to be killed could not be started: refused",
+        "the probe to be killed could not be started: refused",
     ),
     (
         "Kestra's clock",
@@ -750,27 +753,44 @@ WRONG: list[Wrong] = [
 ]
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong[0])
+BY_NAME = {wrong[0]: wrong for wrong in WRONG}
+
+
+@cache
+def findings(name: str) -> list[Finding]:
+    """What is found where that is wrong."""
+    _, change, settings, *_ = BY_NAME[name]
+    return troubles(change, **settings)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
 class TestWhatIsWrong:
-    def test_is_found_and_nothing_else(self, wrong: Wrong) -> None:
-        _, change, settings, level, check, _ = wrong
-        # Before 4.0 no API tells of that time-out, whatever else is wrong.
+    def test_is_found_and_nothing_else(self, name: str) -> None:
+        *_, level, check, _ = BY_NAME[name]
+        # Before 4.0 no API reports that time-out, whatever else is wrong.
         silent = {(UNKNOWN, "acknowledgement-timeout")}
-        found = {(finding.level, finding.check) for finding in troubles(change, **settings)}
+        found = {(finding.level, finding.check) for finding in findings(name)}
         assert found - silent == {(level, check)} - silent
 
-    def test_is_named(self, wrong: Wrong) -> None:
-        _, change, settings, level, check, words = wrong
+    def test_is_named(self, name: str) -> None:
+        *_, level, check, words = BY_NAME[name]
         found = [
-            (finding.level, finding.check)
-            for finding in troubles(change, **settings)
-            if words in finding.what
+            (finding.level, finding.check) for finding in findings(name) if words in finding.what
         ]
         assert found == [(level, check)]
 
-    def test_is_told_with_why_it_matters_and_what_mends_it(self, wrong: Wrong) -> None:
-        _, change, settings, *_ = wrong
-        assert all(finding.why and finding.mend for finding in troubles(change, **settings))
+    def test_has_why_it_matters_and_how_to_fix_it(self, name: str) -> None:
+        assert all(finding.why and finding.fix for finding in findings(name))
+
+    def test_names_only_settings_that_exist_in_its_fix(self, name: str) -> None:
+        fixes = " ".join(finding.fix for finding in findings(name))
+        named = re.findall(r"BRIDGE_[A-Z_]*[A-Z](?![A-Z_])", fixes)
+        settings = [setting.removeprefix("BRIDGE_").lower() for setting in named]
+        assert set(settings) <= set(Settings.model_fields)
+
+
+def test_no_name_of_a_fault_is_there_twice() -> None:
+    assert len(BY_NAME) == len(WRONG)
 
 
 class TestWithoutTheManagementApi:
@@ -789,7 +809,7 @@ class TestWithoutTheManagementApi:
         assert warnings[0].why == (
             "unchecked without it: alarms, the acknowledgement time-out, delivery limits, whether "
             "dead-letter queues "
-            "are bound, whether retry queues lead back, policies, whether replies are heard"
+            "are bound, whether retry queues lead back, policies, whether replies have listeners"
         )
 
     def test_what_is_unchecked_is_not_called_ok(self) -> None:
@@ -798,7 +818,7 @@ class TestWithoutTheManagementApi:
             for finding in examine(configured(), self.CHANGE(sound()))
             if finding.level is Level.OK
         }
-        assert ok & {check.name for check in CHECKS if check.by_management} == set()
+        assert ok & {check.name for check in CHECKS if check.needs_management} == set()
 
     def test_what_amqp_tells_is_checked(self) -> None:
         change = everything(self.CHANGE, of_queue("dead", declared=DeclareResult(False)))
@@ -857,7 +877,7 @@ def test_at_the_start_of_the_consumer_only_what_it_knows_then_is_judged() -> Non
 
 def test_the_command_that_lifts_a_limit_of_dead_letters_is_told_where_no_policy_sets_it() -> None:
     (found,) = troubles(state("dead", delivery_limit=20))
-    assert found.mend == (
+    assert found.fix == (
         r"rabbitmqctl set_policy -p VHOST kestra.jobs.dead '^kestra\.jobs\.dead$' "
         """'{"delivery-limit": -1}' --apply-to queues"""
     )
@@ -876,15 +896,17 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("command", sorted(SENTENCES))
-def test_a_command_that_mends_is_there_with_its_options(command: str) -> None:
+def test_a_command_of_a_fix_exists_with_its_options(command: str) -> None:
     assert unknown_in(command) is None
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong[0])
-def test_a_setting_that_mends_is_one(wrong: Wrong) -> None:
-    _, change, settings, *_ = wrong
-    mends = " ".join(finding.mend for finding in troubles(change, **settings))
-    named = re.findall(r"BRIDGE_[A-Z_]*[A-Z](?![A-Z_])", mends)
-    assert [
-        name for name in named if name.removeprefix("BRIDGE_").lower() not in Settings.model_fields
-    ] == []
+def test_a_fix_is_in_the_json_under_its_former_name_too() -> None:
+    data = fault("what", why="why", fix="fix").as_data()
+    assert data == {
+        "level": "fault",
+        "check": "",
+        "what": "what",
+        "why": "why",
+        "fix": "fix",
+        "mend": "fix",
+    }

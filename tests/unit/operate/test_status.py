@@ -11,21 +11,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bridge.cli.status import render
+from bridge.cli.status_view import render
 from bridge.errors import BridgeError
 from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
-from bridge.operate.status.report import (
-    BrokerFacts,
-    Facts,
-    KestraFacts,
-    LaneStatus,
-    ManagementFacts,
-    Oldest,
-    Status,
-    Unseen,
-    picture,
+from bridge.operate.sources import Unavailable
+from bridge.operate.status.report import LaneStatus, Oldest, Status
+from bridge.operate.status.snapshot import (
+    BrokerSnapshot,
+    KestraSnapshot,
+    ManagementSnapshot,
+    Snapshot,
 )
+from bridge.operate.status.summarize import summarize
 from bridge.rabbitmq.inspector import Depth
 from bridge.rabbitmq.management import Consumer, QueueState, ReplicaMetrics
 from bridge.settings import Lane
@@ -33,7 +31,7 @@ from bridge.settings import Lane
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 QUEUE = "kestra.jobs"
 LABELS = {"bridge": "amqp", "bridgeJob": "job-1", "bridgeAttempt": "2", "bridgeQueue": QUEUE}
-AWAY = Unseen(BridgeError("it is\naway"))
+AWAY = Unavailable(BridgeError("it is\naway"))
 
 
 def execution(**changed: Any) -> Execution:
@@ -57,7 +55,7 @@ def consumer(connection: str, *, prefetch: int = 8) -> Consumer:
     )
 
 
-BROKER = BrokerFacts(
+BROKER = BrokerSnapshot(
     version="4.3.6",
     depths={
         QUEUE: Depth(ready=3, consumers=1),
@@ -75,12 +73,12 @@ STATE = QueueState(
     consumers=(consumer("a -> b"),),
 )
 UNREAD = replace(BROKER, reasons={f"{QUEUE}.dead": AWAY})
-MANAGEMENT = ManagementFacts(
+MANAGEMENT = ManagementSnapshot(
     alarms=[], queues={QUEUE: STATE}, since={"a -> b": NOW - timedelta(hours=1)}
 )
-KESTRA = KestraFacts(version="2.0.0", now=NOW, unfinished=[execution()], link=link)
+KESTRA = KestraSnapshot(version="2.0.0", now=NOW, unfinished=[execution()], link=link)
 METRICS = ReplicaMetrics(in_flight={QUEUE: 5}, oldest=100.0, restarts={"channel_closed": 1})
-FACTS = Facts(
+FACTS = Snapshot(
     at=NOW,
     rabbitmq="rabbit:5672/",
     kestra_url="http://kestra:8080",
@@ -93,7 +91,7 @@ FACTS = Facts(
 
 
 def seen(**changed: Any) -> Status:
-    return picture(replace(FACTS, **changed))
+    return summarize(replace(FACTS, **changed))
 
 
 def lane(**changed: Any) -> LaneStatus:

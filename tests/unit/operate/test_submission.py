@@ -17,16 +17,9 @@ from hypothesis import strategies as st
 from bridge.errors import InvalidMessage
 from bridge.job.decode import decode
 from bridge.job.flow_name import FlowName
-from bridge.operate.submission import (
-    Draft,
-    IdsByContent,
-    Submission,
-    fields,
-    json_object,
-    judge,
-    random_id,
-    read,
-)
+from bridge.operate.submission.drafts import Draft, fields, json_object
+from bridge.operate.submission.files import read
+from bridge.operate.submission.jobs import IdsByContent, Submission, judge, random_id
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00")).filter(
     lambda text: "\\u0000" not in text
@@ -105,6 +98,12 @@ JOBS = '{"flow": "n/f"}\n{"flow": "n/f"}\n{"flow": "n/g", "priority": 1}\n'
 
 def test_the_same_file_read_twice_has_the_same_jobs() -> None:
     assert ids(JOBS) == ids(JOBS)
+
+
+def test_an_id_is_the_same_in_every_release() -> None:
+    header = "priority,flow,input.seconds,label.team,timeout\n"
+    found = ids(header + "5,n/f,3,blue,600\n") + ids('{"flow": "n/f", "priority": 5}')
+    assert found == ["7adb05f2627ce69f007a15b02f05bb38", "c3d6b09918b28bceee45301989dbd1bd"]
 
 
 def test_equal_lines_stay_as_many_jobs_as_they_are() -> None:
