@@ -1,4 +1,4 @@
-"""The settings of machines. What each provider needs is in `bridge.machines.providers`."""
+"""The settings of machines. The providers say which of them they need."""
 
 from __future__ import annotations
 
@@ -13,16 +13,12 @@ from pydantic import AfterValidator, Field, SecretStr
 from bridge.settings import FROM_JSON, CommandSettings, SecretPath, in_a_file
 
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
+_HOST_AND_PORT = re.compile(r"[ -~]+:[0-9]{1,5}")
+_PORTS = range(1, 65_536)
 
 
-def _target(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if (
-        not host
-        or not host.isascii()
-        or not host.isprintable()
-        or not (port.isdigit() and 0 < int(port) < 65_536)
-    ):
+def _host_and_port(text: str) -> str:
+    if not _HOST_AND_PORT.fullmatch(text) or int(text.rpartition(":")[2]) not in _PORTS:
         raise ValueError("must be host:port")
     return text
 
@@ -40,7 +36,7 @@ def _directory() -> Path:
 
 
 def _image_directory() -> Path:
-    """The folder where `python -m deploy.local.machine_image` puts the images that it makes."""
+    """The folder into which `python -m deploy.local.machine_image` puts its images."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return Path(os.environ.get("KESTRA_BRIDGE_CACHE") or user / "kestra-bridge") / "machine-images"
 
@@ -54,37 +50,39 @@ class MachineSettings(CommandSettings):
         "`digitalocean`, `linode`, `vultr`.",
     )
     machine_secret: Annotated[SecretStr, Field(min_length=16)] = Field(
-        description="The secret that the keys of all machines are derived from: at least 16 "
+        description="The secret from which the keys of all machines are derived: at least 16 "
         "characters, the same for all workers."
     )
     machine_secret_file: SecretPath | None = in_a_file("it")
     machine_user: Annotated[str, AfterValidator(_ordinary_user)] = Field(
         default="job",
-        description="The ordinary user that scripts run as; it is made on each machine.",
+        description="The ordinary user that runs the scripts. It is created on each machine.",
     )
     machine_image: str | None = Field(
         default=None,
-        description="The image: its id or name at the provider, with cloud-init. With `qemu`: "
-        "`debian`.",
+        description="The image: its id or name at the provider. In a cloud it needs cloud-init. "
+        "With `qemu`: `debian`.",
     )
     machine_size: str | None = Field(
         default=None,
         description="The size: its id or name at the provider. With `qemu`: `small`, "
         "`medium` or `large`.",
     )
-    machine_region: str | None = Field(default=None, description="The region; with `gce` the zone.")
+    machine_region: str | None = Field(
+        default=None, description="The region. With `gce`, the zone."
+    )
     machine_access_key: str | None = Field(
         default=None,
-        description="The account: access key id, user name or service account; not needed with a "
+        description="The account: access key id, user name or service account. Not needed with a "
         "token.",
     )
     machine_access_secret: SecretStr | None = Field(
         default=None,
-        description="Its secret key or password, the file of its key, or the API token.",
+        description="The account's secret key, password or key file, or the API token.",
     )
     machine_access_secret_file: SecretPath | None = in_a_file("it")
     machine_endpoint: str | None = Field(
-        default=None, description="The API's address, if it is not the provider's usual one."
+        default=None, description="The API's address, if it is not the provider's own."
     )
     machine_project: str | None = Field(
         default=None, description="OpenStack's tenant or Google's project."
@@ -92,8 +90,8 @@ class MachineSettings(CommandSettings):
     machine_network: str | None = Field(
         default=None,
         description="The network or subnet, if the provider needs one. With `qemu`: `isolated`, or "
-        "`open` for machines that may reach the internet and all that listens on this host's "
-        "loopback.",
+        "`open` for machines that may reach the internet, and also everything that listens on this "
+        "host's loopback.",
     )
     machine_firewall: str | None = Field(
         default=None,
@@ -101,19 +99,20 @@ class MachineSettings(CommandSettings):
     )
     machine_address: Literal["public", "private"] = Field(
         default="public",
-        description="The address to reach a machine at. A machine with only the other address is "
-        "reached at that one.",
+        description="The address at which a machine is reached. If it has only the other one, that "
+        "is used.",
     )
-    machine_reach: Annotated[tuple[Annotated[str, AfterValidator(_target)], ...], *FROM_JSON] = (
-        Field(
-            default=(),
-            description="With `qemu`: a JSON list of `host:port` that machines may reach, as "
-            "`host.internal:port`.",
-        )
+    machine_reach: Annotated[
+        tuple[Annotated[str, AfterValidator(_host_and_port)], ...], *FROM_JSON
+    ] = Field(
+        default=(),
+        description="With `qemu`: a JSON list of `host:port` that machines may reach, as "
+        "`host.internal:port`.",
     )
     machine_accelerator: Literal["auto", "kvm", "tcg"] = Field(
         default="auto",
-        description="With `qemu`: `auto` is KVM if a kernel really boots under it, else emulation.",
+        description="With `qemu`: `auto` is KVM if a kernel really boots under it, otherwise "
+        "emulation.",
     )
     machine_directory: Path = Field(
         default_factory=_directory,
@@ -122,9 +121,9 @@ class MachineSettings(CommandSettings):
     )
     machine_image_directory: Path = Field(
         default_factory=_image_directory,
-        description="With `qemu`: the folder of the images. Default: where `python -m "
+        description="With `qemu`: the folder of the images. Default: the one into which `python -m "
         "deploy.local.machine_image` puts them, in the user's cache.",
     )
     machine_boot_timeout: Seconds = Field(
-        default=300, description="How long a machine may take until it can be reached."
+        default=300, description="How long a machine may take until it can be reached, in seconds."
     )
