@@ -48,7 +48,7 @@ def test_public_cas_are_trusted_where_the_system_knows_none(
     assert len(identity().context().get_ca_certs()) > 50
 
 
-def test_a_private_ca_is_trusted_alone(tmp_path: Path) -> None:
+def test_only_the_private_ca_is_trusted_if_there_is_one(tmp_path: Path) -> None:
     assert len(identity(Authority(tmp_path).ca).context().get_ca_certs()) == 1
 
 

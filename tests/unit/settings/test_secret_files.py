@@ -182,7 +182,7 @@ class TestSecretFiles:
         with pytest.raises(SettingsError, match="BRIDGE_KESTRA_TOKEN_FILE is no file"):
             settings.refreshed(Settings)
 
-    def test_of_one_side_are_no_matter_of_the_other(
+    def test_of_one_side_do_not_matter_to_the_other(
         self, environment: pytest.MonkeyPatch, file: Path
     ) -> None:
         settings = loaded(environment, KESTRA_TOKEN_FILE=str(file), AMQP_URL="amqp://rabbit")
@@ -200,7 +200,7 @@ class TestSecretFiles:
 
 
 class TestSecrets:
-    def test_are_told_in_every_spelling_the_longest_first(
+    def test_are_listed_in_every_spelling_the_longest_first(
         self, environment: pytest.MonkeyPatch
     ) -> None:
         settings = loaded(
@@ -219,7 +219,7 @@ class TestSecrets:
             password in loaded(environment, KESTRA_USERNAME="u", KESTRA_PASSWORD=password).secrets
         )
 
-    def test_are_told_in_the_spelling_of_an_address_too(
+    def test_are_listed_in_the_spelling_of_an_address_too(
         self, environment: pytest.MonkeyPatch
     ) -> None:
         settings = loaded(

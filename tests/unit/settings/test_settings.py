@@ -65,7 +65,7 @@ class TestDefaults:
             Lane(queue="kestra.jobs", prefetch=8),
         )
 
-    def test_serve_http_on_loopback_alone(self, environment: pytest.MonkeyPatch) -> None:
+    def test_serve_http_on_loopback_only(self, environment: pytest.MonkeyPatch) -> None:
         assert loaded(environment).http_host == "127.0.0.1"
 
     def test_hold_a_delivery_for_longer_than_a_job_may_take(
@@ -101,7 +101,7 @@ class TestValues:
     ) -> None:
         assert getattr(loaded(environment, **{name: text}), name.lower()) == value
 
-    def test_are_read_from_a_env_file(self, tmp_path: Path) -> None:
+    def test_are_read_from_an_env_file(self, tmp_path: Path) -> None:
         lines = [f"{name}={value}" for name, value in (NEEDED | {"BRIDGE_PREFETCH": "3"}).items()]
         (tmp_path / ".env").write_text("\n".join(lines))
         assert load(Settings).prefetch == 3
