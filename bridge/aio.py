@@ -1,4 +1,4 @@
-"""Small pieces of asyncio: a lock for each key, and one call for all who ask at the same time."""
+"""Small pieces of asyncio: a lock for each key, and one call shared by many callers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Answer = TypeVar("Answer")
 
 
 class KeyedLock:
-    """Serialises what is done about one key, while different keys go on side by side."""
+    """Serialises work on the same key; work on different keys runs concurrently."""
 
     def __init__(self) -> None:
         self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
 
     @asynccontextmanager
     async def hold(self, key: Hashable) -> AsyncIterator[None]:
-        """Have the key to oneself; others who ask for it wait their turn."""
+        """Hold the key within the block; other callers wait for it."""
         lock, holders = self._locks.get(key, (asyncio.Lock(), 0))
         self._locks[key] = (lock, holders + 1)
         try:
@@ -31,9 +31,9 @@ class KeyedLock:
 
 
 class SingleFlight(Generic[Answer]):
-    """Asks one at a time: who asks while a question is under way shares the next.
+    """Runs one call at a time; callers that arrive meanwhile share the next one.
 
-    What the question raises is raised to all who share it.
+    An error of the call is raised to all of its callers.
     """
 
     def __init__(self, question: Callable[[], Awaitable[Answer]]) -> None:
@@ -42,11 +42,11 @@ class SingleFlight(Generic[Answer]):
         self._next: asyncio.Task[Answer] | None = None
 
     async def __call__(self) -> Answer:
-        """The answer to a question that was asked after this call."""
+        """The answer of a call that began after this one was made."""
         if self._next is None:
             self._next = asyncio.create_task(self._ask(), name="shared question")
-            self._next.add_done_callback(_take_note)
-        # One who gives up must not take the answer from the others.
+            self._next.add_done_callback(_retrieve_error)
+        # A caller that is cancelled must not cancel the call of the others.
         return await asyncio.shield(self._next)
 
     async def _ask(self) -> Answer:
@@ -55,7 +55,7 @@ class SingleFlight(Generic[Answer]):
             return await self._question()
 
 
-def _take_note(task: asyncio.Task[Answer]) -> None:
-    """An error that nobody waits for any more is no error."""
+def _retrieve_error(task: asyncio.Task[Answer]) -> None:
+    """Retrieve the error of a task: asyncio logs one that nothing has asked for."""
     if not task.cancelled():
         task.exception()

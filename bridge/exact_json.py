@@ -1,4 +1,4 @@
-"""JSON whose numbers keep their text: `1E5`, `1.10` and forty digits go on as they came."""
+"""JSON whose numbers keep their text: `1E5`, `1.10` and forty digits are written as they came."""
 
 from __future__ import annotations
 
@@ -10,46 +10,49 @@ from pydantic_core import from_json
 
 
 class Real(float):
-    """A number with a fraction or an exponent, and how it was written."""
+    """A number with a fraction or an exponent, and its text."""
 
     text: str
 
     def __new__(cls, text: str) -> Self:
-        """The number that a JSON text says."""
+        """The number of a JSON text."""
         self = super().__new__(cls, text)
         self.text = text
         return self
 
 
 class Whole(int):
-    """A whole number, and how it was written: `-0` is another text than `0`."""
+    """A whole number, and its text: `-0` is not `0`."""
 
     text: str
 
     def __new__(cls, text: str) -> Self:
-        """The number that a JSON text says."""
+        """The number of a JSON text."""
         self = super().__new__(cls, text)
         self.text = text
         return self
 
 
 def loads(data: bytes) -> Any:
-    """The value that a JSON text in UTF-8 holds.
+    """The value of a JSON text in UTF-8.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply.
+        ValueError: the text is not JSON, or is nested too deeply.
     """
-    from_json(data, allow_inf_nan=False)  # stricter than the standard library, and bounded in depth
+    # Stricter than the standard library, and bounded in depth.
+    from_json(data, allow_inf_nan=False)
     return json.loads(data.decode(), parse_float=Real, parse_int=Whole)
 
 
 def dumps(value: Any, *, compact: bool = False) -> str:
-    """The value as a JSON text, with its numbers as they were read.
+    """The value as a JSON text, with numbers as they were read.
 
     Raises:
-        ValueError: it has a number that JSON can't say.
+        ValueError: it holds a number that JSON has no text for.
     """
-    comma, colon = (",", ":") if compact else (", ", ": ")
+    comma, colon = ", ", ": "
+    if compact:
+        comma, colon = ",", ":"
     match value:
         case Real() | Whole():
             return value.text
@@ -66,7 +69,7 @@ def dumps(value: Any, *, compact: bool = False) -> str:
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, names included."""
+    """Each string in a JSON value, names included."""
     match value:
         case str():
             yield value

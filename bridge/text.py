@@ -1,4 +1,4 @@
-"""Texts that may hold anything, made fit for UTF-8, for a terminal and for AMQP."""
+"""Text that may hold anything, made fit for UTF-8, for a terminal or for AMQP."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ from typing import Any
 
 
 def printable(text: str) -> str:
-    r"""Text that UTF-8 can carry: bytes that weren't UTF-8 become `\xff`."""
+    r"""The text as UTF-8 can carry it: a byte that wasn't UTF-8 becomes `\xff`."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def visible(text: str) -> str:
-    """`printable` on one line: what a terminal would obey or not show is escaped."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in printable(text))
+    """The text on one line, with all escaped that a terminal would obey or not show."""
+    shown = []
+    for character in printable(text):
+        if character.isprintable():
+            shown.append(character)
+        else:
+            shown.append(ascii(character)[1:-1])
+    return "".join(shown)
 
 
 def short(text: str) -> str:
-    """`printable`, cut to the 255 bytes that a short string may have."""
+    """The text as UTF-8 can carry it, cut to the 255 bytes of a short string of AMQP."""
     return printable(text).encode()[:255].decode("utf-8", "ignore")
 
 
 def encodable(value: Any) -> Any:
-    """A header value as it can be published again, with `printable` applied all through it."""
+    """A header value that can be published again: `printable` is applied to each text in it."""
     match value:
         case str():
             return printable(value)

@@ -1,4 +1,4 @@
-"""TLS to RabbitMQ and to Kestra: what a connection needs, and in plain words why there is none."""
+"""TLS to RabbitMQ and to Kestra: the context of a connection, and the reason why there is none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import certifi
 
 _UNKNOWN_CA = frozenset({18, 19, 20, 21})
-"""OpenSSL's X509_V_ERR_…: a self-signed certificate, or an issuer that isn't there."""
+"""OpenSSL's X509_V_ERR_… for a self-signed certificate and for an issuer that is not known."""
 
 _NO_TLS = (
     "WRONG_VERSION_NUMBER",
@@ -22,14 +22,20 @@ _NO_TLS = (
     "HTTP_REQUEST",
     "PACKET_LENGTH_TOO_LONG",
 )
+"""OpenSSL's reasons for an answer that is not TLS."""
+
 _PASSING_ALERTS = ("INTERNAL_ERROR", "USER_CANCELLED", "CLOSE_NOTIFY")
-_QUESTION_SECONDS = 3.0
+"""Alerts that may not come again; any other one stays until an operator changes something."""
+
+_PROBE_SECONDS = 3.0
+"""How long a connection may take that is made only to find out why another one was cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsIdentity:
-    """The files by which the two sides of a connection know each other, and how the settings that
-    name them begin.
+    """The files with which the two sides of a connection identify themselves.
+
+    `prefix` begins the names of their settings: `BRIDGE_AMQP` of `BRIDGE_AMQP_CA`.
     """
 
     prefix: str
@@ -38,10 +44,10 @@ class TlsIdentity:
     key: Path | None
 
     def context(self) -> ssl.SSLContext:
-        """What a new connection needs, with the files as they are now.
+        """The context for a new connection, made from the files as they are now.
 
         Raises:
-            ValueError: one can't be used; the text names its setting.
+            ValueError: a file can't be used; the text names its setting.
         """
         try:
             context = ssl.create_default_context(cafile=self.ca)
@@ -54,8 +60,10 @@ class TlsIdentity:
         return context
 
     def renew(self, context: ssl.SSLContext) -> None:
-        """Have connections that are made from now on go by the files as they are now; raises as
-        `context` does.
+        """Load the files as they are now, for connections that are made from now on.
+
+        Raises:
+            ValueError: a file can't be used; the text names its setting.
         """
         try:
             if self.ca:
@@ -70,34 +78,35 @@ class TlsIdentity:
     def _load_certificate(self, context: ssl.SSLContext) -> None:
         if self.certificate is None:
             return
+        names, files = f"{self.prefix}_CERTIFICATE", str(self.certificate)
+        if self.key:
+            names += f" and {self.prefix}_KEY"
+            files += f" and {self.key}"
         try:
-            # Without a pass phrase here, one would be asked for on the terminal, where nobody may
-            # be.
+            # An empty pass phrase: OpenSSL would ask for one on the terminal and wait for it.
             context.load_cert_chain(self.certificate, self.key, password="")
         except (OSError, ssl.SSLError) as error:
-            names = f"{self.prefix}_CERTIFICATE" + (f" and {self.prefix}_KEY" if self.key else "")
-            files = f"{self.certificate}" + (f" and {self.key}" if self.key else "")
             raise ValueError(
                 f"{names}: no PEM certificate and its own key without a pass phrase in {files} "
                 f"({_why(error)})"
             ) from error
 
     def trouble(self, error: BaseException) -> str | None:
-        """What about TLS is behind an error, if only an operator can mend it."""
-        found = next((cause for cause in _causes(error) if isinstance(cause, ssl.SSLError)), None)
+        """The fault of TLS behind an error, if only an operator can fix it; else None."""
+        found = _tls_error(error)
+        if found is None:
+            return None
         if isinstance(found, ssl.SSLCertVerificationError):
-            hint = (
-                f"; {self.prefix}_CA names whom to trust"
-                if found.verify_code in _UNKNOWN_CA
-                else ""
-            )
-            return f"its certificate can't be trusted: {found.verify_message.rstrip('.')}{hint}"
-        reason = (found and found.reason) or ""
+            text = f"its certificate can't be trusted: {found.verify_message.rstrip('.')}"
+            if found.verify_code in _UNKNOWN_CA:
+                text += f"; {self.prefix}_CA names whom to trust"
+            return text
+        reason = found.reason or ""
         if reason in _NO_TLS:
             return "it does not speak TLS there: is it the port without?"
         if "ALERT" in reason and not reason.endswith(_PASSING_ALERTS):
             return (
-                f"it refuses us in the TLS handshake ({_spoken(reason)}); "
+                f"it refuses us in the TLS handshake ({_alert_in_words(reason)}); "
                 f"{self.prefix}_CERTIFICATE is what we show"
             )
         return None
@@ -105,34 +114,39 @@ class TlsIdentity:
     async def why_cut_off(
         self, host: str, port: int, context: ssl.SSLContext | None, *, scheme: str
     ) -> str | None:
-        """Why a server ended a connection without a word, if only an operator can mend it. `scheme`
-        has TLS.
+        """The reason why a server cut a connection without a word, if only an operator can fix it;
+        else None.
+
+        The connection was made with `context`, or without TLS if that is None. A connection of its
+        own finds out. `scheme` begins an address with TLS.
         """
         if context is None:
-            speaks = await _is_spoken(host, port)
-            return (
-                f"it speaks TLS there, so the address must begin with {scheme}://"
-                if speaks
-                else None
-            )
-        refused = await _refusal(host, port, context)
-        return self.trouble(refused) if refused else None
+            if await _speaks_tls(host, port):
+                return f"it speaks TLS there, so the address must begin with {scheme}://"
+            return None
+        refusal = await _refusal(host, port, context)
+        if refusal is None:
+            return None
+        return self.trouble(refusal)
 
     async def why_cut_off_at(self, url: str, context: ssl.SSLContext | None) -> str | None:
-        """The same of an HTTP server, by its URL."""
+        """The same for an HTTP server, by its URL."""
         parts = urlsplit(url)
-        port = parts.port or (443 if context else 80)
-        return await self.why_cut_off(parts.hostname or "", port, context, scheme="https")
+        default_port = 443 if context else 80
+        return await self.why_cut_off(
+            parts.hostname or "", parts.port or default_port, context, scheme="https"
+        )
 
 
 async def _refusal(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLError | None:
-    """Why a server that cut a TLS connection did so, if it says.
+    """The error with which a server refuses a TLS connection; None if it gives no reason.
 
-    TLS 1.3 tells a client only after the handshake that its certificate is refused, and what the
-    client has written by then can get the alert lost. So this says nothing, and listens.
+    With TLS 1.3 a client learns only after the handshake that its certificate is refused, and the
+    alert can get lost if the client has written something by then. So this connection writes
+    nothing and reads.
     """
     with suppress(OSError, TimeoutError):
-        async with asyncio.timeout(_QUESTION_SECONDS):
+        async with asyncio.timeout(_PROBE_SECONDS):
             try:
                 reader, writer = await asyncio.open_connection(host, port, ssl=context)
                 try:
@@ -144,23 +158,33 @@ async def _refusal(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLErro
     return None
 
 
-async def _is_spoken(host: str, port: int) -> bool:
-    """Whether a server speaks TLS on a port, whoever it is."""
-    anyone = ssl.create_default_context()
-    anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+async def _speaks_tls(host: str, port: int) -> bool:
+    """Whether a server speaks TLS on a port, whatever its certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     with suppress(OSError, TimeoutError):
-        async with asyncio.timeout(_QUESTION_SECONDS):
+        async with asyncio.timeout(_PROBE_SECONDS):
             try:
-                _, writer = await asyncio.open_connection(host, port, ssl=anyone)
+                _, writer = await asyncio.open_connection(host, port, ssl=context)
             except ssl.SSLError as error:
+                # Only a server with TLS sends an alert, such as that it wants our certificate.
                 return "ALERT" in (error.reason or "")
             writer.transport.abort()
             return True
     return False
 
 
+def _tls_error(error: BaseException) -> ssl.SSLError | None:
+    """The first error of TLS among an error and its causes."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLError):
+            return cause
+    return None
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it. Chains made by libraries can be circles."""
+    """An error and what led to it. Libraries make chains that are circles."""
     seen: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in seen:
@@ -169,9 +193,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _spoken(reason: str) -> str:
-    """OpenSSL's name of an alert in words: TLSV13_ALERT_CERTIFICATE_REQUIRED is `certificate
-    required`.
+def _alert_in_words(reason: str) -> str:
+    """OpenSSL's name of an alert in words: `certificate required` for
+    TLSV13_ALERT_CERTIFICATE_REQUIRED.
     """
     return reason.rpartition("ALERT_")[2].replace("_", " ").lower()
 

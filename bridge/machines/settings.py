@@ -40,7 +40,7 @@ def _directory() -> Path:
 
 
 def _image_directory() -> Path:
-    """The folder where `python -m deploy.local.machine_image` puts the images that it makes."""
+    """The folder into which `python -m deploy.local.machine_image` puts its images."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return Path(os.environ.get("KESTRA_BRIDGE_CACHE") or user / "kestra-bridge") / "machine-images"
 
@@ -54,7 +54,7 @@ class MachineSettings(CommandSettings):
         "`digitalocean`, `linode`, `vultr`.",
     )
     machine_secret: Annotated[SecretStr, Field(min_length=16)] = Field(
-        description="The secret that the keys of all machines are derived from: at least 16 "
+        description="The secret from which the keys of all machines are derived: at least 16 "
         "characters, the same for all workers."
     )
     machine_secret_file: SecretPath | None = in_a_file("it")
@@ -64,8 +64,8 @@ class MachineSettings(CommandSettings):
     )
     machine_image: str | None = Field(
         default=None,
-        description="The image: its id or name at the provider, with cloud-init. With `qemu`: "
-        "`debian`.",
+        description="The image: its id or name at the provider. In a cloud it needs cloud-init. "
+        "With `qemu`: `debian`.",
     )
     machine_size: str | None = Field(
         default=None,
@@ -77,7 +77,7 @@ class MachineSettings(CommandSettings):
     )
     machine_access_key: str | None = Field(
         default=None,
-        description="The account: access key id, user name or service account; not needed with a "
+        description="The account: access key id, user name or service account. Not needed with a "
         "token.",
     )
     machine_access_secret: SecretStr | None = Field(
@@ -86,7 +86,7 @@ class MachineSettings(CommandSettings):
     )
     machine_access_secret_file: SecretPath | None = in_a_file("it")
     machine_endpoint: str | None = Field(
-        default=None, description="The API's address, if it is not the provider's usual one."
+        default=None, description="The API's address, if it is not the provider's own."
     )
     machine_project: str | None = Field(
         default=None, description="OpenStack's tenant or Google's project."
@@ -94,8 +94,8 @@ class MachineSettings(CommandSettings):
     machine_network: str | None = Field(
         default=None,
         description="The network or subnet, if the provider needs one. With `qemu`: `isolated`, or "
-        "`open` for machines that may reach the internet and all that listens on this host's "
-        "loopback.",
+        "`open` for machines that may reach the internet, and also everything that listens on this "
+        "host's loopback.",
     )
     machine_firewall: str | None = Field(
         default=None,
@@ -103,8 +103,8 @@ class MachineSettings(CommandSettings):
     )
     machine_address: Literal["public", "private"] = Field(
         default="public",
-        description="The address to reach a machine at. A machine with only the other address is "
-        "reached at that one.",
+        description="The address at which a machine is reached. If it has only the other one, that "
+        "is used.",
     )
     machine_reach: Annotated[
         tuple[Annotated[str, AfterValidator(_host_and_port)], ...], *FROM_JSON
@@ -115,7 +115,8 @@ class MachineSettings(CommandSettings):
     )
     machine_accelerator: Literal["auto", "kvm", "tcg"] = Field(
         default="auto",
-        description="With `qemu`: `auto` is KVM if a kernel really boots under it, else emulation.",
+        description="With `qemu`: `auto` is KVM if a kernel really boots under it, otherwise "
+        "emulation.",
     )
     machine_directory: Path = Field(
         default_factory=_directory,
@@ -124,7 +125,7 @@ class MachineSettings(CommandSettings):
     )
     machine_image_directory: Path = Field(
         default_factory=_image_directory,
-        description="With `qemu`: the folder of the images. Default: where `python -m "
+        description="With `qemu`: the folder of the images. Default: the one into which `python -m "
         "deploy.local.machine_image` puts them, in the user's cache.",
     )
     machine_boot_timeout: Seconds = Field(

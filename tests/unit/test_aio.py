@@ -1,5 +1,5 @@
-"""Work on one key goes one after the other, work on different keys side by side, and nothing is
-left behind."""
+"""Work on one key is serialised, work on different keys is not, and callers share a call that they
+all want."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Hashable
 
 import pytest
 
-from bridge.aio import KeyedLock
+from bridge.aio import KeyedLock, SingleFlight
 
 
 @pytest.fixture
@@ -100,3 +100,62 @@ async def test_a_holder_that_fails_leaves_the_key_to_the_next(lock: KeyedLock) -
     async with asyncio.timeout(5), lock.hold("a"):
         pass
     assert lock._locks == {}
+
+
+class Question:
+    """A call that ends when it is told to, and counts how often it was made."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.go = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def __call__(self) -> int:
+        self.calls += 1
+        call = self.calls
+        await self.go.wait()
+        if self.error:
+            raise self.error
+        return call
+
+
+async def test_callers_that_come_at_once_share_one_call() -> None:
+    question = Question()
+    question.go.set()
+    ask = SingleFlight(question)
+    async with asyncio.timeout(5):
+        assert list(await asyncio.gather(ask(), ask(), ask())) == [1, 1, 1]
+
+
+async def test_callers_that_come_during_a_call_share_the_next_one() -> None:
+    question = Question()
+    ask = SingleFlight(question)
+    first = asyncio.create_task(ask())
+    await settled()
+    later = [asyncio.create_task(ask()) for _ in range(3)]
+    await settled()
+    question.go.set()
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(first, *later) == [1, 2, 2, 2]
+
+
+async def test_a_caller_that_gives_up_leaves_the_call_to_the_others() -> None:
+    question = Question()
+    ask = SingleFlight(question)
+    first, second = asyncio.create_task(ask()), asyncio.create_task(ask())
+    await settled()
+    first.cancel()
+    await settled()
+    question.go.set()
+    async with asyncio.timeout(5):
+        assert await second == 1
+
+
+async def test_an_error_is_raised_to_all_who_share_a_call() -> None:
+    question = Question()
+    question.error = ZeroDivisionError()
+    question.go.set()
+    ask = SingleFlight(question)
+    async with asyncio.timeout(5):
+        found = await asyncio.gather(ask(), ask(), return_exceptions=True)
+    assert [type(each) for each in found] == [ZeroDivisionError, ZeroDivisionError]

@@ -24,7 +24,7 @@ def test_a_span_is_read(text: str, span: timedelta) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "2", "h", "2 hours", "-1h", "1h2d", "99999999h", "½h"])
-def test_what_is_no_span_is_refused(text: str) -> None:
+def test_text_that_is_not_a_span_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no span of time such as"):
         parse_span(text)
 
@@ -52,5 +52,5 @@ def test_a_span_that_is_shown_can_be_read_again(text: str) -> None:
         (90_061, "1 d 1 h"),
     ],
 )
-def test_a_length_of_time_is_told_by_its_two_largest_units(seconds: float, text: str) -> None:
+def test_a_length_of_time_is_said_in_its_two_largest_units(seconds: float, text: str) -> None:
     assert in_words(seconds) == text

@@ -3,7 +3,6 @@ are the contract's."""
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -13,49 +12,19 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from pydantic import SecretStr
-from yarl import URL
 
 from bridge.errors import SettingsError
-from bridge.job.flow_name import FlowName
 from bridge.job.settlement import Policy
 from bridge.machines.settings import MachineSettings
 from bridge.settings import (
     BrokerSettings,
-    CommandSettings,
     KestraSettings,
     Lane,
     Settings,
-    check_for_run,
     load,
     unknown,
 )
-from bridge.telemetry import log
-
-NEEDED = {
-    "BRIDGE_AMQP_URL": "amqp://user:geheim@rabbit:5672/jobs",
-    "BRIDGE_KESTRA_URL": "http://kestra:8080",
-}
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment with what is needed and nothing else of ours."""
-    for name, value in NEEDED.items():
-        monkeypatch.setenv(name, value)
-    return monkeypatch
-
-
-def loaded(environment: pytest.MonkeyPatch, **variables: str) -> Settings:
-    for name, value in variables.items():
-        environment.setenv(f"BRIDGE_{name}", value)
-    return load(Settings)
-
-
-def fault(environment: pytest.MonkeyPatch, **variables: str) -> str:
-    with pytest.raises(SettingsError) as caught:
-        loaded(environment, **variables)
-    return str(caught.value)
+from tests.unit.settings.support import NEEDED, fault, loaded
 
 
 class TestDefaults:
@@ -96,7 +65,7 @@ class TestDefaults:
             Lane(queue="kestra.jobs", prefetch=8),
         )
 
-    def test_serve_http_on_loopback_alone(self, environment: pytest.MonkeyPatch) -> None:
+    def test_serve_http_on_loopback_only(self, environment: pytest.MonkeyPatch) -> None:
         assert loaded(environment).http_host == "127.0.0.1"
 
     def test_hold_a_delivery_for_longer_than_a_job_may_take(
@@ -132,7 +101,7 @@ class TestValues:
     ) -> None:
         assert getattr(loaded(environment, **{name: text}), name.lower()) == value
 
-    def test_are_read_from_a_env_file(self, tmp_path: Path) -> None:
+    def test_are_read_from_an_env_file(self, tmp_path: Path) -> None:
         lines = [f"{name}={value}" for name, value in (NEEDED | {"BRIDGE_PREFETCH": "3"}).items()]
         (tmp_path / ".env").write_text("\n".join(lines))
         assert load(Settings).prefetch == 3
@@ -176,80 +145,6 @@ class TestValues:
         self, environment: pytest.MonkeyPatch, url: str, address: str
     ) -> None:
         assert loaded(environment, AMQP_URL=url).broker_address == address
-
-
-class TestLanes:
-    def test_are_one_by_default(self, environment: pytest.MonkeyPatch) -> None:
-        settings = loaded(environment, QUEUE="q", PREFETCH="2", FLOW="a/b")
-        assert settings.all_lanes == (Lane(queue="q", prefetch=2, flow="a/b"),)
-
-    def test_are_read_from_a_json_list(self, environment: pytest.MonkeyPatch) -> None:
-        settings = loaded(
-            environment, LANES='[{"queue": "a", "prefetch": 1, "flow": "n/f"}, {"queue": "b"}]'
-        )
-        assert settings.all_lanes == (
-            Lane(queue="a", prefetch=1, flow="n/f"),
-            Lane(queue="b", prefetch=8),
-        )
-
-    def test_know_their_flow(self) -> None:
-        assert Lane(queue="q", flow="a/b").flow_name == FlowName("a", "b")
-        assert Lane(queue="q").flow_name is None
-
-    def test_allow_their_own_flows(self, environment: pytest.MonkeyPatch) -> None:
-        queues = [("a", "n/g"), ("b", None), ("c", "n/f"), ("d", "n/f")]
-        lanes = json.dumps([{"queue": queue, "flow": flow} for queue, flow in queues])
-        assert loaded(environment, LANES=lanes).flow_patterns == ("n/f", "n/g")
-
-    def test_allow_nothing_else_once_there_is_a_list(self, environment: pytest.MonkeyPatch) -> None:
-        assert loaded(environment, FLOW="n/f", ALLOWED_FLOWS='["m/*"]').flow_patterns == ("m/*",)
-
-    def test_allow_nothing_at_all_where_the_list_is_empty(
-        self, environment: pytest.MonkeyPatch
-    ) -> None:
-        assert loaded(environment, FLOW="n/f", ALLOWED_FLOWS="[]").flow_patterns == ()
-
-    def test_allow_nothing_after_a_secret_was_read_anew(
-        self, environment: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        (tmp_path / "secret").write_text("one")
-        settings = loaded(
-            environment, FLOW="n/f", ALLOWED_FLOWS="[]", KESTRA_TOKEN_FILE=str(tmp_path / "secret")
-        )
-        (tmp_path / "secret").write_text("two")
-        assert settings.refreshed(Settings).flow_patterns == ()
-
-    @pytest.mark.parametrize(
-        ("variables", "patterns"),
-        [
-            ({}, None),
-            ({"FLOW": "n/f"}, ("n/f",)),
-            ({"ALLOWED_FLOWS": "[]"}, ()),
-            ({"ALLOWED_FLOWS": '["a/*"]'}, ("a/*",)),
-        ],
-    )
-    def test_know_what_may_be_started_or_that_they_do_not(
-        self,
-        environment: pytest.MonkeyPatch,
-        variables: dict[str, str],
-        patterns: tuple[str, ...] | None,
-    ) -> None:
-        assert loaded(environment, **variables).known_patterns == patterns
-
-    def test_that_can_start_nothing_are_a_fault_for_the_consumer(
-        self, environment: pytest.MonkeyPatch
-    ) -> None:
-        with pytest.raises(SettingsError, match="no flow may be started: set BRIDGE_FLOW"):
-            check_for_run(loaded(environment))
-
-    def test_that_may_start_nothing_are_a_fault_for_the_consumer(
-        self, environment: pytest.MonkeyPatch
-    ) -> None:
-        with pytest.raises(SettingsError, match=r"BRIDGE_ALLOWED_FLOWS is \[\], by which no flow"):
-            check_for_run(loaded(environment, FLOW="n/f", ALLOWED_FLOWS="[]"))
-
-    def test_that_can_start_a_flow_are_none(self, environment: pytest.MonkeyPatch) -> None:
-        check_for_run(loaded(environment, ALLOWED_FLOWS='["m/*"]'))
 
 
 class TestFaults:
@@ -481,268 +376,6 @@ class TestFaults:
                 load(Settings)
 
 
-class TestTheManagementApi:
-    @pytest.mark.parametrize(
-        ("amqp_url", "url"),
-        [
-            ("amqp://u:p@rabbit:5673/jobs", "http://rabbit:15672"),
-            ("amqps://u:p@rabbit", "https://rabbit:15671"),
-            ("amqp://[::1]", "http://[::1]:15672"),
-        ],
-    )
-    def test_is_where_it_is_by_default_beside_amqp(
-        self, environment: pytest.MonkeyPatch, amqp_url: str, url: str
-    ) -> None:
-        assert loaded(environment, AMQP_URL=amqp_url).management_address == url
-
-    def test_is_where_the_setting_says(self, environment: pytest.MonkeyPatch) -> None:
-        assert (
-            loaded(environment, MANAGEMENT_URL="https://api/").management_address == "https://api"
-        )
-
-    @pytest.mark.parametrize(
-        ("variables", "login"),
-        [
-            ({"AMQP_URL": "amqp://u%40x:p%2Fw@rabbit"}, ("u@x", "p/w")),
-            ({"AMQP_URL": "amqp://rabbit"}, ("guest", "guest")),
-            (
-                {"AMQP_URL": "amqp://rabbit", "AMQP_USERNAME": "u%", "AMQP_PASSWORD": "p@"},
-                ("u%", "p@"),
-            ),
-            ({"MANAGEMENT_USERNAME": "m", "MANAGEMENT_PASSWORD": "n"}, ("m", "n")),
-        ],
-    )
-    def test_is_for_the_same_user_unless_another_is_named(
-        self, environment: pytest.MonkeyPatch, variables: dict[str, str], login: tuple[str, str]
-    ) -> None:
-        username, password = loaded(environment, **variables).management_login
-        assert (username, password.get_secret_value()) == login
-
-    @pytest.mark.parametrize(
-        ("amqp_url", "name"),
-        [
-            ("amqp://rabbit", "/"),
-            ("amqp://rabbit/", "/"),
-            ("amqp://rabbit/%2F", "/"),
-            ("amqp://rabbit//", "/"),
-            ("amqp://rabbit/a%20b", "a b"),
-        ],
-    )
-    def test_has_the_virtual_host_that_the_address_names(
-        self, environment: pytest.MonkeyPatch, amqp_url: str, name: str
-    ) -> None:
-        assert loaded(environment, AMQP_URL=amqp_url).virtual_host == name
-
-
-class TestSecretFiles:
-    """A secret in a file: its setting with `_FILE`."""
-
-    @pytest.fixture
-    def file(self, tmp_path: Path) -> Path:
-        path = tmp_path / "secret"
-        path.write_text("geheim\n")
-        return path
-
-    @pytest.mark.parametrize(
-        "section", [Settings, MachineSettings], ids=lambda section: section.__name__
-    )
-    def test_are_there_for_every_secret(self, section: type[CommandSettings]) -> None:
-        secret = [
-            name
-            for name, field in section.model_fields.items()
-            if "SecretStr" in str(field.annotation)
-        ]
-        assert [name for name in secret if f"{name}_file" not in section.model_fields] == []
-
-    @pytest.mark.parametrize(
-        ("name", "text", "others"),
-        [
-            ("AMQP_URL", "amqp://rabbit", {}),
-            ("AMQP_USERNAME", "geheim", {"AMQP_PASSWORD": "x"}),
-            ("AMQP_PASSWORD", "geheim", {"AMQP_USERNAME": "x"}),
-            ("KESTRA_USERNAME", "geheim", {"KESTRA_PASSWORD": "x"}),
-            ("KESTRA_PASSWORD", "geheim", {"KESTRA_USERNAME": "x"}),
-            ("KESTRA_TOKEN", "geheim", {}),
-        ],
-    )
-    def test_take_the_place_of_the_value(
-        self,
-        environment: pytest.MonkeyPatch,
-        file: Path,
-        name: str,
-        text: str,
-        others: dict[str, str],
-    ) -> None:
-        file.write_text(f"{text}\r\n")
-        environment.setenv("BRIDGE_AMQP_URL", "" if name == "AMQP_URL" else "amqp://rabbit")
-        value = getattr(loaded(environment, **{f"{name}_FILE": str(file)}, **others), name.lower())
-        assert (value.get_secret_value() if isinstance(value, SecretStr) else value) == text
-
-    @pytest.mark.parametrize(
-        ("data", "reason"),
-        [
-            (None, "is no file"),
-            (b"", "is an empty file"),
-            (b"\n", "is an empty file"),
-            (b"two\nlines", "is a file of more than one line"),
-            (b"\xff", "is a file that is not UTF-8"),
-            (b"x" * 70_000, "is a file of more than one line, or of what can't be printed"),
-        ],
-        ids=["missing", "empty", "only a line break", "two lines", "no text", "too long"],
-    )
-    def test_that_hold_no_secret_are_named(
-        self, environment: pytest.MonkeyPatch, tmp_path: Path, data: bytes | None, reason: str
-    ) -> None:
-        if data is not None:
-            (tmp_path / "secret").write_bytes(data)
-        said = fault(environment, KESTRA_TOKEN_FILE=str(tmp_path / "secret"))
-        assert said.startswith(f"BRIDGE_KESTRA_TOKEN_FILE {reason}")
-
-    def test_that_can_not_be_read_are_named(
-        self, environment: pytest.MonkeyPatch, file: Path
-    ) -> None:
-        def refuse(*_: object, **__: object) -> None:
-            raise PermissionError(13, "Permission denied")
-
-        environment.setattr(Path, "open", refuse)
-        said = fault(environment, KESTRA_TOKEN_FILE=str(file))
-        assert said == "BRIDGE_KESTRA_TOKEN_FILE is no file that can be read (Permission denied)"
-
-    def test_that_are_pipes_are_refused_and_not_waited_for(
-        self, environment: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        os.mkfifo(tmp_path / "pipe")
-        assert "is no file" in fault(environment, KESTRA_TOKEN_FILE=str(tmp_path / "pipe"))
-
-    def test_that_can_not_be_used_are_named_with_every_other_fault(
-        self, environment: pytest.MonkeyPatch
-    ) -> None:
-        environment.delenv("BRIDGE_AMQP_URL")
-        said = fault(
-            environment, AMQP_URL_FILE="nowhere", KESTRA_TOKEN_FILE="nowhere", PREFETCH="0"
-        )
-        assert said.count("is no file") == 2
-        assert "BRIDGE_PREFETCH" in said
-        assert "not set" not in said
-
-    def test_go_with_no_value_of_their_own(
-        self, environment: pytest.MonkeyPatch, file: Path
-    ) -> None:
-        said = fault(environment, KESTRA_TOKEN="geheim", KESTRA_TOKEN_FILE=str(file))
-        assert (
-            said
-            == "BRIDGE_KESTRA_TOKEN_FILE goes in place of BRIDGE_KESTRA_TOKEN: give one of them"
-        )
-
-    def test_hold_what_is_checked_like_any_value(
-        self, environment: pytest.MonkeyPatch, file: Path
-    ) -> None:
-        file.write_text("http://geheim")
-        environment.delenv("BRIDGE_AMQP_URL")
-        said = fault(environment, AMQP_URL_FILE=str(file))
-        assert ("BRIDGE_AMQP_URL must be amqp://" in said, "geheim" in said) == (True, False)
-
-    def test_are_among_the_secrets(self, environment: pytest.MonkeyPatch, file: Path) -> None:
-        assert "geheim" in loaded(environment, KESTRA_TOKEN_FILE=str(file)).secrets
-
-    def test_are_read_anew(self, environment: pytest.MonkeyPatch, file: Path) -> None:
-        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file), PREFETCH="3")
-        file.write_text("neu")
-        fresh = settings.refreshed(Settings)
-        assert (fresh.kestra_token, fresh.prefetch) == (SecretStr("neu"), 3)
-
-    def test_are_masked_in_the_log_once_they_were_read_anew(
-        self, environment: pytest.MonkeyPatch, file: Path
-    ) -> None:
-        hidden: list[str] = []
-        environment.setattr(log, "hide", hidden.extend)
-        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file))
-        file.write_text("neu")
-        settings.refreshed(Settings)
-        assert "neu" in hidden
-
-    def test_that_have_not_changed_leave_the_settings_as_they_are(
-        self, environment: pytest.MonkeyPatch, file: Path
-    ) -> None:
-        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file))
-        assert settings.refreshed(Settings) is settings
-
-    def test_that_can_not_be_used_any_more_are_named(
-        self, environment: pytest.MonkeyPatch, file: Path
-    ) -> None:
-        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file))
-        file.unlink()
-        with pytest.raises(SettingsError, match="BRIDGE_KESTRA_TOKEN_FILE is no file"):
-            settings.refreshed(Settings)
-
-    def test_of_one_side_are_no_matter_of_the_other(
-        self, environment: pytest.MonkeyPatch, file: Path
-    ) -> None:
-        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file), AMQP_URL="amqp://rabbit")
-        file.unlink()
-        assert settings.refreshed(BrokerSettings) is settings
-
-    def test_leave_what_a_command_changed_as_it_is(
-        self, environment: pytest.MonkeyPatch, file: Path
-    ) -> None:
-        settings = loaded(environment, KESTRA_TOKEN_FILE=str(file)).model_copy(
-            update={"lanes": (Lane(queue="other"),)}
-        )
-        file.write_text("neu")
-        assert settings.refreshed(Settings).all_lanes == (Lane(queue="other"),)
-
-
-class TestLoginAtTheBroker:
-    @pytest.mark.parametrize(
-        ("variables", "login"),
-        [
-            ({"AMQP_URL": "amqp://u:p@rabbit:1/v"}, "amqp://u:p@rabbit:1/v"),
-            ({"AMQP_URL": "amqp://rabbit:1/v?heartbeat=9"}, "amqp://rabbit:1/v?heartbeat=9"),
-            (
-                {
-                    "AMQP_URL": "amqp://rabbit:1/v?heartbeat=9",
-                    "AMQP_USERNAME": "a b",
-                    "AMQP_PASSWORD": "p@/:?#%",
-                },
-                "amqp://a%20b:p%40%2F%3A%3F%23%25@rabbit:1/v?heartbeat=9",
-            ),
-            ({"AMQP_URL": "amqp://u@[::1]:1/", "AMQP_PASSWORD": "p"}, "amqp://u:p@[::1]:1/"),
-        ],
-    )
-    def test_is_the_address_with_what_was_given_apart_from_it(
-        self, environment: pytest.MonkeyPatch, variables: dict[str, str], login: str
-    ) -> None:
-        assert loaded(environment, **variables).amqp_login == login
-
-    @given(
-        password=st.text(
-            st.characters(exclude_characters="\0", exclude_categories=["Cs", "Cc"]), min_size=1
-        )
-    )
-    def test_brings_any_password_to_the_broker_as_it_is(self, password: str) -> None:
-        settings = BrokerSettings(
-            amqp_url=SecretStr("amqp://rabbit"),
-            amqp_username="u",
-            amqp_password=SecretStr(password),
-        )
-        assert URL(settings.amqp_login).password == password
-
-    @pytest.mark.parametrize(
-        ("variables", "reason"),
-        [
-            ({"AMQP_USERNAME": "u"}, "BRIDGE_AMQP_URL holds what BRIDGE_AMQP_USERNAME says"),
-            ({"AMQP_PASSWORD": "p"}, "BRIDGE_AMQP_URL holds what BRIDGE_AMQP_PASSWORD says"),
-            ({"AMQP_URL": "amqp://rabbit", "AMQP_USERNAME": "u"}, "user and password go together"),
-            ({"AMQP_URL": "amqp://rabbit", "AMQP_PASSWORD": "p"}, "user and password go together"),
-            ({"AMQP_URL": "amqp://u@rabbit"}, "user and password go together"),
-        ],
-    )
-    def test_is_whole_and_given_once(
-        self, environment: pytest.MonkeyPatch, variables: dict[str, str], reason: str
-    ) -> None:
-        assert reason in fault(environment, **variables)
-
-
 class TestTlsSettings:
     @pytest.fixture
     def pem(self, tmp_path: Path) -> str:
@@ -804,46 +437,6 @@ class TestUnknownVariables:
 
     def test_stop_nothing(self, environment: pytest.MonkeyPatch) -> None:
         assert loaded(environment, PREFECH="1").prefetch == 8
-
-
-class TestSecrets:
-    def test_are_told_in_every_spelling_the_longest_first(
-        self, environment: pytest.MonkeyPatch
-    ) -> None:
-        settings = loaded(
-            environment,
-            AMQP_URL="amqp://u:p%40ss%2Fword@rabbit",
-            KESTRA_USERNAME="u",
-            KESTRA_PASSWORD="k",
-        )
-        assert settings.secrets == ("p%40ss%2Fword", "p@ss/word", "k")
-
-    @pytest.mark.parametrize("password", ["//[x", "http://a:b@c", "amqp", "%"])
-    def test_are_whole_whatever_they_look_like(
-        self, environment: pytest.MonkeyPatch, password: str
-    ) -> None:
-        assert (
-            password in loaded(environment, KESTRA_USERNAME="u", KESTRA_PASSWORD=password).secrets
-        )
-
-    def test_are_told_in_the_spelling_of_an_address_too(
-        self, environment: pytest.MonkeyPatch
-    ) -> None:
-        settings = loaded(
-            environment, AMQP_URL="amqp://rabbit", AMQP_USERNAME="u", AMQP_PASSWORD="p@ss"
-        )
-        assert settings.secrets == ("p%40ss", "p@ss")
-
-    def test_are_none_where_there_are_none(self, environment: pytest.MonkeyPatch) -> None:
-        assert loaded(environment, AMQP_URL="amqp://rabbit").secrets == ()
-
-    def test_are_not_shown_by_the_settings(self, environment: pytest.MonkeyPatch) -> None:
-        settings = loaded(environment, KESTRA_TOKEN="sehr-geheim")
-        assert "geheim" not in f"{settings!r} {settings}"
-
-    def test_are_kept_apart_from_what_can_be_shown(self, environment: pytest.MonkeyPatch) -> None:
-        secret = {name for name, value in loaded(environment) if isinstance(value, SecretStr)}
-        assert secret == {"amqp_url"}
 
 
 def test_the_environment_of_whoever_runs_the_tests_does_not_matter() -> None:

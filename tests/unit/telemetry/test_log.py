@@ -19,11 +19,11 @@ Said = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    """Logging is the process's; other tests get back what they had."""
+    """Give other tests the logging back that they had: it belongs to the process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    chatty = ("aio_pika", "aiormq", "httpx", "httpcore", "asyncio", "opentelemetry")
-    levels = {name: logging.getLogger(name).level for name in chatty}
+    quieted = ("aio_pika", "aiormq", "httpx", "httpcore", "asyncio", "opentelemetry")
+    levels = {name: logging.getLogger(name).level for name in quieted}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -57,7 +57,7 @@ def started(
     level: str = "info",
     secrets: Any = (SECRET,),
 ) -> Said:
-    """Set logging up; gives what tells the lines since."""
+    """Set up logging; what comes back gives the lines written since."""
     configure(style=style, level=level, secrets=secrets)
     return lambda: [json.loads(line) for line in stderr.getvalue().splitlines()]
 
@@ -243,7 +243,7 @@ class TestLibraries:
         "name", ["aio_pika.robust", "aiormq.connection", "httpx", "httpcore.http11", "asyncio"]
     )
     @pytest.mark.parametrize(("level", "heard"), [("info", False), ("debug", True)])
-    def test_that_chatter_are_heard_at_debug_alone(
+    def test_of_libraries_that_log_what_we_log_are_shown_at_debug_only(
         self, stderr: Stderr, name: str, level: str, heard: bool
     ) -> None:
         started(stderr, level=level)

@@ -89,12 +89,12 @@ def test_every_priority_is_there_from_the_start(highest: int) -> None:
     }
 
 
-def test_where_there_are_very_many_priorities_not_all_are_there_from_the_start() -> None:
+def test_of_very_many_priorities_only_some_are_there_from_the_start() -> None:
     samples = metric("queue_wait_seconds", max_priority=255).samples
     assert len({sample.labels["priority"] for sample in samples}) == PRIORITIES_FROM_THE_START
 
 
-def test_it_says_which_version_it_is() -> None:
+def test_the_version_of_the_bridge_is_a_label() -> None:
     (sample,) = metric("build_info").samples
     assert (sample.labels, sample.value) == ({"version": __version__}, 1)
 
@@ -115,7 +115,7 @@ def test_every_cause_of_a_restart_is_there_from_the_start() -> None:
         "duplicate_executions_killed",
     ],
 )
-def test_a_counter_stands_at_nought_before_anything_happened(name: str) -> None:
+def test_a_counter_is_zero_before_anything_happened(name: str) -> None:
     totals = [sample.value for sample in metric(name).samples if sample.name.endswith("_total")]
     assert totals
     assert set(totals) == {0}
