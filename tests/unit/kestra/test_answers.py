@@ -1,7 +1,8 @@
-"""What every answer means for every operation, in one table, seen through the client that raises
-it."""
+"""The meaning of every answer to every operation, in one table, seen through the client."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import httpx
 import pytest
@@ -15,9 +16,8 @@ from bridge.errors import (
     KestraUnavailable,
 )
 from bridge.kestra.answers import Meaning, Words, judge
-from bridge.telemetry.metrics import Metrics
+from tests.support.kestra_client import CALLS, answering, raised, words
 from tests.support.standin import HTML
-from tests.unit.kestra.test_client import CALLS, answering, raised, words
 
 ERRORS: dict[str, type[KestraError] | None] = {
     "R": KestraRejected,
@@ -29,52 +29,54 @@ ERRORS: dict[str, type[KestraError] | None] = {
 }
 
 IN_KESTRAS_WORDS = """
-                  302 400 401 403 404 405 406 408 409 413 414 415 422 425 429 500 502 503 504
-probe              U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-create             U   R   D   D   R   I   I   A   R   R   R   R   R   U   U   A   A   A   A
-find               U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-find_attempts      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-unfinished         U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-started_since      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-reworked           U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-correlated         U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-get                U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-kill               U   I   D   D   -   I   I   U   -   I   I   I   I   U   U   U   U   U   U
-outputs            U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-explain            U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-failure_report     U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-flow               U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-validate_flow      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-save_flow          U   R   D   D   R   I   I   U   R   R   R   R   R   U   U   U   U   U   U
-delete_flow        U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-delete_execution   U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-"""
+                          302 400 401 403 404 405 406 408 409 413 414 415 422 425 429 500 502 503 504
+probe                      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.create          U   R   D   D   R   I   I   A   R   R   R   R   R   U   U   A   A   A   A
+executions.find            U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.find_timed      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.find_attempts   U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.unfinished      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.started_since   U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.reworked        U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.correlated      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.get             U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.kill            U   I   D   D   -   I   I   U   -   I   I   I   I   U   U   U   U   U   U
+executions.outputs         U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.delete          U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+logs.explain               U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+logs.failure_report        U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+flows.get                  U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+flows.validate             U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+flows.save                 U   R   D   D   R   I   I   U   R   R   R   R   R   U   U   U   U   U   U
+flows.delete               U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+"""  # noqa: E501 (a table)
 
 REFUSED_ONLY_BY_KESTRA = frozenset({"400", "404", "409", "422"})
-"""What is a refusal of a job's content only where Kestra says it."""
+"""Statuses that refuse a job's content only where Kestra says so."""
 
 UNREADABLE = """
-                  html empty
-probe              -     -
-create             A     A
-find               U     U
-find_attempts      U     U
-unfinished         U     U
-started_since      U     U
-reworked           U     U
-correlated         U     U
-get                U     U
-kill               -     -
-outputs            U     U
-explain            U     U
-failure_report     U     U
-flow               U     U
-validate_flow      U     U
-save_flow          -     -
-delete_flow        -     -
-delete_execution   -     -
+                          html empty
+probe                      -     -
+executions.create          A     A
+executions.find            U     U
+executions.find_timed      U     U
+executions.find_attempts   U     U
+executions.unfinished      U     U
+executions.started_since   U     U
+executions.reworked        U     U
+executions.correlated      U     U
+executions.get             U     U
+executions.kill            -     -
+executions.outputs         U     U
+executions.delete          -     -
+logs.explain               U     U
+logs.failure_report        U     U
+flows.get                  U     U
+flows.validate             U     U
+flows.save                 -     -
+flows.delete               -     -
 """
-"""What a 200 means whose body is not what was asked for."""
+"""The meaning of a 200 whose body is not what was asked for."""
 
 NEVER_RAISED = type(None)
 
@@ -92,33 +94,27 @@ def rows(table: str) -> dict[str, dict[str, type[object]]]:
     }
 
 
-async def error_of(
-    operation: str, answer: httpx.Response, metrics: Metrics | None = None
-) -> Exception | None:
-    """What an operation raises when each of its requests gets that answer, once the server's
-    version is known."""
-    answers = [httpx.Response(200, json={"results": [], "total": 0})]
+async def errors(operation: str, answers: Mapping[str, httpx.Response]) -> dict[str, type[object]]:
+    """The kind of error that an operation raises for each answer, once the version is known."""
+    current = httpx.Response(200, json={"results": [], "total": 0})
+    found: dict[str, type[object]] = {}
 
     def handler(_: httpx.Request) -> httpx.Response:
-        last = answers[-1]
-        return httpx.Response(last.status_code, content=last.content, headers=last.headers)
+        return httpx.Response(current.status_code, content=current.content, headers=current.headers)
 
-    async with answering(handler, metrics=metrics) as kestra:
+    async with answering(handler) as kestra:
         await kestra.probe()
-        answers.append(answer)
-        return await raised(CALLS[operation], kestra)
-
-
-async def errors(operation: str, answers: dict[str, httpx.Response]) -> dict[str, type[object]]:
-    """The kind of error that an operation raises for each answer."""
-    return {name: type(await error_of(operation, answer)) for name, answer in answers.items()}
+        for name, answer in answers.items():
+            current = answer
+            found[name] = type(await raised(CALLS[operation], kestra))
+    return found
 
 
 def by_a_gateway(operation: str) -> dict[str, type[object]]:
     """The expected errors where the same statuses come in words that are not Kestra's."""
     expected = rows(IN_KESTRAS_WORDS)[operation]
     unknown = {code for code, error in expected.items() if error is NEVER_RAISED}
-    if operation == "create":
+    if operation == "executions.create":
         unknown |= REFUSED_ONLY_BY_KESTRA
     return expected | dict.fromkeys(unknown, KestraUnavailable)
 
@@ -140,68 +136,31 @@ async def test_a_gateways_refusal_says_nothing_of_what_kestra_has(
     operation: str, body: bytes
 ) -> None:
     expected = by_a_gateway(operation)
-    assert (
-        await errors(
-            operation, {code: httpx.Response(int(code), content=body) for code in expected}
-        )
-        == expected
-    )
+    answers = {code: httpx.Response(int(code), content=body) for code in expected}
+    assert await errors(operation, answers) == expected
 
 
 @pytest.mark.parametrize("operation", CALLS)
-async def test_a_success_that_can_not_be_read_is_none(operation: str) -> None:
+async def test_an_answer_that_can_not_be_read_is_no_success(operation: str) -> None:
     answers = {"html": httpx.Response(200, text=HTML), "empty": httpx.Response(200)}
     assert await errors(operation, answers) == rows(UNREADABLE)[operation]
 
 
-@pytest.mark.parametrize("status", range(500, 600))
-def test_no_servers_error_says_that_nothing_was_created(status: int) -> None:
-    assert judge("create", status, Words("Some: reason", by_kestra=True)) is Meaning.AMBIGUOUS
+@pytest.mark.parametrize("operation", CALLS)
+async def test_a_wrong_tenant_is_denied(operation: str) -> None:
+    answer = httpx.Response(400, content=words("Bad Request: Tenant must be 'main'"))
+    assert await errors(operation, {"tenant": answer}) == {"tenant": KestraDenied}
 
 
-@pytest.mark.parametrize("status", [status for status in range(400, 500) if status != 408])
-def test_no_clients_error_leaves_a_create_in_doubt(status: int) -> None:
-    assert judge("create", status, Words("Some: reason", by_kestra=True)) is not Meaning.AMBIGUOUS
+def test_no_servers_error_says_that_nothing_was_created() -> None:
+    said = Words("Some: reason", by_kestra=True)
+    found = {judge("create", status, said) for status in range(500, 600)}
+    assert found == {Meaning.AMBIGUOUS}
 
 
-@pytest.mark.parametrize(
-    ("status", "counted"), [(401, 1), (403, 1), (405, 1), (406, 1), (404, 0), (409, 0), (503, 0)]
-)
-async def test_a_refusal_that_only_an_operator_ends_is_counted(status: int, counted: int) -> None:
-    metrics = Metrics()
-    await error_of("kill", httpx.Response(status, content=words("no")), metrics)
-    assert (
-        metrics.registry.get_sample_value("bridge_kestra_refused_total", {"operation": "kill"})
-        == counted
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("7", 7), ("0", 0), ("99999", 300), ("soon", 0), ("-3", 0), ("", 0), ("٣", 0)],
-)
-async def test_a_busy_server_is_asked_again_no_sooner_than_it_says(
-    text: str, seconds: float
-) -> None:
-    error = await error_of("get", httpx.Response(503, headers=[(b"Retry-After", text.encode())]))
-    assert isinstance(error, KestraUnavailable)
-    assert error.retry_after == seconds
-
-
-async def test_a_create_in_doubt_tells_when_kestra_wants_to_be_asked_again() -> None:
-    error = await error_of("create", httpx.Response(503, headers={"Retry-After": "7"}))
-    assert isinstance(error, KestraAmbiguous)
-    assert error.retry_after == 7
-
-
-async def test_every_request_accepts_what_a_kill_answers() -> None:
-    accepted: set[str] = set()
-
-    def handler(request: httpx.Request) -> httpx.Response:
-        accepted.add(request.headers["Accept"])
-        return httpx.Response(503)
-
-    for call in CALLS.values():
-        async with answering(handler) as kestra:
-            await raised(call, kestra)
-    assert accepted == {"application/json, text/json"}
+def test_of_all_clients_errors_only_a_time_out_leaves_a_create_in_doubt() -> None:
+    said = Words("Some: reason", by_kestra=True)
+    in_doubt = [
+        status for status in range(400, 500) if judge("create", status, said) is Meaning.AMBIGUOUS
+    ]
+    assert in_doubt == [408]
