@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
-from tests.support import given
+from tests.support import given, scheduling
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("any machine", deadline=None)
@@ -18,9 +20,6 @@ settings.load_profile("any machine")
 # A run in the background of a shell ignores Ctrl-C, and would hand that on to every child that is
 # to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-LONG = ("machines", "acceptance", "chaos", "containers", "integration", "contract")
-"""The directories whose files take minutes, the longest first."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,15 +31,19 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where files run side by side, begin with the long ones: a long one at the end would run
-    alone."""
+    """Where units of tests run side by side, begin with the long ones."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: _rank(item.path))
+        items.sort(key=lambda item: scheduling.order_of(item.nodeid))
 
 
-def _rank(path: Path) -> int:
-    directory = path.relative_to(Path(__file__).parent).parts[0]
-    return LONG.index(directory) if directory in LONG else len(LONG)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, keep units together, which are not always files."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = scheduling.unit_of
+    return scheduler
 
 
 @pytest.fixture(autouse=True)

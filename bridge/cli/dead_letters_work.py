@@ -261,7 +261,7 @@ class Replay:
                     )
 
     async def _judge(self, found: Sequence[tuple[DeadLetter, str | None]]) -> list[Verdict]:
-        executions = await self._executions(
+        known = await self._executions(
             [letter for letter, _ in found if executions.has_one(letter)]
         )
         alike = unclear(letter for letter, _ in found)
@@ -270,7 +270,7 @@ class Replay:
             judge(
                 letter,
                 obstacle=ALIKE if letter.key in alike else why_not,
-                executions=executions.get(letter.key, ()),
+                executions=known.get(letter.key, ()),
                 ack_warning=kestra is None or kestra.ack_warning,
             )
             for letter, why_not in found

@@ -267,25 +267,23 @@ async def test_a_deleted_queue_is_noticed_and_made_anew(one_stage: BrokerStage) 
         await bridge.settled(job="one", settlement="ack")
 
 
-async def test_a_broker_short_of_memory_still_gets_acks(tmp_path: Path) -> None:
-    rabbit = RabbitMQ(tmp_path / "own", series="4.3")
-    rabbit.start()
-    try:
-        async with open_stage(tmp_path, rabbit, "quorum") as own:
-            own.kestra.flow("test", "job", Ends(after=None))
-            own.kestra.replies.on_end = None
-            async with own.bridge(reconcile_interval=1) as bridge:
-                await own.submit("bad", b"not JSON")
-                await bridge.settled(job="bad")
-                await own.submit("one")
-                await own.kestra.until(lambda: len(own.kestra.created) == 1, "the job runs")
-                await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.000001")
-                await own.kestra.end(own.kestra.created[0].id)
-                await bridge.settled(job="one", settlement="ack")
-                ready = await asyncio.to_thread(rabbit.ctl, "list_queues", "name", "messages")
-        assert f"{own.queue}\t0" in ready
-    finally:
-        rabbit.kill()
+async def test_a_broker_short_of_memory_still_gets_acks(one_stage: BrokerStage) -> None:
+    rabbit, kestra = one_stage.rabbit, one_stage.kestra
+    kestra.flow("test", "job", Ends(after=None))
+    kestra.replies.on_end = None
+    async with one_stage.bridge(reconcile_interval=1) as bridge:
+        await one_stage.submit("bad", b"not JSON")
+        await bridge.settled(job="bad")
+        await one_stage.submit("one")
+        await kestra.until(lambda: len(kestra.created) == 1, "the job runs")
+        await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.000001")
+        try:
+            await kestra.end(kestra.created[0].id)
+            await bridge.settled(job="one", settlement="ack")
+            ready = await asyncio.to_thread(rabbit.ctl, "list_queues", "name", "messages")
+        finally:
+            await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.6")
+    assert f"{one_stage.queue}\t0" in ready
 
 
 SHORT_TIMEOUT = {"consumer_timeout": "4000"}
@@ -306,14 +304,10 @@ async def test_the_acknowledgement_timeout_on_3_10_starts_no_second_execution(
         rabbit.kill()
 
 
-async def test_the_brokers_cancel_on_4_3_starts_no_second_execution(tmp_path: Path) -> None:
-    rabbit = RabbitMQ(tmp_path / "own", series="4.3")
-    rabbit.start()
-    try:
-        async with open_stage(tmp_path, rabbit, "quorum") as own:
-            await _outlive_the_timeout(own, "consumer_cancelled", consumer_timeout=4)
-    finally:
-        rabbit.kill()
+async def test_the_brokers_cancel_on_4_3_starts_no_second_execution(
+    one_stage: BrokerStage,
+) -> None:
+    await _outlive_the_timeout(one_stage, "consumer_cancelled", consumer_timeout=4)
 
 
 async def _outlive_the_timeout(stage: BrokerStage, cause: str, **settings: object) -> None:

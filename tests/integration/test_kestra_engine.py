@@ -991,41 +991,46 @@ triggers:
 # Crash and start
 
 
-def test_executions_that_were_accepted_outlive_a_kill(tmp_path: Path) -> None:
-    engine = Engine(tmp_path, database="file")
-    try:
-        engine.start()
+@dataclass(frozen=True)
+class Crash:
+    """An engine that was killed and started again, and what it had taken before that."""
+
+    kestra: Kestra
+    accepted: set[str]
+    running: str
+
+
+@pytest.fixture(scope="module")
+def crash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crash]:
+    folder = tmp_path_factory.mktemp("crash")
+    runs = folder / "runs"
+    lasting = shell(f"echo x >> {runs}; test $(wc -l < {runs}) -gt 1 || sleep 300")
+    with Engine(folder / "engine", database="file") as engine:
         with client(engine) as http:
+            running = Kestra(http).begin(lasting)
+            eventually(runs.exists, "running")
             kestra = Kestra(http)
             flow = kestra.deploy(SHORT)
             accepted = {str(answer(kestra.create(flow))["id"]) for _ in range(30)}
             engine.kill()
         engine.start()
         with client(engine) as http:
-            kestra = Kestra(http, kestra.namespace)
-            assert set(kestra.found(size="100")) == accepted
-            eventually(
-                lambda: set(kestra.found("filters[state][EQUALS]=SUCCESS", size="100")) == accepted,
-                "all at their end",
-                60,
-            )
-    finally:
-        engine.kill()
+            yield Crash(Kestra(http, kestra.namespace), accepted, running)
 
 
-def test_a_task_that_ran_at_the_kill_runs_again(tmp_path: Path) -> None:
-    with Engine(tmp_path, database="file") as engine:
-        with client(engine) as http:
-            kestra = Kestra(http)
-            body = shell(
-                f"echo x >> {tmp_path}/runs; test $(wc -l < {tmp_path}/runs) -gt 1 || sleep 300"
-            )
-            execution = kestra.begin(body)
-            eventually((tmp_path / "runs").exists, "running")
-        engine.kill()
-        engine.start()
-        with client(engine) as http:
-            Kestra(http).await_state(execution, "SUCCESS", timeout=90)
+def test_executions_that_were_accepted_outlive_a_kill(crash: Crash) -> None:
+    assert set(crash.kestra.found(size="100")) == crash.accepted
+    eventually(
+        lambda: (
+            set(crash.kestra.found("filters[state][EQUALS]=SUCCESS", size="100")) == crash.accepted
+        ),
+        "all at their end",
+        60,
+    )
+
+
+def test_a_task_that_ran_at_the_kill_runs_again(crash: Crash) -> None:
+    crash.kestra.await_state(crash.running, "SUCCESS", timeout=90)
 
 
 def test_a_start_on_a_port_that_is_taken_fails_with_its_reason(

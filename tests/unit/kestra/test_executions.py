@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry import trace
 
 from bridge.errors import KestraAmbiguous, KestraRejected, KestraUnavailable
 from bridge.job.decode import decode
@@ -15,7 +16,6 @@ from bridge.job.execution import State
 from bridge.job.job import Job
 from bridge.job.message import Message
 from bridge.kestra import RequestLimits
-from bridge.telemetry.tracing import TraceContext, handing_on
 from tests.support.kestra_client import (
     CALLS,
     EXECUTION,
@@ -79,9 +79,15 @@ class TestCreate:
             seen.append(request.headers)
             return httpx.Response(200, json=ROW)
 
-        context = TraceContext(trace_id="1" * 32, span_id="2" * 16, flags="01", state="a=1")
+        context = trace.SpanContext(
+            trace_id=int("1" * 32, 16),
+            span_id=int("2" * 16, 16),
+            is_remote=True,
+            trace_flags=trace.TraceFlags(1),
+            trace_state=trace.TraceState([("a", "1")]),
+        )
         async with answering(note) as kestra:
-            with handing_on(context):
+            with trace.use_span(trace.NonRecordingSpan(context)):
                 await kestra.create(JOB)
             await kestra.create(JOB)
         assert [(headers.get("traceparent"), headers.get("tracestate")) for headers in seen] == [
