@@ -15,7 +15,7 @@ from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused
 
 from bridge.rabbitmq import topology
-from bridge.rabbitmq.broker import announced_version
+from bridge.rabbitmq.connection import announced_version
 
 OWN_QUEUES = "amq.gen-*"
 """How RabbitMQ names the queues of one connection alone."""

@@ -32,7 +32,7 @@ class Line(Protocol):
     """A publisher with a connection of its own."""
 
     async def publish(self, message: Message, *, exchange: str = "", routing_key: str = "") -> None:
-        """Publish by confirm; raises as `bridge.rabbitmq.broker.Publisher.publish` does."""
+        """Publish by confirm; raises as `bridge.rabbitmq.publisher.Publisher.publish` does."""
 
     async def close(self) -> None:
         """End the connection."""
@@ -47,7 +47,7 @@ class ReopeningPublisher:
         self._line: Line | None = None
 
     async def publish(self, message: Message, *, exchange: str = "", routing_key: str = "") -> None:
-        """Publish by confirm; raises as `bridge.rabbitmq.broker.Publisher.publish` does."""
+        """Publish by confirm; raises as `bridge.rabbitmq.publisher.Publisher.publish` does."""
         line = await self._opened()
         try:
             await line.publish(message, exchange=exchange, routing_key=routing_key)

@@ -25,7 +25,7 @@ from pamqp.commands import Basic, Queue
 
 from bridge.errors import BridgeError, BrokerDenied, BrokerUnavailable, QueueInUse, QueueMissing
 from bridge.job.message import Message
-from bridge.rabbitmq.broker import to_message
+from bridge.rabbitmq.codec import to_message
 
 Each = TypeVar("Each")
 

@@ -25,13 +25,13 @@ from pydantic import SecretStr
 from bridge.errors import BrokerDenied
 from bridge.kestra import Kestra
 from bridge.operate import flows
-from bridge.operate.dead_letters.queue import lift_limit
 from bridge.operate.doctor.checks import examine
 from bridge.operate.doctor.finding import Finding, Level
 from bridge.operate.doctor.gather import gather
 from bridge.operate.doctor.probe import KILL, ROUND_TRIP
-from bridge.rabbitmq import topology
+from bridge.rabbitmq import declaration
 from bridge.rabbitmq.broker import Broker
+from bridge.rabbitmq.topology import lift_limit
 from bridge.settings import Lane, Settings
 from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ, Series
@@ -324,7 +324,7 @@ async def plant_and_look(rabbit: RabbitMQ, kind: Kind) -> Findings:
     async with virtual_host(rabbit), broker.connection() as connection:
         await broker.declare(connection)
         channel = await connection.channel()
-        await topology.declare_replies(channel, "")
+        await declaration.declare_replies(channel, "")
         for lane, fault in zip(lanes, faults, strict=True):
             await fault.plant(Ground(rabbit, lane.queue, channel))
             if fault.consumed:

@@ -31,7 +31,7 @@ from bridge.rabbitmq.broker import Broker, Connection, Publisher, announced_vers
 from bridge.rabbitmq.inspector import Inspector
 from bridge.rabbitmq.management import Management
 from bridge.rabbitmq.reader import Browser, Desk, Held, Receipt, alone, peek, refused_rights
-from bridge.rabbitmq.topology import dead_queue, replay_queue
+from bridge.rabbitmq.topology import dead_queue, lift_limit, replay_queue
 from bridge.settings import BrokerSettings, Lane
 
 AT_ONCE = 128
@@ -46,17 +46,6 @@ LOOKS_COUNT = ((4, 0), (4, 3))
 return, and gives a message up after 20 of them unless its `x-delivery-limit` or a policy says
 otherwise (tried on 3.10, 4.0 and 4.3).
 """
-
-
-def lift_limit(queue: str) -> str:
-    """The command that lifts the delivery limit of a queue that is there; it needs neither a
-    restart nor a move.
-    """
-    pattern = queue.replace(".", r"\.")
-    return (
-        f"rabbitmqctl set_policy -p VHOST {queue} '^{pattern}$' '{{\"delivery-limit\": -1}}' "
-        "--apply-to queues"
-    )
 
 
 @dataclass(slots=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bridge.durations import in_words
-from bridge.operate.dead_letters.queue import lift_limit
 from bridge.operate.doctor.facts import Facts, LaneFacts, QueueFacts
 from bridge.operate.doctor.finding import Finding, fault, unknown, warning
 from bridge.rabbitmq.inspector import DeclareResult
 from bridge.rabbitmq.management import Consumer, QueueState
-from bridge.rabbitmq.topology import REPLIES, dead_exchange, lead_misrouted
+from bridge.rabbitmq.topology import REPLIES, dead_exchange, lead_misrouted, lift_limit
 from bridge.settings import Settings
 
 OLDEST_TRIED, NEWEST_TRIED = (3, 10), (4, 3)

@@ -20,7 +20,7 @@ from bridge.job.flow_name import FlowName
 from bridge.job.message import Message
 from bridge.operate.dead_letters.letters import parse
 from bridge.operate.flows import Fate, Verdict
-from bridge.rabbitmq.broker import _why as why
+from bridge.rabbitmq.error_translation import reason as why
 from tests.support.console import Console
 
 NOWHERE = "amqp://u:p@127.0.0.1:1"
