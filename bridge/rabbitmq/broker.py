@@ -9,6 +9,7 @@ from functools import partial
 from aio_pika.abc import AbstractConnection
 
 from bridge.rabbitmq import declaration, reply_queue, topology
+from bridge.rabbitmq.command_session import CommandSession
 from bridge.rabbitmq.connection import (
     announced_version,
     connect,
@@ -92,6 +93,17 @@ class Broker:
                     tag = f"{self._name}.{lane.queue}"
                     await session.consume(consuming, lane, on_delivery, tag=tag, hold=hold)
             yield session
+
+    @asynccontextmanager
+    async def commands(self) -> AsyncIterator[CommandSession]:
+        """A connection for a command; raises as `session` does."""
+        settings = self._settings = refreshed(self._settings)
+        async with AsyncExitStack() as stack:
+            with translated(settings):
+                connection = await stack.enter_async_context(
+                    connected(settings, f"{self._name} command")
+                )
+            yield CommandSession(connection, settings)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AbstractConnection]:

@@ -11,10 +11,12 @@ from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
     AuthenticationError,
     ChannelInvalidStateError,
+    ChannelNotFoundEntity,
     ProbableAuthenticationError,
 )
 from aiormq.exceptions import (
     ChannelAccessRefused,
+    ChannelLockedResource,
     ChannelPreconditionFailed,
     ConnectionCommandInvalid,
     ConnectionFrameError,
@@ -26,7 +28,7 @@ from aiormq.exceptions import (
     InvalidFrameError,
 )
 
-from bridge.errors import BrokerDenied, BrokerUnavailable
+from bridge.errors import BrokerDenied, BrokerUnavailable, QueueInUse, QueueMissing
 from bridge.settings import BrokerSettings, authority
 
 BROKEN = (*CONNECTION_EXCEPTIONS, TimeoutError)
@@ -77,12 +79,50 @@ def translated(settings: BrokerSettings) -> Iterator[None]:
         raise BrokerUnavailable(f"can't reach RabbitMQ at {where}: {reason(error)}") from error
 
 
+@contextmanager
+def translated_on_queue(queue: str) -> Iterator[None]:
+    """Translate errors of operations on one queue.
+
+    Raises:
+        QueueMissing: there is no such queue.
+        QueueInUse: another connection has it exclusively.
+        BrokerDenied: the user lacks a right.
+        BrokerUnavailable: the connection or the channel is lost.
+    """
+    try:
+        yield
+    except ChannelNotFoundEntity as error:
+        raise QueueMissing(
+            f"RabbitMQ has no queue {queue}: is BRIDGE_QUEUE right, and has a bridge run?"
+        ) from error
+    except ChannelAccessRefused as error:
+        raise _refused_rights(error) from error
+    except ChannelLockedResource as error:
+        raise QueueInUse(f"{queue} is in use: {reason(error)}") from error
+    except BROKEN as error:
+        raise BrokerUnavailable(f"the connection to RabbitMQ was lost: {reason(error)}") from error
+
+
+def rights_error(error: BaseException) -> BrokerDenied | None:
+    """The error to raise for a publish that failed for a missing right; None for any other."""
+    if isinstance(error.__cause__, ChannelAccessRefused):
+        return _refused_rights(error.__cause__)
+    return None
+
+
 def reason(error: object) -> str:
     """An error's text on one line."""
     if isinstance(error, ChannelInvalidStateError):
         return "the channel is closed"
     text = " ".join(str(error).split())
     return _REFUSED_CONNECT.sub(_failed_connect, text) or type(error).__name__
+
+
+def _refused_rights(error: ChannelAccessRefused) -> BrokerDenied:
+    return BrokerDenied(
+        f"RabbitMQ refuses the user's rights: {reason(error)}; "
+        "rabbitmqctl set_permissions gives them"
+    )
 
 
 def _failed_connect(match: re.Match[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 
 from bridge.errors import BridgeError, BrokerUnavailable
 from bridge.kestra import Kestra
-from bridge.operate.dead_letters.queue import DeadLetterQueue
+from bridge.operate.dead_letters.queue import DeadLetterQueue, Waiting
 from bridge.operate.status.report import (
     BrokerFacts,
     Facts,
@@ -24,7 +24,7 @@ from bridge.operate.status.report import (
     names,
 )
 from bridge.rabbitmq.broker import Broker
-from bridge.rabbitmq.inspector import Depth, Inspector
+from bridge.rabbitmq.inspector import Depth
 from bridge.rabbitmq.management import Management, scrape
 from bridge.rabbitmq.topology import dead_queue
 from bridge.settings import BrokerSettings, KestraSettings, Lane
@@ -107,8 +107,7 @@ class Survey:
         return replace(found, reasons=reasons)
 
     async def _by_amqp(self) -> BrokerFacts:
-        async with self._broker.connection() as connection:
-            inspector = Inspector(connection)
+        async with self._broker.commands() as session, session.inspector() as inspector:
             depths = {queue: await inspector.depth(queue) for queue in self._queues}
             return BrokerFacts(version=inspector.version, depths=depths)
 
@@ -130,9 +129,9 @@ class Survey:
 
     async def _count(self, lane: Lane) -> Mapping[str, int]:
         async with (
-            self._broker.connection() as connection,
+            self._broker.commands() as session,
             DeadLetterQueue.open(
-                connection, lane, self._settings, only_look=True, patience=TURN
+                session, lane, self._settings, only_look=True, waiting=Waiting(turn=TURN)
             ) as dead,
         ):
             return dict(Counter([letter.reason async for letter, _ in dead.read()]).most_common())
