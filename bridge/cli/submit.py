@@ -29,7 +29,6 @@ from bridge.job.execution import State
 from bridge.job.message import Message
 from bridge.operate import submission
 from bridge.operate.submission import MADE_ID, Draft, Format, IdsByContent, Submission
-from bridge.rabbitmq.alarms import heard
 from bridge.rabbitmq.broker import Broker, Publisher, ReplyQueue
 from bridge.settings import BrokerSettings, lane_named
 
@@ -366,12 +365,10 @@ async def _submit(
     limit: float | None,
 ) -> None:
     broker = Broker(settings, name="kestra-bridge submit")
-    async with broker.publisher() as (connection, publisher), AsyncExitStack() as stack:
-        stack.enter_context(heard(connection, _say))
-        await broker.ensure(connection)
-        reply_queue = (
-            await stack.enter_async_context(broker.reply_queue(connection)) if wait else None
-        )
+    async with broker.commands() as session, AsyncExitStack() as stack:
+        stack.enter_context(session.alarms_heard(_say))
+        await session.ensure()
+        reply_queue = await stack.enter_async_context(session.reply_queue()) if wait else None
         reply_to = reply_queue.name if reply_queue else None
         messages = ((job.id, job.sent(datetime.now(UTC), reply_to=reply_to)) for job in ledger.jobs)
 
@@ -380,7 +377,7 @@ async def _submit(
             if not wait:
                 output.submitted(ledger.untold())
 
-        error = await _publish_all(publisher, output.queue, messages, ledger, confirmed)
+        error = await _publish_all(session.publisher, output.queue, messages, ledger, confirmed)
         if error or not wait:
             output.submitted(ledger.untold(gaps=True))
         if error:

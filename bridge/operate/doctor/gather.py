@@ -27,7 +27,7 @@ from bridge.operate.doctor.kestra_checks import NOTIFIER
 from bridge.operate.status.collect import PATIENCE, told
 from bridge.operate.status.report import Unseen
 from bridge.rabbitmq import topology
-from bridge.rabbitmq.broker import Broker, Connection, parse_version
+from bridge.rabbitmq.broker import Broker, parse_version
 from bridge.rabbitmq.inspector import DeclareResult, Inspector
 from bridge.rabbitmq.management import Management
 from bridge.settings import Lane, Settings
@@ -46,8 +46,7 @@ async def gather(settings: Settings, *, probe_patience: float | None) -> Facts:
     async with AsyncExitStack() as stack:
         management = await stack.enter_async_context(Management(settings))
         kestra = await stack.enter_async_context(Kestra(settings))
-        connection = await stack.enter_async_context(_connection(settings))
-        inspector = Inspector(connection)
+        inspector = await stack.enter_async_context(_inspector(settings))
         async with inspector.replies(probe.ROUTING_KEY) as replies:
             of_kestra, of_broker, shown = await asyncio.gather(
                 told(kestra_facts(kestra, settings), "Kestra"),
@@ -74,13 +73,13 @@ async def gather(settings: Settings, *, probe_patience: float | None) -> Facts:
 
 
 @asynccontextmanager
-async def _connection(settings: Settings) -> AsyncIterator[Connection]:
-    """A connection to RabbitMQ. Where it refuses us, or we it, the certificates that have ended are
+async def _inspector(settings: Settings) -> AsyncIterator[Inspector]:
+    """An inspector of RabbitMQ. Where it refuses us, or we it, the certificates that have ended are
     named.
     """
     async with AsyncExitStack() as stack:
         try:
-            connection = await stack.enter_async_context(Broker(settings).connection())
+            session = await stack.enter_async_context(Broker(settings).commands())
         except BrokerDenied as error:
             now = datetime.now(UTC)
             shown = [
@@ -88,7 +87,7 @@ async def _connection(settings: Settings) -> AsyncIterator[Connection]:
             ]
             ended = [found.state(now) for found in shown if found.until <= now]
             raise BrokerDenied("; ".join([str(error), *ended])) from error
-        yield connection
+        yield await stack.enter_async_context(session.inspector())
 
 
 def _tells(of_kestra: KestraFacts) -> bool:
