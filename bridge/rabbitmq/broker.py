@@ -6,9 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from aio_pika.abc import AbstractConnection
-
-from bridge.rabbitmq import declaration, reply_queue, topology
+from bridge.rabbitmq import declaration
 from bridge.rabbitmq.command_session import CommandSession
 from bridge.rabbitmq.connection import (
     announced_version,
@@ -16,28 +14,22 @@ from bridge.rabbitmq.connection import (
     connected,
     parse_version,
     refreshed,
-    version_of,
 )
 from bridge.rabbitmq.error_translation import reason, translated
 from bridge.rabbitmq.isolation import IsolatedPublisher, ReopeningPublisher, ResultPublisher
 from bridge.rabbitmq.publisher import Publisher
 from bridge.rabbitmq.reply_queue import ReplyQueue
 from bridge.rabbitmq.session import Cause, OnDelivery, OnReply, Session
-from bridge.rabbitmq.topology import Kind
 from bridge.settings import BrokerSettings
 
 __all__ = [
     "Broker",
     "Cause",
-    "Connection",
     "Publisher",
     "ReplyQueue",
     "Session",
-    "announced_version",
     "parse_version",
 ]
-
-Connection = AbstractConnection
 
 
 class Broker:
@@ -104,49 +96,6 @@ class Broker:
                     connected(settings, f"{self._name} command")
                 )
             yield CommandSession(connection, settings)
-
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[AbstractConnection]:
-        """A connection for commands that only look. Errors on it are raised as `session` does."""
-        settings = self._settings = refreshed(self._settings)
-        with translated(settings):
-            async with connected(settings, f"{self._name} command") as connection:
-                yield connection
-
-    @asynccontextmanager
-    async def publisher(self) -> AsyncIterator[tuple[AbstractConnection, Publisher]]:
-        """A connection for commands that publish; raises as `session` does."""
-        settings = self._settings = refreshed(self._settings)
-        async with AsyncExitStack() as stack:
-            with translated(settings):
-                connection = await stack.enter_async_context(
-                    connected(settings, f"{self._name} command")
-                )
-                publisher = await Publisher(connection, lost=lambda _: None).open()
-            yield connection, publisher
-
-    @asynccontextmanager
-    async def reply_queue(self, connection: AbstractConnection) -> AsyncIterator[ReplyQueue]:
-        """A reply queue on a connection that `publisher` gave; raises as `session` does."""
-        async with AsyncExitStack() as stack:
-            with translated(self._settings):
-                opened = await stack.enter_async_context(reply_queue.opened(connection))
-            yield opened
-
-    async def ensure(self, connection: AbstractConnection) -> None:
-        """Declare the lanes that don't exist; raises as `session` does."""
-        with translated(self._settings):
-            await declaration.declare_missing_lanes(connection, self._settings)
-
-    async def declare_replay(self, connection: AbstractConnection, queue: str) -> None:
-        """Declare the replay queue of a lane; raises as `session` does."""
-        with translated(self._settings):
-            planned = topology.plan_replay(queue, version=version_of(connection))
-            await declaration.declare_one(connection, planned)
-
-    async def declare(self, connection: AbstractConnection) -> dict[str, Kind]:
-        """Declare every lane; returns the type of each lane's queue."""
-        return await declaration.declare_lanes(connection, self._settings)
 
     async def _publisher_apart(self, purpose: str) -> Publisher:
         """A publisher with a connection of its own, whose end ends nothing else; raises as
