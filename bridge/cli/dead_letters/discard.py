@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bridge.cli.dead_letters.output import print_result, reasons_of
-from bridge.cli.dead_letters.scope import Scope, count_of
+from bridge.cli.dead_letters.output import count_of, print_result, reasons_of
+from bridge.cli.dead_letters.scope import Scope
 from bridge.cli.screen import bar
 from bridge.operate.dead_letters.letter import DeadLetter
 from bridge.operate.dead_letters.replay import Tally

@@ -16,7 +16,12 @@ from bridge.errors import SettingsError
 from bridge.operate.dead_letters.letter import REASONS
 from bridge.operate.dead_letters.selection import Selection, parse_span
 
+Text = str | None
 Texts = list[str] | None
+
+
+def _option(*names: str, help: str, metavar: str | None = None, min: int | None = None) -> Any:  # noqa: A002 (as typer calls them)
+    return typer.Option(*names, help=help, metavar=metavar, min=min, show_default=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,100 +30,58 @@ class Filters:
 
     reason: Annotated[
         Texts,
-        typer.Option(
-            "--reason",
-            metavar="REASON",
-            help=f"Only these: {', '.join(REASONS)}. Repeatable.",
-            show_default=False,
-        ),
+        _option("--reason", metavar="REASON", help=f"Only {', '.join(REASONS)}. Repeatable."),
     ] = None
     flow: Annotated[
         Texts,
-        typer.Option(
-            "--flow",
-            metavar="PATTERN",
-            help="Only of flows such as 'team/*'. Repeatable.",
-            show_default=False,
-        ),
+        _option("--flow", metavar="PATTERN", help="Only flows such as 'team/*'. Repeatable."),
     ] = None
     job: Annotated[
-        Texts,
-        typer.Option(
-            "--job",
-            metavar="PATTERN",
-            help="Only of jobs such as 'day-*'. Repeatable.",
-            show_default=False,
-        ),
+        Texts, _option("--job", metavar="PATTERN", help="Only jobs such as 'day-*'. Repeatable.")
     ] = None
     error: Annotated[
-        str, typer.Option("--error", metavar="TEXT", help="Only those whose error has this text.")
+        str, _option("--error", metavar="TEXT", help="Only those whose error has this text.")
     ] = ""
     older_than: Annotated[
-        str | None,
-        typer.Option(
+        Text,
+        _option(
             "--older-than", metavar="SPAN", help="Only those dead for longer: 30m, 2h, 3d, 1w."
         ),
     ] = None
     newer_than: Annotated[
-        str | None,
-        typer.Option("--newer-than", metavar="SPAN", help="Only those dead for less long."),
+        Text, _option("--newer-than", metavar="SPAN", help="Only those dead for less long.")
     ] = None
     queue: Annotated[
-        str | None,
-        typer.Option(
-            "--queue",
-            "--lane",
-            help="Only of this queue. Without it: of all lanes.",
-            show_default=False,
-        ),
+        Text, _option("--queue", "--lane", help="Only of this queue. Without it: of all lanes.")
     ] = None
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most this many.", show_default=False)
-    ] = None
+    limit: Annotated[int | None, _option("--limit", min=1, help="At most this many.")] = None
 
-    def selection(self, jobs: Sequence[str] | None = None) -> Selection:
+    def selection(self, jobs: Texts = None) -> Selection:
         """The letters that these options and these job ids select.
 
         Raises:
             SettingsError: an option makes no sense.
         """
-        for reason in self.reason or ():
-            _check_reason(reason)
-        for pattern in self.flow or ():
-            if "/" not in pattern.strip("/"):
-                raise SettingsError(
-                    f"--flow {pattern!a} matches no flow: they are namespace/id, patterns "
-                    "such as 'team/*'"
-                )
-        if "" in (*(jobs or ()), *(self.job or ())):
-            raise SettingsError("a job's id can't be empty")
         older = _span("--older-than", self.older_than)
         newer = _span("--newer-than", self.newer_than)
-        if older is not None and newer is not None and older >= newer:
-            raise SettingsError(
-                f"nothing is older than {self.older_than} and newer than {self.newer_than}"
-            )
-        return Selection(
-            names=frozenset(jobs or ()),
-            reasons=frozenset(self.reason or ()),
-            flows=tuple(self.flow or ()),
-            jobs=tuple(self.job or ()),
+        selection = Selection(
+            names=frozenset(_checked(_check_id, jobs)),
+            reasons=frozenset(_checked(_check_reason, self.reason)),
+            flows=_checked(_check_flow, self.flow),
+            jobs=_checked(_check_id, self.job),
             error=self.error,
             older_than=older,
             newer_than=newer,
         )
+        if older is not None and newer is not None and older >= newer:
+            raise SettingsError(
+                f"nothing is older than {self.older_than} and newer than {self.newer_than}"
+            )
+        return selection
 
 
 def with_filters(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `Filters`; it takes them as its argument `filters`."""
-    names = [field.name for field in fields(Filters)]
-
-    @wraps(command)
-    def run(**options: Any) -> None:
-        given = {name: options.pop(name) for name in names}
-        command(filters=Filters(**given), **options)
-
-    # typer reads a command's options from its signature.
     hints = get_type_hints(Filters, include_extras=True)
     shared = [
         inspect.Parameter(
@@ -129,6 +92,13 @@ def with_filters(command: Callable[..., None]) -> Callable[..., None]:
         )
         for field in fields(Filters)
     ]
+
+    @wraps(command)
+    def run(**options: Any) -> None:
+        given = {parameter.name: options.pop(parameter.name) for parameter in shared}
+        command(filters=Filters(**given), **options)
+
+    # typer reads a command's options from its signature.
     own_hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
@@ -141,6 +111,26 @@ def with_filters(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _checked(check: Callable[[str], None], values: Texts) -> Sequence[str]:
+    if values is None:
+        return ()
+    for value in values:
+        check(value)
+    return tuple(values)
+
+
+def _check_id(job: str) -> None:
+    if not job:
+        raise SettingsError("a job's id can't be empty")
+
+
+def _check_flow(pattern: str) -> None:
+    if "/" not in pattern.strip("/"):
+        raise SettingsError(
+            f"--flow {pattern!a} matches no flow: they are namespace/id, patterns such as 'team/*'"
+        )
+
+
 def _check_reason(reason: str) -> None:
     if reason in REASONS:
         return
@@ -151,7 +141,7 @@ def _check_reason(reason: str) -> None:
     raise SettingsError(f"--reason {reason!a} is no reason{hint}")
 
 
-def _span(option: str, text: str | None) -> timedelta | None:
+def _span(option: str, text: Text) -> timedelta | None:
     if text is None:
         return None
     try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from bridge.cli.dead_letters.detail import ExecutionReport, full_data, print_full
-from bridge.cli.dead_letters.listing import listing
+from bridge.cli.dead_letters.listing import print_list
 from bridge.cli.dead_letters.output import dumps
 from bridge.cli.dead_letters.scope import Scope
 from bridge.errors import KestraError
@@ -15,12 +15,13 @@ from bridge.operate.dead_letters.letter import DeadLetter
 
 
 async def list_letters(scope: Scope) -> None:
-    """List the selected letters."""
-    now, queues = scope.selection.now, len(scope.lanes)
-    with listing(as_json=scope.as_json, now=now, queues=queues, limit=scope.limit) as output:
-        async with scope.connected() as session:
-            await scope.collect(session, lambda letter, _: output.add(letter), only_look=True)
-    if not output.total and not scope.as_json:
+    """List the selected letters, once all are read: a slow reader must not keep them held."""
+    async with scope.connected() as session:
+        letters = await scope.collect(session, lambda letter, _: letter, only_look=True)
+    if letters:
+        queues, now = len(scope.lanes), scope.selection.now
+        print_list(letters, now, as_json=scope.as_json, queues=queues, limit=scope.limit)
+    elif not scope.as_json:
         print(scope.nothing)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from bridge.cli.dead_letters.output import dumps, print_result, reasons_of
-from bridge.cli.dead_letters.scope import Scope, count_of
+from bridge.cli.dead_letters.output import count_of, dumps, print_result, reasons_of
+from bridge.cli.dead_letters.scope import Scope
 from bridge.cli.screen import bar, named
 from bridge.errors import KestraError, SettingsError
 from bridge.job.message import Message

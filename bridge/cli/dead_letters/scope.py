@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import typer
 
 from bridge.cli import signals, streams
+from bridge.cli.dead_letters.output import count_of
 from bridge.cli.screen import named
 from bridge.errors import BridgeError, NoSuchJob
 from bridge.job.message import Message
@@ -116,11 +117,6 @@ def carry_out(
 def say(line: str) -> None:
     """Write a line to standard error."""
     streams.tell(f"kestra-bridge: {line}")
-
-
-def count_of(count: int, what: str) -> str:
-    """A count with its noun, as `1 job` or `2 jobs`."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _after(progress: str) -> str:

@@ -73,9 +73,7 @@ def find_obstacle(
     if letter.own_queue not in (None, letter.queue):
         return f"its queue is {visible(letter.own_queue or '')}, not {letter.queue}"
     if letter.reason == Reason.FLOW_NOT_ALLOWED and flows is not None:
-        if letter.flow is not None and allowed(letter.flow, flows):
-            return None
-        return f"BRIDGE_ALLOWED_FLOWS still doesn't allow flow {letter.flow or 'of its lane'}"
+        return _flow_obstacle(letter.flow, flows)
     if letter.origin is Origin.BRIDGE and letter.reason != Reason.INVALID_MESSAGE:
         return None  # the bridge could read it before
     try:
@@ -84,6 +82,12 @@ def find_obstacle(
     except InvalidMessage as error:
         return f"it would be a dead letter again: {error}"
     return None
+
+
+def _flow_obstacle(flow: FlowName | None, flows: Sequence[str]) -> str | None:
+    if flow is not None and allowed(flow, flows):
+        return None
+    return f"BRIDGE_ALLOWED_FLOWS still doesn't allow flow {flow or 'of its lane'}"
 
 
 def indistinguishable(letters: Iterable[DeadLetter]) -> frozenset[bytes]:

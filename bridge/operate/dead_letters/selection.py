@@ -32,13 +32,9 @@ class Selection:
             return False
         if self.reasons and letter.reason not in self.reasons:
             return False
-        if self.flows and not self._has_flow(letter):
-            return False
-        if self.jobs and not any(fnmatchcase(letter.name, pattern) for pattern in self.jobs):
-            return False
         if self.error.casefold() not in letter.error.casefold():
             return False
-        return self._has_age(letter)
+        return self._has_flow(letter) and self._has_id(letter) and self._has_age(letter)
 
     @property
     def means_all(self) -> bool:
@@ -46,7 +42,14 @@ class Selection:
         return self == Selection(now=self.now)
 
     def _has_flow(self, letter: DeadLetter) -> bool:
+        if not self.flows:
+            return True
         return letter.flow is not None and allowed(letter.flow, self.flows)
+
+    def _has_id(self, letter: DeadLetter) -> bool:
+        if not self.jobs:
+            return True
+        return any(fnmatchcase(letter.name, pattern) for pattern in self.jobs)
 
     def _has_age(self, letter: DeadLetter) -> bool:
         if self.older_than is None and self.newer_than is None:
