@@ -148,13 +148,12 @@ class QueueReader:
             self._returning = True
             last_tags = {batch: tag for tag, batch in self._held.items()}
             for group in _grouped(list(last_tags.values()), self._limits.in_flight):
-                returned = [tag for tag in self._held if tag <= group[-1]]
-                expected = await self.ready() + len(returned)
-                with translated_on_queue(self.queue):
-                    for last in group:
+                returning = sum(tag <= group[-1] for tag in self._held)
+                expected = await self.ready() + returning
+                for last in group:
+                    self._held = {tag: batch for tag, batch in self._held.items() if tag > last}
+                    with translated_on_queue(self.queue):
                         await self._raw.basic_nack(last, multiple=True, requeue=True)
-                for tag in returned:
-                    del self._held[tag]
                 await self._await_ready(expected)
 
     async def _await_ready(self, expected: int) -> None:
