@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bridge.cli.dead_letters.output import count_of, dumps, print_result, reasons_of
+from bridge.cli.dead_letters.output import count_of, reasons_of
+from bridge.cli.dead_letters.replay_report import ReplayReport
 from bridge.cli.dead_letters.scope import Scope
-from bridge.cli.screen import bar, named
+from bridge.cli.screen import bar
 from bridge.errors import KestraError, SettingsError
 from bridge.job.message import Message
 from bridge.kestra import Kestra
@@ -24,10 +25,6 @@ from bridge.operate.dead_letters.replay import Plan, Tally
 from bridge.rabbitmq.command_session import CommandSession
 
 ALIKE = "another letter without an id is just like it, and they can't be told apart"
-HELD = (
-    "somebody else holds dead letters of that queue, and theirs may be among them; run it "
-    "again after that"
-)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,10 +72,17 @@ class ReplayCommand:
 
     def report(self) -> bool:
         """Print what was done, or would be; returns whether nothing is left that should be back."""
+        report = ReplayReport(
+            scope=self.scope,
+            decisions=self.decisions,
+            tally=self.tally,
+            dry_run=self.dry_run,
+            discard_succeeded=self.discard_succeeded,
+        )
         if self.scope.as_json:
-            self._print_json()
+            report.print_json()
         else:
-            print(*self._lines(), sep="\n")
+            report.print()
         return not self.tally.waiting and not self._keys(ReplayResult.REFUSED)
 
     def _with_obstacle(self, letter: DeadLetter, message: Message) -> tuple[DeadLetter, str | None]:
@@ -138,75 +142,3 @@ class ReplayCommand:
             for lane in self.scope.lanes_of(letters):
                 async with self.scope.opened(session, lane) as dead:
                     await dead.replay(plan, self.tally, advance)
-
-    def _print_json(self) -> None:
-        for decision in self.decisions:
-            print_result(
-                decision.letter, self._result(decision), dry_run=self.dry_run, why=decision.why
-            )
-        for job in sorted(self.tally.finished):
-            queue = self.scope.lanes[0].queue if len(self.scope.lanes) == 1 else None
-            data = {
-                "job": job,
-                "queue": queue,
-                "result": ReplayResult.REPLAY,
-                "reason": None,
-                "why": "a replay that was ended had begun it",
-            }
-            print(dumps(data))
-
-    def _result(self, decision: ReplayDecision) -> str:
-        """What became of a letter, or would, as a word."""
-        if decision.result is ReplayResult.SUCCEEDED and self.discard_succeeded:
-            return "discarded"
-        if decision.result is ReplayResult.REPLAY and not self.dry_run:
-            return decision.result if decision.letter.key in self.tally.back else "gone"
-        return decision.result
-
-    def _lines(self) -> Iterator[str]:
-        """What became of the jobs, or would, for people."""
-        if not self.decisions and not self.tally.finished:
-            yield self.scope.nothing
-        if self.tally.finished:
-            jobs = _are(len(self.tally.finished), "job")
-            yield f"{jobs} back in {self.scope.place} that a replay had begun which was ended"
-        yield from self._back_lines(len(self._keys(ReplayResult.REPLAY)))
-        for result, what in self._left.items():
-            left = [
-                f"{each.letter.name} ({each.why})"
-                for each in self.decisions
-                if each.result is result
-            ]
-            if left:
-                yield f"{count_of(len(left), 'job')} {what}: {named(left)}"
-        if self.tally.waiting:
-            jobs = count_of(self.tally.waiting, "job")
-            yield f"{jobs} that a replay had begun which was ended: {HELD}"
-
-    def _back_lines(self, wanted: int) -> Iterator[str]:
-        place = self.scope.place
-        if self.dry_run and wanted:
-            yield f"would put {count_of(wanted, 'job')} back into {place}"
-        elif wanted:
-            gone = wanted - len(self.tally.back)
-            meanwhile = f"; {count_of(gone, 'letter')} had gone meanwhile" if gone else ""
-            yield f"{_are(len(self.tally.back), 'job')} back in {place}{meanwhile}"
-        if self.tally.doubled:
-            yield f"{count_of(self.tally.doubled, 'letter')} stood there twice and went away"
-
-    @property
-    def _left(self) -> dict[ReplayResult, str]:
-        would = "would be " if self.dry_run else ""
-        succeeded = f"{would}left alone (--discard-succeeded throws such letters away)"
-        if self.discard_succeeded:
-            succeeded = f"{would}discarded"
-        return {
-            ReplayResult.SUCCEEDED: f"succeeded in Kestra meanwhile, {succeeded}",
-            ReplayResult.RUNNING: f"run again in Kestra, {would}left alone",
-            ReplayResult.REFUSED: "can't be put back",
-        }
-
-
-def _are(count: int, what: str) -> str:
-    verb = "is" if count == 1 else "are"
-    return f"{count_of(count, what)} {verb}"
