@@ -42,10 +42,10 @@ class ReaderLimits:
     (`rabbit_fifo_client`, its soft limit)."""
     answer_timeout: float = 60.0
     idle: float = 0.1
-    """A page to which nothing was added for so long counts as complete."""
+    """Ask whether anything is left when no message has arrived for this time."""
     poll: float = 0.02
     stalled: float = 3.0
-    """Give up waiting for returned messages when their number has not grown for so long."""
+    """Stop waiting for messages, delivered or returned, when none has come for this time."""
     after_failure: float = 10.0
     """The time to return all messages after an error or an interruption."""
 
@@ -187,12 +187,23 @@ class QueueReader:
             await self._raw.basic_consume(
                 self.queue, delivered, consumer_tag=consumer, timeout=timeout
             )
-            with suppress(TimeoutError):
-                while len(self._arrived) < full:
-                    self._arrival.clear()
-                    await asyncio.wait_for(self._arrival.wait(), self._limits.idle)
+            await self._await_arrived(full)
             # Once this is answered, all that is under way has arrived.
             await self._raw.basic_cancel(consumer, timeout=timeout)
+
+    async def _await_arrived(self, count: int) -> None:
+        """Wait until that many messages have arrived, or others have taken them."""
+        loop = asyncio.get_running_loop()
+        last_arrival = loop.time()
+        while len(self._arrived) < count:
+            self._arrival.clear()
+            try:
+                await asyncio.wait_for(self._arrival.wait(), self._limits.idle)
+                last_arrival = loop.time()
+            except TimeoutError:
+                stalled = loop.time() - last_arrival > self._limits.stalled
+                if stalled or not await self.ready():
+                    return
 
     @shield
     async def _settle(self, tags: Sequence[int], send: Callable[[int], Awaitable[None]]) -> None:
