@@ -18,7 +18,6 @@ from bridge.operate.submission import jobs
 from bridge.operate.submission.batch import Batch, JobResult
 from bridge.operate.submission.files import Format
 from bridge.operate.submission.publish import collect_results, publish_all
-from bridge.rabbitmq.alarms import heard
 from bridge.rabbitmq.broker import Broker
 from bridge.settings import BrokerSettings, lane_named
 
@@ -211,12 +210,10 @@ async def _submit(
         BrokerError: a job could not be published, or the connection was lost.
     """
     broker = Broker(settings, name="kestra-bridge submit")
-    async with broker.publisher() as (connection, publisher), AsyncExitStack() as stack:
-        stack.enter_context(heard(connection, _say))
-        await broker.ensure(connection)
-        reply_queue = (
-            await stack.enter_async_context(broker.reply_queue(connection)) if wait else None
-        )
+    async with broker.commands() as session, AsyncExitStack() as stack:
+        stack.enter_context(session.alarms_heard(_say))
+        await session.ensure()
+        reply_queue = await stack.enter_async_context(session.reply_queue()) if wait else None
         reply_to = reply_queue.name if reply_queue else None
 
         def confirmed() -> None:
@@ -229,7 +226,7 @@ async def _submit(
             bars.ended()
 
         error = await publish_all(
-            publisher, batch, queue=output.queue, reply_to=reply_to, confirmed=confirmed
+            session.publisher, batch, queue=output.queue, reply_to=reply_to, confirmed=confirmed
         )
         if error or not wait:
             output.submitted(batch.announce(skip_gaps=True))

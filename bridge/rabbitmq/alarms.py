@@ -1,6 +1,4 @@
-"""What a broker says when it takes no messages: a connection that publishes waits until the alarm
-is over.
-"""
+"""Alarms of the broker: while it takes no messages, a connection that publishes waits."""
 
 from __future__ import annotations
 
@@ -13,22 +11,22 @@ from bridge.errors import BrokerUnavailable
 
 _BLOCKED = "_Connection__handle_connection_blocked"
 _UNBLOCKED = "_Connection__handle_connection_unblocked"
-"""aiormq's handlers of these two frames; it keeps their content to itself."""
+"""aiormq's handlers of these two frames; it exposes their content nowhere else."""
 
 
 @dataclass(slots=True)
 class Alarm:
-    """Why the broker takes no messages on a connection at the moment; empty where it does."""
+    """Why the broker takes no messages on a connection at present; empty if it does."""
 
     reason: str = ""
 
 
 @contextmanager
 def heard(connection: Any, say: Callable[[str], None]) -> Iterator[Alarm]:
-    """Say at once that the broker keeps a connection waiting, and why, and when that is over.
+    """Report at once, through `say`, when the broker blocks a connection, why, and when that ends.
 
     Raises:
-        BrokerUnavailable: what was raised in it, with the alarm that explains it.
+        BrokerUnavailable: raised inside the context; the alarm that explains it is added.
     """
     alarm = Alarm()
     raw = connection.transport.connection

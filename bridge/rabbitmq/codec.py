@@ -1,14 +1,13 @@
-"""Make AMQP decoding total: whatever bytes a publisher put into properties and headers, a delivery
-arrives.
+"""Delivered messages as the bridge's own, and patches that let AMQP decoding never fail.
 
 pamqp raises on a short string that isn't UTF-8, on a time stamp past year 9999 and on tables nested
-too deeply. RabbitMQ takes such messages, and the error ends aiormq's reader and with it the
-connection, so that one message would keep every consumer of its queue from working for ever. Here
-those values are decoded to something that can be judged (and refused) one message at a time. What
-was decoded can be published again, which pamqp refuses of some values that it has read, and a
-double stays one, where pamqp would make it a float of half the size.
+too deeply. RabbitMQ accepts such messages, and the error ends aiormq's reader and with it the
+connection, so that one message would stop every consumer of its queue for ever. The patched
+decoders turn those values into something that can be judged (and refused) one message at a time.
+Whatever was decoded can be published again, which pamqp refuses for some values that it has read. A
+double stays a double, where pamqp would make it a float of half the size.
 
-A virtual host is reached by any name: of a `%2F` in it aiormq would make a slash.
+A virtual host of any name can be reached: aiormq would turn a `%2F` in it into a slash.
 """
 
 from __future__ import annotations
@@ -19,20 +18,22 @@ from contextvars import ContextVar
 from typing import Any
 from urllib.parse import unquote
 
+from aiormq.abc import DeliveredMessage
 from aiormq.connection import Connection
 from pamqp import decode, encode
 
+from bridge.job.message import Message
+
 MAX_DEPTH = 32
-"""Tables and arrays nested deeper than this are dropped; a hundred thousand levels fit into one
-frame."""
+"""Deeper nested tables and arrays are dropped: a hundred thousand levels fit into one frame."""
 
 Decoder = Callable[[bytes], tuple[int, Any]]
 _depth: ContextVar[int] = ContextVar("amqp_table_depth", default=0)
 
 
 def install() -> None:
-    """Replace some of pamqp's decoders and encoders for this process; doing it twice changes
-    nothing.
+    """Patch pamqp's decoders and encoders, and aiormq's virtual host, for the whole process.
+    Repeating it changes nothing.
     """
     if decode.METHODS["shortstr"] is _short_string:
         return
@@ -46,6 +47,34 @@ def install() -> None:
     Connection.vhost = property(_virtual_host, lambda *_: None)  # type: ignore[assignment]
 
 
+def to_message(message: DeliveredMessage) -> Message:
+    """A delivered message as the bridge's own.
+
+    Not through aio-pika's message class, which raises on properties that RabbitMQ accepts (a
+    delivery mode of 7, an expiration that is no number): such a message would stay unsettled for
+    ever.
+    """
+    properties = message.header.properties
+    return Message(
+        body=message.body,
+        headers=properties.headers or {},
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        delivery_mode=properties.delivery_mode,
+        priority=properties.priority,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        expiration=properties.expiration,
+        message_id=properties.message_id,
+        timestamp=properties.timestamp,
+        message_type=properties.message_type,
+        user_id=properties.user_id,
+        app_id=properties.app_id,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+    )
+
+
 def _virtual_host(connection: Any) -> str:
     """The virtual host that a connection's address names, decoded once."""
     return unquote(connection.url.raw_path[1:]) or "/"
@@ -55,7 +84,9 @@ _encode_table_value = encode.encode_table_value
 
 
 def _table_value(value: Any) -> bytes:
-    return b"d" + encode.double(value) if isinstance(value, float) else _encode_table_value(value)
+    if isinstance(value, float):
+        return b"d" + encode.double(value)
+    return _encode_table_value(value)
 
 
 def _short_string(value: bytes) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""What a look at RabbitMQ by AMQP tells, without changing anything there."""
+"""Looks at RabbitMQ over AMQP, without changing anything there."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused
 
 from bridge.rabbitmq import topology
-from bridge.rabbitmq.broker import announced_version
+from bridge.rabbitmq.connection import announced_version
 
 OWN_QUEUES = "amq.gen-*"
-"""How RabbitMQ names the queues of one connection alone."""
+"""RabbitMQ's names for queues that belong to one connection."""
 
 Right = Literal["configure", "write", "read"]
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """How many messages of a queue are ready, and how many consumers it has."""
+    """The number of ready messages and of consumers of a queue."""
 
     ready: int
     consumers: int
@@ -33,27 +33,26 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class DeclareResult:
-    """Whether a queue or an exchange is there, and what is other than it should be, in the broker's
+    """Whether a queue or an exchange exists, and what differs from the plan, in the broker's
     words.
     """
 
     exists: bool
     differs: str | None = None
     of_before: bool = False
-    """It is as RabbitMQ 3 or an earlier bridge made it (`topology`), which doesn't count as a
-    difference."""
+    """It is as RabbitMQ 3 or an earlier bridge made it (`topology`), which is no difference."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Refusal:
-    """A right that the user hasn't got, and on what."""
+    """A right that the user lacks, and on what."""
 
     right: Right
     on: str
 
 
 class Inspector:
-    """Looks, on a connection of `Broker.connection`. What the user may not do is noted in
+    """Looks, on a connection of `CommandSession.inspector`. Missing rights are noted in
     `refused`.
     """
 
@@ -63,11 +62,11 @@ class Inspector:
 
     @property
     def version(self) -> str:
-        """The broker's version as it introduced itself."""
+        """The broker's version as it announced it."""
         return announced_version(self._connection)
 
     async def depth(self, queue: str) -> Depth | None:
-        """A queue's depth, or None where there's none of that name."""
+        """A queue's depth, or None where there is none of that name."""
         try:
             async with self._connection.channel() as channel:
                 declared = (await channel.declare_queue(queue, passive=True)).declaration_result
@@ -76,10 +75,10 @@ class Inspector:
         return Depth(declared.message_count or 0, declared.consumer_count or 0)
 
     async def check(self, thing: topology.Queue | topology.Exchange) -> DeclareResult:
-        """Whether something is there, and as it should be: what is there is declared once more,
+        """Whether a queue or an exchange exists as planned: an existing one is declared once more,
         which changes nothing.
 
-        Who may not configure it isn't told what differs.
+        A user who may not configure it does not learn what differs.
         """
         try:
             await self._declare(thing, passive=True)
@@ -87,26 +86,19 @@ class Inspector:
         except ChannelNotFoundEntity:
             return DeclareResult(exists=False)
         except ChannelPreconditionFailed as error:
-            if thing.of_before != thing and await self._is_as(thing.of_before):
+            if thing.of_before != thing and await self._matches(thing.of_before):
                 return DeclareResult(exists=True, of_before=True)
             return DeclareResult(exists=True, differs=" ".join(str(error).split()))
         except ChannelAccessRefused:
             self.refused.add(Refusal("configure", thing.name))
         return DeclareResult(exists=True)
 
-    async def _is_as(self, thing: topology.Queue | topology.Exchange) -> bool:
-        try:
-            await self._declare(thing, passive=False)
-        except ChannelPreconditionFailed:
-            return False
-        return True
-
     async def try_rights(self, name: str) -> None:
         """Note whether the user may write to and read from a queue and the exchange of the same
         name.
 
-        A binding is taken away that isn't there, which takes both rights and is no error. Where one
-        of the two isn't there, nothing is noted.
+        Removes a binding that doesn't exist, which needs both rights and is no error. If the queue
+        or the exchange is missing, nothing is noted.
         """
         try:
             async with self._connection.channel() as channel:
@@ -115,15 +107,16 @@ class Inspector:
                     queue=name, exchange=name, routing_key=f"none-{uuid.uuid4().hex}"
                 )
         except ChannelAccessRefused as error:
-            self.refused.add(Refusal("read" if _of_exchange(error) else "write", name))
+            right: Right = "read" if _on_exchange(error) else "write"
+            self.refused.add(Refusal(right, name))
         except ChannelNotFoundEntity:
             pass
 
     async def try_publishing(self) -> None:
         """Note whether the user may publish to queues by their names.
 
-        A queue of our own takes that right too, if its dead letters are to go the same way. Nothing
-        is published: while RabbitMQ has an alarm, it reads no more from a connection that did.
+        Declaring a queue whose dead letters go the same way needs that right too. Nothing is
+        published: during an alarm RabbitMQ stops reading from a connection that did.
         """
         try:
             async with self._connection.channel() as channel:
@@ -131,14 +124,14 @@ class Inspector:
                     exclusive=True, auto_delete=True, arguments={"x-dead-letter-exchange": ""}
                 )
         except ChannelAccessRefused as error:
-            if _of_exchange(error):
+            if _on_exchange(error):
                 self.refused.add(Refusal("write", "amq.default"))
 
     @asynccontextmanager
     async def replies(self, routing_key: str) -> AsyncIterator[asyncio.Queue[bytes] | None]:
-        """What arrives at the reply exchange, in a queue of our own as a replica has one.
+        """Messages of the reply exchange, in a queue of our own as each replica has one.
 
-        None where there is no such exchange, or where the user may not.
+        None where there is no such exchange, or where the user may not read from it.
         """
         arrived: asyncio.Queue[bytes] = asyncio.Queue()
 
@@ -147,24 +140,31 @@ class Inspector:
 
         async with self._connection.channel(publisher_confirms=False) as channel:
             raw = await channel.get_underlay_channel()
-            missing: tuple[Right, str] = "configure", OWN_QUEUES
+            needed: tuple[Right, str] = ("configure", OWN_QUEUES)
             try:
                 queue = await channel.declare_queue(exclusive=True, auto_delete=True)
-                missing = "write", OWN_QUEUES
+                needed = ("write", OWN_QUEUES)
                 await queue.bind(topology.REPLIES, routing_key=routing_key)
-                missing = "read", OWN_QUEUES
+                needed = ("read", OWN_QUEUES)
                 await raw.basic_consume(queue.name, take, no_ack=True)
             except ChannelAccessRefused as error:
-                self.refused.add(
-                    Refusal("read", topology.REPLIES) if _of_exchange(error) else Refusal(*missing)
-                )
+                if _on_exchange(error):
+                    needed = ("read", topology.REPLIES)
+                self.refused.add(Refusal(*needed))
             except ChannelNotFoundEntity:
                 pass
             yield None if raw.is_closed else arrived
 
+    async def _matches(self, thing: topology.Queue | topology.Exchange) -> bool:
+        try:
+            await self._declare(thing, passive=False)
+        except ChannelPreconditionFailed:
+            return False
+        return True
+
     async def _declare(self, thing: topology.Queue | topology.Exchange, *, passive: bool) -> None:
+        arguments = None if passive else dict(thing.arguments)
         async with self._connection.channel() as channel:
-            arguments = None if passive else dict(thing.arguments)
             if isinstance(thing, topology.Exchange):
                 await channel.declare_exchange(
                     thing.name, thing.type, durable=True, passive=passive, arguments=arguments
@@ -175,8 +175,6 @@ class Inspector:
                 )
 
 
-def _of_exchange(error: ChannelAccessRefused) -> bool:
-    """Whether it was an exchange's rights that were missing, where an operation takes those of two
-    things.
-    """
+def _on_exchange(error: ChannelAccessRefused) -> bool:
+    """Whether the right that is missing is on an exchange, not on a queue."""
     return " to exchange " in str(error)

@@ -1,9 +1,9 @@
-"""Publishing beside the session: over connections whose end costs no delivery.
+"""Publishers beside the session, on connections whose end costs no delivery.
 
 RabbitMQ can close a connection over one message that is published on it, and with it goes
-everything else that is under way there. So what others have a say in (results to a `reply_to`, and
-messages that are suspected) goes over connections of its own; and what failed there beside others
-is sent again alone, where its failure is its own doing.
+everything else that is under way there. So messages that others influence (results to a `reply_to`,
+and suspected messages) have connections of their own. What failed there beside others is sent again
+in isolation, where a failure is the message's own doing.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from bridge.errors import BrokerDenied, BrokerUnavailable, MessageRefused, Publi
 from bridge.job.message import Message
 
 TRIES = 3
-"""So often in a row a message has to fail alone: a broker in trouble closes connections over
-harmless ones, too."""
+"""Failures in a row, in isolation, that prove a message's fault: a broker in trouble closes
+connections over harmless messages, too."""
 
 PAUSE = 0.2
+"""Seconds before the second try; doubled before the third."""
 
 RESULT_SECONDS = 45.0
-"""How long a result may take: longer than one publish waits for its confirm, so that one which
-fails beside another is sent again."""
+"""Seconds that a result may take: longer than one publish waits for its confirm, so that a result
+that fails beside another is sent again."""
 
 
 class Line(Protocol):
     """A publisher with a connection of its own."""
 
     async def publish(self, message: Message, *, exchange: str = "", routing_key: str = "") -> None:
-        """Publish by confirm; raises as `bridge.rabbitmq.broker.Publisher.publish` does."""
+        """Publish with a confirm; raises as `bridge.rabbitmq.publisher.Publisher.publish` does."""
 
     async def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
 
 
 class ReopeningPublisher:
-    """Publishes over a line that is opened when it is needed first, and anew once it failed."""
+    """Publishes over a line that is opened for the first publish, and again after a failure."""
 
     def __init__(self, connect: Callable[[], Awaitable[Line]]) -> None:
         self._connect = connect
@@ -47,8 +48,11 @@ class ReopeningPublisher:
         self._line: Line | None = None
 
     async def publish(self, message: Message, *, exchange: str = "", routing_key: str = "") -> None:
-        """Publish by confirm; raises as `bridge.rabbitmq.broker.Publisher.publish` does."""
-        line = await self._opened()
+        """Publish with a confirm; raises as `bridge.rabbitmq.publisher.Publisher.publish` does."""
+        async with self._opening:
+            if self._line is None:
+                self._line = await self._connect()
+            line = self._line
         try:
             await line.publish(message, exchange=exchange, routing_key=routing_key)
         except BrokerUnavailable:
@@ -56,28 +60,20 @@ class ReopeningPublisher:
             raise
 
     async def close(self) -> None:
-        """End the connection, if there is one."""
+        """Close the connection, if there is one."""
         if self._line is not None:
             await self._drop(self._line)
 
-    async def _opened(self) -> Line:
-        async with self._opening:
-            if self._line is None:
-                self._line = await self._connect()
-            return self._line
-
     async def _drop(self, line: Line) -> None:
-        """Use a line no more; of several whose publishes failed on it, the first one sees to
-        that.
-        """
+        """Stop using a line. If several publishes failed on it, the first one closes it."""
         if self._line is line:
             self._line = None
             await line.close()
 
 
 class IsolatedPublisher:
-    """Publishes one message at a time, so that what RabbitMQ closes the connection over is
-    known.
+    """Publishes one message at a time, so that it is clear over which one RabbitMQ closes the
+    connection.
     """
 
     def __init__(self, line: ReopeningPublisher, *, pause: float = PAUSE) -> None:
@@ -86,12 +82,11 @@ class IsolatedPublisher:
         self._turn = asyncio.Lock()
 
     async def publish(self, message: Message, *, exchange: str = "", routing_key: str = "") -> None:
-        """Publish by confirm.
+        """Publish with a confirm.
 
         Raises:
             MessageRefused: RabbitMQ closes the connection or the channel over this message, each
-            time. PublishFailed: it was not confirmed; a connection that is lost costs nothing else
-            here.
+            time. PublishFailed: it was not confirmed; a lost connection costs nothing else here.
         """
         async with self._turn:
             try:
@@ -103,7 +98,7 @@ class IsolatedPublisher:
                     ) from error
                 raise PublishFailed(str(error)) from error
             except BrokerDenied as error:
-                # One connection more can be one too many, where the session's own were let in.
+                # The broker let the session in, but one more connection can be too many.
                 raise PublishFailed(str(error)) from error
 
     async def _try(self, message: Message, exchange: str, routing_key: str) -> None:
@@ -118,8 +113,8 @@ class IsolatedPublisher:
 
 
 class ResultPublisher:
-    """Publishes results, many at once. What fails by a neighbour's fault is sent again alone, with
-    the same id.
+    """Publishes results, many at once. A result that fails beside others is sent again in
+    isolation, with the same id.
     """
 
     def __init__(
@@ -134,20 +129,17 @@ class ResultPublisher:
         self._patience = patience
 
     async def publish(self, message: Message, *, routing_key: str) -> None:
-        """Publish by confirm; raises as `IsolatedPublisher.publish` does, and `PublishFailed` where
-        it takes too long.
+        """Publish with a confirm; raises as `IsolatedPublisher.publish` does, and `PublishFailed`
+        after `patience` seconds.
 
-        A queue of the recipient's that never confirms must hold neither the delivery nor what is to
-        be sent alone next.
+        A recipient's queue that never confirms must hold up neither the delivery nor the next
+        message in isolation.
         """
         try:
             async with asyncio.timeout(self._patience):
-                await self._publish(message, routing_key)
+                try:
+                    await self._line.publish(message, routing_key=routing_key)
+                except BrokerUnavailable:
+                    await self._isolated.publish(message, routing_key=routing_key)
         except TimeoutError as error:
             raise PublishFailed(f"not confirmed within {self._patience:g} s") from error
-
-    async def _publish(self, message: Message, routing_key: str) -> None:
-        try:
-            await self._line.publish(message, routing_key=routing_key)
-        except BrokerUnavailable:
-            await self._isolated.publish(message, routing_key=routing_key)

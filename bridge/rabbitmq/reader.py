@@ -1,433 +1,292 @@
-"""Queues whose messages are read and held, not consumed: what isn't settled goes back in the order
-in which it came.
+"""Reads a queue and holds its messages; what is not settled goes back in the order in which it
+came.
 
-Messages are delivered to consumers of a small prefetch. Once its prefetch is used up by messages
-that are only held, another one takes over, so that any number can be held while few bodies are in
-memory.
+Messages come in pages. Each page has a consumer of its own, which is cancelled as soon as the page
+is complete. So any number of messages can be held while the bodies of only one page are in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 from aiormq.abc import AbstractChannel as RawChannel
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 from aiormq.tools import shield
 from pamqp.commands import Basic, Queue
 
-from bridge.errors import BridgeError, BrokerDenied, BrokerUnavailable, QueueInUse, QueueMissing
+from bridge.errors import BridgeError, QueueMissing
 from bridge.job.message import Message
-from bridge.rabbitmq.broker import to_message
+from bridge.rabbitmq.codec import to_message
+from bridge.rabbitmq.error_translation import translated_on_queue
 
 Each = TypeVar("Each")
 
-WINDOW = 256
-"""Messages that a consumer may hold; at most twice as many bodies wait here to be looked at."""
 
-ANSWER_TIMEOUT = 60.0
-IDLE = 0.1
-SETTLED_AT_ONCE = 16
-"""RabbitMQ's channel keeps back acks for a quorum queue when 32 are under way, and drops them when
-it ends (`rabbit_fifo_client`, its soft limit)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderLimits:
+    """How much a reader takes at once, and how long it waits; times are in seconds."""
 
-LOCK_EVERY = 0.2
-RETURN_TIMEOUT = 3.0
-RETURN_ANYWAY = 10.0
-"""Seconds to give back all that is held where something else has ended the reading."""
-
-LOOK_EVERY = 0.02
-
-
-@dataclass(slots=True)
-class Consumer:
-    """One that messages were delivered to: by what name, and the tags of those that we still hold,
-    in order.
-    """
-
-    name: str
-    active: bool = False
-    held: dict[int, None] = field(default_factory=dict)
+    page_messages: int = 128
+    page_bytes: int = 16 * 1024 * 1024
+    """A page has no more messages than fit into this if each is as large as the largest so far.
+    RabbitMQ itself offers no prefetch by bytes."""
+    in_flight: int = 16
+    """Settlements to send before their effect is awaited. From 32 on RabbitMQ's channel holds
+    settlements for a quorum queue back, mixes up their order, and drops them when it closes
+    (`rabbit_fifo_client`, its soft limit)."""
+    answer_timeout: float = 60.0
+    idle: float = 0.1
+    """Ask whether anything is left when no message has arrived for this time."""
+    poll: float = 0.02
+    stalled: float = 3.0
+    """Stop waiting for messages, delivered or returned, when none has come for this time."""
+    after_failure: float = 10.0
+    """The time to return all messages after an error or an interruption."""
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
-    """By what a message that we hold is settled: its tag on the channel, and whose it was."""
-
-    tag: int
-    consumer: Consumer
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A message that we hold."""
+class HeldMessage:
+    """A message that a reader holds, with its delivery tag."""
 
     message: Message
-    receipt: Receipt
+    delivery_tag: int
 
 
-class Desk:
-    """One channel on which several queues are read; what is sent on it reaches the broker in that
-    order.
-    """
-
-    def __init__(self, raw: RawChannel) -> None:
-        self._raw = raw
-        self._browsers: list[Browser] = []
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, connection: AbstractConnection) -> AsyncIterator[Desk]:
-        """A desk on that connection. At the end, whichever it is, everything that isn't settled
-        goes back.
-        """
-        with _translated("a channel"):
-            channel = await connection.channel(publisher_confirms=False)
-            raw = await channel.get_underlay_channel()
-            await raw.basic_qos(prefetch_count=WINDOW, timeout=ANSWER_TIMEOUT)
-        desk = cls(raw)
-        try:
-            yield desk
-        except (Exception, asyncio.CancelledError):
-            # What is taken from a connection that closes goes back in another order, and as failed
-            # deliveries.
-            with suppress(BridgeError, TimeoutError):
-                async with asyncio.timeout(RETURN_ANYWAY):
-                    await desk.take_the_rest()
-                    await desk.give_back()
-            raise
-        await desk.give_back()
-        with _translated("a channel"):
-            await channel.close()
-
-    def browser(self, queue: str) -> Browser:
-        """What reads that queue here."""
-        browser = Browser(self._raw, queue)
-        self._browsers.append(browser)
-        return browser
-
-    async def take_the_rest(self) -> None:
-        """Take hold of what is not read yet of queues of which something is held.
-
-        What is given back comes after what was given back before: a part of a queue would change
-        places with the rest.
-        """
-        for browser in self._browsers:
-            # What was asked for when that was cut off has come once another question is answered.
-            while browser.begun and await browser.ready() and browser.holds:
-                async for _ in browser.read():
-                    pass
-
-    async def give_back(self) -> None:
-        """Give back all that is held, in the order in which it came.
-
-        By nack: RabbitMQ would give back in another order, and count a failed delivery, what it
-        takes from a channel that closes. One consumer's after the other's, since it keeps the order
-        only within each; a few at once, since it mixes up those of more (see `SETTLED_AT_ONCE`),
-        and done is what is there again.
-        """
-        for browser in self._browsers:
-            await browser.stop()
-        holding = [browser for browser in self._browsers if browser.holds]
-        for group in _grouped(sorted(tag for browser in holding for tag in browser.last_tags)):
-            expected = [await browser.ready() + browser.returned(group[-1]) for browser in holding]
-            with _translated("a channel"):
-                for tag in group:
-                    await self._raw.basic_nack(tag, multiple=True, requeue=True)
-            for browser, ready in zip(holding, expected, strict=True):
-                await browser.await_ready(ready)
-        with _translated("a channel"):
-            await self._raw.basic_nack(0, multiple=True, requeue=True)
-
-
-class Browser:
-    """One queue that is read.
+class QueueReader:
+    """Reads one queue on a channel of its own.
 
     Every method raises `QueueMissing`, `BrokerDenied` or `BrokerUnavailable`.
     """
 
-    def __init__(self, raw: RawChannel, queue: str) -> None:
+    def __init__(self, raw: RawChannel, queue: str, limits: ReaderLimits) -> None:
         self.queue = queue
         self._raw = raw
-        self._consumers: list[Consumer] = []
-        self._room = 0
-        self.begun = False
-        """Whether anything was read, or asked for."""
-        self._arrived: asyncio.Queue[Held] = asyncio.Queue()
+        self._limits = limits
+        # An RPC that is cancelled closes its channel, so the RPCs are shielded. Whatever follows an
+        # interruption waits for this lock, and so for the RPC under way.
+        self._turn = asyncio.Lock()
+        self._batches = 0
+        self._held: dict[int, int] = {}
+        """The batch of each held message, by delivery tag."""
+        self._largest = 1
+        self._arrived: list[HeldMessage] = []
+        self._arrival = asyncio.Event()
+        self._returning = False
 
     async def others(self, patience: float = 0) -> int:
-        """How many others consume or hold messages, after that time.
+        """The number of others that consume or hold messages, while this reader holds none.
 
-        A connection that has just ended counts for a moment longer. How many messages others hold,
-        RabbitMQ tells in its management API alone.
+        Waits up to `patience` seconds for them to go: a connection that has just ended still counts
+        for a moment. Only RabbitMQ's management API knows how many messages they hold.
         """
         deadline = asyncio.get_running_loop().time() + patience
         while True:
-            others = await self._count_others()
-            if not others or asyncio.get_running_loop().time() > deadline:
-                return others
-            await asyncio.sleep(LOOK_EVERY)
+            consumers = (await self._declared()).consumer_count or 0
+            if not consumers or asyncio.get_running_loop().time() > deadline:
+                return consumers
+            await asyncio.sleep(self._limits.poll)
 
     async def ready(self) -> int:
-        """How many messages are there that nobody holds."""
+        """The number of messages that nobody holds."""
         return (await self._declared()).message_count or 0
 
-    async def read(self) -> AsyncIterator[Held]:
-        """Every message that is ready now, once; later ones may stay unread.
+    async def pages(self) -> AsyncIterator[list[HeldMessage]]:
+        """Every message that nobody else holds, once, in pages."""
+        while page := await self.next_page():
+            yield page
 
-        The first is asked for by itself: the answer comes when RabbitMQ has done what it had still
-        to do in this queue. After a large give-back, 3.10 says for seconds that there's nothing.
+    @shield
+    async def next_page(self) -> list[HeldMessage]:
+        """The next messages; none where the queue is empty."""
+        async with self._turn:
+            if await self._get():
+                await self._fill_page()
+            page, self._arrived = self._arrived, []
+            return page
+
+    async def ack(self, tags: Sequence[int]) -> None:
+        """Remove the messages with these delivery tags; returns when RabbitMQ has done
+        so, on disk where the queue is a quorum queue.
         """
-        self.begun = True
-        if not await self._get():
+        for group in _grouped(tags, self._limits.in_flight):
+            await self._settle(group, self._raw.basic_ack)
+
+    async def reject(self, tags: Sequence[int]) -> None:
+        """Hand messages to the queue's dead-letter exchange; returns when RabbitMQ is certain to
+        do so.
+        """
+        for group in _grouped(tags, self._limits.in_flight):
+            await self._settle(group, partial(self._raw.basic_reject, requeue=False))
+
+    async def take_rest(self) -> None:
+        """Take hold of what was not read yet, if anything is held and nothing was given back.
+
+        RabbitMQ queues returned messages behind those that were returned before: the part of a
+        queue that was read would change places with the rest.
+        """
+        async with self._turn:
+            if self._returning or not self._held:
+                return
+        while await self.next_page():
+            pass
+
+    @shield
+    async def give_back(self) -> None:
+        """Return all held messages in their order; nothing may be read after that.
+
+        With nack: RabbitMQ counts what it takes back from a closed channel as failed deliveries,
+        and returns it in another order. Batch by batch, since RabbitMQ keeps the order only within
+        a consumer. A few batches at a time (see `ReaderLimits.in_flight`), until they are there.
+        """
+        async with self._turn:
+            self._returning = True
+            last_tags = {batch: tag for tag, batch in self._held.items()}
+            for group in _grouped(list(last_tags.values()), self._limits.in_flight):
+                returning = sum(tag <= group[-1] for tag in self._held)
+                expected = await self.ready() + returning
+                for last in group:
+                    self._held = {tag: batch for tag, batch in self._held.items() if tag > last}
+                    with translated_on_queue(self.queue):
+                        await self._raw.basic_nack(last, multiple=True, requeue=True)
+                await self._await_ready(expected)
+
+    async def _await_ready(self, expected: int) -> None:
+        """Wait until that many messages are ready, unless others take them."""
+        loop = asyncio.get_running_loop()
+        highest, since = -1, loop.time()
+        while (ready := await self.ready()) < expected:
+            if ready > highest:
+                highest, since = ready, loop.time()
+            elif loop.time() - since > self._limits.stalled:
+                return
+            await asyncio.sleep(self._limits.poll)
+
+    async def _fill_page(self) -> None:
+        """Have messages delivered until the page is full or nothing more comes."""
+        fitting = max(1, self._limits.page_bytes // self._largest)
+        room = min(self._limits.page_messages, fitting) - len(self._arrived)
+        wanted = min(room, await self.ready())
+        if wanted <= 0:
             return
-        left = 1 + await self.ready()
-        while left > 0:
-            await self._keep_reading(left)
-            held = await self._next(IDLE)
-            if held is not None:
-                left -= 1
-                yield held
-            elif await self.ready() == 0 and self._arrived.empty():
-                # What was under way when that count was made has come once another question is
-                # answered.
-                await self.ready()
-                if self._arrived.empty():
+        full = len(self._arrived) + wanted
+        take, timeout = self._in_new_batch(), self._limits.answer_timeout
+
+        async def delivered(message: DeliveredMessage) -> None:
+            take(message)
+            self._arrival.set()
+
+        with translated_on_queue(self.queue):
+            await self._raw.basic_qos(prefetch_count=wanted, timeout=timeout)
+            consumer = f"read.{self.queue}.{self._batches}"
+            await self._raw.basic_consume(
+                self.queue, delivered, consumer_tag=consumer, timeout=timeout
+            )
+            await self._await_arrived(full)
+            # Once this is answered, all that is under way has arrived.
+            await self._raw.basic_cancel(consumer, timeout=timeout)
+
+    async def _await_arrived(self, count: int) -> None:
+        """Wait until that many messages have arrived, or others have taken them."""
+        loop = asyncio.get_running_loop()
+        last_arrival = loop.time()
+        while len(self._arrived) < count:
+            self._arrival.clear()
+            try:
+                await asyncio.wait_for(self._arrival.wait(), self._limits.idle)
+                last_arrival = loop.time()
+            except TimeoutError:
+                stalled = loop.time() - last_arrival > self._limits.stalled
+                if stalled or not await self.ready():
                     return
 
-    async def next(self) -> Held:
-        """The next message, which must be on its way."""
-        await self._keep_reading(1)
-        held = await self._next(ANSWER_TIMEOUT)
-        if held is None:
-            raise BrokerUnavailable(
-                f"RabbitMQ delivers nothing of {self.queue}, though there is something"
-            )
-        return held
-
-    def arrived(self) -> list[Held]:
-        """What is here and was not read yet."""
-        return [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]
-
-    async def ack(self, receipts: Sequence[Receipt]) -> None:
-        """Take messages away for good; returns when RabbitMQ has done so, on disk where the queue
-        is a quorum queue.
-        """
-        await self._settle(receipts, self._raw.basic_ack)
-
-    async def reject(self, receipts: Sequence[Receipt]) -> None:
-        """Have RabbitMQ hand messages to the queue's dead-letter exchange; returns when that is
-        certain to happen.
-        """
-        await self._settle(receipts, lambda tag: self._raw.basic_reject(tag, requeue=False))
-
-    async def stop(self) -> None:
-        """Take no more messages; those that are held stay so."""
-        if self._consumers:
-            await self.ready()  # and what was under way has come
-        with _translated(self.queue):
-            for consumer in self._consumers:
-                if consumer.active:
-                    await self._raw.basic_cancel(consumer.name, timeout=ANSWER_TIMEOUT)
-                    consumer.active = False
-
-    @property
-    def holds(self) -> bool:
-        """Whether any message of it is held."""
-        return any(consumer.held for consumer in self._consumers)
-
-    @property
-    def last_tags(self) -> list[int]:
-        """The last tag of each consumer that holds something."""
-        return [next(reversed(consumer.held)) for consumer in self._consumers if consumer.held]
-
-    def returned(self, tag: int) -> int:
-        """Hold no longer what goes back up to that tag; says how many that are."""
-        before = sum(len(consumer.held) for consumer in self._consumers)
-        for consumer in self._consumers:
-            if consumer.held and next(iter(consumer.held)) <= tag:
-                consumer.held = {held: None for held in consumer.held if held > tag}
-        return before - sum(len(consumer.held) for consumer in self._consumers)
-
-    async def await_ready(self, expected: int) -> None:
-        """Wait until there are so many, unless others take them."""
-        ready, since = -1, 0.0
-        while (now_ready := await self.ready()) < expected:
-            now = asyncio.get_running_loop().time()
-            if now_ready != ready:
-                ready, since = now_ready, now
-            elif now - since > RETURN_TIMEOUT:
-                return
-            await asyncio.sleep(LOOK_EVERY)
-
-    async def _count_others(self) -> int:
-        ours = sum(1 for consumer in self._consumers if consumer.held or consumer.active)
-        return max(0, ((await self._declared()).consumer_count or 0) - ours)
-
-    @shield  # a call that is cut off in the middle closes its channel
-    async def _declared(self) -> Queue.DeclareOk:
-        with _translated(self.queue):
-            return await self._raw.queue_declare(self.queue, passive=True, timeout=ANSWER_TIMEOUT)
-
-    async def _keep_reading(self, left: int) -> None:
-        """Let another consumer take over when the last one can't take much more."""
-        if self._room < WINDOW // 2 and self._arrived.qsize() < min(left, WINDOW):
-            await self._consume()
-
     @shield
-    async def _consume(self) -> None:
-        consumer = Consumer(f"browse.{self.queue}.{len(self._consumers)}", active=True)
-        self._consumers.append(consumer)
-        self._room += WINDOW
-        with _translated(self.queue):
-            await self._raw.basic_consume(
-                self.queue,
-                partial(self._take, consumer),
-                consumer_tag=consumer.name,
-                timeout=ANSWER_TIMEOUT,
-            )
+    async def _settle(self, tags: Sequence[int], send: Callable[[int], Awaitable[None]]) -> None:
+        async with self._turn:
+            with translated_on_queue(self.queue):
+                for tag in tags:
+                    del self._held[tag]
+                    await send(tag)
+            await self._get()
 
-    async def _take(self, consumer: Consumer, message: DeliveredMessage) -> None:
-        assert message.delivery_tag is not None, "a delivery has a tag"
-        consumer.held[message.delivery_tag] = None
-        self._room -= consumer.active
-        self._arrived.put_nowait(Held(to_message(message), Receipt(message.delivery_tag, consumer)))
-
-    async def _next(self, timeout: float) -> Held | None:
-        if not self._arrived.empty():
-            return self._arrived.get_nowait()
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._arrived.get()
-        except TimeoutError:
-            return None
-
-    async def _settle(
-        self, receipts: Sequence[Receipt], send: Callable[[int], Awaitable[None]]
-    ) -> None:
-        with _translated(self.queue):
-            for group in _grouped(receipts):
-                for receipt in group:
-                    await send(receipt.tag)
-                await self._get()
-                for receipt in group:
-                    del receipt.consumer.held[receipt.tag]
-                    self._room += receipt.consumer.active
-
-    @shield
     async def _get(self) -> bool:
-        """Ask for one message, and wait until what was sent before is done: RabbitMQ works through
-        it in order.
+        """Ask for one message; returns whether there was one, which is then held.
+
+        RabbitMQ works through a channel in order, so the answer also says that all that was sent
+        before is done. And it is current where a count is not: after a large return 3.10 counts no
+        messages for seconds.
         """
-        with _translated(self.queue):
-            message = await self._raw.basic_get(self.queue, timeout=ANSWER_TIMEOUT)
+        with translated_on_queue(self.queue):
+            message = await self._raw.basic_get(self.queue, timeout=self._limits.answer_timeout)
         if isinstance(message.delivery, Basic.GetEmpty):
             return False
-        # For as long as it's held it counts as a consumer, which has no name.
-        self._consumers.append(Consumer(""))
-        await self._take(self._consumers[-1], message)
+        self._in_new_batch()(message)
         return True
 
+    def _in_new_batch(self) -> Callable[[DeliveredMessage], None]:
+        """A function that notes messages as one batch: to RabbitMQ, those of one consumer."""
+        self._batches += 1
+        batch = self._batches
 
-async def peek(connection: AbstractConnection, queue: str) -> int | None:
-    """How many messages are ready in a queue, or None where there's no such queue; raises as a
-    browser does.
-    """
-    try:
-        with _translated(queue):
-            async with connection.channel(publisher_confirms=False) as channel:
-                raw = await channel.get_underlay_channel()
-                return (
-                    await raw.queue_declare(queue, passive=True, timeout=ANSWER_TIMEOUT)
-                ).message_count or 0
-    except QueueMissing:
-        return None
+        def take(delivered: DeliveredMessage) -> None:
+            assert delivered.delivery_tag is not None, "a delivery has a tag"
+            message = to_message(delivered)
+            self._held[delivered.delivery_tag] = batch
+            self._largest = max(self._largest, len(message.body))
+            self._arrived.append(HeldMessage(message, delivered.delivery_tag))
+
+        return take
+
+    @shield
+    async def _declared(self) -> Queue.DeclareOk:
+        with translated_on_queue(self.queue):
+            return await self._raw.queue_declare(
+                self.queue, passive=True, timeout=self._limits.answer_timeout
+            )
 
 
 @asynccontextmanager
-async def alone(
-    connection: AbstractConnection, name: str, *, patience: float, needed: bool
-) -> AsyncIterator[None]:
-    """Keep out everybody else who asks for the same name, by an exclusive queue, which ends with
-    its connection.
+async def opened(
+    connection: AbstractConnection, queue: str, limits: ReaderLimits | None = None
+) -> AsyncIterator[QueueReader]:
+    """A reader of a queue. In the end, whichever it is, everything that is held goes back."""
+    limits = limits or ReaderLimits()
+    with translated_on_queue("a channel"):
+        channel = await connection.channel(publisher_confirms=False)
+        reader = QueueReader(await channel.get_underlay_channel(), queue, limits)
+    try:
+        yield reader
+        await reader.give_back()
+    except (Exception, asyncio.CancelledError):
+        with suppress(BridgeError, TimeoutError):
+            async with asyncio.timeout(limits.after_failure):
+                await reader.take_rest()
+                await reader.give_back()
+        raise
+    with translated_on_queue("a channel"):
+        await channel.close()
 
-    A user who may not declare one does without, unless that is `needed`.
 
-    Raises:
-        QueueInUse: somebody else is there, and still was after `patience` seconds.
-        BrokerDenied: it is needed, and the user may not.
+async def count_ready(connection: AbstractConnection, queue: str) -> int | None:
+    """The number of ready messages in a queue, or None where there is no such queue; raises as a
+    reader does.
     """
-    deadline = asyncio.get_running_loop().time() + patience
     try:
-        while not await _locked(connection, name):
-            if asyncio.get_running_loop().time() > deadline:
-                raise QueueInUse(
-                    f"another command is at work there ({name}); try again when it has ended"
-                )
-            await asyncio.sleep(LOCK_EVERY)
-    except BrokerDenied:
-        if needed:
-            raise
-        yield
-        return
-    yield
-    with _translated(name):
-        async with connection.channel(publisher_confirms=False) as channel:
-            await (await channel.get_underlay_channel()).queue_delete(name, timeout=ANSWER_TIMEOUT)
-
-
-async def _locked(connection: AbstractConnection, name: str) -> bool:
-    try:
-        with _translated(name):
+        with translated_on_queue(queue):
             async with connection.channel(publisher_confirms=False) as channel:
                 raw = await channel.get_underlay_channel()
-                await raw.queue_declare(
-                    name, exclusive=True, auto_delete=True, timeout=ANSWER_TIMEOUT
+                declared = await raw.queue_declare(
+                    queue, passive=True, timeout=ReaderLimits().answer_timeout
                 )
-    except QueueInUse:
-        return False
-    return True
+    except QueueMissing:
+        return None
+    return declared.message_count or 0
 
 
-def _grouped(each: Sequence[Each]) -> Iterable[Sequence[Each]]:
-    return (each[start : start + SETTLED_AT_ONCE] for start in range(0, len(each), SETTLED_AT_ONCE))
-
-
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ChannelNotFoundEntity as error:
-        raise QueueMissing(
-            f"RabbitMQ has no queue {what}: is BRIDGE_QUEUE right, and has a bridge run?"
-        ) from error
-    except ChannelAccessRefused as error:
-        raise _denied(error) from error
-    except ChannelLockedResource as error:
-        raise QueueInUse(f"{what} is in use: {_why(error)}") from error
-    except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
-        raise BrokerUnavailable(f"the connection to RabbitMQ was lost: {_why(error)}") from error
-
-
-def refused_rights(error: BaseException) -> BrokerDenied | None:
-    """What an error is where a right that is missing led to it, as a publish on a channel tells
-    it.
-    """
-    return _denied(error.__cause__) if isinstance(error.__cause__, ChannelAccessRefused) else None
-
-
-def _denied(error: ChannelAccessRefused) -> BrokerDenied:
-    return BrokerDenied(
-        f"RabbitMQ refuses the user's rights: {_why(error)}; rabbitmqctl set_permissions gives them"
-    )
-
-
-def _why(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _grouped(each: Sequence[Each], size: int) -> list[Sequence[Each]]:
+    return [each[start : start + size] for start in range(0, len(each), size)]

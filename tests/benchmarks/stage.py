@@ -20,7 +20,8 @@ import aio_pika
 import httpx
 from pydantic import SecretStr
 
-from bridge.rabbitmq.broker import Broker
+from bridge.rabbitmq import declaration
+from bridge.rabbitmq.connection import connected
 from bridge.settings import BrokerSettings
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
@@ -166,9 +167,8 @@ class BenchmarkStage:
 
     async def _fill(self, jobs: Sequence[str]) -> None:
         at_once = asyncio.Semaphore(CONFIRMS_AT_ONCE)
-        broker = Broker(self._broker, name="benchmark")
-        async with broker.publisher() as (connection, _):
-            await broker.ensure(connection)
+        async with connected(self._broker, "benchmark") as connection:
+            await declaration.declare_missing_lanes(connection, self._broker)
             channel = await connection.channel(on_return_raises=True)
 
             async def publish(job: str) -> None:

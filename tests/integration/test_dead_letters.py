@@ -27,7 +27,7 @@ from bridge.operate.status.collect import Collector, ReadingLimits
 from bridge.operate.status.report import DeadStatus
 from bridge.operate.status.summarize import summarize
 from bridge.rabbitmq.broker import Broker
-from bridge.rabbitmq.reader import Desk
+from bridge.rabbitmq.reader import ReaderLimits, opened
 from bridge.settings import BrokerSettings
 from deploy.local.rabbitmq import RabbitMQ, Series
 from tests.support.broker_stage import Node
@@ -78,10 +78,10 @@ class Place:
         broker = Broker(
             BrokerSettings(amqp_url=SecretStr(self.rabbit.amqp_url), lanes=json.dumps(lanes))
         )
-        async with broker.publisher() as (connection, _):
-            await broker.declare(connection)
+        async with broker.commands() as session:
+            await session.declare()
             for queue in queues if replay else ():
-                await broker.declare_replay(connection, queue)
+                await session.declare_replay(queue)
 
     async def put(self, job: str | None, *, queue: str = "", body: Any = None, **more: Any) -> None:
         """A dead letter as the bridge leaves it; `x_…` are headers, other arguments properties."""
@@ -203,23 +203,22 @@ async def test_lists_short_or_long_change_neither_number_nor_order(place: Place)
     )
 
 
-async def test_what_many_consumers_hold_goes_back_in_its_order_and_as_no_failure(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+async def test_what_is_held_in_many_pages_goes_back_in_its_order_and_as_no_failure(
+    place: Place,
 ) -> None:
-    monkeypatch.setattr("bridge.rabbitmq.reader.WINDOW", 4)
     await place.put_many(150)
-    reads = [await _read_all(place) for _ in range(3)]
+    reads = [await _read_all(place, ReaderLimits(page_messages=4)) for _ in range(3)]
     assert [each.message_id for each in reads[0]] == [each.message_id for each in reads[2]]
     assert _returns(reads[2]) == ({None} if place.rabbit.series == "4.3" else {2})
 
 
-async def _read_all(place: Place) -> list[Message]:
+async def _read_all(place: Place, limits: ReaderLimits | None = None) -> list[Message]:
     """The dead letters in their order, which go back."""
     async with (
         Client.connect(place.rabbit.amqp_url) as client,
-        Desk.open(client.connection) as desk,
+        opened(client.connection, place.dead, limits) as reader,
     ):
-        return [held.message async for held in desk.browser(place.dead).read()]
+        return [held.message async for page in reader.pages() for held in page]
 
 
 def _returns(letters: Sequence[Message]) -> set[Any]:

@@ -25,13 +25,13 @@ from pydantic import SecretStr
 from bridge.errors import BrokerDenied
 from bridge.kestra import Kestra
 from bridge.operate import flows
-from bridge.operate.dead_letters.queue import lift_limit
 from bridge.operate.doctor.checks import examine
 from bridge.operate.doctor.finding import Finding, Level
 from bridge.operate.doctor.gather import gather
 from bridge.operate.doctor.probe import KILL, ROUND_TRIP
-from bridge.rabbitmq import topology
-from bridge.rabbitmq.broker import Broker
+from bridge.rabbitmq import declaration
+from bridge.rabbitmq.connection import connected
+from bridge.rabbitmq.topology import lift_limit
 from bridge.settings import Lane, Settings
 from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ, Series
@@ -320,11 +320,10 @@ async def plant_and_look(rabbit: RabbitMQ, kind: Kind) -> Findings:
     faults = PLANTED[rabbit.series, kind]
     lanes = tuple(Lane(queue=f"{kind}.{fault.plant.__name__}.jobs") for fault in faults)
     settings = settings_for(rabbit, queue_type=kind, lanes=lanes)
-    broker = Broker(settings)
-    async with virtual_host(rabbit), broker.connection() as connection:
-        await broker.declare(connection)
+    async with virtual_host(rabbit), connected(settings, "test") as connection:
+        await declaration.declare_lanes(connection, settings)
         channel = await connection.channel()
-        await topology.declare_replies(channel, "")
+        await declaration.declare_replies(channel, "")
         for lane, fault in zip(lanes, faults, strict=True):
             await fault.plant(Ground(rabbit, lane.queue, channel))
             if fault.consumed:
@@ -388,9 +387,9 @@ async def own(request: pytest.FixtureRequest, node: Node) -> AsyncIterator[Rabbi
 
 
 async def declared(rabbit: RabbitMQ) -> None:
-    broker = Broker(settings_for(rabbit))
-    async with broker.connection() as connection:
-        await broker.declare(connection)
+    settings = settings_for(rabbit)
+    async with connected(settings, "test") as connection:
+        await declaration.declare_lanes(connection, settings)
         async with connection.channel() as channel:
             await channel.declare_exchange("kestra.replies", "topic", durable=True)
 
@@ -401,7 +400,7 @@ class TestReplies:
 
     async def test_that_have_an_exchange_of_another_type_are_found(self, own: RabbitMQ) -> None:
         async with (
-            Broker(settings_for(own)).connection() as connection,
+            connected(settings_for(own), "test") as connection,
             connection.channel() as channel,
         ):
             await channel.declare_exchange("kestra.replies", "direct", durable=True)
@@ -411,7 +410,7 @@ class TestReplies:
         self, own: RabbitMQ
     ) -> None:
         await declared(own)
-        async with Broker(settings_for(own)).connection() as connection:
+        async with connected(settings_for(own), "test") as connection:
             await consume(await connection.channel(), "kestra.jobs", asking=False)
             assert (FAULT, "replies") in levels(await diagnosed(settings_for(own)))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.rabbitmq import topology
+from bridge.rabbitmq import declaration, topology
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.rabbitmq import RabbitMQ
 from tests.support.broker_stage import BrokerStage, Kind, Node, open_stage
@@ -71,7 +71,7 @@ async def test_quorum_queues_that_an_upgraded_broker_still_has_from_rabbitmq_3_a
         old = topology.plan(
             stage.queue, kind="quorum", version=(3, 13), max_priority=10, retry_delays=[1]
         )
-        await topology.declare(stage.client.connection, old)
+        await declaration.declare(stage.client.connection, old)
         async with stage.bridge() as bridge:
             await stage.submit("one")
             await bridge.settled(job="one", settlement="ack")

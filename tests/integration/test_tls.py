@@ -229,7 +229,7 @@ class Door:
             {**url, **right, **files} if scheme == "amqps" else url
         )
         with pytest.raises(BrokerError) as caught:
-            async with Broker(settings).publisher():
+            async with Broker(settings).commands():
                 pass
         return caught.value
 

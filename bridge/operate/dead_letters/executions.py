@@ -1,6 +1,4 @@
-"""What has become in Kestra of dead letters' executions: an operator may have restarted one
-meanwhile.
-"""
+"""The present executions of dead letters: an operator may have restarted one in Kestra."""
 
 from __future__ import annotations
 
@@ -11,14 +9,15 @@ from datetime import datetime
 from bridge.job.execution import Execution, State, by_attempt
 from bridge.job.job import Job
 from bridge.kestra import Kestra
-from bridge.operate.dead_letters.letters import ANY_FLOW, DeadLetter, Origin
+from bridge.operate.dead_letters.decision import ANY_FLOW
+from bridge.operate.dead_letters.letter import DeadLetter, Origin
 
 Executions = dict[bytes, list[Execution]]
 
 
 def has_one(letter: DeadLetter) -> bool:
-    """Whether a letter's job may have had an execution. RabbitMQ gives a message up whatever it has
-    started.
+    """Whether a letter's job may have had an execution. RabbitMQ gives up a message whether or not
+    it has started one.
     """
     return bool(letter.execution) or letter.origin is not Origin.BRIDGE
 
@@ -28,18 +27,18 @@ async def look_up(
 ) -> Executions:
     """The executions of each letter's (job, attempt) as they are now, by the letters' keys.
 
-    Many at once, and where it can be by id: a search by label makes Kestra on H2 and MySQL read
-    every execution. What a restart or a replay has made carries a label of its own, so that two
+    Asks for many at once, and by id where possible: a search by label makes Kestra on H2 and MySQL
+    read every execution. Restarts and replays make executions with a label of their own, so two
     searches find all of those.
 
     Raises:
         KestraUnavailable, KestraDenied: Kestra does not answer.
     """
     found: Executions = {letter.key: [] for letter in letters}
-    turn = iter(letters)
+    remaining = iter(letters)
 
     async def work() -> None:
-        for letter in turn:
+        for letter in remaining:
             found[letter.key] += await _executions(kestra, letter)
             progress()
 
@@ -50,7 +49,8 @@ async def look_up(
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
     if any(letter.execution for letter in letters):
-        reworked = by_attempt(await kestra.executions.reworked(since=_first_start(letters, found)))
+        since = _first_start(letters, found)
+        reworked = by_attempt(await kestra.executions.reworked(since=since))
         for letter in letters:
             for key in _job(letter).keys:
                 found[letter.key] += reworked.get(key, ())
@@ -58,13 +58,16 @@ async def look_up(
 
 
 async def _executions(kestra: Kestra, letter: DeadLetter) -> list[Execution]:
-    """A letter's execution, or all of its attempt's where one id doesn't say enough."""
-    execution = await kestra.get(letter.execution) if letter.execution else None
-    if execution is not None and execution.state is not State.RETRIED:
-        return [execution]
-    if execution is None and letter.execution:
-        return []  # Kestra knows it no more
-    return await kestra.find(_job(letter)) if letter.named else []
+    """A letter's execution, or all of its attempt's where its id does not lead to the last one."""
+    if letter.execution:
+        execution = await kestra.get(letter.execution)
+        if execution is None:
+            return []  # Kestra doesn't know it any more
+        if execution.state is not State.RETRIED:
+            return [execution]
+    if not letter.named:
+        return []
+    return await kestra.find(_job(letter))
 
 
 def _job(letter: DeadLetter) -> Job:
@@ -74,13 +77,15 @@ def _job(letter: DeadLetter) -> Job:
 
 
 def _first_start(letters: Iterable[DeadLetter], found: Executions) -> datetime | None:
-    """When the first of the letters' executions started, or None where that isn't known of each."""
+    """When the first of the letters' executions started; None where one's start isn't known."""
     first: datetime | None = None
     for letter in letters:
-        if letter.execution:
-            executions = found[letter.key]
-            start = executions[0].started if executions else None
-            if start is None:
-                return None
-            first = min(first or start, start)
+        if not letter.execution:
+            continue
+        executions = found[letter.key]
+        start = executions[0].started if executions else None
+        if start is None:
+            return None
+        if first is None or start < first:
+            first = start
     return first

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bridge.durations import in_words
-from bridge.operate.dead_letters.queue import lift_limit
 from bridge.operate.doctor.facts import BrokerFacts, Facts, LaneFacts, QueueFacts
 from bridge.operate.doctor.finding import Finding, fault, unknown, warning
 from bridge.rabbitmq.management import Consumer
+from bridge.rabbitmq.topology import lift_limit
 from bridge.settings import Settings
 
 CONSUMER_ASKS = (4, 3)

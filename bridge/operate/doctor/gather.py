@@ -34,7 +34,7 @@ from bridge.operate.sources import (
     queue_states,
 )
 from bridge.rabbitmq import topology
-from bridge.rabbitmq.broker import Broker, Connection, parse_version
+from bridge.rabbitmq.broker import Broker, parse_version
 from bridge.rabbitmq.inspector import DeclareResult, Inspector
 from bridge.rabbitmq.management import Management
 from bridge.settings import Lane, Settings
@@ -53,8 +53,7 @@ async def gather(settings: Settings, *, probe_patience: float | None) -> Facts:
     async with AsyncExitStack() as stack:
         management = await stack.enter_async_context(Management(settings))
         kestra = await stack.enter_async_context(Kestra(settings))
-        connection = await stack.enter_async_context(_connection(settings))
-        inspector = Inspector(connection)
+        inspector = await stack.enter_async_context(_inspector(settings))
         async with inspector.replies(probe.ROUTING_KEY) as replies:
             from_kestra, from_broker, found_certificates = await asyncio.gather(
                 ask(kestra_facts(kestra, settings), KESTRA),
@@ -84,13 +83,13 @@ async def gather(settings: Settings, *, probe_patience: float | None) -> Facts:
 
 
 @asynccontextmanager
-async def _connection(settings: Settings) -> AsyncIterator[Connection]:
-    """A connection to RabbitMQ. If either side refuses the other, the error names the certificates
+async def _inspector(settings: Settings) -> AsyncIterator[Inspector]:
+    """An inspector of RabbitMQ. If either side refuses the other, the error names the certificates
     that have ended.
     """
     async with AsyncExitStack() as stack:
         try:
-            connection = await stack.enter_async_context(Broker(settings).connection())
+            session = await stack.enter_async_context(Broker(settings).commands())
         except BrokerDenied as error:
             now = datetime.now(UTC)
             ended = [
@@ -99,7 +98,7 @@ async def _connection(settings: Settings) -> AsyncIterator[Connection]:
                 if isinstance(found, Certificate) and found.until <= now
             ]
             raise BrokerDenied("; ".join([str(error), *ended])) from error
-        yield connection
+        yield await stack.enter_async_context(session.inspector())
 
 
 def known_at_start(

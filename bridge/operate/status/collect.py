@@ -14,7 +14,7 @@ from typing import Self
 
 from bridge.errors import BridgeError
 from bridge.kestra import Kestra
-from bridge.operate.dead_letters.queue import DeadLetterQueue
+from bridge.operate.dead_letters.queue import DeadLetterQueue, Waiting
 from bridge.operate.sources import (
     KESTRA,
     Unavailable,
@@ -31,7 +31,7 @@ from bridge.operate.status.snapshot import (
     queue_names,
 )
 from bridge.rabbitmq.broker import Broker
-from bridge.rabbitmq.inspector import Depth, Inspector
+from bridge.rabbitmq.inspector import Depth
 from bridge.rabbitmq.management import Management, scrape
 from bridge.rabbitmq.topology import dead_queue
 from bridge.settings import BrokerSettings, KestraSettings, Lane
@@ -128,8 +128,7 @@ class Collector:
         return replace(answer, reasons=reasons)
 
     async def _from_broker(self) -> BrokerSnapshot:
-        async with self._broker.connection() as connection:
-            inspector = Inspector(connection)
+        async with self._broker.commands() as session, session.inspector() as inspector:
             depths = {queue: await inspector.depth(queue) for queue in self._queues}
             return BrokerSnapshot(version=inspector.version, depths=depths)
 
@@ -155,9 +154,13 @@ class Collector:
 
     async def _count_reasons(self, lane: Lane) -> Mapping[str, int]:
         async with (
-            self._broker.connection() as connection,
+            self._broker.commands() as session,
             DeadLetterQueue.open(
-                connection, lane, self._settings, only_look=True, patience=self._limits.turn
+                session,
+                lane,
+                self._settings,
+                only_look=True,
+                waiting=Waiting(turn=self._limits.turn),
             ) as dead,
         ):
             return dict(Counter([letter.reason async for letter, _ in dead.read()]).most_common())

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from bridge.cli.dead_letters_view import Told, print_full
-from bridge.cli.dead_letters_work import Replay
+from bridge.cli.dead_letters.detail import ExecutionReport, print_full
+from bridge.cli.dead_letters.replay import ReplayCommand
 from bridge.cli.flows import _report as report_of_flows
 from bridge.errors import KestraRejected
 from bridge.job.flow_name import FlowName
 from bridge.job.message import Message
-from bridge.operate.dead_letters.letters import parse
+from bridge.operate.dead_letters.letter import parse
 from bridge.operate.flows import Fate, Verdict
-from bridge.rabbitmq.broker import _why as why
+from bridge.rabbitmq.error_translation import reason as why
 from tests.support.console import Console
 
 NOWHERE = "amqp://u:p@127.0.0.1:1"
@@ -146,7 +146,9 @@ def test_a_header_of_several_values_is_shown_as_json(capsys: pytest.CaptureFixtu
         "raw": bytearray(b"a\xff"),
     }
     message = Message(body=b"{}", headers=headers)
-    print_full(parse(message, queue="q", default_flow=None), message, at, Told(execution=None))
+    print_full(
+        parse(message, queue="q", default_flow=None), message, at, ExecutionReport(execution=None)
+    )
     shown = capsys.readouterr().out
     lines = [
         'x-death: [{"queue": "q", "time": "2026-01-02T00:00:00+00:00", "count": 1}]',
@@ -206,14 +208,14 @@ class TestReplayOfAll:
         """What was asked on a terminal, where the answer is no; nothing is asked of RabbitMQ."""
         questions: list[str] = []
 
-        def find(command: Replay) -> Coroutine[Any, Any, None]:
+        def find(command: ReplayCommand) -> Coroutine[Any, Any, None]:
             async def found() -> None:
                 message = Message(body=b"{}", message_id="a", headers={"x-bridge-reason": "failed"})
                 command.letters = [parse(message, queue="q", default_flow=None)]
 
             return found()
 
-        async def act(_: Replay) -> None:
+        async def act(_: ReplayCommand) -> None:
             questions.append("done")
 
         def confirm(question: str, **_: object) -> bool:
@@ -221,8 +223,8 @@ class TestReplayOfAll:
             return False
 
         monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-        monkeypatch.setattr(Replay, "find", find)
-        monkeypatch.setattr(Replay, "act", act)
+        monkeypatch.setattr(ReplayCommand, "find", find)
+        monkeypatch.setattr(ReplayCommand, "act", act)
         monkeypatch.setattr("typer.confirm", confirm)
         return questions
 

@@ -14,18 +14,20 @@ from bridge.job.decode import decode
 from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Message
-from bridge.operate.dead_letters.letters import (
+from bridge.operate.dead_letters.decision import (
+    ReplayResult,
+    decide,
+    find_obstacle,
+    indistinguishable,
+)
+from bridge.operate.dead_letters.letter import (
     DeadLetter,
-    Fate,
     Origin,
-    Selection,
-    judge,
     key_of_copy,
-    obstacle,
     parse,
     to_replay,
-    unclear,
 )
+from bridge.operate.dead_letters.selection import Selection
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
 DEAD = {
@@ -118,7 +120,7 @@ def test_what_came_by_the_exchange_for_dead_letters_is_what_its_headers_say() ->
 def test_what_was_unroutable_can_be_put_back_unless_it_is_invalid() -> None:
     good, bad = message({}, exchange="q"), message({}, exchange="q", body=b"[")
     told = [
-        obstacle(parse(each, queue="q", default_flow=None), each, max_priority=10)
+        find_obstacle(parse(each, queue="q", default_flow=None), each, max_priority=10)
         for each in (good, bad)
     ]
     assert (told[0], "dead letter again" in (told[1] or "")) == (None, True)
@@ -310,16 +312,16 @@ def test_letters_of_different_jobs_or_attempts_have_different_keys(other: DeadLe
 
 def test_letters_without_an_id_that_are_alike_cannot_be_told_apart() -> None:
     same, other = letter({}, message_id=None), letter({}, message_id=None, priority=1)
-    assert unclear([same, other, same]) == {same.key}
+    assert indistinguishable([same, other, same]) == {same.key}
 
 
 def test_the_same_job_twice_is_clear() -> None:
-    assert unclear([letter(), letter()]) == frozenset()
+    assert indistinguishable([letter(), letter()]) == frozenset()
 
 
 def why_not(headers: dict[str, Any] | None = None, **more: Any) -> str | None:
     original = message(headers, **more)
-    return obstacle(parse(original, queue="q", default_flow=None), original, max_priority=10)
+    return find_obstacle(parse(original, queue="q", default_flow=None), original, max_priority=10)
 
 
 def test_a_job_that_failed_can_go_back() -> None:
@@ -358,36 +360,41 @@ def test_a_message_that_somebody_put_there_goes_back_if_it_is_a_job(
 
 
 @pytest.mark.parametrize(
-    ("states", "fate"),
+    ("states", "result"),
     [
-        ([], Fate.REPLAY),
-        (["FAILED"], Fate.REPLAY),
-        (["KILLED"], Fate.REPLAY),
-        (["SUCCESS"], Fate.SUCCEEDED),
-        (["WARNING"], Fate.SUCCEEDED),
-        (["FAILED", "SUCCESS"], Fate.SUCCEEDED),
-        (["SUCCESS", "FAILED"], Fate.SUCCEEDED),
-        (["FAILED", "RUNNING"], Fate.RUNNING),
-        (["RUNNING", "SUCCESS"], Fate.SUCCEEDED),
-        (["RETRIED", "FAILED"], Fate.REPLAY),
-        (["SOMETHING_NEW"], Fate.RUNNING),
+        ([], ReplayResult.REPLAY),
+        (["FAILED"], ReplayResult.REPLAY),
+        (["KILLED"], ReplayResult.REPLAY),
+        (["SUCCESS"], ReplayResult.SUCCEEDED),
+        (["WARNING"], ReplayResult.SUCCEEDED),
+        (["FAILED", "SUCCESS"], ReplayResult.SUCCEEDED),
+        (["SUCCESS", "FAILED"], ReplayResult.SUCCEEDED),
+        (["FAILED", "RUNNING"], ReplayResult.RUNNING),
+        (["RUNNING", "SUCCESS"], ReplayResult.SUCCEEDED),
+        (["RETRIED", "FAILED"], ReplayResult.REPLAY),
+        (["SOMETHING_NEW"], ReplayResult.RUNNING),
     ],
 )
-def test_a_letters_fate_follows_from_its_executions(states: list[str], fate: Fate) -> None:
-    assert judge(letter(), executions=map(execution, states)).fate is fate
+def test_what_a_replay_does_follows_from_the_executions(
+    states: list[str], result: ReplayResult
+) -> None:
+    assert decide(letter(), executions=map(execution, states)).result is result
 
 
 def test_a_warning_is_no_success_where_the_operator_says_so() -> None:
-    assert judge(letter(), executions=[execution("WARNING")], ack_warning=False).fate is Fate.REPLAY
+    assert (
+        decide(letter(), executions=[execution("WARNING")], ack_warning=False).result
+        is ReplayResult.REPLAY
+    )
 
 
 def test_an_obstacle_keeps_a_letter_where_it_is() -> None:
-    assert judge(letter(), obstacle="no").fate is Fate.REFUSED
+    assert decide(letter(), obstacle="no").result is ReplayResult.REFUSED
 
 
-def test_a_verdict_names_the_execution() -> None:
-    verdict = judge(letter(), executions=[execution("SUCCESS", "e9")])
-    assert verdict.why == "execution e9 is SUCCESS by now"
+def test_a_decision_names_the_execution() -> None:
+    decision = decide(letter(), executions=[execution("SUCCESS", "e9")])
+    assert decision.why == "execution e9 is SUCCESS by now"
 
 
 def test_a_letter_for_programs_is_flat_and_complete() -> None:
@@ -423,4 +430,4 @@ def test_a_flow_that_was_not_allowed_is_judged_anew(
         body=b'{"flow": "team/report"}', headers={"x-bridge-reason": "flow_not_allowed"}
     )
     found = parse(original, queue="q", default_flow=None)
-    assert obstacle(found, original, max_priority=10, flows=flows) == told
+    assert find_obstacle(found, original, max_priority=10, flows=flows) == told

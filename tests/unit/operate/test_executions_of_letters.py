@@ -10,7 +10,7 @@ from bridge.errors import KestraUnavailable
 from bridge.job.message import Message
 from bridge.kestra import Kestra
 from bridge.operate.dead_letters.executions import has_one, look_up
-from bridge.operate.dead_letters.letters import DeadLetter, parse
+from bridge.operate.dead_letters.letter import DeadLetter, parse
 from bridge.settings import KestraSettings
 from tests.support.standin import Run, Standin
 
