@@ -13,7 +13,7 @@ from bridge.job.message import ATTEMPT, Message
 from bridge.operate.dead_letters.queue import DeadLetterQueue, Waiting
 from bridge.operate.dead_letters.replay import Plan, Tally
 from bridge.settings import BrokerSettings
-from tests.support.memory_broker import MemoryBroker, MemoryQueue, MemorySession
+from tests.support.memory_queues import MemoryBroker, MemoryQueue, MemorySession
 
 SETTINGS = BrokerSettings(amqp_url=SecretStr("amqp://u:p@h"), queue="q")
 (LANE,) = SETTINGS.all_lanes

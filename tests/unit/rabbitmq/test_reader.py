@@ -11,7 +11,7 @@ import pytest
 from bridge.errors import BrokerUnavailable
 from bridge.job.message import Message
 from bridge.rabbitmq.reader import QueueReader, opened
-from tests.support.memory_broker import QUICK, MemoryBroker, MemoryConnection, MemoryQueue
+from tests.support.memory_queues import QUICK, MemoryBroker, MemoryConnection, MemoryQueue
 
 IDS = [f"job-{number}" for number in range(10)]
 
