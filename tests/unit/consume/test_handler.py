@@ -4,7 +4,7 @@ seen."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -25,12 +25,12 @@ from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.job.message import Delivery, Message
 from bridge.job.settlement import Policy
-from bridge.kestra import Kestra
 from bridge.retrying import BackOff
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracer
-from tests.support.harness import settings_of, starter_of
-from tests.support.standin import Standin
+from tests.support.harness import starter_of
+from tests.support.memory_kestra import MemoryKestra
+from tests.support.standin import Ends
 
 FLOW = FlowName("test", "job")
 
@@ -69,9 +69,8 @@ async def kept(*_: object, **__: object) -> None:
 
 @dataclass
 class Rig:
-    kestra: Standin
-    client: Kestra
-    metrics: Metrics
+    kestra: MemoryKestra = field(default_factory=MemoryKestra)
+    metrics: Metrics = field(default_factory=Metrics)
     settled: list[str] = field(default_factory=list)
 
     def handler(
@@ -91,7 +90,7 @@ class Rig:
             after_a_fault=0.01,
             after_faults_at_most=0.01,
         )
-        recorder = Recorder(self.metrics, now=self.client.now, max_priority=rules.max_priority)
+        recorder = Recorder(self.metrics, now=self.kestra.now, max_priority=rules.max_priority)
         publishing = Publishing(
             publisher=publisher,
             isolated=alone or publisher,
@@ -100,13 +99,13 @@ class Rig:
         )
         settler = Settler(
             publishing=publishing,
-            results=Results(kestra=self.client, publisher=results or publisher, recorder=recorder),
+            results=Results(kestra=self.kestra, publisher=results or publisher, recorder=recorder),
             recorder=recorder,
             policy=rules.policy,
         )
         return Handler(
             rules=rules,
-            starter=starter_of(self.client, self.metrics, policy=StartPolicy(always_look=False)),
+            starter=starter_of(self.kestra, self.metrics, policy=StartPolicy(always_look=False)),
             waiter=cast(OutcomeWaiter, waiter),
             settler=settler,
             recorder=recorder,
@@ -127,11 +126,10 @@ class Rig:
 
 
 @pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    metrics = Metrics()
-    async with Standin() as kestra, Kestra(settings_of(kestra), metrics) as client:
-        kestra.flow(FLOW.namespace, FLOW.id)
-        yield Rig(kestra, client, metrics)
+def rig() -> Rig:
+    rig = Rig()
+    rig.kestra.flow(FLOW.namespace, FLOW.id, Ends(after=None))
+    return rig
 
 
 async def test_a_delivery_that_is_handled_again_after_a_fault_of_ours_adopts_its_execution(
