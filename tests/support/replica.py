@@ -29,7 +29,6 @@ from bridge.retrying import BackOff
 from bridge.settings import Lane, Settings
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracer
-from tests.support.harness import eventually
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_kestra import MemoryKestra
 from tests.support.standin import Ends
@@ -37,6 +36,7 @@ from tests.support.standin import Ends
 QUEUE = "test.jobs"
 DEAD = dead_queue(QUEUE)
 RETRY_DELAYS = (30, 300)
+LOOKS = 1000
 AT_ONCE = BackOff(first=0.001, longest=0.002)
 AMQP_PASSWORD = "s3cr3t-of-the-broker"
 KESTRA_PASSWORD = "s3cr3t-of-kestra"
@@ -56,7 +56,7 @@ def quick(policies: Policies) -> Policies:
             after_a_fault=0.001,
             after_faults_at_most=0.002,
         ),
-        sessions=replace(policies.sessions, stable_after=0.0, back_off=AT_ONCE),
+        sessions=replace(policies.sessions, settled_within=0.2, stable_after=0.0, back_off=AT_ONCE),
         lookup=replace(policies.lookup, every=0.001),
         start=replace(policies.start, adopt_grace=0.005, ambiguous_wait=0.005, denied_pause=0.001),
         wait=replace(
@@ -190,8 +190,17 @@ class World:
         return self.events("settled", **fields)
 
     async def until(self, probe: Callable[[], object], what: str) -> None:
-        """Wait for something to come true."""
-        await eventually(lambda: bool(probe()), what, timeout=5.0, every=0.0005)
+        """Wait for something to come true.
+
+        The wait is bounded by a number of looks, about a second of them. A machine that is too busy
+        to look often gives the bridge no time to work either.
+        """
+        for _ in range(LOOKS):
+            if probe():
+                return
+            await asyncio.sleep(0.0005)
+        events = [line["event"] for line in self.lines]
+        raise AssertionError(f"not after {LOOKS} looks: {what}; logged so far: {events[-10:]}")
 
     async def running(self, count: int = 1) -> list[Execution]:
         """The executions that were created, once there are that many."""

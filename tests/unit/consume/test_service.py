@@ -31,8 +31,14 @@ async def run_to_its_end(replica: Replica) -> None:
 
 
 def patient(policies: Policies) -> Policies:
-    """A drain that waits as long as a test may take."""
-    return replace(policies, sessions=replace(policies.sessions, drain=20.0))
+    """A drain that waits as long as a test may take, for executions and for settlements."""
+    sessions = replace(policies.sessions, drain=20.0, settled_within=20.0)
+    return replace(policies, sessions=sessions)
+
+
+def settling(policies: Policies) -> Policies:
+    """A drain that waits for settlements only."""
+    return replace(policies, sessions=replace(policies.sessions, settled_within=20.0))
 
 
 def hasty(policies: Policies) -> Policies:
@@ -256,7 +262,7 @@ class TestTheStop:
     async def test_lets_a_settlement_that_has_begun_finish(self) -> None:
         async with World() as world:
             world.broker.confirms.clear()
-            async with world.replica() as replica:
+            async with world.replica(settling) as replica:
                 world.submit_without_waiting("bad", b"not JSON")
                 await world.until(lambda: world.broker.depth(DEAD), "the dead letter stands")
                 replica.stop.set()
