@@ -1,11 +1,13 @@
-"""Small pieces of asyncio: a lock for each key, and one call shared by many callers."""
+"""Small pieces of asyncio: locks by key, shared calls, waits for the first of several, and work in
+the background.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Answer = TypeVar("Answer")
 
@@ -33,7 +35,7 @@ class KeyedLock:
 class SingleFlight(Generic[Answer]):
     """Runs one call at a time; callers that arrive meanwhile share the next one.
 
-    An error of the call is raised to all of its callers.
+    What the call raises is raised to all that share it.
     """
 
     def __init__(self, question: Callable[[], Awaitable[Answer]]) -> None:
@@ -59,3 +61,54 @@ def _retrieve_error(task: asyncio.Task[Answer]) -> None:
     """Retrieve the error of a task: asyncio logs one that nothing has asked for."""
     if not task.cancelled():
         task.exception()
+
+
+async def first_of(*waits: Awaitable[object], timeout: float | None = None) -> None:
+    """Return when the first of them is done, or after `timeout` seconds.
+
+    A coroutine that is not done is cancelled then; a task or a future goes on.
+    """
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task, wait in zip(tasks, waits, strict=True):
+            if task is not wait:
+                task.cancel()
+
+
+async def unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, Answer]) -> Answer | None:
+    """What the work returns, or None where `stop` is set before; the work is cancelled then."""
+    task = asyncio.create_task(work)
+    try:
+        await first_of(task, stop.wait())
+        if task.done():
+            return task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    return None
+
+
+class Background:
+    """Work beside blocks. The first failure is kept in `failure`, and sets `stop`."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self.failure: BaseException | None = None
+        self._stop = stop
+
+    @asynccontextmanager
+    async def running(self, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        """Do the work beside the block; it is cancelled at the block's end."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._note_failure)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def _note_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            self.failure = self.failure or error
+            self._stop.set()

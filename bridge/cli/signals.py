@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Result = TypeVar("Result")
 
@@ -53,7 +56,7 @@ async def until_signalled(work: Coroutine[Any, Any, Result]) -> Result:
         received.append(number)
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop, number)
     try:
         return await task
@@ -61,3 +64,16 @@ async def until_signalled(work: Coroutine[Any, Any, Result]) -> Result:
         if not received:
             raise
         raise Signalled(received[0]) from None
+
+
+@contextmanager
+def handled(on_signal: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Call `on_signal` in the running loop for each SIGTERM and Ctrl-C within the block."""
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    finally:
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)

@@ -1,5 +1,5 @@
-"""Who waits for which execution, and the news of executions' ends, from replies and from the
-sweep.
+"""Completions: the ends of executions, from replies and from the sweep, and those who wait for
+them.
 """
 
 from __future__ import annotations
@@ -18,23 +18,26 @@ from pydantic_core import from_json
 from bridge.job.execution import State
 from bridge.telemetry.metrics import Metrics
 
-EARLY_KEPT = 10_000
-EARLY_SECONDS = 120.0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """An execution's end, as somebody told it. `state` is None when the execution is gone from
-    Kestra.
-    """
+    """An execution's end. `state` is None when the execution is gone from Kestra."""
 
     execution_id: str
     state: State | None
     ended: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyReplies:
+    """How many replies are kept for which nobody waits yet, and for how many seconds."""
+
+    most: int = 10_000
+    seconds: float = 120.0
+
+
 def parse_reply(body: bytes) -> Completion:
-    """The news that a reply from the notifier flow carries.
+    """The completion that a reply carries.
 
     Raises:
         ValueError: it is not JSON, or has no `executionId` or `state`.
@@ -46,11 +49,11 @@ def parse_reply(body: bytes) -> Completion:
     if not isinstance(execution_id, str) or not isinstance(state, str):
         raise ValueError("no executionId or no state")
     return Completion(
-        execution_id=execution_id, state=State(state), ended=_ended(data.get("endedAt"))
+        execution_id=execution_id, state=State(state), ended=_moment(data.get("endedAt"))
     )
 
 
-def _ended(value: Any) -> datetime | None:
+def _moment(value: Any) -> datetime | None:
     try:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):
@@ -59,92 +62,93 @@ def _ended(value: Any) -> datetime | None:
 
 
 class CompletionWaiter:
-    """One waiter for one execution's end. No queue of asyncio's: there are thousands, and each of
-    those takes 3 KB.
-    """
+    """Waits for one execution's end. Not an asyncio.Queue: there are thousands, at 3 KB each."""
 
-    __slots__ = ("_told", "_waiter")
+    __slots__ = ("_arrived", "_waiter")
 
     def __init__(self) -> None:
-        self._told: list[Completion] = []
+        self._arrived: list[Completion] = []
         self._waiter: asyncio.Future[None] | None = None
 
-    async def completion(self, *, timeout: float | None = None) -> Completion:
-        """The next thing told of the execution; raises `TimeoutError` after that many seconds, if a
-        number is given.
+    async def next(self, *, timeout: float | None = None) -> Completion:
+        """The next completion of the execution.
+
+        Raises:
+            TimeoutError: none came within `timeout` seconds.
         """
         limit = None if timeout is None else max(timeout, 0)
         async with asyncio.timeout(limit):
-            while not self._told:
+            while not self._arrived:
                 self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
-        return self._told.pop(0)
+        return self._arrived.pop(0)
 
-    def tell(self, news: Completion) -> None:
-        """Hand over news; it waits until `news` is asked for."""
-        self._told.append(news)
+    def put(self, completion: Completion) -> None:
+        """Hand over a completion; it is kept until it is asked for."""
+        self._arrived.append(completion)
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
 
 class CompletionRouter:
-    """Brings news of executions to those who wait for them.
+    """Brings completions to those who wait for the execution.
 
     A reply can come before anybody knows its execution's id, since Kestra may be quicker than its
-    own answer to the create call. Completion that nobody waits for is therefore kept for a while.
+    own answer to the create call. A reply that nobody waits for is therefore kept for a while.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, *, early: EarlyReplies = EarlyReplies()) -> None:
         self._metrics = metrics
-        self._followers: dict[str, list[CompletionWaiter]] = defaultdict(list)
+        self._limit = early
+        self._waiters: dict[str, list[CompletionWaiter]] = defaultdict(list)
         self._early: OrderedDict[str, tuple[float, Completion]] = OrderedDict()
 
     @contextmanager
-    def follow(self, execution_id: str) -> Iterator[CompletionWaiter]:
-        """Wait for an execution from here to the end of the block."""
-        follower = CompletionWaiter()
+    def waiting_for(self, execution_id: str) -> Iterator[CompletionWaiter]:
+        """Have the execution's completions brought to a waiter until the end of the block."""
+        waiter = CompletionWaiter()
         if early := self._early.pop(execution_id, None):
-            follower.tell(early[1])
-        self._followers[execution_id].append(follower)
+            waiter.put(early[1])
+        self._waiters[execution_id].append(waiter)
         try:
-            yield follower
+            yield waiter
         finally:
-            self._followers[execution_id].remove(follower)
-            if not self._followers[execution_id]:
-                del self._followers[execution_id]
+            self._waiters[execution_id].remove(waiter)
+            if not self._waiters[execution_id]:
+                del self._waiters[execution_id]
 
-    def tell(self, news: Completion) -> bool:
-        """Bring news; says whether anybody waited for it."""
-        followers = self._followers.get(news.execution_id, ())
-        for follower in followers:
-            follower.tell(news)
-        return bool(followers)
+    def route(self, completion: Completion) -> bool:
+        """Bring a completion to its waiters; returns whether there were any."""
+        waiters = self._waiters.get(completion.execution_id, ())
+        for waiter in waiters:
+            waiter.put(completion)
+        return bool(waiters)
 
-    def receive(self, body: bytes) -> None:
-        """Take a reply as it came, whatever it is."""
+    def route_reply(self, body: bytes) -> None:
+        """Take a reply as it came, whatever it is, and bring it to its waiters."""
         try:
-            news = parse_reply(body)
+            completion = parse_reply(body)
         except (ValueError, RecursionError):
             self._metrics.replies.labels("malformed").inc()
             return
-        if news.state is None or not news.state.terminal:
+        if completion.state is None or not completion.state.terminal:
             self._metrics.replies.labels("not_terminal").inc()
-        elif self.tell(news):
+        elif self.route(completion):
             self._metrics.replies.labels("awaited").inc()
         else:
             self._metrics.replies.labels("unknown").inc()
-            self._keep(news)
+            self._keep(completion)
 
     def awaited(self) -> set[str]:
         """The executions that somebody waits for."""
-        return set(self._followers)
+        return set(self._waiters)
 
-    def _keep(self, news: Completion) -> None:
+    def _keep(self, completion: Completion) -> None:
         now = time.monotonic()
-        self._early[news.execution_id] = (now, news)
-        self._early.move_to_end(news.execution_id)
+        self._early[completion.execution_id] = (now, completion)
+        self._early.move_to_end(completion.execution_id)
         while self._early:
             oldest, (kept_at, _) = next(iter(self._early.items()))
-            if len(self._early) <= EARLY_KEPT and now - kept_at <= EARLY_SECONDS:
+            if len(self._early) <= self._limit.most and now - kept_at <= self._limit.seconds:
                 break
             del self._early[oldest]

@@ -1,8 +1,7 @@
-"""Creates that Kestra denies: trouble of everybody's, or of one flow's.
+"""Creates that Kestra denies: a trouble of every job, or of one flow.
 
 A user of Kestra's may have no right to start flows of one namespace. Jobs for it must not hold
-every slot, and they are not to become dead letters either while an operator may just be changing
-rights.
+every slot. They must not become dead letters either while an operator may just be changing rights.
 """
 
 from __future__ import annotations
@@ -12,18 +11,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from bridge.consume.ports import KestraPort
 from bridge.errors import KestraDenied, KestraError, KestraRejected
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
-from bridge.kestra import Kestra
-
-HOLD = 10.0
-"""Seconds for which jobs of a flow keep their slots once its creates are denied: rights may just be
-changing."""
-
-FORGET_AFTER = 3600.0
-"""Seconds without another denial, after which a flow's earlier ones say nothing of one that comes
-then."""
 
 log = structlog.get_logger(__name__)
 
@@ -32,11 +23,22 @@ class Parked(Exception):
     """A job's turn is put off without costing it an attempt; the text says why."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenialPolicy:
+    """How long denials count. Times in seconds.
+
+    `hold` is how long jobs of a flow keep their slots once its creates are denied: rights may just
+    be changing. `forget_after` is how long after a flow's last denial the earlier ones say nothing
+    any more about one that comes then.
+    """
+
+    hold: float = 10.0
+    forget_after: float = 3600.0
+
+
 @dataclass(slots=True)
 class Spell:
-    """Denials of one flow with no create of it between them: when the first and the latest of them
-    came.
-    """
+    """Denials of one flow with no create of it between them: when the first and the latest came."""
 
     first: float
     latest: float
@@ -45,12 +47,9 @@ class Spell:
 class Denials:
     """Which flows' creates are denied, and since when. Times are monotonic seconds."""
 
-    def __init__(
-        self, kestra: Kestra, *, hold: float = HOLD, forget_after: float = FORGET_AFTER
-    ) -> None:
+    def __init__(self, kestra: KestraPort, policy: DenialPolicy = DenialPolicy()) -> None:
         self._kestra = kestra
-        self._hold = hold
-        self._forget_after = forget_after
+        self._policy = policy
         self._spells: dict[FlowName, Spell] = {}
         self._last_create = 0.0
 
@@ -60,7 +59,7 @@ class Denials:
         self._spells.pop(flow, None)
 
     async def judge(self, job: Job, error: KestraDenied) -> None:
-        """Return where the create is to be tried again soon.
+        """Return where the create should be tried again soon.
 
         Raises:
             KestraRejected: it is this flow that is denied, as others were created meanwhile.
@@ -72,29 +71,27 @@ class Denials:
             flow=str(job.flow),
             error=str(error),
         )
-        if await self._of_everything():
+        if await self._denied_everything():
             return
         since = self._since(job.flow)
         if self._last_create > since:
             raise KestraRejected(f"{error}, and lets us create those of other flows") from error
-        if time.monotonic() - since >= self._hold:
+        if time.monotonic() - since >= self._policy.hold:
             raise Parked(f"flow {job.flow}: {error}") from error
 
     def _since(self, flow: FlowName) -> float:
         """When this flow's creates were first denied while Kestra let us in; one is denied now."""
         now = time.monotonic()
-        self._spells = {
-            key: each
-            for key, each in self._spells.items()
-            if now - each.latest < self._forget_after
-        }
+        for each, spell in list(self._spells.items()):
+            if now - spell.latest >= self._policy.forget_after:
+                del self._spells[each]
         spell = self._spells.setdefault(flow, Spell(now, now))
         spell.latest = now
         return spell.first
 
-    async def _of_everything(self) -> bool:
-        """Whether Kestra denies more than creates; where that can't be told now, it passes for a
-        general trouble.
+    async def _denied_everything(self) -> bool:
+        """Whether Kestra denies more than creates. Where that can't be found out now, it counts as
+        a trouble of every job.
         """
         try:
             await self._kestra.probe()

@@ -1,9 +1,9 @@
-"""Second executions of one attempt: there should be none, and where there is one it is ended.
+"""Second executions of one attempt: there should be none, and where there is one it is killed.
 
-Kestra knows no idempotency key, so a create that stayed invisible for too long can come true beside
-the one that took its place, and two replicas that get two copies of one message at the same instant
-both find nothing and both create. Every replica tells the one that counts from the others by the
-same rule, so that no two of them disagree.
+Kestra has no idempotency key. So a create that stayed invisible for too long can come true beside
+the one that took its place. And two replicas that get two copies of one message at the same instant
+both find nothing and both create. Every replica tells the execution that counts from the others by
+the same rule, so that no two of them disagree.
 """
 
 from __future__ import annotations
@@ -15,103 +15,100 @@ from typing import Any
 
 import structlog
 
+from bridge.consume.ports import KestraPort
 from bridge.errors import REFUSALS, KestraError
 from bridge.job.execution import Execution, by_attempt, choose
-from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
-
-SOON = 1.0
-"""Seconds from a create to the second look: longer than another replica's, of the same instant,
-takes to be seen."""
 
 log = structlog.get_logger(__name__)
 
 
-def among(executions: Iterable[Execution]) -> list[Execution]:
+def duplicates_among(executions: Iterable[Execution]) -> list[Execution]:
     """Those of the executions, of any jobs, that are a second one of their attempt."""
-    return [
-        duplicate
-        for same in by_attempt(executions).values()
-        if len(same) > 1
-        for duplicate in choose(same).duplicates
-    ]
+    found: list[Execution] = []
+    for of_one_attempt in by_attempt(executions).values():
+        found += choose(of_one_attempt).duplicates
+    return found
 
 
-class Duplicates:
-    """Ends second executions, and counts and logs each."""
+async def end_duplicates(
+    kestra: KestraPort, metrics: Metrics, duplicates: Iterable[Execution]
+) -> None:
+    """Kill those that still run; count and log each. Doing it twice does no harm.
 
-    def __init__(self, *, kestra: Kestra, metrics: Metrics) -> None:
-        self._kestra = kestra
-        self._metrics = metrics
+    A refusal is logged and left to the next sweep: no job waits for it.
 
-    async def end(self, duplicates: Iterable[Execution]) -> None:
-        """Kill those that still run. Doing it twice does no harm.
-
-        Raises KestraUnavailable where Kestra does not answer. A refusal is logged and left to the
-        next sweep: no job waits for it.
-        """
-        for duplicate in duplicates:
-            if not duplicate.state.terminal:
-                await self._kill(duplicate)
-
-    async def _kill(self, duplicate: Execution) -> None:
-        facts: dict[str, Any] = {"execution": duplicate.id}
-        if key := duplicate.attempt_key:
-            facts |= {"job": key.job, "attempt": str(key.attempt)}
+    Raises:
+        KestraUnavailable: Kestra does not answer.
+    """
+    for duplicate in duplicates:
+        if duplicate.state.terminal:
+            continue
+        facts = _facts(duplicate)
         try:
-            await self._kestra.kill(duplicate.id)
+            await kestra.kill(duplicate.id)
         except REFUSALS as error:
             log.error(
                 "a second execution of one attempt goes on, its kill is refused",
                 **facts,
                 error=str(error),
             )
-            return
-        self._metrics.duplicates.inc()
-        log.error("a second execution of one attempt was killed", **facts)
+        else:
+            metrics.duplicates.inc()
+            log.error("a second execution of one attempt was killed", **facts)
 
 
-class SecondLook:
-    """Looks again, soon after creates, for what another replica created at the same instant.
+def _facts(duplicate: Execution) -> dict[str, Any]:
+    key = duplicate.attempt_key
+    if key is None:
+        return {"execution": duplicate.id}
+    return {"execution": duplicate.id, "job": key.job, "attempt": str(key.attempt)}
 
-    One listing by date serves all creates of a second, and costs no more than it tells. What it
-    misses, because Kestra doesn't answer, shows an execution late or starts very many, is left to
-    the sweep.
+
+class CreateCheck:
+    """Looks, soon after creates, for what another replica created at the same instant.
+
+    One listing by date serves all creates of a second, and costs no more than it returns. It misses
+    what starts while Kestra does not answer, what Kestra shows late, and what is beyond the first
+    page where very many start. The sweep finds those.
+
+    `after` is how many seconds after a create it looks: longer than another replica's create, of
+    the same instant, takes to be seen.
     """
 
-    def __init__(self, *, kestra: Kestra, metrics: Metrics) -> None:
+    def __init__(self, *, kestra: KestraPort, metrics: Metrics, after: float = 1.0) -> None:
         self._kestra = kestra
-        self._duplicates = Duplicates(kestra=kestra, metrics=metrics)
+        self._metrics = metrics
+        self._after = after
         self._created = asyncio.Event()
         self._since: datetime | None = None
 
-    def note(self, execution: Execution) -> None:
-        """This one was created now."""
+    def note_create(self, execution: Execution) -> None:
+        """Have the next check cover this execution, which was created now."""
         started = execution.started or self._kestra.now()
         self._since = min(started, self._since or started)
         self._created.set()
 
     async def run(self) -> None:
-        """Look after each create, for ever."""
+        """Check after each create, for ever."""
         while True:
             await self._created.wait()
-            await asyncio.sleep(SOON)
+            await asyncio.sleep(self._after)
             try:
-                await self.look()
+                await self.check()
             except KestraError as error:
                 log.info("no second look, the sweep will see", error=str(error))
 
-    async def look(self) -> None:
-        """End every second execution among those that started since the first create that was not
-        looked after.
+    async def check(self) -> None:
+        """End every second execution among those that started since the first create not checked.
 
-        Whoever created the earlier of two sees the later one, so that no time before that needs to
-        be read.
+        Of two executions, the replica that created the earlier one sees the later one. So nothing
+        that started before needs to be read.
         """
         since, self._since = self._since, None
         self._created.clear()
-        if since is not None:
-            # One page: where more start in a second, to read them all for each replica's look would
-            # be a load.
-            found, _ = await self._kestra.started_since(since)
-            await self._duplicates.end(among(found))
+        if since is None:
+            return
+        # One page: where more start in a second, reading them all for each replica would be a load.
+        found, _ = await self._kestra.started_since(since)
+        await end_duplicates(self._kestra, self._metrics, duplicates_among(found))

@@ -1,41 +1,24 @@
-"""One delivery from its arrival to its settlement. The one place that settles."""
+"""One delivery from its arrival to its settlement: decode, start, wait, decide, settle."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
 from bridge.consume.denials import Parked
-from bridge.consume.starter import Released, Started, Starter
-from bridge.consume.suspects import Suspects, refused
+from bridge.consume.handling import Decoded, Ended, Handling, Received, Running
+from bridge.consume.record import Recorder, facts_of
+from bridge.consume.settler import Settler
+from bridge.consume.starter import Starter
 from bridge.consume.waiter import OutcomeWaiter, Vanished
-from bridge.errors import (
-    BrokerError,
-    BrokerUnavailable,
-    InvalidMessage,
-    KestraError,
-    KestraRejected,
-    MessageRefused,
-    PublishFailed,
-    QueueFull,
-)
+from bridge.errors import BrokerUnavailable, InvalidMessage, KestraRejected
 from bridge.job.decode import decode
-from bridge.job.execution import Outcome
 from bridge.job.flow_name import FlowName, allowed
-from bridge.job.job import Job
-from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Delivery, Message
 from bridge.job.settlement import (
-    Ack,
     AssignId,
     Park,
     Policy,
@@ -45,56 +28,37 @@ from bridge.job.settlement import (
     ToDeadLetter,
     decide,
 )
-from bridge.kestra import Kestra
-from bridge.rabbitmq.broker import Publisher
-from bridge.rabbitmq.isolation import IsolatedPublisher, ResultPublisher
-from bridge.rabbitmq.topology import dead_exchange, retry_queue
-from bridge.telemetry.metrics import Metrics
-from bridge.telemetry.tracing import Span, Tracer, outgoing
-
-OUTPUTS_SECONDS = 30.0
-AFTER_A_BUG = (5.0, 300.0)
-APART = 2.0
-"""Seconds by which the retry of a message that adopted its execution follows that of the message
-which created it. Were both put off at the same instant, as both hear of the same end, both would
-come back at the same instant, to two replicas which both find nothing and both create."""
+from bridge.retrying import Released
+from bridge.telemetry.tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
 
-def _may_pass_later(error: BaseException) -> bool:
-    return isinstance(error, PublishFailed) and not isinstance(error, MessageRefused)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerRules:
+    """What may start, what becomes of it, and what happens after a fault of ours.
+
+    `flows` are the patterns of the flows that may be started. After a fault of ours a delivery is
+    handled again, with pauses that double from `after_a_fault` to `after_faults_at_most` seconds.
+    """
+
+    policy: Policy
+    flows: Sequence[str]
+    max_priority: int
+    after_a_fault: float = 5.0
+    after_faults_at_most: float = 300.0
 
 
-def _may_pass_without_room(error: BaseException) -> bool:
-    return _may_pass_later(error) and not isinstance(error, QueueFull)
+class FlowNotAllowed(Exception):
+    """The message names a flow that is not on the allow-list."""
 
 
-@dataclass(slots=True)
-class Case:
-    """A delivery under way, and what has been learned of it so far."""
+class NoJobId(Exception):
+    """The message has no id yet."""
 
-    delivery: Delivery
-    arrived: float = field(default_factory=time.monotonic)
-    job: Job | None = None
-    started: Started | None = None
-    outcome: Outcome | None = None
-    settling: bool = False
-    again: bool = False
-    """Whether it was handled once and failed, so that its execution may exist."""
-    span: Span = field(default_factory=Span)
 
-    @property
-    def age(self) -> float:
-        """Seconds since the delivery arrived."""
-        return time.monotonic() - self.arrived
-
-    def overdue(self, limit: float) -> float:
-        """Seconds beyond the job's own time-out, or beyond `limit` where it has none; 0 before
-        that.
-        """
-        own = self.job.timeout if self.job else None
-        return max(0.0, self.age - (own or limit))
+UNFINISHED = (InvalidMessage, FlowNotAllowed, NoJobId, KestraRejected, Vanished, Parked)
+"""Why a delivery can be settled without an outcome."""
 
 
 class Handler:
@@ -103,389 +67,165 @@ class Handler:
     def __init__(
         self,
         *,
-        kestra: Kestra,
-        publisher: Publisher,
-        isolated: IsolatedPublisher,
-        results: ResultPublisher,
-        suspects: Suspects,
+        rules: HandlerRules,
         starter: Starter,
         waiter: OutcomeWaiter,
-        metrics: Metrics,
+        settler: Settler,
+        recorder: Recorder,
         tracer: Tracer,
-        policy: Policy,
-        flows: Sequence[str],
-        max_priority: int,
-        after_a_bug: tuple[float, float] = AFTER_A_BUG,
     ) -> None:
-        self._kestra = kestra
-        self._publisher = publisher
-        self._isolated = isolated
-        self._results = results
-        self._suspects = suspects
+        self._rules = rules
         self._starter = starter
-        self._concluder = waiter
-        self._metrics = metrics
+        self._waiter = waiter
+        self._settler = settler
+        self._recorder = recorder
         self._tracer = tracer
-        self._policy = policy
-        self._flows = flows
-        self._max_priority = max_priority
-        self._after_a_bug = after_a_bug
 
-    async def handle(self, case: Case, default_flow: FlowName | None) -> None:
-        """See a delivery through, whatever happens, or leave it to the broker. Raises nothing but
-        cancellation.
+    async def handle(self, handling: Handling, default_flow: FlowName | None) -> None:
+        """See a delivery through, whatever happens, or leave it to the broker.
+
+        `default_flow` is the flow of a message that names none. It raises nothing but cancellation.
         """
-        self._count(case.delivery)
-        with self._tracer.delivery(case.delivery) as case.span:
-            await self._see_through(case, default_flow)
+        self._recorder.arrived(handling.delivery)
+        with self._tracer.delivery(handling.delivery) as handling.span:
+            pause = self._rules.after_a_fault
+            while True:
+                try:
+                    if handling.again:
+                        await asyncio.sleep(pause)
+                        pause = min(pause * 2, self._rules.after_faults_at_most)
+                    return await self._see_through(handling, default_flow)
+                except asyncio.CancelledError:
+                    self._recorder.left(handling)
+                    raise
+                except (Released, BrokerUnavailable) as error:
+                    self._recorder.left(handling)
+                    why = str(error) or "the bridge is stopping"
+                    log.info("left to the broker", **facts_of(handling.progress), why=why)
+                    return None
+                except Exception:
+                    # A fault of ours must not lose the message, and must not spin either.
+                    log.exception(
+                        "a delivery could not be handled, trying again",
+                        **facts_of(handling.progress),
+                        seconds=pause,
+                    )
+                    handling.settling, handling.again = False, True
 
-    def _count(self, delivery: Delivery) -> None:
-        """The metrics of a delivery as it arrives."""
-        self._metrics.deliveries.labels(delivery.lane, str(delivery.redelivered).lower()).inc()
-        waited = delivery.waited(datetime.now(UTC))
-        if waited is not None:
-            # RabbitMQ takes what is above the queue's highest priority for the highest.
-            priority = min(delivery.message.priority or 0, self._max_priority)
-            self._metrics.queue_wait_seconds.labels(delivery.lane, str(priority)).observe(waited)
-
-    async def _see_through(self, case: Case, default_flow: FlowName | None) -> None:
-        pause, longest = self._after_a_bug
-        while True:
-            try:
-                settlement = await self._judge(case, default_flow)
-                case.settling = True
-                with case.span.step("settle"):
-                    return await self._settle(case, settlement)
-            except asyncio.CancelledError:
-                self._leave(case)
-                raise
-            except (Released, BrokerUnavailable) as error:
-                self._leave(case)
-                log.info(
-                    "left to the broker", **_facts(case), why=str(error) or "the bridge is stopping"
-                )
-                return None
-            except Exception:
-                # A fault of ours must not lose the message, and must not spin either: it is kept
-                # and tried again.
-                log.exception(
-                    "a delivery could not be handled, trying again", **_facts(case), seconds=pause
-                )
-                case.settling, case.again = False, True
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, longest)
-
-    async def _judge(self, case: Case, default_flow: FlowName | None) -> Settlement:
-        """What is to become of the delivery, which for a good one takes as long as its execution
-        does.
-        """
+    async def _see_through(self, handling: Handling, default_flow: FlowName | None) -> None:
         try:
-            job = decode(
-                case.delivery.message,
-                default_flow=default_flow,
-                max_priority=self._max_priority,
-                queue=case.delivery.lane,
-            )
-        except InvalidMessage as error:
-            return ToDeadLetter(reason=Reason.INVALID_MESSAGE, error=str(error))
-        case.job = job
-        if not allowed(job.flow, self._flows):
-            return ToDeadLetter(
-                reason=Reason.FLOW_NOT_ALLOWED,
-                error=f"flow {job.flow} is not in BRIDGE_ALLOWED_FLOWS",
-            )
+            decoded = self._decode(handling, default_flow)
+            running = await self._start(handling, decoded)
+            ended = await self._wait(handling, running)
+            settlement = self._decide(ended)
+        except UNFINISHED as error:
+            settlement = self._decide_without_outcome(handling.progress, error)
+        await self._settle(handling, settlement)
+
+    def _decode(self, handling: Handling, default_flow: FlowName | None) -> Decoded:
+        """The delivery with the job that its message asks for.
+
+        Raises:
+            InvalidMessage: it can never become a job.
+            FlowNotAllowed: its flow may not be started.
+            NoJobId: it has to get an id first.
+        """
+        delivery = handling.delivery
+        handling.progress = Received(delivery)
+        job = decode(
+            delivery.message,
+            default_flow=default_flow,
+            max_priority=self._rules.max_priority,
+            queue=delivery.lane,
+        )
+        handling.progress = decoded = Decoded(delivery, job)
+        if not allowed(job.flow, self._rules.flows):
+            raise FlowNotAllowed(f"flow {job.flow} is not in BRIDGE_ALLOWED_FLOWS")
         if not job.id:
-            return AssignId(uuid.uuid4().hex)
-        return await self._judge_job(case, job)
+            raise NoJobId
+        return decoded
 
-    async def _judge_job(self, case: Case, job: Job) -> Settlement:
-        try:
-            case.outcome = await self._run(case, job)
-        except KestraRejected as error:
-            return ToDeadLetter(reason=Reason.REJECTED_BY_KESTRA, error=f"flow {job.flow}: {error}")
-        except Vanished as error:
-            return ToDeadLetter(reason=Reason.VANISHED, error=str(error))
-        except Parked as error:
-            return Park(attempt=job.attempt, delay=self._policy.retry_delays[0], error=str(error))
-        self._metrics.outcomes.labels(case.delivery.lane, case.outcome.label).inc()
-        settlement = decide(
-            case.outcome, attempt=job.attempt, first_attempt=job.first_attempt, policy=self._policy
-        )
-        if isinstance(settlement, Retry) and case.started and case.started.adopted:
-            await asyncio.sleep(APART)
-        return settlement
+    async def _start(self, handling: Handling, decoded: Decoded) -> Running:
+        """The delivery with its execution: found, or created.
 
-    async def _run(self, case: Case, job: Job) -> Outcome:
-        if job.attempt > job.first_attempt and (outcome := await self._revived(case, job)):
-            return outcome
-        with case.span.step("create"):
+        It may be that of an earlier attempt, which an operator brought back while this one waited
+        for its turn.
+
+        Raises:
+            KestraRejected, Parked, Released: as `Starter.start` does.
+        """
+        delivery, job = decoded.delivery, decoded.job
+        if job.attempt > job.first_attempt:
+            revived = await self._starter.revived(job, accepts=self._rules.policy.accepts)
+            if revived is not None:
+                earlier, started = revived
+                handling.progress = running = Running(delivery, job, earlier, started)
+                log.info(
+                    "an earlier attempt was brought back in Kestra",
+                    **facts_of(running),
+                    earlier=earlier.attempt,
+                )
+                return running
+        with handling.span.step("create"):
             # A second pass is like a redelivery: the first one may have created the execution.
-            case.started = await self._starter.start(
-                job, redelivered=case.delivery.redelivered or case.again
-            )
-        with case.span.step("wait"):
-            return await self._concluder.outcome(job, case.started)
+            redelivered = delivery.redelivered or handling.again
+            started = await self._starter.start(job, redelivered=redelivered)
+        handling.progress = running = Running(delivery, job, job, started)
+        return running
 
-    async def _revived(self, case: Case, job: Job) -> Outcome | None:
-        """How an earlier attempt ended that an operator brought back while this one waited for its
-        turn.
+    async def _wait(self, handling: Handling, running: Running) -> Ended:
+        """The delivery with its outcome, however long that takes.
 
-        None where there is none, or where it failed once more, to which this attempt is the answer.
-        """
-        while revived := await self._starter.revived(job, accepts=self._policy.accepts):
-            earlier, case.started = revived
-            log.info(
-                "an earlier attempt was brought back in Kestra",
-                **_facts(case),
-                earlier=earlier.attempt,
-            )
-            with case.span.step("wait"):
-                outcome = await self._concluder.outcome(earlier, case.started)
-            if not self._policy.tries_again(outcome):
-                return outcome
-        return None
-
-    async def _settle(self, case: Case, settlement: Settlement) -> None:
-        """Carry out a settlement: first what must stand elsewhere, by confirm, and the ack last."""
-        settle = case.delivery.ack
-        try:
-            await self._hand_on(case, settlement)
-        except MessageRefused as error:
-            settlement = refused(settlement, str(error))
-            settle = await self._hand_on_bare(case, settlement)
-        if isinstance(settlement, (Ack, ToDeadLetter)) and (
-            reply_to := case.delivery.message.reply_to
-        ):
-            try:
-                await self._send_result(case, settlement, reply_to)
-            except asyncio.CancelledError:
-                # A dead letter that stands must not come again for the sake of its result.
-                if isinstance(settlement, ToDeadLetter):
-                    await settle()
-                    self._record(case, settlement)
-                raise
-        await settle()
-        self._record(case, settlement)
-
-    async def _hand_on_bare(self, case: Case, dead: ToDeadLetter) -> Callable[[], Awaitable[None]]:
-        """How the delivery is settled once its dead letter stands without what others gave it.
-
-        What RabbitMQ doesn't take even so, such as a body beyond a limit that was lowered, it has
-        to move by itself.
+        An earlier attempt that was brought back may fail once more, to which this attempt is the
+        answer.
 
         Raises:
-            MessageRefused: it must not move it either: over its `x-death` a 3.10 would lose the
-            queue.
+            Vanished: the execution is gone from Kestra.
         """
-        try:
-            await self._hand_on(case, dead, bare=True)
-        except MessageRefused as error:
-            if not case.delivery.message.may_be_rejected:
-                raise
-            log.error(
-                "RabbitMQ takes no dead letter of a message, and has to make it one",
-                why=str(error),
-                **_facts(case),
-            )
-            return case.delivery.reject
-        return case.delivery.ack
+        delivery, job = running.delivery, running.job
+        while True:
+            with handling.span.step("wait"):
+                outcome = await self._waiter.outcome(running.awaited, running.started)
+            ended = Ended(delivery, job, running.awaited, running.started, outcome)
+            own = running.awaited.attempt == job.attempt
+            if own or not self._rules.policy.tries_again(outcome):
+                handling.progress = ended
+                return ended
+            running = await self._start(handling, Decoded(delivery, job))
 
-    async def _hand_on(self, case: Case, settlement: Settlement, *, bare: bool = False) -> None:
-        """Have the message stand where the settlement wants it, if anywhere; `bare` without what
-        others gave it.
-
-        Raises:
-            MessageRefused: RabbitMQ does not take it as it is.
-        """
-        queue, message = case.delivery.lane, case.delivery.message
-        if bare:
-            message = message.bare()
-        match settlement:
-            case AssignId():
-                await self._stamp(case, message.to_republish({}, message_id=settlement.job_id))
-            case Retry() | Park():
-                headers = {ATTEMPT: settlement.attempt, **_first_attempt(case)}
-                again = message.to_republish(headers)
-                await self._publish(case, again, routing_key=retry_queue(queue, settlement.delay))
-            case ToDeadLetter():
-                dead = message.to_republish(_dead_letter_headers(case, settlement))
-                await self._publish(case, dead, exchange=dead_exchange(queue), routing_key=queue)
-
-    async def _stamp(self, case: Case, stamped: Message) -> None:
-        """Put a stamped message back into its queue, or where that is full on its way there.
-
-        What is held here without an id may be all that could make room there. So it moves on to a
-        retry queue, which has room and leads back; RabbitMQ keeps it there until the lane takes it.
-        """
-        queue = case.delivery.lane
-        try:
-            # However often it takes, it is the same message: one with another id would be another
-            # job.
-            await self._publish(case, stamped, routing_key=queue, may_pass=_may_pass_without_room)
-        except QueueFull:
-            await self._publish(
-                case, stamped, routing_key=retry_queue(queue, min(self._policy.retry_delays))
-            )
-
-    async def _publish(
-        self,
-        case: Case,
-        message: Message,
-        *,
-        exchange: str = "",
-        routing_key: str,
-        may_pass: Callable[[BaseException], bool] = _may_pass_later,
-    ) -> None:
-        """Publish however often it takes: a full queue is the operator's to mend, and nothing is
-        lost meanwhile.
-        """
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception(may_pass),
-            wait=wait_random_exponential(multiplier=0.5, max=30),
-            before_sleep=lambda state: log.error(
-                "a publish failed, trying again", error=str(_failure(state))
-            ),
-            reraise=True,
-        ):
-            with attempt:
-                await self._publish_once(case, message, exchange=exchange, routing_key=routing_key)
-
-    async def _publish_once(
-        self, case: Case, message: Message, *, exchange: str = "", routing_key: str
-    ) -> None:
-        publisher = self._isolated if case.delivery in self._suspects else self._publisher
-        with self._suspects.publishing(case.delivery):
-            await publisher.publish(message, exchange=exchange, routing_key=routing_key)
-
-    async def _send_result(self, case: Case, settlement: Ack | ToDeadLetter, reply_to: str) -> None:
-        """Tell the publisher how the job ended. One that doesn't listen any more is no reason to
-        keep the job.
-        """
-        body = json.dumps(await self._result(case, settlement)).encode()
-        result = Message(
-            body=body,
-            headers=outgoing(),
-            content_type="application/json",
-            message_id=uuid.uuid4().hex,
-            correlation_id=case.delivery.message.correlation_id,
-            message_type="kestra.job.result",
+    def _decide(self, ended: Ended) -> Settlement:
+        self._recorder.ended(ended)
+        return decide(
+            ended.outcome,
+            attempt=ended.attempt,
+            first_attempt=ended.first_attempt,
+            policy=self._rules.policy,
+            adopted=ended.started.adopted,
         )
-        try:
-            await self._results.publish(result, routing_key=reply_to)
-        except BrokerError as error:
-            self._metrics.results.labels(case.delivery.lane, "undeliverable").inc()
-            log.warning("nobody takes a job's result", **_facts(case), error=str(error))
-        else:
-            self._metrics.results.labels(case.delivery.lane, "sent").inc()
 
-    async def _result(self, case: Case, settlement: Ack | ToDeadLetter) -> dict[str, Any]:
-        execution = case.outcome.execution if case.outcome else None
-        result: dict[str, Any] = {
-            "job": case.delivery.message.message_id,
-            "state": execution.state.value if execution else None,
-            "execution": execution.id if execution else None,
-            "url": self._kestra.link(execution) if execution else None,
-            # Of a job that failed as well: which part of it did may stand there.
-            "outputs": await self._outputs(case) if execution and execution.state.terminal else {},
-            "attempts": case.job.attempt - case.job.first_attempt + 1
-            if case.job and execution
-            else 0,
-        }
-        if isinstance(settlement, ToDeadLetter):
-            result |= {"reason": settlement.reason.value, "error": settlement.error}
-        return result
+    def _decide_without_outcome(self, progress: Received, error: Exception) -> Settlement:
+        """What becomes of a delivery that has no outcome for the reason that is given."""
+        text = str(error)
+        match error:
+            case InvalidMessage():
+                return ToDeadLetter(reason=Reason.INVALID_MESSAGE, error=text)
+            case FlowNotAllowed():
+                return ToDeadLetter(reason=Reason.FLOW_NOT_ALLOWED, error=text)
+            case NoJobId():
+                return AssignId(uuid.uuid4().hex)
+            case KestraRejected() if isinstance(progress, Decoded):
+                text = f"flow {progress.job.flow}: {text}"
+                return ToDeadLetter(reason=Reason.REJECTED_BY_KESTRA, error=text)
+            case Vanished():
+                return ToDeadLetter(reason=Reason.VANISHED, error=text)
+            case Parked():
+                delay = self._rules.policy.retry_delays[0]
+                return Park(attempt=progress.attempt, delay=delay, error=text)
+        raise error
 
-    async def _outputs(self, case: Case) -> dict[str, Any] | None:
-        """The flow's outputs, or None where Kestra doesn't give them in good time; the job is done
-        all the same.
-        """
-        assert case.outcome is not None
-        question = partial(self._kestra.outputs, case.outcome.execution)
-        try:
-            async with asyncio.timeout(OUTPUTS_SECONDS):
-                return await self._concluder.patience.ask(question)
-        except (KestraError, TimeoutError) as error:
-            log.warning("a result goes without its outputs", **_facts(case), error=str(error))
-            return None
-
-    def _leave(self, case: Case) -> None:
-        self._metrics.settlements.labels(case.delivery.lane, "left", "").inc()
-        case.span.conclude("left", _facts(case))
-
-    def _record(self, case: Case, settlement: Settlement) -> None:
-        """The metrics, the span and the one line that tell of a settled delivery."""
-        lane, reason = case.delivery.lane, _reason(case, settlement)
-        self._metrics.settlements.labels(lane, settlement.name, reason).inc()
-        self._metrics.job_seconds.labels(lane).observe(case.age)
-        ended = case.outcome.execution.ended if case.outcome else None
-        if ended:
-            self._metrics.settle_seconds.labels(lane).observe(
-                max(0.0, (self._kestra.now() - ended).total_seconds())
-            )
-        extra: dict[str, Any] = {"seconds": round(case.age, 3)}
-        facts = _facts(case)
-        match settlement:
-            case Retry():
-                extra |= {
-                    "next_attempt": settlement.attempt,
-                    "delay": settlement.delay,
-                    "error": settlement.error,
-                }
-            case Park():
-                extra |= {"delay": settlement.delay, "error": settlement.error}
-            case ToDeadLetter():
-                extra |= {"reason": settlement.reason.value, "error": settlement.error}
-            case AssignId():
-                extra |= {"stamped": settlement.job_id}
-        case.span.conclude(settlement.name, facts, error=extra.get("error", ""), error_type=reason)
-        log.info("settled", settlement=settlement.name, **facts, **extra)
-
-
-def _facts(case: Case) -> dict[str, Any]:
-    """What identifies a delivery in the log."""
-    facts: dict[str, Any] = {"job": case.delivery.message.message_id, "lane": case.delivery.lane}
-    facts["redelivered"] = case.delivery.redelivered
-    if case.job:
-        facts |= {"flow": str(case.job.flow), "attempt": case.job.attempt}
-    if case.started:
-        facts |= {
-            "execution": case.started.execution.id,
-            "how": "adopted" if case.started.adopted else "created",
-        }
-    if case.outcome:
-        facts |= {
-            "execution": case.outcome.execution.id,
-            "state": case.outcome.execution.state.value,
-        }
-    return facts
-
-
-def _reason(case: Case, settlement: Settlement) -> str:
-    """What went wrong, as one word; empty where nothing did."""
-    match settlement:
-        case ToDeadLetter():
-            return settlement.reason.value
-        case Retry():
-            return case.outcome.label if case.outcome else ""
-    return ""
-
-
-def _first_attempt(case: Case) -> dict[str, int]:
-    first = case.job.first_attempt if case.job else 1
-    return {FIRST_ATTEMPT: first} if first > 1 else {}
-
-
-def _dead_letter_headers(case: Case, settlement: ToDeadLetter) -> dict[str, Any]:
-    execution = _facts(case).get("execution")
-    return {
-        "x-bridge-reason": settlement.reason.value,
-        "x-bridge-error": settlement.error,
-        ATTEMPT: case.job.attempt if case.job else 1,
-        "x-bridge-queue": case.delivery.lane,
-        "x-bridge-at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        **({"x-bridge-execution": execution} if execution else {}),
-    }
-
-
-def _failure(state: Any) -> BaseException | None:
-    return state.outcome.exception() if state.outcome else None
+    async def _settle(self, handling: Handling, settlement: Settlement) -> None:
+        if isinstance(settlement, Retry):
+            await asyncio.sleep(settlement.hold_back)
+        handling.settling = True
+        with handling.span.step("settle"):
+            await self._settler.settle(handling, settlement)

@@ -1,49 +1,62 @@
 """The sweep: find the ends of executions that no reply told of.
 
 It asks Kestra once for all executions that have *not* ended, and then only for those that somebody
-waits for and that are not among them. A page of that listing that shifts while it is read costs a
-needless question and never hides an end, which listing the ended ones by date would.
+waits for and that are not among them. When a page of that listing shifts while it is read, this
+costs a needless question. It never hides an end, which listing the ended ones by date would.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import dataclass
 
 import structlog
 
-from bridge.consume import duplicates
 from bridge.consume.completions import Completion, CompletionRouter
+from bridge.consume.duplicates import duplicates_among, end_duplicates
+from bridge.consume.ports import KestraPort
 from bridge.errors import KestraDenied, KestraError
-from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
-
-CONCURRENT_LOOKS = 8
-GONE_AFTER = 3
-"""In so many sweeps in a row must an execution be unknown to be gone: a clustered Kestra may show a
-new one late."""
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPolicy:
+    """How often to sweep (seconds), with how many questions at once.
+
+    `gone_after` is the number of consecutive sweeps that must miss an execution before it counts as
+    deleted: a clustered Kestra may show a new one late.
+    """
+
+    interval: float = 30.0
+    questions: int = 8
+    gone_after: int = 3
+
+
 class Reconciler:
-    """Sweeps at an interval (seconds), for as long as `run` runs."""
+    """Sweeps at an interval, for as long as `run` runs."""
 
     def __init__(
-        self, *, kestra: Kestra, watch: CompletionRouter, metrics: Metrics, interval: float
+        self,
+        *,
+        kestra: KestraPort,
+        completions: CompletionRouter,
+        metrics: Metrics,
+        policy: SweepPolicy = SweepPolicy(),
     ) -> None:
         self._kestra = kestra
-        self._watch = watch
+        self._completions = completions
         self._metrics = metrics
-        self._interval = interval
-        self._looking = asyncio.Semaphore(CONCURRENT_LOOKS)
-        self._duplicates = duplicates.Duplicates(kestra=kestra, metrics=metrics)
-        self._unknown: Counter[str] = Counter()
+        self._policy = policy
+        self._asking = asyncio.Semaphore(policy.questions)
+        self._missed: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """Sweep for ever. Kestra being away only means that this sweep tells nothing."""
+        """Sweep for ever. While Kestra is away, a sweep finds nothing."""
         while True:
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(self._policy.interval)
             try:
                 await self.sweep()
             except KestraDenied as error:
@@ -52,46 +65,44 @@ class Reconciler:
                 log.warning("sweep failed", error=str(error))
 
     async def sweep(self) -> int:
-        """Look once for what has ended; returns how many ends nobody had told of.
+        """Look once for what has ended; returns how many ends no reply had told of.
 
-        The server's version is asked for too, so that an idle bridge knows whether Kestra is there,
-        and speaks rightly to one that was upgraded meanwhile.
+        It asks for the server's version too. So an idle bridge knows whether Kestra is there, and
+        speaks rightly to one that was upgraded meanwhile.
+
+        Raises:
+            KestraError: Kestra does not answer, or refuses.
         """
         await self._kestra.probe()
-        awaited = self._watch.awaited()
+        awaited = self._completions.awaited()
         if not awaited:
             return 0
         running = await self._kestra.unfinished()
-        await self._duplicates.end(duplicates.among(running))
-        unfinished = {execution.id for execution in running}
-        self._unknown = Counter(
-            {key: count for key, count in self._unknown.items() if key in awaited - unfinished}
-        )
-        found = await asyncio.gather(
-            *(self._look(execution_id) for execution_id in awaited - unfinished)
-        )
+        await end_duplicates(self._kestra, self._metrics, duplicates_among(running))
+        absent = awaited - {execution.id for execution in running}
+        for execution_id in self._missed.keys() - absent:
+            del self._missed[execution_id]
+        found = await asyncio.gather(*map(self._look, absent))
         return sum(found)
 
     async def _look(self, execution_id: str) -> bool:
-        async with self._looking:
+        """Bring the execution's end to its waiters; returns whether there is one and they are."""
+        async with self._asking:
             execution = await self._kestra.get(execution_id)
         if execution is None:
-            return self._miss(execution_id)
-        del self._unknown[execution_id]
+            self._missed[execution_id] += 1
+            if self._missed[execution_id] < self._policy.gone_after:
+                return False
+            return self._route(Completion(execution_id=execution_id, state=None))
+        del self._missed[execution_id]
         if not execution.state.terminal:
             return False
-        return self._tell(
+        return self._route(
             Completion(execution_id=execution_id, state=execution.state, ended=execution.ended)
         )
 
-    def _miss(self, execution_id: str) -> bool:
-        self._unknown[execution_id] += 1
-        return self._unknown[execution_id] >= GONE_AFTER and self._tell(
-            Completion(execution_id=execution_id, state=None)
-        )
-
-    def _tell(self, news: Completion) -> bool:
-        told = self._watch.tell(news)
-        if told:
+    def _route(self, completion: Completion) -> bool:
+        awaited = self._completions.route(completion)
+        if awaited:
             self._metrics.reconciled.inc()
-        return told
+        return awaited

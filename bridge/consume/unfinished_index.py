@@ -1,8 +1,7 @@
-"""The executions that have not ended, listed once for all who look for theirs at the same time.
+"""The executions that have not ended, listed once for all jobs that look for theirs together.
 
-After a restart every message that was in flight comes again at once. Looking for each job's
-execution by itself would be thousands of searches, each of which a Kestra on H2 or MySQL answers by
-reading every execution there is.
+After a restart every message that was in flight comes again at once. A search for each job would be
+thousands of searches. A Kestra on H2 or MySQL answers each by reading every execution there is.
 """
 
 from __future__ import annotations

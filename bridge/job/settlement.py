@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from bridge.job.execution import Outcome, State
+from bridge.job.message import ATTEMPT
 
 
 class Reason(StrEnum):
@@ -31,12 +34,16 @@ class Ack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """The same job again, as attempt `attempt`, `delay` seconds from now."""
+    """The same job again, as attempt `attempt`, `delay` seconds after it is published.
+
+    It is published `hold_back` seconds from now.
+    """
 
     name = "retry"
     attempt: int
     delay: int
     error: str
+    hold_back: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +54,25 @@ class ToDeadLetter:
     reason: Reason
     error: str
 
+    def headers(
+        self, *, queue: str, attempt: int, execution_id: str | None, at: datetime
+    ) -> dict[str, Any]:
+        """The headers that say why a message is a dead letter."""
+        headers: dict[str, Any] = {
+            "x-bridge-reason": self.reason.value,
+            "x-bridge-error": self.error,
+            ATTEMPT: attempt,
+            "x-bridge-queue": queue,
+            "x-bridge-at": at.isoformat(timespec="milliseconds"),
+        }
+        if execution_id:
+            headers["x-bridge-execution"] = execution_id
+        return headers
+
 
 @dataclass(frozen=True, slots=True)
 class AssignId:
-    """The message goes back to its queue with a fresh job id, so that its attempts can be told
-    apart.
-    """
+    """The message goes back to its queue with a fresh job id, by which its attempts are known."""
 
     name = "stamp"
     job_id: str
@@ -75,13 +95,20 @@ Settlement = Ack | Retry | ToDeadLetter | AssignId | Park
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The operator's choices that settlements depend on; delays in seconds, the last one
-    repeats.
+    """What settlements depend on, most of it chosen by the operator.
+
+    `retry_delays` are seconds; the last one repeats.
+
+    `apart` is by how many seconds the retry of a message that adopted its execution follows that of
+    the message which created it. Both learn of the same end at the same instant. Were both put off
+    then, both would come back at the same instant, to two replicas which both find nothing and both
+    create.
     """
 
     max_attempts: int = 3
     retry_delays: Sequence[int] = (30, 300)
     ack_warning: bool = True
+    apart: float = 2.0
 
     def accepts(self, state: State) -> bool:
         """Whether an execution that ended in that state did the job."""
@@ -95,8 +122,12 @@ class Policy:
 _RETRIED_REASONS = frozenset({Reason.FAILED, Reason.CANCELLED, Reason.TIMED_OUT})
 
 
-def decide(outcome: Outcome, *, attempt: int, first_attempt: int, policy: Policy) -> Settlement:
+def decide(
+    outcome: Outcome, *, attempt: int, first_attempt: int, policy: Policy, adopted: bool = False
+) -> Settlement:
     """What becomes of the delivery whose attempt ended so.
+
+    `adopted`: another message, or an earlier delivery of this one, created the execution.
 
     A failure, a cancellation (Kestra's concurrency limit or SLA) and a time-out are tried again
     while the budget lasts, which counts from `first_attempt` (1, or later for a message that was
@@ -108,7 +139,12 @@ def decide(outcome: Outcome, *, attempt: int, first_attempt: int, policy: Policy
     error = outcome.error or f"execution {outcome.execution.id} ended {outcome.execution.state}"
     tries = attempt - first_attempt + 1
     if reason in _RETRIED_REASONS and tries < policy.max_attempts:
-        return Retry(attempt=attempt + 1, delay=_delay(tries, policy.retry_delays), error=error)
+        return Retry(
+            attempt=attempt + 1,
+            delay=_delay(tries, policy.retry_delays),
+            error=error,
+            hold_back=policy.apart if adopted else 0.0,
+        )
     return ToDeadLetter(reason=reason, error=error)
 
 

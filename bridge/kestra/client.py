@@ -15,6 +15,7 @@ from bridge.kestra.executions import ExecutionApi
 from bridge.kestra.flow_api import FlowApi
 from bridge.kestra.limits import DEFAULT_LIMITS, RequestLimits
 from bridge.kestra.logs import LogApi
+from bridge.kestra.search import Searched
 from bridge.kestra.server import KestraServer
 from bridge.kestra.transport import Transport
 from bridge.settings import KestraSettings
@@ -82,9 +83,9 @@ class Kestra(AbstractAsyncContextManager["Kestra"]):
         """
         return await self.executions.create(job)
 
-    async def find(self, job: Job, *, since: datetime | None = None) -> list[Execution]:
-        """All executions of this (job, attempt) that started since then, whoever created them."""
-        return await self.executions.find(job, since=since)
+    async def find_timed(self, job: Job, *, since: datetime | None = None) -> Searched:
+        """All executions of this attempt that started since then, and how long Kestra took."""
+        return await self.executions.find_timed(job, since=since)
 
     async def find_attempts(self, job: Job) -> list[Execution]:
         """All executions of this job, of any attempt."""

@@ -259,7 +259,7 @@ class TestSearch:
     async def test_finds_a_job_by_whatever_its_id_is(self, kestra: Kestra, value: str) -> None:
         wanted = job("silent", id=value)
         made = await kestra.create(wanted)
-        assert made.id in [found.id for found in await kestra.find(wanted)]
+        assert made.id in [found.id for found in await kestra.executions.find(wanted)]
 
     @pytest.mark.parametrize("value", HOSTILE)
     async def test_finds_nothing_but_the_very_value(
@@ -284,7 +284,7 @@ class TestSearch:
         second = Job(id=first.id, flow=first.flow, attempt=2)
         await kestra.create(first)
         made = await kestra.create(second)
-        assert [found.id for found in await kestra.find(second)] == [made.id]
+        assert [found.id for found in await kestra.executions.find(second)] == [made.id]
 
     @pytest.mark.parametrize(("back", "found"), [(timedelta(hours=1), 1), (timedelta(hours=-1), 0)])
     async def test_reads_back_no_further_than_it_is_told(
@@ -292,7 +292,7 @@ class TestSearch:
     ) -> None:
         wanted = job("silent")
         await kestra.create(wanted)
-        assert len(await kestra.find(wanted, since=datetime.now(UTC) - back)) == found
+        assert len(await kestra.executions.find(wanted, since=datetime.now(UTC) - back)) == found
 
     async def test_lists_what_started_since_a_moment_oldest_first(self, kestra: Kestra) -> None:
         made = [await kestra.create(job("silent")) for _ in range(3)]
@@ -489,7 +489,7 @@ class TestDelete:
         wanted = job("silent")
         done = await ended(kestra, await kestra.create(wanted))
         await api.delete(f"/executions/{done.id}")
-        assert await kestra.find(wanted) == []
+        assert await kestra.executions.find(wanted) == []
 
     async def test_of_an_unknown_id_is_not_found(self, api: httpx.AsyncClient) -> None:
         answer = await api.delete("/executions/unknown")

@@ -14,7 +14,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -25,9 +25,12 @@ from aio_pika.abc import AbstractIncomingMessage
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from bridge.consume.denials import Denials
-from bridge.consume.starter import Patience, Starter
-from bridge.kestra import Kestra
+from bridge.consume.denials import DenialPolicy, Denials
+from bridge.consume.duplicates import CreateCheck
+from bridge.consume.lookup import Lookup, LookupPolicy
+from bridge.consume.ports import KestraPort
+from bridge.consume.starter import Starter, StartPolicy
+from bridge.retrying import Retrying
 from bridge.settings import KestraSettings
 from bridge.telemetry.metrics import Metrics
 from deploy.local.paths import REPOSITORY
@@ -306,24 +309,36 @@ def answers(metrics: Metrics, operation: str) -> float:
     return metrics.registry.get_sample_value(name, {"operation": operation, "code": "200"}) or 0
 
 
+LOOKUP = LookupPolicy(window=3600)
+DENIALS = DenialPolicy()
+START = StartPolicy()
+
+
+def lookup_of(kestra: KestraPort, metrics: Metrics, policy: LookupPolicy = LOOKUP) -> Lookup:
+    """What looks for executions there."""
+    return Lookup(kestra=kestra, metrics=metrics, retrying=Retrying(), policy=policy)
+
+
 def starter_of(
-    client: Kestra,
+    kestra: KestraPort,
     metrics: Metrics,
     *,
-    always_look: bool = True,
     grace: float = 0.2,
-    denials: Denials | None = None,
+    lookup: Lookup | None = None,
+    check: CreateCheck | None = None,
+    denials: DenialPolicy = DENIALS,
+    policy: StartPolicy = START,
 ) -> Starter:
-    """What starts executions there; so many seconds it looks for one before it creates another."""
+    """What starts executions there; it looks for one for that many seconds before it creates
+    another."""
     return Starter(
-        kestra=client,
+        kestra=kestra,
         metrics=metrics,
-        patience=Patience(),
-        always_look=always_look,
-        window=3600,
-        adopt_grace=grace,
-        ambiguous_wait=grace,
-        denials=denials,
+        retrying=Retrying(),
+        lookup=lookup or lookup_of(kestra, metrics),
+        check=check or CreateCheck(kestra=kestra, metrics=metrics),
+        denials=Denials(kestra, denials),
+        policy=replace(policy, adopt_grace=grace, ambiguous_wait=grace),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Hashable
 
 import pytest
 
-from bridge.aio import KeyedLock, SingleFlight
+from bridge.aio import Background, KeyedLock, SingleFlight, first_of, unless_set
 
 
 @pytest.fixture
@@ -159,3 +159,80 @@ async def test_an_error_is_raised_to_all_who_share_a_call() -> None:
     async with asyncio.timeout(5):
         found = await asyncio.gather(ask(), ask(), return_exceptions=True)
     assert [type(each) for each in found] == [ZeroDivisionError, ZeroDivisionError]
+
+
+class TestFirstOf:
+    async def test_returns_with_the_first_that_is_done(self) -> None:
+        done = asyncio.Event()
+        done.set()
+        await asyncio.wait_for(first_of(asyncio.Event().wait(), done.wait()), 5)
+
+    async def test_returns_after_its_time(self) -> None:
+        await asyncio.wait_for(first_of(asyncio.Event().wait(), timeout=0.01), 5)
+
+    async def test_leaves_a_task_going_on(self) -> None:
+        task = asyncio.create_task(asyncio.Event().wait())
+        await first_of(task, timeout=0)
+        assert not task.done()
+        task.cancel()
+
+
+class TestUnlessSet:
+    async def test_gives_what_the_work_returns(self) -> None:
+        assert await unless_set(asyncio.Event(), asyncio.sleep(0, "done")) == "done"
+
+    async def test_raises_what_the_work_raises(self) -> None:
+        async def fail() -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await unless_set(asyncio.Event(), fail())
+
+    async def test_gives_nothing_once_it_is_set(self) -> None:
+        stop = asyncio.Event()
+        stop.set()
+        assert await unless_set(stop, asyncio.Event().wait()) is None
+
+    async def test_cancels_the_work_once_it_is_set(self) -> None:
+        stop, cancelled = asyncio.Event(), asyncio.Event()
+
+        async def work() -> None:
+            stop.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+        await unless_set(stop, work())
+        assert cancelled.is_set()
+
+
+class TestBackground:
+    async def test_work_ends_with_its_block(self) -> None:
+        cancelled = asyncio.Event()
+
+        async def work() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+        async with Background(asyncio.Event()).running(work()):
+            await asyncio.sleep(0)
+        assert cancelled.is_set()
+
+    async def test_a_failure_sets_the_stop_and_is_kept(self) -> None:
+        async def fail() -> None:
+            raise ZeroDivisionError
+
+        stop = asyncio.Event()
+        background = Background(stop)
+        async with background.running(fail()):
+            await asyncio.wait_for(stop.wait(), 5)
+        assert isinstance(background.failure, ZeroDivisionError)
+
+    async def test_work_that_is_cancelled_at_the_blocks_end_is_no_failure(self) -> None:
+        background = Background(asyncio.Event())
+        async with background.running(asyncio.sleep(60)):
+            pass
+        assert background.failure is None

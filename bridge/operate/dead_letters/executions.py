@@ -67,7 +67,7 @@ async def _executions(kestra: Kestra, letter: DeadLetter) -> list[Execution]:
             return [execution]
     if not letter.named:
         return []
-    return await kestra.find(_job(letter))
+    return await kestra.executions.find(_job(letter))
 
 
 def _job(letter: DeadLetter) -> Job:

@@ -1,5 +1,4 @@
-"""News of executions' ends reach whoever waits for them, however early, often or garbled they
-come."""
+"""Completions reach those who wait for them, however early, often or garbled they come."""
 
 from __future__ import annotations
 
@@ -11,8 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.consume import completions
-from bridge.consume.completions import Completion, CompletionRouter, parse_reply
+from bridge.consume.completions import (
+    Completion,
+    CompletionRouter,
+    EarlyReplies,
+    parse_reply,
+)
 from bridge.job.execution import State
 from bridge.telemetry.metrics import Metrics
 
@@ -33,7 +36,7 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def watch(metrics: Metrics) -> CompletionRouter:
+def router(metrics: Metrics) -> CompletionRouter:
     return CompletionRouter(metrics)
 
 
@@ -68,117 +71,114 @@ class TestParsing:
             parse_reply(json.dumps(body).encode())
 
 
-class TestWatch:
-    async def test_brings_a_reply_to_whoever_follows_its_execution(
-        self, watch: CompletionRouter
+class TestRouting:
+    async def test_brings_a_reply_to_the_waiter_for_its_execution(
+        self, router: CompletionRouter
     ) -> None:
-        with watch.follow("e1") as follower:
-            watch.receive(reply())
-            assert await follower.completion(timeout=1) == ended()
+        with router.waiting_for("e1") as waiter:
+            router.route_reply(reply())
+            assert await waiter.next(timeout=1) == ended()
 
-    async def test_brings_nothing_of_other_executions(self, watch: CompletionRouter) -> None:
-        with watch.follow("e1") as follower:
-            watch.receive(reply("e2"))
+    async def test_brings_nothing_of_other_executions(self, router: CompletionRouter) -> None:
+        with router.waiting_for("e1") as waiter:
+            router.route_reply(reply("e2"))
             with pytest.raises(TimeoutError):
-                await follower.completion(timeout=0)
+                await waiter.next(timeout=0)
 
-    async def test_keeps_a_reply_that_comes_before_anybody_follows(
-        self, watch: CompletionRouter
+    async def test_keeps_a_reply_that_comes_before_anybody_waits(
+        self, router: CompletionRouter
     ) -> None:
-        watch.receive(reply())
-        with watch.follow("e1") as follower:
-            assert await follower.completion(timeout=1) == ended()
+        router.route_reply(reply())
+        with router.waiting_for("e1") as waiter:
+            assert await waiter.next(timeout=1) == ended()
 
-    async def test_keeps_the_last_of_several_early_replies(self, watch: CompletionRouter) -> None:
-        watch.receive(reply(state="FAILED"))
-        watch.receive(reply(state="RETRIED"))
-        with watch.follow("e1") as follower:
-            assert await follower.completion(timeout=1) == ended(state=State.RETRIED)
+    async def test_keeps_the_last_of_several_early_replies(self, router: CompletionRouter) -> None:
+        router.route_reply(reply(state="FAILED"))
+        router.route_reply(reply(state="RETRIED"))
+        with router.waiting_for("e1") as waiter:
+            assert await waiter.next(timeout=1) == ended(state=State.RETRIED)
 
-    async def test_gives_an_early_reply_once(self, watch: CompletionRouter) -> None:
-        watch.receive(reply())
-        with watch.follow("e1"):
+    async def test_gives_an_early_reply_once(self, router: CompletionRouter) -> None:
+        router.route_reply(reply())
+        with router.waiting_for("e1"):
             pass
-        with watch.follow("e1") as follower, pytest.raises(TimeoutError):
-            await follower.completion(timeout=0)
+        with router.waiting_for("e1") as waiter, pytest.raises(TimeoutError):
+            await waiter.next(timeout=0)
 
     async def test_brings_every_reply_in_the_order_of_arrival(
-        self, watch: CompletionRouter
+        self, router: CompletionRouter
     ) -> None:
-        with watch.follow("e1") as follower:
-            watch.receive(reply(state="FAILED"))
-            watch.receive(reply(state="RETRIED"))
-            assert [(await follower.completion(timeout=1)).state for _ in range(2)] == [
+        with router.waiting_for("e1") as waiter:
+            router.route_reply(reply(state="FAILED"))
+            router.route_reply(reply(state="RETRIED"))
+            assert [(await waiter.next(timeout=1)).state for _ in range(2)] == [
                 State.FAILED,
                 State.RETRIED,
             ]
 
-    async def test_brings_a_doubled_reply_twice(self, watch: CompletionRouter) -> None:
-        with watch.follow("e1") as follower:
-            watch.receive(reply())
-            watch.receive(reply())
-            assert [await follower.completion(timeout=1), await follower.completion(timeout=1)] == [
+    async def test_brings_a_doubled_reply_twice(self, router: CompletionRouter) -> None:
+        with router.waiting_for("e1") as waiter:
+            router.route_reply(reply())
+            router.route_reply(reply())
+            assert [await waiter.next(timeout=1), await waiter.next(timeout=1)] == [
                 ended(),
                 ended(),
             ]
 
-    async def test_tells_two_followers_of_one_execution(self, watch: CompletionRouter) -> None:
-        with watch.follow("e1") as one, watch.follow("e1") as other:
-            watch.receive(reply())
-            assert [await one.completion(timeout=1), await other.completion(timeout=1)] == [
-                ended(),
-                ended(),
-            ]
-
-    async def test_goes_on_telling_the_second_when_the_first_has_left(
-        self, watch: CompletionRouter
+    async def test_brings_a_reply_to_both_waiters_for_one_execution(
+        self, router: CompletionRouter
     ) -> None:
-        with watch.follow("e1") as stays:
-            with watch.follow("e1"):
+        with router.waiting_for("e1") as one, router.waiting_for("e1") as other:
+            router.route_reply(reply())
+            assert [await one.next(timeout=1), await other.next(timeout=1)] == [
+                ended(),
+                ended(),
+            ]
+
+    async def test_goes_on_with_the_second_waiter_when_the_first_has_left(
+        self, router: CompletionRouter
+    ) -> None:
+        with router.waiting_for("e1") as stays:
+            with router.waiting_for("e1"):
                 pass
-            assert watch.tell(ended())
-            assert await stays.completion(timeout=1) == ended()
+            assert router.route(ended())
+            assert await stays.next(timeout=1) == ended()
 
-    def test_forgets_an_execution_that_nobody_follows_any_more(
-        self, watch: CompletionRouter
+    def test_forgets_an_execution_that_nobody_waits_for_any_more(
+        self, router: CompletionRouter
     ) -> None:
-        with watch.follow("e1"), watch.follow("e2"):
-            assert watch.awaited() == {"e1", "e2"}
-        assert watch.awaited() == set()
+        with router.waiting_for("e1"), router.waiting_for("e2"):
+            assert router.awaited() == {"e1", "e2"}
+        assert router.awaited() == set()
 
-    def test_forgets_a_follower_that_ends_in_an_error(self, watch: CompletionRouter) -> None:
-        with pytest.raises(KeyError), watch.follow("e1"):
+    def test_forgets_a_waiter_whose_block_ends_in_an_error(self, router: CompletionRouter) -> None:
+        with pytest.raises(KeyError), router.waiting_for("e1"):
             raise KeyError
-        assert watch.awaited() == set()
+        assert router.awaited() == set()
 
-    def test_says_whether_anybody_waited(self, watch: CompletionRouter) -> None:
-        with watch.follow("e1"):
-            assert watch.tell(ended("e1", None))
-            assert not watch.tell(ended("e2", None))
+    def test_returns_whether_anybody_waited(self, router: CompletionRouter) -> None:
+        with router.waiting_for("e1"):
+            assert router.route(ended("e1", None))
+            assert not router.route(ended("e2", None))
 
-    def test_asking_leaves_no_trace_of_an_execution(self, watch: CompletionRouter) -> None:
-        watch.tell(ended("e2"))
-        assert watch.awaited() == set()
+    def test_asking_leaves_no_trace_of_an_execution(self, router: CompletionRouter) -> None:
+        router.route(ended("e2"))
+        assert router.awaited() == set()
 
-    def test_keeps_no_more_early_replies_than_it_may(
-        self, watch: CompletionRouter, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(completions, "EARLY_KEPT", 3)
+    def test_keeps_no_more_early_replies_than_it_may(self, metrics: Metrics) -> None:
+        router = CompletionRouter(metrics, early=EarlyReplies(most=3))
         for n in range(5):
-            watch.receive(reply(f"e{n}"))
-        assert list(watch._early) == ["e2", "e3", "e4"]
+            router.route_reply(reply(f"e{n}"))
+        assert list(router._early) == ["e2", "e3", "e4"]
 
-    def test_keeps_early_replies_no_longer_than_it_may(
-        self, watch: CompletionRouter, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        watch.receive(reply("e1"))
-        monkeypatch.setattr(completions, "EARLY_SECONDS", -1.0)
-        watch.receive(reply("e2"))
-        assert list(watch._early) == []
+    def test_keeps_early_replies_no_longer_than_it_may(self, metrics: Metrics) -> None:
+        router = CompletionRouter(metrics, early=EarlyReplies(seconds=-1.0))
+        router.route_reply(reply("e1"))
+        assert list(router._early) == []
 
-    async def test_times_out_where_no_time_is_left(self, watch: CompletionRouter) -> None:
-        with watch.follow("e1") as follower, pytest.raises(TimeoutError):
-            await follower.completion(timeout=-5)
+    async def test_times_out_where_no_time_is_left(self, router: CompletionRouter) -> None:
+        with router.waiting_for("e1") as waiter, pytest.raises(TimeoutError):
+            await waiter.next(timeout=-5)
 
 
 class TestCounting:
@@ -195,24 +195,24 @@ class TestCounting:
         ],
     )
     def test_tells_replies_apart(
-        self, watch: CompletionRouter, metrics: Metrics, body: bytes, match: str
+        self, router: CompletionRouter, metrics: Metrics, body: bytes, match: str
     ) -> None:
-        with watch.follow("e1"):
-            watch.receive(body)
+        with router.waiting_for("e1"):
+            router.route_reply(body)
         assert counted(metrics) == {match: 1}
 
-    async def test_brings_no_state_that_is_not_an_end(self, watch: CompletionRouter) -> None:
-        with watch.follow("e1") as follower:
-            watch.receive(reply(state="RUNNING"))
+    async def test_brings_no_state_that_is_not_an_end(self, router: CompletionRouter) -> None:
+        with router.waiting_for("e1") as waiter:
+            router.route_reply(reply(state="RUNNING"))
             with pytest.raises(TimeoutError):
-                await follower.completion(timeout=0)
+                await waiter.next(timeout=0)
 
     @given(
         st.binary(max_size=60)
         | st.from_regex(rb'\{"executionId": "e1", "state": "?[A-Z]{0,7}"?\}', fullmatch=True)
     )
     def test_survives_any_body(self, body: bytes) -> None:
-        CompletionRouter(SHARED_METRICS).receive(body)
+        CompletionRouter(SHARED_METRICS).route_reply(body)
 
 
 SHARED_METRICS = Metrics()

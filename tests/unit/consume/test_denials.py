@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from bridge.consume.denials import Denials, Parked
+from bridge.consume.denials import DenialPolicy, Denials, Parked
 from bridge.consume.starter import Started, Starter
 from bridge.errors import KestraDenied, KestraRejected
 from bridge.job.flow_name import FlowName
@@ -44,7 +44,7 @@ async def rig() -> AsyncIterator[Rig]:
         kestra.faults.add(
             "create", status=403, times=None, when=lambda call: "/test/denied" in call.url
         )
-        yield Rig(kestra, client, starter_of(client, metrics, denials=Denials(client, hold=0.1)))
+        yield Rig(kestra, client, starter_of(client, metrics, denials=DenialPolicy(hold=0.1)))
 
 
 async def test_a_job_that_only_creates_are_denied_to_is_put_off(rig: Rig) -> None:
@@ -109,7 +109,7 @@ async def test_a_create_that_was_asked_for_before_the_denial_says_nothing_agains
 
 
 async def test_an_old_denial_says_nothing_of_a_new_one(rig: Rig) -> None:
-    denials = Denials(rig.client, hold=0, forget_after=0)
+    denials = Denials(rig.client, DenialPolicy(hold=0, forget_after=0))
     with pytest.raises(Parked):
         await denials.judge(DENIED, KestraDenied("no rights"))
     denials.note_create(GOOD.flow, asked=time.monotonic())

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from bridge.consume import duplicates
-from bridge.consume.starter import Starter
+from bridge.consume.duplicates import CreateCheck
+from bridge.consume.starter import Starter, StartPolicy
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.kestra import DEFAULT_LIMITS, Kestra, RequestLimits
@@ -27,13 +27,14 @@ def job(name: str = "twice", attempt: int = 1) -> Job:
 @dataclass
 class Replica:
     starter: Starter
+    check: CreateCheck
     metrics: Metrics
 
     async def look(self) -> float:
         """How often it listed; on a host so busy that searches seem slow, starting many lists them
         before."""
         before = self.looks
-        await self.starter.second_look.look()
+        await self.check.check()
         return self.looks - before
 
     @property
@@ -43,12 +44,18 @@ class Replica:
 
 @asynccontextmanager
 async def replica(
-    kestra: Standin, *, always_look: bool = True, limits: RequestLimits = DEFAULT_LIMITS
+    kestra: Standin,
+    *,
+    always_look: bool = True,
+    after: float = 1.0,
+    limits: RequestLimits = DEFAULT_LIMITS,
 ) -> AsyncIterator[Replica]:
     metrics = Metrics()
     async with Kestra(settings_of(kestra), metrics, limits=limits) as client:
-        starter = starter_of(client, metrics, always_look=always_look)
-        yield Replica(starter, metrics)
+        check = CreateCheck(kestra=client, metrics=metrics, after=after)
+        policy = StartPolicy(always_look=always_look)
+        starter = starter_of(client, metrics, check=check, policy=policy)
+        yield Replica(starter, check, metrics)
 
 
 @pytest.fixture
@@ -86,9 +93,7 @@ async def test_the_second_look_kills_the_later_execution(
 async def test_the_replica_that_was_first_sees_the_second_execution_by_itself(
     kestra: Standin, pair: tuple[Replica, Replica]
 ) -> None:
-    first = next(
-        each for each in pair if each.starter.second_look._since == kestra.created[0].started
-    )
+    first = next(each for each in pair if each.check._since == kestra.created[0].started)
     await first.look()
     assert kestra.kills == [kestra.created[1].id]
 
@@ -139,15 +144,12 @@ async def test_a_later_attempt_is_looked_after_in_any_case(kestra: Standin) -> N
         assert one.looks == 1
 
 
-async def test_looking_goes_on_after_a_look_that_failed(
-    kestra: Standin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(duplicates, "SOON", 0.01)
+async def test_looking_goes_on_after_a_look_that_failed(kestra: Standin) -> None:
     failing = kestra.faults.add(
         "search", status=500, when=lambda call: not any("labels" in key for key, _ in call.query)
     )
-    async with replica(kestra) as one:
-        looking = asyncio.create_task(one.starter.second_look.run())
+    async with replica(kestra, after=0.01) as one:
+        looking = asyncio.create_task(one.check.run())
         try:
             await one.starter.start(job("one"), redelivered=False)
             await eventually(lambda: failing.hits == 1, "a look that failed")

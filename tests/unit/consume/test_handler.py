@@ -4,14 +4,19 @@ seen."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
 
-from bridge.consume.handler import Case, Handler
-from bridge.consume.starter import Patience, Started
+from bridge.consume.handler import Handler, HandlerRules
+from bridge.consume.handling import Handling
+from bridge.consume.publishing import Publishing
+from bridge.consume.record import Recorder
+from bridge.consume.results import Results
+from bridge.consume.settler import Settler
+from bridge.consume.starter import Started, StartPolicy
 from bridge.consume.suspects import Suspects
 from bridge.consume.waiter import OutcomeWaiter
 from bridge.errors import MessageRefused, PublishFailed
@@ -20,12 +25,12 @@ from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.job.message import Delivery, Message
 from bridge.job.settlement import Policy
-from bridge.kestra import Kestra
-from bridge.rabbitmq.isolation import IsolatedPublisher, ResultPublisher
+from bridge.retrying import BackOff
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracer
-from tests.support.harness import settings_of, starter_of
-from tests.support.standin import Standin
+from tests.support.harness import starter_of
+from tests.support.memory_kestra import MemoryKestra
+from tests.support.standin import Ends
 
 FLOW = FlowName("test", "job")
 
@@ -64,9 +69,8 @@ async def kept(*_: object, **__: object) -> None:
 
 @dataclass
 class Rig:
-    kestra: Standin
-    client: Kestra
-    metrics: Metrics
+    kestra: MemoryKestra = field(default_factory=MemoryKestra)
+    metrics: Metrics = field(default_factory=Metrics)
     settled: list[str] = field(default_factory=list)
 
     def handler(
@@ -79,20 +83,33 @@ class Rig:
         suspects: Suspects | None = None,
     ) -> Handler:
         publisher = publisher or Published(kept)
-        return Handler(
-            kestra=self.client,
-            publisher=publisher,
-            isolated=cast(IsolatedPublisher, alone or publisher),
-            results=cast(ResultPublisher, results or publisher),
-            suspects=suspects or Suspects(),
-            starter=starter_of(self.client, self.metrics, always_look=False),
-            waiter=cast(OutcomeWaiter, waiter),
-            metrics=self.metrics,
-            tracer=Tracer(),
+        rules = HandlerRules(
             policy=Policy(),
             flows=["test/*"],
             max_priority=10,
-            after_a_bug=(0.01, 0.01),
+            after_a_fault=0.01,
+            after_faults_at_most=0.01,
+        )
+        recorder = Recorder(self.metrics, now=self.kestra.now, max_priority=rules.max_priority)
+        publishing = Publishing(
+            publisher=publisher,
+            isolated=alone or publisher,
+            suspects=suspects or Suspects(),
+            back_off=BackOff(first=0.01),
+        )
+        settler = Settler(
+            publishing=publishing,
+            results=Results(kestra=self.kestra, publisher=results or publisher, recorder=recorder),
+            recorder=recorder,
+            policy=rules.policy,
+        )
+        return Handler(
+            rules=rules,
+            starter=starter_of(self.kestra, self.metrics, policy=StartPolicy(always_look=False)),
+            waiter=cast(OutcomeWaiter, waiter),
+            settler=settler,
+            recorder=recorder,
+            tracer=Tracer(),
         )
 
     def delivery(self, message: Message) -> Delivery:
@@ -105,15 +122,14 @@ class Rig:
         return Delivery(message=message, lane="q", redelivered=False, ack=ack, reject=reject)
 
     async def handle(self, handler: Handler, message: Message) -> None:
-        await asyncio.wait_for(handler.handle(Case(self.delivery(message)), FLOW), 20)
+        await asyncio.wait_for(handler.handle(Handling(self.delivery(message)), FLOW), 20)
 
 
 @pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    metrics = Metrics()
-    async with Standin() as kestra, Kestra(settings_of(kestra), metrics) as client:
-        kestra.flow(FLOW.namespace, FLOW.id)
-        yield Rig(kestra, client, metrics)
+def rig() -> Rig:
+    rig = Rig()
+    rig.kestra.flow(FLOW.namespace, FLOW.id, Ends(after=None))
+    return rig
 
 
 async def test_a_delivery_that_is_handled_again_after_a_fault_of_ours_adopts_its_execution(
@@ -152,14 +168,12 @@ async def test_a_stop_while_a_result_is_sent_leaves_no_dead_letter_to_be_made_tw
         await asyncio.Event().wait()
 
     class Succeeds:
-        patience = Patience()
-
         async def outcome(self, _: Job, started: Started) -> Outcome:
             return Outcome(execution=replace(started.execution, state=State.SUCCESS))
 
     handler = rig.handler(results=Published(never), waiter=Succeeds())
-    case = Case(rig.delivery(Message(body=body, message_id="one", reply_to="results")))
-    task = asyncio.create_task(handler.handle(case, FLOW))
+    handling = Handling(rig.delivery(Message(body=body, message_id="one", reply_to="results")))
+    task = asyncio.create_task(handler.handle(handling, FLOW))
     await asyncio.wait_for(sending.wait(), 10)
     task.cancel()
     await asyncio.wait([task], timeout=10)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import pytest
 
-from bridge.consume import starter
-from bridge.consume.starter import MANY_LOOK, Started, Starter
+from bridge.consume.lookup import LookupPolicy
+from bridge.consume.starter import Started, Starter
 from bridge.consume.unfinished_index import UnfinishedIndex
 from bridge.errors import KestraUnavailable
 from bridge.job.attempt import ATTEMPT_LABEL, JOB_LABEL
@@ -18,10 +19,11 @@ from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
-from tests.support.harness import answers, eventually, settings_of, starter_of
+from tests.support.harness import answers, eventually, lookup_of, settings_of, starter_of
 from tests.support.standin import Ends, Standin
 
-MANY = 5 * MANY_LOOK
+QUICKLY = LookupPolicy(window=3600, every=0.05)
+MANY = 5 * QUICKLY.many
 
 
 def job(number: int, flow: str = "long") -> Job:
@@ -33,7 +35,12 @@ class Rig:
     kestra: Standin
     client: Kestra
     metrics: Metrics
-    starter: Starter
+    grace: float = 0.5
+
+    @cached_property
+    def starter(self) -> Starter:
+        lookup = lookup_of(self.client, self.metrics, QUICKLY)
+        return starter_of(self.client, self.metrics, grace=self.grace, lookup=lookup)
 
     async def create(self, *jobs: Job) -> dict[str, str]:
         """The executions of these jobs by the jobs' ids, as a replica made them that died since."""
@@ -49,14 +56,13 @@ class Rig:
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    monkeypatch.setattr(starter, "LOOK_EVERY", 0.05)
+async def rig() -> AsyncIterator[Rig]:
     metrics = Metrics()
     async with Standin() as kestra:
         kestra.flow("test", "long", Ends(after=None))
         kestra.flow("test", "short")
         async with Kestra(settings_of(kestra), metrics) as client:
-            yield Rig(kestra, client, metrics, starter_of(client, metrics, grace=0.5))
+            yield Rig(kestra, client, metrics)
 
 
 async def test_many_redelivered_jobs_get_their_own_executions(rig: Rig) -> None:
@@ -70,7 +76,7 @@ async def test_many_redelivered_jobs_are_found_by_few_requests(rig: Rig) -> None
     jobs = [job(number) for number in range(MANY)]
     await rig.create(*jobs)
     await rig.adopt(*jobs)
-    assert rig.requests("find") + rig.requests("sweep") < 2 * MANY_LOOK
+    assert rig.requests("find") + rig.requests("sweep") < 2 * QUICKLY.many
 
 
 async def test_executions_that_have_ended_meanwhile_are_adopted_too(rig: Rig) -> None:
@@ -87,17 +93,17 @@ async def test_many_jobs_without_an_execution_get_one_each(rig: Rig) -> None:
 
 async def test_jobs_without_an_execution_are_searched_twice_and_not_all_the_while(rig: Rig) -> None:
     await rig.adopt(*(job(number) for number in range(MANY)))
-    assert rig.requests("find") <= 2 * MANY + MANY_LOOK * (0.5 / 0.05)
+    assert rig.requests("find") <= 2 * MANY + QUICKLY.many * (0.5 / 0.05)
 
 
 async def test_a_create_that_comes_true_late_and_ends_at_once_is_found_by_the_last_look(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rig.client, "unfinished", _nothing)
-    monkeypatch.setattr(rig.starter, "_adopt_grace", 3)
-    jobs = [job(number, "short") for number in range(MANY_LOOK)]
+    rig.grace = 3
+    jobs = [job(number, "short") for number in range(QUICKLY.many)]
     adopting = asyncio.create_task(rig.adopt(*jobs))
-    await eventually(lambda: rig.requests("find") >= MANY_LOOK, "each was searched once")
+    await eventually(lambda: rig.requests("find") >= QUICKLY.many, "each was searched once")
     made = await rig.create(*jobs)
     assert {key: found.execution.id for key, found in (await adopting).items()} == made
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from bridge.consume.completions import CompletionRouter, CompletionWaiter
-from bridge.consume.sweep import GONE_AFTER, Reconciler
+from bridge.consume.sweep import Reconciler, SweepPolicy
 from bridge.job.execution import State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
@@ -22,7 +22,7 @@ from tests.support.standin import Ends, Standin
 class Rig:
     kestra: Standin
     client: Kestra
-    watch: CompletionRouter
+    completions: CompletionRouter
     reconciler: Reconciler
 
     async def create(self, job: str = "one") -> str:
@@ -32,32 +32,32 @@ class Rig:
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
     metrics = Metrics()
-    watch = CompletionRouter(metrics)
+    completions = CompletionRouter(metrics)
     async with Standin() as kestra:
         kestra.flow("test", "job", Ends(after=None))
         async with Kestra(settings_of(kestra), metrics) as client:
             yield Rig(
                 kestra,
                 client,
-                watch,
-                Reconciler(kestra=client, watch=watch, metrics=metrics, interval=1),
+                completions,
+                Reconciler(kestra=client, completions=completions, metrics=metrics),
             )
 
 
-async def told(follower: CompletionWaiter) -> State | None:
-    return (await follower.completion(timeout=1)).state
+async def state_of(waiter: CompletionWaiter) -> State | None:
+    return (await waiter.next(timeout=1)).state
 
 
 async def test_an_end_that_no_reply_told_of_is_told(rig: Rig) -> None:
     execution = await rig.create()
-    with rig.watch.follow(execution) as follower:
+    with rig.completions.waiting_for(execution) as waiter:
         await rig.kestra.end(execution, "FAILED")
         await rig.reconciler.sweep()
-        assert await told(follower) is State.FAILED
+        assert await state_of(waiter) is State.FAILED
 
 
 async def test_an_execution_that_runs_on_is_no_news(rig: Rig) -> None:
-    with rig.watch.follow(await rig.create()):
+    with rig.completions.waiting_for(await rig.create()):
         assert await rig.reconciler.sweep() == 0
 
 
@@ -69,16 +69,16 @@ async def test_nobody_waiting_costs_no_listing(rig: Rig) -> None:
 
 async def test_a_hundred_that_run_cost_one_listing(rig: Rig) -> None:
     executions = [await rig.create(f"job-{number}") for number in range(100)]
-    followers = [rig.watch.follow(execution) for execution in executions]
-    for follower in followers:
-        follower.__enter__()
+    waiters = [rig.completions.waiting_for(execution) for execution in executions]
+    for waiter in waiters:
+        waiter.__enter__()
     await rig.reconciler.sweep()
     assert (rig.kestra.requests["search"], rig.kestra.requests["get"]) == (2, 0)
 
 
 async def test_a_second_execution_of_one_attempt_is_killed(rig: Rig) -> None:
     first, second = await rig.create(), await rig.create()
-    with rig.watch.follow(second):
+    with rig.completions.waiting_for(second):
         await rig.reconciler.sweep()
     assert (rig.kestra.kills, rig.kestra.executions[first].state) == ([second], "RUNNING")
 
@@ -86,16 +86,15 @@ async def test_a_second_execution_of_one_attempt_is_killed(rig: Rig) -> None:
 async def test_an_execution_that_is_unknown_once_is_not_gone(rig: Rig) -> None:
     execution = await rig.create()
     rig.kestra.forget(execution)
-    with rig.watch.follow(execution):
-        assert [await rig.reconciler.sweep() for _ in range(GONE_AFTER - 1)] == [0] * (
-            GONE_AFTER - 1
-        )
+    with rig.completions.waiting_for(execution):
+        found = [await rig.reconciler.sweep() for _ in range(SweepPolicy().gone_after - 1)]
+        assert set(found) == {0}
 
 
 async def test_an_execution_that_stays_unknown_is_gone(rig: Rig) -> None:
     execution = await rig.create()
     rig.kestra.forget(execution)
-    with rig.watch.follow(execution) as follower:
-        for _ in range(GONE_AFTER):
+    with rig.completions.waiting_for(execution) as waiter:
+        for _ in range(SweepPolicy().gone_after):
             await rig.reconciler.sweep()
-        assert await told(follower) is None
+        assert await state_of(waiter) is None

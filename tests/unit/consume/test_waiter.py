@@ -11,17 +11,17 @@ from datetime import timedelta
 
 import pytest
 
-from bridge.consume import starter, waiter
 from bridge.consume.completions import Completion, CompletionRouter
-from bridge.consume.starter import Started, Starter
-from bridge.consume.waiter import OutcomeWaiter, Vanished
+from bridge.consume.deadline import KillPolicy
+from bridge.consume.starter import Started, Starter, StartPolicy
+from bridge.consume.waiter import OutcomeWaiter, Vanished, WaitPolicy
 from bridge.errors import KestraRejected
 from bridge.job.execution import Outcome, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.kestra import Kestra
 from bridge.telemetry.metrics import Metrics
-from tests.support.harness import settings_of, starter_of
+from tests.support.harness import lookup_of, settings_of, starter_of
 from tests.support.standin import Ends, Standin
 
 JOB = Job(id="one", flow=FlowName("test", "job"))
@@ -31,7 +31,7 @@ JOB = Job(id="one", flow=FlowName("test", "job"))
 class Rig:
     kestra: Standin
     client: Kestra
-    watch: CompletionRouter
+    completions: CompletionRouter
     metrics: Metrics
     starter: Starter
     waiter: OutcomeWaiter
@@ -42,31 +42,34 @@ class Rig:
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+async def rig() -> AsyncIterator[Rig]:
     """The real parts with short waits, a stand-in for Kestra, and its replies brought straight to
-    the watch."""
-    monkeypatch.setattr(waiter, "CONFIRM_AFTER", 0.05)
+    the router."""
     metrics = Metrics()
-    watch = CompletionRouter(metrics)
+    completions = CompletionRouter(metrics)
     async with Standin() as kestra:
         kestra.flow("test", "job")
 
         async def reply(told: dict[str, str]) -> None:
-            watch.tell(Completion(execution_id=told["executionId"], state=State(told["state"])))
+            completions.route(
+                Completion(execution_id=told["executionId"], state=State(told["state"]))
+            )
 
         kestra.replies.on_end = reply
         async with Kestra(settings_of(kestra), metrics) as client:
-            starter = starter_of(client, metrics)
-            outcome_waiter = OutcomeWaiter(
+            waiter = OutcomeWaiter(
                 kestra=client,
-                watch=watch,
-                starter=starter,
+                completions=completions,
+                lookup=lookup_of(client, metrics),
                 metrics=metrics,
-                job_timeout=10,
-                kill_again_after=(0.1, 0.2),
-                look_again_after=0.1,
+                policy=WaitPolicy(
+                    job_timeout=10,
+                    confirm_after=0.05,
+                    kill=KillPolicy(again_after=0.1, again_at_most=0.2, look_again_after=0.1),
+                ),
             )
-            yield Rig(kestra, client, watch, metrics, starter, outcome_waiter)
+            starter = starter_of(client, metrics, policy=StartPolicy(many_failures=3))
+            yield Rig(kestra, client, completions, metrics, starter, waiter)
 
 
 async def test_success_is_taken_at_its_word(rig: Rig) -> None:
@@ -281,7 +284,7 @@ async def test_a_deadline_that_a_gateways_clock_moves_back_comes_forward_once_th
     adopted = Started(found, adopted=True)
     pending = asyncio.create_task(rig.waiter.outcome(replace(JOB, timeout=0.2), adopted))
     await asyncio.sleep(0)
-    assert run.id in rig.watch.awaited()
+    assert run.id in rig.completions.awaited()
     rig.kestra.date_skew = None
     await rig.starter.start(replace(JOB, id="other"), redelivered=False)
     await rig.kestra.until(
@@ -314,10 +317,7 @@ async def test_an_execution_that_is_gone_has_vanished(rig: Rig) -> None:
         await rig.waiter.outcome(JOB, replace(started, execution=failed))
 
 
-async def test_a_job_over_which_kestra_fails_while_others_are_created_is_refused(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(starter, "MANY_FAILURES", 3)
+async def test_a_job_over_which_kestra_fails_while_others_are_created_is_refused(rig: Rig) -> None:
     rig.kestra.faults.add("create", status=500, times=None, when=lambda call: "poison" in call.url)
     poison = asyncio.create_task(
         rig.starter.start(Job(id="poison", flow=JOB.flow), redelivered=False)
@@ -328,10 +328,7 @@ async def test_a_job_over_which_kestra_fails_while_others_are_created_is_refused
         await asyncio.wait_for(poison, 10)
 
 
-async def test_a_kestra_that_fails_over_every_job_is_waited_for(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(starter, "MANY_FAILURES", 3)
+async def test_a_kestra_that_fails_over_every_job_is_waited_for(rig: Rig) -> None:
     rig.kestra.faults.add("create", status=500, times=6)
     assert (await rig.starter.start(JOB, redelivered=False)).execution.labels["bridgeJob"] == "one"
 

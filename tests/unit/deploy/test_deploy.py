@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.consume import service
+from bridge.consume.sessions import SessionPolicy
 from bridge.rabbitmq import topology
 from bridge.settings import Settings, load
 from deploy.local.kestra_engine import AmqpAddress
@@ -131,7 +131,7 @@ def test_the_bridge_may_drain_and_settle_before_it_is_killed() -> None:
     grace = seconds(value(SERVICES["bridge"]["stop_grace_period"]))
     drain = float(environment("bridge")["BRIDGE_DRAIN_TIMEOUT"])
     assert drain == DRAIN_TIMEOUT
-    assert grace > drain + service.SETTLED_SOON
+    assert grace > drain + SessionPolicy(hold=0, drain=0).settled_within
 
 
 def on_this_machine(variables: dict[str, str]) -> dict[str, str]:

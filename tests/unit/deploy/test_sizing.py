@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.consume import service
+from bridge.consume.sessions import SessionPolicy
 from bridge.job import settlement
 from bridge.job.decode import MAX_BODY
 from bridge.kestra import DEFAULT_LIMITS
@@ -46,7 +46,7 @@ def test_times_are_those_of_the_settings(said: str, seconds: float) -> None:
 
 
 def test_a_grace_period_is_enough_to_settle_after_the_drain() -> None:
-    assert service.SETTLED_SOON < 15
+    assert SessionPolicy(hold=0, drain=0).settled_within < 15
 
 
 def test_limits_are_those_of_the_code() -> None:

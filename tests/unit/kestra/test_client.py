@@ -68,9 +68,9 @@ HANDED_OVER: dict[str, tuple[Call, Call]] = {
         lambda kestra: kestra.create(JOB),
         lambda kestra: kestra.executions.create(JOB),
     ),
-    "find": (
-        lambda kestra: kestra.find(JOB, since=SINCE),
-        lambda kestra: kestra.executions.find(JOB, since=SINCE),
+    "find_timed": (
+        lambda kestra: kestra.find_timed(JOB, since=SINCE),
+        lambda kestra: kestra.executions.find_timed(JOB, since=SINCE),
     ),
     "find_attempts": (
         lambda kestra: kestra.find_attempts(JOB),

@@ -143,7 +143,7 @@ class TestCreateAgainstAFailingServer:
         async with against(standin, limits=RequestLimits(create_timeout=0.3)) as kestra:
             with pytest.raises(KestraAmbiguous):
                 await kestra.create(JOB)
-            assert len(await kestra.find(JOB)) == int(worked)
+            assert len(await kestra.executions.find(JOB)) == int(worked)
 
     async def test_finds_the_execution_that_disappeared_by_its_id(self, standin: Standin) -> None:
         standin.faults.add("create", disappeared=True)
@@ -180,11 +180,11 @@ class TestFind:
         self, changed: dict[str, Any]
     ) -> None:
         async with finding({**ROW, **changed}) as kestra:
-            assert await kestra.find(JOB) == []
+            assert await kestra.executions.find(JOB) == []
 
     async def test_finds_an_execution_of_a_state_that_it_does_not_know(self) -> None:
         async with finding({**ROW, "state": {"current": "DREAMING"}}) as kestra:
-            assert [found.state for found in await kestra.find(JOB)] == [State.UNKNOWN]
+            assert [found.state for found in await kestra.executions.find(JOB)] == [State.UNKNOWN]
 
     @pytest.mark.parametrize("changed", [{"labels": 5}, {"id": None}, {"state": None}])
     async def test_is_unavailable_where_a_row_can_not_be_read(
@@ -192,7 +192,7 @@ class TestFind:
     ) -> None:
         async with finding({**ROW, **changed}) as kestra:
             with pytest.raises(KestraUnavailable, match="a row can't be read"):
-                await kestra.find(JOB)
+                await kestra.executions.find(JOB)
 
     async def test_leaves_out_what_started_before_that_moment(self) -> None:
         asked = []
@@ -202,8 +202,8 @@ class TestFind:
             return httpx.Response(200, json={"results": [], "total": 0})
 
         async with answering(note) as kestra:
-            await kestra.find(JOB, since=datetime(2026, 1, 2, tzinfo=UTC))
-            await kestra.find(JOB)
+            await kestra.executions.find(JOB, since=datetime(2026, 1, 2, tzinfo=UTC))
+            await kestra.executions.find(JOB)
         assert asked == ["2026-01-02T00:00:00+00:00", None]
 
     async def test_reads_all_pages(self) -> None:
@@ -211,13 +211,13 @@ class TestFind:
         async with Standin() as standin, against(standin, limits=limits) as kestra:
             standin.flow(FLOW.namespace, FLOW.id)
             made_here = {(await kestra.create(JOB)).id for _ in range(5)}
-            assert {execution.id for execution in await kestra.find(JOB)} == made_here
+            assert {execution.id for execution in await kestra.executions.find(JOB)} == made_here
             assert standin.requests["search"] == 3
 
     async def test_ends_where_a_page_is_empty_whatever_the_total_says(self) -> None:
         answer = httpx.Response(200, json={"results": [], "total": 7})
         async with answering(lambda _: answer) as kestra:
-            assert await kestra.find(JOB) == []
+            assert await kestra.executions.find(JOB) == []
 
     async def test_says_how_long_it_took_beside_a_search_by_an_index(self) -> None:
         async with Standin() as standin, against(standin) as kestra:

@@ -139,8 +139,8 @@ class TestRequests:
             return httpx.Response(200, json=rows, headers={"Set-Cookie": "node=1; Path=/"})
 
         async with answering(note) as kestra:
-            await kestra.find(JOB)
-            await kestra.find(JOB)
+            await kestra.executions.find(JOB)
+            await kestra.executions.find(JOB)
         assert sent == [None, None]
 
     async def test_follow_no_redirect(self) -> None:
@@ -152,7 +152,7 @@ class TestRequests:
 
         async with answering(note) as kestra:
             with pytest.raises(KestraUnavailable, match=r"redirected.*BRIDGE_KESTRA_URL"):
-                await kestra.find(JOB)
+                await kestra.executions.find(JOB)
         assert asked == ["kestra.example"]
 
     async def test_go_below_the_path_of_the_servers_address(self) -> None:
@@ -188,7 +188,7 @@ class TestRequests:
         limits = RequestLimits(create_timeout=0.1)
         async with Standin() as standin, against(standin, limits=limits) as kestra:
             standin.faults.add("search", delay=0.25)
-            assert await kestra.find(JOB) == []
+            assert await kestra.executions.find(JOB) == []
 
 
 class TestMeasurements:
@@ -231,7 +231,7 @@ class TestClock:
         date = format_datetime(datetime.now(UTC) + skew, usegmt=True)
         answer = httpx.Response(200, json={"results": [], "total": 0}, headers={"Date": date})
         async with answering(lambda _: answer) as kestra:
-            await kestra.find(JOB)
+            await kestra.executions.find(JOB)
             found = kestra.now() - datetime.now(UTC)
         assert abs(found - skew) < timedelta(seconds=3)
 
@@ -240,8 +240,8 @@ class TestClock:
         answer = httpx.Response(200, json={"results": [], "total": 0}, headers={"Date": date})
         with structlog.testing.capture_logs() as logs:
             async with answering(lambda _: answer) as kestra:
-                await kestra.find(JOB)
-                await kestra.find(JOB)
+                await kestra.executions.find(JOB)
+                await kestra.executions.find(JOB)
         assert [entry["date"] for entry in logs if entry["log_level"] == "warning"] == [date]
 
 
@@ -254,7 +254,7 @@ class TestCredentials:
             return httpx.Response(200, json={"results": [], "total": 0})
 
         async with answering(note, **more) as kestra:
-            await kestra.find(JOB)
+            await kestra.executions.find(JOB)
         return seen[0]
 
     async def test_go_as_basic_authentication(self) -> None:
@@ -283,9 +283,9 @@ class TestCredentialsInFiles:
             return httpx.Response(200, json={"results": [], "total": 0})
 
         async with answering(note, **more) as kestra:
-            await kestra.find(JOB)
+            await kestra.executions.find(JOB)
             rewrite(path, text)
-            await kestra.find(JOB)
+            await kestra.executions.find(JOB)
         return seen
 
     async def test_are_read_for_each_request(self, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ class TestTls:
         what_to_do = r"certificate required.*BRIDGE_KESTRA_CERTIFICATE"
         async with failing(alert("TLSV13_ALERT_CERTIFICATE_REQUIRED")) as kestra:
             with pytest.raises(KestraDenied, match=what_to_do):
-                await kestra.find(JOB)
+                await kestra.executions.find(JOB)
 
 
 def alert(reason: str) -> ssl.SSLError:

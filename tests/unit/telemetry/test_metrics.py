@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import Metric
 
 from bridge import __version__
-from bridge.consume.handler import Case
+from bridge.consume.handling import Decoded, Handling
 from bridge.job.execution import TERMINAL, Execution, Outcome, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
@@ -151,9 +151,10 @@ def test_a_delivery_is_overdue_by_its_jobs_own_time_out_or_by_the_one_for_all(
     delivery = Delivery(
         message=Message(body=b""), lane="kestra.jobs", redelivered=False, ack=ack, reject=ack
     )
-    case = Case(delivery, arrived=1000.0, job=Job(id="j", flow=FlowName("a", "b"), timeout=own))
-    monkeypatch.setattr("bridge.consume.handler.time.monotonic", lambda: 1000.0 + age)
-    assert case.overdue(100) == overdue
+    handling = Handling(delivery, arrived=1000.0)
+    handling.progress = Decoded(delivery, Job(id="j", flow=FlowName("a", "b"), timeout=own))
+    monkeypatch.setattr("bridge.consume.handling.time.monotonic", lambda: 1000.0 + age)
+    assert handling.overdue(100) == overdue
 
 
 def test_a_delivery_that_is_not_decoded_is_overdue_by_the_time_out_for_all(
@@ -162,5 +163,5 @@ def test_a_delivery_that_is_not_decoded_is_overdue_by_the_time_out_for_all(
     delivery = Delivery(
         message=Message(body=b""), lane="kestra.jobs", redelivered=False, ack=ack, reject=ack
     )
-    monkeypatch.setattr("bridge.consume.handler.time.monotonic", lambda: 1130.0)
-    assert Case(delivery, arrived=1000.0).overdue(100) == 30
+    monkeypatch.setattr("bridge.consume.handling.time.monotonic", lambda: 1130.0)
+    assert Handling(delivery, arrived=1000.0).overdue(100) == 30
