@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
 
 from tests.chaos import jobs, schedule
 from tests.chaos.history import Acked, DeadLetter, Event, Left, Limits, Trouble
@@ -305,15 +306,22 @@ async def _dead_letters(nodes: Nodes) -> list[DeadLetter]:
     queue = f"{QUEUE}.dead"
     async with Client.connect(nodes.all[0].amqp_url) as client:
         letters = await client.take(queue, await client.depth(queue), timeout=60)
-    return [
-        DeadLetter(
-            job=str(letter.message_id),
-            attempt=int(str(letter.headers["x-bridge-attempt"])),
-            reason=str(letter.headers["x-bridge-reason"]),
-            error=str(letter.headers["x-bridge-error"]),
-            execution=str(letter.headers["x-bridge-execution"])
-            if "x-bridge-execution" in letter.headers
-            else None,
-        )
-        for letter in letters
-    ]
+    return [_dead_letter(letter) for letter in letters]
+
+
+def _dead_letter(letter: AbstractIncomingMessage) -> DeadLetter:
+    """A letter as the history has it. One that the bridge did not write says all that it has."""
+    headers = letter.headers
+    execution = headers.get("x-bridge-execution")
+    if "x-bridge-reason" in headers:
+        reason, error = str(headers["x-bridge-reason"]), str(headers["x-bridge-error"])
+    else:
+        reason = "not by the bridge"
+        error = f"exchange {letter.exchange!r}, key {letter.routing_key!r}, headers {headers!r}"
+    return DeadLetter(
+        job=str(letter.message_id),
+        attempt=int(str(headers.get("x-bridge-attempt", 1))),
+        reason=reason,
+        error=error,
+        execution=str(execution) if execution else None,
+    )
