@@ -40,6 +40,9 @@ def start(staged: str, run: str) -> int:
     """Start the staged run, unless it exists already, and follow it. Returns an exit status."""
     lock = os.open(os.path.join(staged, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    # Made before the run exists, so that whoever follows it finds them.
+    for name in ("stdout", "stderr"):
+        os.close(os.open(os.path.join(staged, name), os.O_WRONLY | os.O_CREAT, 0o600))
     try:
         os.rename(staged, run)
     except OSError:
@@ -48,8 +51,6 @@ def start(staged: str, run: str) -> int:
         if not same:
             return REFUSED
     else:
-        for name in ("stdout", "stderr"):
-            os.close(os.open(os.path.join(run, name), os.O_WRONLY | os.O_CREAT, 0o600))
         if os.fork() == 0:
             _become_supervisor(run, lock)
     os.close(lock)
