@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -60,7 +60,9 @@ def _server(name: str, server: ServerStatus, *more: Text) -> Text:
     version = Text("no answer", "bold red")
     if server.version:
         version = Text(server.version, "bold green")
-    where = f" at {_printable(server.address)}" if server.address else ""
+    where = ""
+    if server.address:
+        where = f" at {_printable(server.address)}"
     return Text.assemble((name, "bold"), " ", version, where, *more, overflow="fold")
 
 
@@ -72,14 +74,16 @@ def _lanes(lanes: Sequence[LaneStatus]) -> RenderableType:
         name: str | Text = lane.queue
         if lane.exists is False:
             name = Text(f"{lane.queue} (not there)", "yellow")
-        unattended = lane.consumers == 0 and lane.ready
+        consumers = Text(_number(lane.consumers))
+        if lane.ready and lane.consumers == 0:
+            consumers.stylize("bold red")
         _add_row(
             table,
             name,
             lane.kind or "?",
             _number(lane.ready),
             _number(lane.in_flight),
-            Text(_number(lane.consumers), "bold red" if unattended else ""),
+            consumers,
             _counts(lane.by_priority or {}),
         )
     return table
@@ -95,17 +99,25 @@ def _set_aside(lanes: Sequence[LaneStatus]) -> RenderableType:
                 notes.append(f"the next is due within {in_words(retry.delay)}")
             if retry.handing_on:
                 notes.append(f"{retry.handing_on} due and not back in the lane")
-            style = "bold" if retry.handing_on else ""
-            _add_row(table, retry.queue, _number(retry.messages), Text(", ".join(notes), style))
-        dead = lane.dead_letters
-        note = _counts(dead.reasons)
-        if dead.reasons and dead.read != dead.messages:
-            note += f" (of {dead.read} that were looked at)"
-        if lane.handing_on:
-            note += f"; {lane.handing_on} on the way here"
-        number = Text(_number(dead.messages), "bold" if dead.messages else "")
-        _add_row(table, dead.queue, number, note)
+            note = Text(", ".join(notes))
+            if retry.handing_on:
+                note.stylize("bold")
+            _add_row(table, retry.queue, _number(retry.messages), note)
+        _add_dead_letters(table, lane)
     return table
+
+
+def _add_dead_letters(table: Table, lane: LaneStatus) -> None:
+    dead = lane.dead_letters
+    number = Text(_number(dead.messages))
+    if dead.messages:
+        number.stylize("bold")
+    note = _counts(dead.reasons)
+    if dead.reasons and dead.read != dead.messages:
+        note += f" (of {dead.read} that were looked at)"
+    if lane.handing_on:
+        note += f"; {lane.handing_on} on the way here"
+    _add_row(table, dead.queue, number, note)
 
 
 def _jobs(
@@ -141,15 +153,21 @@ def _job_table(title: str, jobs: Sequence[JobStatus], width: int) -> Table:
     columns.append("Link" if with_link else "Execution")
     table = _table(title, *columns)
     for job in jobs:
-        state = "never started" if job.never_started else job.state
-        age = "?" if job.age is None else in_words(job.age)
+        state = job.state
+        if job.never_started:
+            state = "never started"
+        age = "?"
+        if job.age is not None:
+            age = in_words(job.age)
         cells: list[str | Text] = [job.job, _number(job.attempt), state, age]
         if with_flow:
             cells.append(job.flow)
         if with_link:
             cells.append(Text(job.url))
+        elif job.url:
+            cells.append(Text(job.execution, f"link {job.url}"))
         else:
-            cells.append(Text(job.execution, f"link {job.url}" if job.url else ""))
+            cells.append(Text(job.execution))
         _add_row(table, *cells)
     return table
 
@@ -159,7 +177,9 @@ def _replicas(replicas: Sequence[ReplicaStatus]) -> RenderableType:
         return Text("Replicas: none", "bold red")
     table = _table(f"Replicas: {len(replicas)}", "Host", "Since", "Holds at most")
     for replica in replicas:
-        since = _moment(replica.since) if replica.since else "?"
+        since = "?"
+        if replica.since:
+            since = _moment(replica.since)
         _add_row(table, replica.host, since, _counts(replica.prefetch))
     return table
 
@@ -183,11 +203,10 @@ def _table(title: str, *columns: str) -> Table:
         header_style="dim",
     )
     for column in columns:
-        table.add_column(
-            column.lstrip(">"),
-            justify="right" if column.startswith(">") else "left",
-            overflow="fold",
-        )
+        justify: JustifyMethod = "left"
+        if column.startswith(">"):
+            justify = "right"
+        table.add_column(column.lstrip(">"), justify=justify, overflow="fold")
     return table
 
 

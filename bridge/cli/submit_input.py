@@ -63,9 +63,13 @@ def read_file(path: str, style: Format, single: SingleJob) -> list[Draft]:
     for option, value in misplaced.items():
         if value:
             raise SettingsError(f"{option} is for a single job and can't be used with --file")
-    name = "standard input" if path == "-" else path
+    name = path
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        if path == "-":
+            name = "standard input"
+            data = sys.stdin.buffer.read()
+        else:
+            data = Path(path).read_bytes()
     except OSError as error:
         raise SettingsError(f"can't read {printable(path)}: {error.strerror}") from error
     return files.read(data, name=name, style=style)

@@ -68,9 +68,11 @@ class Output:
             console.print(_table(batch, wide=console.width >= WIDE))
 
     def _line(self, data: dict[str, Any], text: str) -> None:
-        line = json.dumps(data, ensure_ascii=False) if self.as_json else printable(text)
         # Each line is flushed, since its reader may be waiting for it, or gone.
-        print(line, flush=True)
+        if self.as_json:
+            print(json.dumps(data, ensure_ascii=False), flush=True)
+        else:
+            print(printable(text), flush=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +117,10 @@ def _table(batch: Batch, *, wide: bool) -> Table:
         result = batch.results.get(job.id)
         if result is None:
             cells, style = ["no result yet"], "dim"
+        elif result.succeeded:
+            cells, style = _cells(result, wide=wide), ""
         else:
-            cells = _cells(result, wide=wide)
-            style = "" if result.succeeded else "red"
+            cells, style = _cells(result, wide=wide), "red"
         table.add_row(*(Text(printable(cell), style) for cell in (job.id, *cells)))
     return table
 

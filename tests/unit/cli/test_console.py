@@ -159,7 +159,7 @@ def test_a_header_of_several_values_is_shown_as_json(capsys: pytest.CaptureFixtu
     assert [line for line in lines if line not in shown] == [], shown
 
 
-def test_a_broker_that_is_not_there_is_told_without_python(console: Console) -> None:
+def test_an_unreachable_broker_is_reported_without_words_of_python(console: Console) -> None:
     said = console("submit", "--flow", "n/f", BRIDGE_AMQP_URL=NOWHERE).err
     assert (
         said
@@ -167,7 +167,7 @@ def test_a_broker_that_is_not_there_is_told_without_python(console: Console) -> 
     )
 
 
-def test_a_broker_with_two_addresses_is_told_with_both() -> None:
+def test_a_broker_with_two_addresses_is_reported_with_both() -> None:
     refused = "[Errno 111] Connect call failed"
     error = OSError(f"Multiple exceptions: {refused} ('::1', 1, 0, 0), {refused} ('127.0.0.1', 1)")
     assert (
@@ -177,7 +177,7 @@ def test_a_broker_with_two_addresses_is_told_with_both() -> None:
 
 
 class TestStatus:
-    def test_is_not_asked_how_often_without_watch(self, console: Console) -> None:
+    def test_refuses_an_interval_without_watch(self, console: Console) -> None:
         done = console("status", "5", BRIDGE_AMQP_URL=NOWHERE)
         assert (done.status, done.err) == (
             2,
@@ -238,7 +238,7 @@ class TestReplayOfAll:
     @pytest.mark.parametrize(
         "words", [("--all", "--yes"), ("--all", "--dry-run"), ("a",), ("--reason", "failed")]
     )
-    def test_is_all_that_is_asked_of(
+    def test_asks_only_about_all_letters_without_yes(
         self, console: Console, asked: list[str], words: tuple[str, ...]
     ) -> None:
         console("dead-letters", "replay", *words, BRIDGE_AMQP_URL=NOWHERE)

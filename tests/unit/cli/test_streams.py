@@ -1,5 +1,4 @@
-"""Output goes to whatever stream there is: one that lacks characters, is closed, is full, or that
-nobody reads."""
+"""Output to streams that lack characters, are closed, or are full."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ ODD = "jöb→1 😀 \udcff"
 
 
 def written(text: str, encoding: str, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """What gets into a standard output of that encoding."""
+    """The bytes that reach a standard output of that encoding."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
     streams.prepare()
@@ -39,7 +38,7 @@ class TestAStreamThatLacksCharacters:
     def test_shows_them_as_json_does(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert written("jöb 😀", "ascii", monkeypatch) == b"j\\u00f6b \\ud83d\\ude00\n"
 
-    def test_is_no_matter_where_there_are_none_such(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_leaves_characters_that_it_has_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert written("jöb", "utf-8", monkeypatch) == "jöb\n".encode()
 
 

@@ -1,4 +1,4 @@
-"""Each of the doctor's checks, by the facts: it names what is wrong, and finds nothing where all is
+"""The doctor's checks on planted facts: each names what is wrong, and finds nothing if all is
 well."""
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def everything(*changes: Change) -> Change:
 
 
 def on(version: tuple[int, int], kind: str | None, *more: Change) -> Change:
-    """Another version of RabbitMQ or type of queue, whose consumer says nothing of a time-out."""
+    """Another version of RabbitMQ or type of queue, whose consumer reports no time-out."""
     text = f"{version[0]}.{version[1]}.1"
     return everything(
         broker(version=version, version_text=text),
@@ -812,7 +812,7 @@ class TestWithoutTheManagementApi:
             "are bound, whether retry queues lead back, policies, whether replies have listeners"
         )
 
-    def test_what_is_unchecked_is_not_called_ok(self) -> None:
+    def test_what_is_unchecked_is_not_ok(self) -> None:
         ok = {
             finding.check
             for finding in examine(configured(), self.CHANGE(sound()))
@@ -820,14 +820,14 @@ class TestWithoutTheManagementApi:
         }
         assert ok & {check.name for check in CHECKS if check.needs_management} == set()
 
-    def test_what_amqp_tells_is_checked(self) -> None:
+    def test_what_amqp_shows_is_checked(self) -> None:
         change = everything(self.CHANGE, of_queue("dead", declared=DeclareResult(False)))
         assert (FAULT, "dead-letters") in {
             (finding.level, finding.check) for finding in troubles(change)
         }
 
 
-def test_without_kestra_what_concerns_it_is_not_called_ok() -> None:
+def test_without_kestra_no_check_of_it_is_ok() -> None:
     found = examine(configured(), replace(sound(), kestra=AWAY, round_trip=None, kill=None))
     of_kestra = {
         "kestra",
@@ -841,7 +841,7 @@ def test_without_kestra_what_concerns_it_is_not_called_ok() -> None:
     assert {finding.check for finding in found if finding.level is Level.OK} & of_kestra == set()
 
 
-def test_a_lane_that_is_not_there_is_not_called_ok_either() -> None:
+def test_without_a_lanes_queue_no_check_of_it_is_ok() -> None:
     found = examine(configured(), of_queue("jobs", declared=DeclareResult(False))(sound()))
     ok = {finding.check for finding in found if finding.level is Level.OK}
     assert ok & {"priorities", "retries", "dead-letters", "consumers"} == set()
@@ -862,12 +862,12 @@ def test_lanes_that_share_a_flow_count_together() -> None:
     assert [finding.check for finding in troubles(change)] == ["concurrency"]
 
 
-def test_what_lies_beyond_a_limit_that_cancels_is_told_to_cost_attempts() -> None:
+def test_executions_beyond_a_limit_that_cancels_cost_attempts() -> None:
     change = kestra(flows={REPORT: StoredFlow(source="", limit=1, beyond="CANCEL")})
     assert "each costs the job an attempt" in troubles(change)[0].why
 
 
-def test_at_the_start_of_the_consumer_only_what_it_knows_then_is_judged() -> None:
+def test_the_consumer_judges_at_its_start_only_what_it_knows_then() -> None:
     change = everything(broker(alarms=["disk on a"]), kestra(notifier=None, flows={REPORT: None}))
     assert [finding.check for finding in at_start(configured(), change(sound()))] == [
         "notifier",
@@ -875,7 +875,7 @@ def test_at_the_start_of_the_consumer_only_what_it_knows_then_is_judged() -> Non
     ]
 
 
-def test_the_command_that_lifts_a_limit_of_dead_letters_is_told_where_no_policy_sets_it() -> None:
+def test_a_limit_of_dead_letters_without_a_policy_is_fixed_by_a_policy() -> None:
     (found,) = troubles(state("dead", delivery_limit=20))
     assert found.fix == (
         r"rabbitmqctl set_policy -p VHOST kestra.jobs.dead '^kestra\.jobs\.dead$' "

@@ -1,4 +1,4 @@
-"""What `status` says of what each source told, and of what none did."""
+"""What `status` reports of each source's answer, and if there is none."""
 
 from __future__ import annotations
 
@@ -104,46 +104,46 @@ class TestALane:
         found = lane()
         assert (found.kind, found.ready, found.in_flight, found.consumers) == ("quorum", 4, 8, 1)
 
-    def test_has_what_amqp_tells_where_the_management_api_is_away(self) -> None:
+    def test_has_the_numbers_of_amqp_if_the_management_api_is_away(self) -> None:
         found = lane(management=AWAY)
         assert (found.kind, found.ready, found.in_flight, found.consumers) == (None, 3, None, 1)
 
-    def test_has_what_the_management_api_tells_where_amqp_is_away(self) -> None:
+    def test_has_the_numbers_of_the_management_api_if_amqp_is_away(self) -> None:
         found = lane(broker=AWAY)
         assert (found.exists, found.ready, found.consumers) == (True, 4, 1)
 
-    def test_has_in_flight_what_the_replicas_say_where_the_management_api_is_away(self) -> None:
+    def test_counts_in_flight_by_the_replicas_metrics_if_the_management_api_is_away(self) -> None:
         assert lane(management=AWAY, metrics={"a": METRICS, "b": METRICS}).in_flight == 10
 
-    def test_has_no_number_in_flight_where_a_replica_says_nothing(self) -> None:
+    def test_has_no_number_in_flight_if_a_replica_does_not_answer(self) -> None:
         assert lane(management=AWAY, metrics={"a": METRICS, "b": AWAY}).in_flight is None
 
-    def test_says_that_its_queue_is_not_there(self) -> None:
+    def test_says_that_its_queue_does_not_exist(self) -> None:
         found = lane(
             broker=replace(BROKER, depths={QUEUE: None}), management=replace(MANAGEMENT, queues={})
         )
         assert (found.exists, found.ready) == (False, None)
 
-    def test_tells_its_retries_and_within_what_time_each_is_due(self) -> None:
+    def test_has_its_retries_and_within_what_time_each_is_due(self) -> None:
         assert [(retry.queue, retry.delay, retry.messages) for retry in lane().retries] == [
             (f"{QUEUE}.retry.30", 30, 2)
         ]
 
-    def test_tells_of_retries_that_were_due_and_are_not_back(self) -> None:
+    def test_counts_retries_that_were_due_and_are_not_back(self) -> None:
         name = f"{QUEUE}.retry.30"
         stuck = QueueState(name=name, kind="quorum", ready=0, handing_on=2)
         (retry,) = lane(management=replace(MANAGEMENT, queues={QUEUE: STATE, name: stuck})).retries
         assert retry.handing_on == 2
 
-    def test_tells_of_messages_on_the_way_to_its_dead_letters(self) -> None:
+    def test_counts_messages_on_the_way_to_its_dead_letters(self) -> None:
         giving_up = replace(STATE, handing_on=3)
         assert lane(management=replace(MANAGEMENT, queues={QUEUE: giving_up})).handing_on == 3
 
-    def test_tells_its_dead_letters_and_their_reasons(self) -> None:
+    def test_has_its_dead_letters_and_their_reasons(self) -> None:
         dead = lane().dead_letters
         assert (dead.messages, dead.read, dead.reasons) == (140, 140, {"failed": 90, "killed": 50})
 
-    def test_tells_no_reasons_where_nobody_could_look(self) -> None:
+    def test_has_no_reasons_if_the_dead_letters_could_not_be_read(self) -> None:
         dead = lane(broker=UNREAD).dead_letters
         assert (dead.messages, dead.read, dead.reasons) == (140, 0, {})
 
@@ -158,14 +158,14 @@ class TestAJob:
             (State.QUEUED, 61, False),
         ],
     )
-    def test_stands_out_once_kestra_has_left_it_alone_for_a_minute(
+    def test_stands_out_once_kestra_has_not_begun_it_for_a_minute(
         self, state: State, seconds: int, expected: bool
     ) -> None:
         waiting = execution(state=state, started=NOW - timedelta(seconds=seconds))
         (job,) = seen(kestra=replace(KESTRA, unfinished=[waiting])).jobs or ()
         assert job.never_started is expected
 
-    def test_is_told_with_state_age_and_link(self) -> None:
+    def test_has_state_age_and_link(self) -> None:
         (job,) = seen().jobs or ()
         assert (job.job, job.attempt, job.flow, job.state, job.age, job.url) == (
             "job-1",
@@ -181,7 +181,7 @@ class TestAJob:
         found = seen(kestra=replace(KESTRA, unfinished=[execution(), other]))
         assert (len(found.jobs or ()), found.jobs_elsewhere) == (1, 1)
 
-    def test_that_does_not_say_of_which_queue_it_is_is_told(self) -> None:
+    def test_that_does_not_name_its_queue_is_shown(self) -> None:
         labels = {key: value for key, value in LABELS.items() if key != "bridgeQueue"}
         assert (
             len(seen(kestra=replace(KESTRA, unfinished=[execution(labels=labels)])).jobs or ()) == 1
@@ -190,7 +190,7 @@ class TestAJob:
     def test_is_no_subflow_that_inherited_its_labels(self) -> None:
         assert seen(kestra=replace(KESTRA, unfinished=[execution(triggered=True)])).jobs == []
 
-    def test_comes_the_earlier_the_older_it_is(self) -> None:
+    def test_comes_before_younger_ones(self) -> None:
         ages = [NOW - timedelta(seconds=seconds) for seconds in (5, 50, 20)]
         unfinished = [
             execution(id=f"e{index}", started=started) for index, started in enumerate(ages)
@@ -199,7 +199,7 @@ class TestAJob:
         assert [job.execution for job in found] == ["e1", "e2", "e0"]
 
     @pytest.mark.parametrize("labels", [{}, {"bridgeAttempt": "many"}])
-    def test_is_told_whatever_somebody_did_to_its_labels(self, labels: dict[str, str]) -> None:
+    def test_is_shown_whatever_somebody_did_to_its_labels(self, labels: dict[str, str]) -> None:
         (job,) = seen(kestra=replace(KESTRA, unfinished=[execution(labels=labels)])).jobs or ()
         assert (job.job, job.attempt) == ("", None)
 
@@ -209,15 +209,15 @@ class TestTheOldest:
         oldest = seen(metrics={"a": METRICS, "b": replace(METRICS, oldest=200.0)}).oldest
         assert oldest == Oldest(what="delivery", seconds=200.0)
 
-    def test_is_the_oldest_execution_where_no_metrics_are_known(self) -> None:
+    def test_is_the_oldest_execution_if_no_metrics_are_known(self) -> None:
         assert seen().oldest == Oldest(what="execution", seconds=90.0)
 
-    def test_is_unknown_where_nobody_tells(self) -> None:
+    def test_is_unknown_if_nobody_answers(self) -> None:
         assert seen(kestra=AWAY).oldest is None
 
 
 class TestReplicas:
-    def test_are_consuming_connections_with_what_they_hold_of_each_lane(self) -> None:
+    def test_are_consuming_connections_with_their_prefetch_in_each_lane(self) -> None:
         other = replace(STATE, name="other.jobs", consumers=(consumer("a -> b", prefetch=2),))
         lanes = [Lane(queue=QUEUE), Lane(queue="other.jobs")]
         queues = {
@@ -230,22 +230,22 @@ class TestReplicas:
             ("10.0.0.7", None, {QUEUE: 8}),
         ]
 
-    def test_are_unknown_where_the_management_api_is_away(self) -> None:
+    def test_are_unknown_if_the_management_api_is_away(self) -> None:
         assert seen(management=AWAY).replicas is None
 
-    def test_are_unknown_where_there_are_consumers_that_the_management_api_does_not_tell_yet(
+    def test_are_unknown_if_the_management_api_does_not_list_the_consumers_yet(
         self,
     ) -> None:
         found = seen(management=replace(MANAGEMENT, queues={QUEUE: replace(STATE, consumers=())}))
         assert (found.replicas, len(found.unknown)) == (None, 1)
 
-    def test_are_none_where_nobody_consumes(self) -> None:
+    def test_are_none_if_nobody_consumes(self) -> None:
         idle = replace(BROKER, depths={QUEUE: Depth(ready=3, consumers=0)})
         assert seen(broker=idle, management=replace(MANAGEMENT, queues={})).replicas == []
 
 
 class TestWhatIsUnknown:
-    def test_is_nothing_where_all_answer(self) -> None:
+    def test_is_nothing_if_all_answer(self) -> None:
         assert seen(metrics={"a": METRICS}).unknown == []
 
     @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ class TestTheScreen:
             "RUNNING" in line and " 1 min 30 s" in line for line in screen(width, **BUSY)
         ) == len(MANY)
 
-    def test_has_the_executions_links_where_there_is_room(self) -> None:
+    def test_has_the_executions_links_if_there_is_room(self) -> None:
         assert sum(
             link(execution) in line for line in screen(160, **BUSY) for execution in MANY
         ) == len(MANY)
@@ -306,7 +306,7 @@ class TestTheScreen:
             in text
         )
 
-    def test_shows_as_many_jobs_as_there_is_room_for_and_says_how_many_more_there_are(self) -> None:
+    def test_shows_as_many_jobs_as_fit_and_says_how_many_more_there_are(self) -> None:
         lines = screen(80, jobs=5, **BUSY)
         assert (sum("RUNNING" in line for line in lines), "7 younger ones" in "".join(lines)) == (
             5,
@@ -330,7 +330,7 @@ class TestTheScreen:
     def test_says(self, width: int, text: str) -> None:
         assert any(text in line for line in screen(width, **BUSY))
 
-    def test_says_of_how_many_dead_letters_the_reasons_are_where_more_have_come(self) -> None:
+    def test_says_how_many_dead_letters_were_read_if_more_have_come(self) -> None:
         broker = replace(BROKER, reasons={f"{QUEUE}.dead": {"failed": 90}})
         assert any(
             "failed: 90 (of 90 that were looked at)" in line for line in screen(80, broker=broker)
@@ -355,7 +355,7 @@ class TestTheScreen:
         )
 
 
-def test_the_picture_is_json_too() -> None:
+def test_the_report_is_json_too() -> None:
     data = json.loads(json.dumps(seen(metrics={"a": METRICS}).as_data()))
     assert (data["at"], data["lanes"][0]["retries"][0]["messages"], data["jobs"][0]["age"]) == (
         "2026-11-24T12:00:00+00:00",
