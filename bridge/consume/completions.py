@@ -1,6 +1,4 @@
-"""Completions: the ends of executions, from replies and from the sweep, and those who wait for
-them.
-"""
+"""Completions, which are the ends of executions, and their ways to those who wait for them."""
 
 from __future__ import annotations
 

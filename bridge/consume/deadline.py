@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KillPolicy:
-    """How an execution is ended whose time is up. Times in seconds.
+    """How an execution beyond its time is ended. Times in seconds.
 
     A kill is repeated with pauses that double from `again_after` to `again_at_most`: it can stick
     in KILLING (kestra#19683).
@@ -122,7 +122,7 @@ class StuckGauge:
 
 
 class Enforcer:
-    """Ends executions whose time is up."""
+    """Ends executions that are beyond their time."""
 
     def __init__(
         self,
@@ -140,10 +140,9 @@ class Enforcer:
         self._policy = policy
 
     async def enforce(self, execution_id: str, deadline: Deadline) -> None:
-        """Kill an execution whose time is up, and again with growing pauses, until it has ended.
+        """Kill an execution once its time is up, and again with growing pauses, until it has ended.
 
-        Its slot stays taken meanwhile: beside an execution that can still run, no other attempt may
-        begin.
+        Its slot stays taken meanwhile: no other attempt may begin while this one can still run.
         """
         pause = self._policy.again_after
         with StuckGauge(self._metrics.stuck) as stuck:

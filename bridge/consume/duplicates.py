@@ -1,7 +1,7 @@
 """Second executions of one attempt: there should be none, and where there is one it is killed.
 
-Kestra has no idempotency key. So a create that stayed invisible for too long can come true beside
-the one that took its place. And two replicas that get two copies of one message at the same instant
+Kestra has no idempotency key. So a create that stayed invisible for too long can come true after
+another one took its place. And two replicas that get two copies of one message at the same instant
 both find nothing and both create. Every replica tells the execution that counts from the others by
 the same rule, so that no two of them disagree.
 """

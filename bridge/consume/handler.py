@@ -58,7 +58,7 @@ class NoJobId(Exception):
 
 
 UNFINISHED = (InvalidMessage, FlowNotAllowed, NoJobId, KestraRejected, Vanished, Parked)
-"""Why a delivery can be settled without an outcome."""
+"""Reasons to settle a delivery without an outcome."""
 
 
 class Handler:
@@ -113,6 +113,11 @@ class Handler:
                     handling.settling, handling.again = False, True
 
     async def _see_through(self, handling: Handling, default_flow: FlowName | None) -> None:
+        """Take a delivery through the five steps, or settle it at the step that shows why not.
+
+        Raises:
+            Released, BrokerUnavailable: it is left to the broker.
+        """
         try:
             decoded = self._decode(handling, default_flow)
             running = await self._start(handling, decoded)

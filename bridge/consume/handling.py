@@ -14,7 +14,7 @@ from bridge.telemetry.tracing import Span
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A delivery whose message has not been decoded, or is no job's."""
+    """A delivery whose message has not been decoded, or can't be."""
 
     delivery: Delivery
 

@@ -1,4 +1,4 @@
-"""What is told about deliveries: metrics, spans, and the one log line of each that is settled."""
+"""Record deliveries: metrics, spans, and one log line for each that is settled."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Recorder:
 
 
 def _details(settlement: Settlement) -> dict[str, Any]:
-    """What the log says of a settlement beside its name."""
+    """What the log says about a settlement, except its name."""
     match settlement:
         case Retry():
             return {

@@ -28,7 +28,7 @@ class SlowSearches:
 
 
 class SearchGate:
-    """Measures searches. `turn` is to be held during one.
+    """Measures searches. Callers hold `turn` during one.
 
     Searches run one at a time until one was quick, as a slow one costs Kestra much. From then on as
     many run at once as the client lets through anyway.

@@ -48,8 +48,7 @@ class SessionPolicy:
 class Sessions:
     """Holds one session after the other.
 
-    `on_reply` takes the replies that come in it. `preflight` is called once, beside the first
-    session.
+    `on_reply` takes the replies that come in. `preflight` is called once, during the first session.
     """
 
     def __init__(

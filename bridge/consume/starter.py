@@ -28,13 +28,13 @@ log = structlog.get_logger(__name__)
 class StartPolicy:
     """How executions are started. Times in seconds.
 
-    `always_look`: whether a fresh message, too, is looked up before its execution is created.
-    `adopt_grace`: how long a redelivered message's execution is looked for before another is
-    created. `ambiguous_wait`: how long the execution of a create is looked for whose answer never
-    came. `denied_pause`: the pause after a create that Kestra denied.
+    `always_look` says whether the execution of a fresh message is looked for, too. `adopt_grace` is
+    how long a redelivered message's execution is looked for before another one is created.
+    `ambiguous_wait` is how long an execution is looked for after a create without an answer.
+    `denied_pause` is the pause after a create that Kestra denied.
 
-    `many_failures`: this many answers of 500 in a row, while other jobs are created, are no
-    coincidence. The job is rejected then, as it must not hold its slot for ever.
+    `many_failures` answers of 500 in a row, while other jobs are created, are no coincidence. The
+    job is rejected then, as it must not hold its slot for ever.
     """
 
     always_look: bool = True
@@ -192,8 +192,9 @@ class Starter:
     async def _create(self, job: Job) -> Execution:
         """The execution that Kestra creates, once it lets us.
 
-        Raises, beside what `Kestra.create` does:
+        Raises:
             Parked: Kestra denies the creates of this flow, and perhaps of all.
+            KestraError: what `Kestra.create` raises and another try can't change.
         """
         while True:
             asked = time.monotonic()

@@ -1,10 +1,9 @@
-"""Which messages may be what RabbitMQ closed a session's connection over: they are published alone
-from then on.
+"""Messages over which RabbitMQ may have closed a session's connection.
 
 A session that ends over a publish brings every delivery back, and the same message would end the
-next one, for ever. Which of those that were under way it was, RabbitMQ doesn't say. So all of them
-are suspected: when they come again they are published one by one over a connection of their own
-(`bridge.rabbitmq.isolation`), which shows who it is and costs nobody else.
+next session, for ever. RabbitMQ doesn't say over which of the publishes under way it was. So all of
+them are suspected. When these messages come again, they are published one by one over a connection
+of their own (`bridge.rabbitmq.isolation`). This shows which one it is, and costs no other delivery.
 """
 
 from __future__ import annotations
@@ -17,13 +16,11 @@ from bridge.errors import PublishFailed
 from bridge.job.message import Delivery
 from bridge.job.settlement import Reason, Settlement, ToDeadLetter
 
-REMEMBERED = 4096
-
 
 class Suspects:
-    """What was being published when sessions ended; kept beyond them, and bounded."""
+    """What was being published when sessions ended. It is kept beyond them, up to `most`."""
 
-    def __init__(self, most: int = REMEMBERED) -> None:
+    def __init__(self, most: int = 4096) -> None:
         self._most = most
         self._under_way: Counter[Hashable] = Counter()
         self._suspected: OrderedDict[Hashable, None] = OrderedDict()
@@ -33,8 +30,9 @@ class Suspects:
 
     @contextmanager
     def publishing(self, delivery: Delivery) -> Iterator[None]:
-        """Note that a delivery's message is published within the block. One whose publish is cut
-        off stays noted.
+        """Note that a delivery's message is published within the block.
+
+        It stays noted where the publish is cut off.
         """
         key, under_way = _key(delivery), self._under_way
         under_way[key] += 1
@@ -47,9 +45,7 @@ class Suspects:
         self._suspected.pop(key, None)
 
     def session_ended(self, *, over_a_publish: bool) -> None:
-        """Suspect what was under way, if that may have been the reason; nothing of the session is
-        under way now.
-        """
+        """Forget what was under way, and suspect it where that may have been the reason."""
         under_way, self._under_way = self._under_way, Counter()
         if over_a_publish:
             self._suspected.update(dict.fromkeys(under_way))
@@ -58,10 +54,10 @@ class Suspects:
 
 
 def refused(settlement: Settlement, why: str) -> ToDeadLetter:
-    """The dead letter that a message becomes which RabbitMQ doesn't take as it is."""
-    wanted = (
-        settlement.error if isinstance(settlement, ToDeadLetter) else f"a {settlement.name} was due"
-    )
+    """The settlement of a message that RabbitMQ does not take as it is: a dead letter."""
+    wanted = f"a {settlement.name} was due"
+    if isinstance(settlement, ToDeadLetter):
+        wanted = settlement.error
     return ToDeadLetter(
         reason=Reason.INVALID_MESSAGE,
         error="RabbitMQ does not take this message's headers and properties, which were left "

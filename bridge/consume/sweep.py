@@ -1,4 +1,4 @@
-"""The sweep: find the ends of executions that no reply told of.
+"""The sweep: find the ends of executions for which no reply came.
 
 It asks Kestra once for all executions that have *not* ended, and then only for those that somebody
 waits for and that are not among them. When a page of that listing shifts while it is read, this
@@ -65,10 +65,10 @@ class Reconciler:
                 log.warning("sweep failed", error=str(error))
 
     async def sweep(self) -> int:
-        """Look once for what has ended; returns how many ends no reply had told of.
+        """Look once for what has ended; returns how many awaited ends it found.
 
-        It asks for the server's version too. So an idle bridge knows whether Kestra is there, and
-        speaks rightly to one that was upgraded meanwhile.
+        It asks for the server's version, too. So an idle bridge knows whether Kestra is there, and
+        notices that Kestra was upgraded.
 
         Raises:
             KestraError: Kestra does not answer, or refuses.
@@ -86,7 +86,7 @@ class Reconciler:
         return sum(found)
 
     async def _look(self, execution_id: str) -> bool:
-        """Bring the execution's end to its waiters; returns whether there is one and they are."""
+        """Bring the execution's end, if it has ended, to its waiters; returns whether it did."""
         async with self._asking:
             execution = await self._kestra.get(execution_id)
         if execution is None:

@@ -159,9 +159,12 @@ class OutcomeWaiter:
             return _ended(execution, completion)
 
     async def _confirm(self, job: Job, execution: Execution) -> Execution:
-        """The attempt's execution, once it is certain what became of one that ended badly.
+        """The attempt's execution, once a bad end is confirmed.
 
-        It is the same one, or the same restarted, or one that followed it.
+        It is the same one, the same one restarted, or another one that followed it.
+
+        Raises:
+            Vanished: Kestra does not know it any more.
         """
         if not self._ended_long_ago(execution):
             await asyncio.sleep(self._policy.confirm_after)
@@ -186,8 +189,8 @@ class OutcomeWaiter:
     async def _current(self, job: Job, execution: Execution) -> Execution | None:
         """The attempt's execution as it is now, by a look-up, else by its id.
 
-        Where Kestra refuses both, it is as it was told. An end that can't be confirmed settles the
-        delivery all the same: a slot is not held beyond the end.
+        Where Kestra refuses both, it is `execution` itself. An end that can't be confirmed settles
+        the delivery all the same: a slot is not held beyond the end.
         """
         retrying = self._retrying.unless_refused
         try:

@@ -1,4 +1,4 @@
-"""What becomes of a delivery: a pure decision from a job, how its attempt ended, and the policy."""
+"""What becomes of a delivery: a pure decision from an outcome, the attempt and the policy."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ToDeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class AssignId:
-    """The message goes back to its queue with a fresh job id, by which its attempts are known."""
+    """The message goes back to its queue with a fresh job id, which identifies its attempts."""
 
     name = "stamp"
     job_id: str
@@ -80,9 +80,7 @@ class AssignId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Park:
-    """The same attempt again, `delay` seconds from now: what keeps it from starting is no fault of
-    the job's.
-    """
+    """The same attempt again, `delay` seconds from now: the job is not why it could not start."""
 
     name = "park"
     attempt: int
@@ -115,7 +113,7 @@ class Policy:
         return state is State.SUCCESS or (state is State.WARNING and self.ack_warning)
 
     def tries_again(self, outcome: Outcome) -> bool:
-        """Whether an attempt that ended so is followed by another while the budget lasts."""
+        """Whether another attempt follows that outcome while the budget lasts."""
         return _reason(outcome, self) in _RETRIED_REASONS
 
 
@@ -125,7 +123,7 @@ _RETRIED_REASONS = frozenset({Reason.FAILED, Reason.CANCELLED, Reason.TIMED_OUT}
 def decide(
     outcome: Outcome, *, attempt: int, first_attempt: int, policy: Policy, adopted: bool = False
 ) -> Settlement:
-    """What becomes of the delivery whose attempt ended so.
+    """What becomes of a delivery after that outcome of its attempt.
 
     `adopted`: another message, or an earlier delivery of this one, created the execution.
 

@@ -139,8 +139,10 @@ class TestAMessageThatEndsConnections:
                 for job in [*jobs, "poison"]:
                     headers = {"of-others": POISON.decode()} if job == "poison" else {}
                     await stage.submit(job, headers=headers)
-                await bridge.settled(len(jobs), settlement="ack")
+                for job in jobs:
+                    await bridge.settled(job=job, settlement="ack")
                 await bridge.settled(job="poison", settlement="dead_letter")
+        # A retry whose confirm the poison cut off may stand twice, and is acked twice then.
         assert {line["job"] for line in bridge.events("settled", settlement="ack")} == set(jobs)
 
 
