@@ -58,7 +58,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where units of tests run side by side, begin with the long ones."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: scheduling.order_of(item.nodeid))
+        items.sort(key=lambda item: -scheduling.seconds_of(item.nodeid))
 
 
 @pytest.hookimpl(optionalhook=True)
