@@ -16,6 +16,11 @@ from tests.support.given import Server, given
 from tests.support.harness import Client
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give the first test time for the engine to be built, where the cache has none."""
+    item.add_marker(pytest.mark.timeout(600))
+
+
 @pytest.fixture(scope="session")
 def rabbit(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

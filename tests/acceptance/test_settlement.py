@@ -201,26 +201,24 @@ async def test_a_warning_is_a_success_unless_the_operator_says_otherwise(
     assert (line["state"], line["settlement"]) == ("WARNING", settlement)
 
 
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        (b"\xff\x00 not JSON", "invalid_message"),
-        ([1, 2], "invalid_message"),
-        ({"inputs": "none"}, "invalid_message"),
-        ({"flow": "somebody/else"}, "flow_not_allowed"),
-        ({"inputs": {"seconds": "many"}}, "rejected_by_kestra"),
-        ({"inputs": {"text": "x" * 9_000_000}}, "invalid_message"),
-    ],
-    ids=["not-json", "not-an-object", "wrong-shape", "not-allowed", "refused-input", "monstrous"],
-)
-async def test_bad_input_is_a_dead_letter_with_its_reason(
-    stage: EngineStage, body: object, reason: str
-) -> None:
+BAD_INPUT: dict[str, tuple[object, str]] = {
+    "not-json": (b"\xff\x00 not JSON", "invalid_message"),
+    "not-an-object": ([1, 2], "invalid_message"),
+    "wrong-shape": ({"inputs": "none"}, "invalid_message"),
+    "not-allowed": ({"flow": "somebody/else"}, "flow_not_allowed"),
+    "refused-input": ({"inputs": {"seconds": "many"}}, "rejected_by_kestra"),
+    "monstrous": ({"inputs": {"text": "x" * 9_000_000}}, "invalid_message"),
+}
+
+
+async def test_bad_input_is_a_dead_letter_with_its_reason(stage: EngineStage) -> None:
     async with stage.bridge() as bridge:
-        await stage.submit("one", body=body)
-        await bridge.settled(job="one", settlement="dead_letter")
-        letter = await stage.dead_letter()
-    assert letter.headers["x-bridge-reason"] == reason
+        for job, (body, _) in BAD_INPUT.items():
+            await stage.submit(job, body=body)
+        await bridge.settled(len(BAD_INPUT), settlement="dead_letter")
+        letters = await stage.client.take(f"{stage.queue}.dead", len(BAD_INPUT))
+    reasons = {letter.message_id: letter.headers["x-bridge-reason"] for letter in letters}
+    assert reasons == {job: reason for job, (_, reason) in BAD_INPUT.items()}
 
 
 async def test_a_job_too_big_for_the_queue_of_kestra_2_is_a_dead_letter(stage: EngineStage) -> None:
@@ -232,18 +230,19 @@ async def test_a_job_too_big_for_the_queue_of_kestra_2_is_a_dead_letter(stage: E
     assert (line["settlement"], line["reason"]) == ("dead_letter", "rejected_by_kestra")
 
 
-@pytest.mark.parametrize("flow", ["missing", "disabled"])
-async def test_a_flow_that_kestra_does_not_run_is_a_dead_letter(
-    stage: EngineStage, flow: str
-) -> None:
+async def test_a_flow_that_kestra_does_not_run_is_a_dead_letter(stage: EngineStage) -> None:
     await stage.deploy(
         f"{{id: disabled, namespace: {stage.name}, disabled: true,"
         " tasks: [{id: a, type: io.kestra.plugin.core.log.Log, message: a}]}"
     )
-    async with stage.bridge(flow=f"{stage.name}/{flow}") as bridge:
-        await stage.submit("one")
-        (line,) = await bridge.settled(job="one")
-    assert line["reason"] == "rejected_by_kestra"
+    async with stage.bridge(allowed_flows=json.dumps([f"{stage.name}/*"])) as bridge:
+        for flow in ("missing", "disabled"):
+            await stage.submit(flow, body={"flow": f"{stage.name}/{flow}"})
+        lines = await bridge.settled(2)
+    assert {line["job"]: line["reason"] for line in lines} == {
+        "missing": "rejected_by_kestra",
+        "disabled": "rejected_by_kestra",
+    }
 
 
 async def test_bad_messages_do_not_keep_a_good_one_from_success(stage: EngineStage) -> None:
@@ -267,17 +266,27 @@ async def test_hostile_text_reaches_the_flow_as_it_is(stage: EngineStage) -> Non
     assert result["outputs"]["text"] == HOSTILE
 
 
-@pytest.mark.parametrize(
-    "job", [HOSTILE, "key:value", "100%", "a,b", 'quote"s', "back\\slash", "é漢字🎉", "{{x}}"]
+HOSTILE_IDS = (
+    HOSTILE,
+    "key:value",
+    "100%",
+    "a,b",
+    'quote"s',
+    "back\\slash",
+    "é漢字🎉",
+    "{{x}}",
 )
+
+
 async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(
-    stage: EngineStage, job: str
+    stage: EngineStage,
 ) -> None:
     async with stage.bridge() as bridge:
-        await stage.submit(job)
-        await stage.submit(job)
-        await bridge.settled(2)
-    assert len(await stage.executions()) == 1
+        for job in HOSTILE_IDS:
+            await stage.submit(job)
+            await stage.submit(job)
+        await bridge.settled(2 * len(HOSTILE_IDS), settlement="ack")
+    assert len(await stage.executions()) == len(HOSTILE_IDS)
 
 
 async def test_hostile_labels_arrive_as_they_are(stage: EngineStage) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.support.broker_stage import BrokerStage
 from tests.support.harness import eventually
-from tests.support.standin import EMPTY, HTML, TRUNCATED, Ends
+from tests.support.standin import EMPTY, HTML, TRUNCATED, Call, Ends
 
 # How the answer to a create call can go wrong, with the work done all the same or not.
 CREATE_FAULTS: dict[str, dict[str, Any]] = {
@@ -42,30 +43,41 @@ CREATE_FAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("fault", CREATE_FAULTS.values(), ids=CREATE_FAULTS)
-async def test_a_create_that_goes_wrong_ends_in_one_execution(
-    one_stage: BrokerStage, fault: dict[str, Any]
-) -> None:
-    one_stage.kestra.flow("test", "job", Ends(after=0.2))
-    async with one_stage.bridge(ambiguous_wait=1, adopt_grace=1) as bridge:
-        one_stage.kestra.faults.add("create", **fault)
-        await one_stage.submit("one")
-        await bridge.settled(job="one")
-    assert one_stage.kestra.per_attempt() == Counter({("one", "1"): 1})
+async def test_creates_that_go_wrong_end_in_one_execution_each(one_stage: BrokerStage) -> None:
+    kestra = one_stage.kestra
+    kestra.flow("test", "job", Ends(after=0.2))
+    for job, fault in CREATE_FAULTS.items():
+        kestra.faults.add("create", when=partial(is_of, job), **fault)
+    async with one_stage.bridge(
+        prefetch=len(CREATE_FAULTS), ambiguous_wait=1, adopt_grace=1
+    ) as bridge:
+        for job in CREATE_FAULTS:
+            await one_stage.submit(job)
+        await bridge.settled(len(CREATE_FAULTS), settlement="ack", timeout=90)
+    assert kestra.per_attempt() == Counter({(job, "1"): 1 for job in CREATE_FAULTS})
+
+
+def is_of(job: str, call: Call) -> bool:
+    """Whether a create call is of that job."""
+    return ("labels", f"bridgeJob:{job}") in call.query
 
 
 @pytest.mark.parametrize("operation", ["search", "get", "configs"])
-@pytest.mark.parametrize("fault", ["500", "502-html", "401", "reset", "redirect"])
 async def test_a_question_that_goes_wrong_is_asked_again(
-    one_stage: BrokerStage, operation: str, fault: str
+    one_stage: BrokerStage, operation: str
 ) -> None:
-    one_stage.kestra.flow("test", "job", Ends(after=0.5))
-    one_stage.kestra.replies.drop = 1.0
+    kestra, faults = one_stage.kestra, ("500", "502-html", "401", "reset", "redirect")
+    kestra.flow("test", "job", Ends(after=0.5))
+    kestra.replies.drop = 1.0
     async with one_stage.bridge(reconcile_interval=0.5) as bridge:
-        one_stage.kestra.faults.add(operation, times=2, **CREATE_FAULTS[fault])
-        await one_stage.submit("one")
-        (line,) = await bridge.settled(job="one")
-    assert (line["settlement"], line["attempt"], len(one_stage.kestra.created)) == ("ack", 1, 1)
+        for fault in faults:
+            planted = kestra.faults.add(operation, times=2, **CREATE_FAULTS[fault])
+            await one_stage.submit(fault)
+            await bridge.settled(job=fault)
+            assert planted.hits == 2, fault
+    settled = [(line["job"], line["settlement"]) for line in bridge.events("settled")]
+    assert settled == [(fault, "ack") for fault in faults]
+    assert kestra.per_attempt() == Counter({(fault, "1"): 1 for fault in faults})
 
 
 async def test_a_kestra_that_is_down_for_a_while_costs_nothing(one_stage: BrokerStage) -> None:
