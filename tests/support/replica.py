@@ -96,6 +96,11 @@ def _settings() -> Settings:
     )
 
 
+def settings_for_a_test(**changed: Any) -> Settings:
+    """Settings with these changes, which are not validated."""
+    return _settings().model_copy(update=changed)
+
+
 def unchanged(policies: Policies) -> Policies:
     return policies
 
@@ -117,10 +122,10 @@ class World:
     """A broker with one lane, a Kestra with the flow `test/job` that succeeds at once, and what
     replicas log."""
 
-    def __init__(self, *, prefetch: int = 8) -> None:
+    def __init__(self, *, prefetch: int = 8, kestra: MemoryKestra | None = None) -> None:
         lane = Lane(queue=QUEUE, prefetch=prefetch, flow="test/job")
         self.broker = MemoryBroker(lane, retry_delays=RETRY_DELAYS)
-        self.kestra = MemoryKestra()
+        self.kestra = kestra or MemoryKestra()
         self.kestra.flow("test", "job")
         self.kestra.on_end = self.reply
         self.lines: list[MutableMapping[str, Any]] = []
@@ -151,7 +156,7 @@ class World:
         **settings: Any,
     ) -> Replica:
         """A replica that does not run yet."""
-        chosen = _settings().model_copy(update={"prefetch": self.prefetch, **settings})
+        chosen = settings_for_a_test(prefetch=self.prefetch, **settings)
         metrics = Metrics({QUEUE: self.prefetch})
         service = Service(
             chosen,
