@@ -145,14 +145,16 @@ class QueueReader:
         """
         async with self._turn:
             self._returning = True
-            last_tags = {batch: tag for tag, batch in self._held.items()}
-            for group in _grouped(list(last_tags.values()), self._limits.in_flight):
-                returning = sum(tag <= group[-1] for tag in self._held)
-                expected = await self.ready() + returning
-                for last in group:
-                    self._held = {tag: batch for tag, batch in self._held.items() if tag > last}
+            batches: dict[int, list[int]] = {}
+            for tag, batch in self._held.items():
+                batches.setdefault(batch, []).append(tag)
+            for group in _grouped(list(batches.values()), self._limits.in_flight):
+                expected = await self.ready() + sum(map(len, group))
+                for tags in group:
+                    for tag in tags:
+                        del self._held[tag]
                     with translated_on_queue(self.queue):
-                        await self._raw.basic_nack(last, multiple=True, requeue=True)
+                        await self._raw.basic_nack(tags[-1], multiple=True, requeue=True)
                 await self._await_ready(expected)
 
     async def _await_ready(self, expected: int) -> None:
