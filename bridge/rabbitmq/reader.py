@@ -76,7 +76,6 @@ class QueueReader:
         """The batch of each held message, by delivery tag."""
         self._largest = 1
         self._arrived: list[HeldMessage] = []
-        self._arrival = asyncio.Event()
         self._returning = False
 
     async def others(self, patience: float = 0) -> int:
@@ -146,14 +145,16 @@ class QueueReader:
         """
         async with self._turn:
             self._returning = True
-            last_tags = {batch: tag for tag, batch in self._held.items()}
-            for group in _grouped(list(last_tags.values()), self._limits.in_flight):
-                returning = sum(tag <= group[-1] for tag in self._held)
-                expected = await self.ready() + returning
-                for last in group:
-                    self._held = {tag: batch for tag, batch in self._held.items() if tag > last}
+            batches: dict[int, list[int]] = {}
+            for tag, batch in self._held.items():
+                batches.setdefault(batch, []).append(tag)
+            for group in _grouped(list(batches.values()), self._limits.in_flight):
+                expected = await self.ready() + sum(map(len, group))
+                for tags in group:
+                    for tag in tags:
+                        del self._held[tag]
                     with translated_on_queue(self.queue):
-                        await self._raw.basic_nack(last, multiple=True, requeue=True)
+                        await self._raw.basic_nack(tags[-1], multiple=True, requeue=True)
                 await self._await_ready(expected)
 
     async def _await_ready(self, expected: int) -> None:
@@ -168,42 +169,39 @@ class QueueReader:
             await asyncio.sleep(self._limits.poll)
 
     async def _fill_page(self) -> None:
-        """Have messages delivered until the page is full or nothing more comes."""
-        fitting = max(1, self._limits.page_bytes // self._largest)
-        room = min(self._limits.page_messages, fitting) - len(self._arrived)
+        """Have messages delivered until the page is full, or others have taken them."""
+        limits, loop = self._limits, asyncio.get_running_loop()
+        fitting = max(1, limits.page_bytes // self._largest)
+        room = min(limits.page_messages, fitting) - len(self._arrived)
         wanted = min(room, await self.ready())
         if wanted <= 0:
             return
         full = len(self._arrived) + wanted
-        take, timeout = self._in_new_batch(), self._limits.answer_timeout
+        take = self._in_new_batch()
+        arrival = asyncio.Event()
 
         async def delivered(message: DeliveredMessage) -> None:
             take(message)
-            self._arrival.set()
+            arrival.set()
 
         with translated_on_queue(self.queue):
+            consumer, timeout = f"read.{self.queue}.{self._batches}", limits.answer_timeout
             await self._raw.basic_qos(prefetch_count=wanted, timeout=timeout)
-            consumer = f"read.{self.queue}.{self._batches}"
             await self._raw.basic_consume(
                 self.queue, delivered, consumer_tag=consumer, timeout=timeout
             )
-            await self._await_arrived(full)
+            last_arrival = loop.time()
+            while len(self._arrived) < full:
+                arrival.clear()
+                try:
+                    await asyncio.wait_for(arrival.wait(), limits.idle)
+                    last_arrival = loop.time()
+                except TimeoutError:
+                    stalled = loop.time() - last_arrival > limits.stalled
+                    if stalled or not await self.ready():
+                        break
             # Once this is answered, all that is under way has arrived.
             await self._raw.basic_cancel(consumer, timeout=timeout)
-
-    async def _await_arrived(self, count: int) -> None:
-        """Wait until that many messages have arrived, or others have taken them."""
-        loop = asyncio.get_running_loop()
-        last_arrival = loop.time()
-        while len(self._arrived) < count:
-            self._arrival.clear()
-            try:
-                await asyncio.wait_for(self._arrival.wait(), self._limits.idle)
-                last_arrival = loop.time()
-            except TimeoutError:
-                stalled = loop.time() - last_arrival > self._limits.stalled
-                if stalled or not await self.ready():
-                    return
 
     @shield
     async def _settle(self, tags: Sequence[int], send: Callable[[int], Awaitable[None]]) -> None:
