@@ -20,7 +20,7 @@ class Sink(Protocol):
         """Write what is still held back."""
 
 
-class Output:
+class ScriptOutput:
     """The two outputs of a run, and how much of each was passed on."""
 
     def __init__(self, out: Sink, err: Sink) -> None:

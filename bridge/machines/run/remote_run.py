@@ -15,7 +15,7 @@ import structlog
 
 from bridge.machines.policy import SSH_POLICY, SshPolicy
 from bridge.machines.run import remote_helper
-from bridge.machines.run.output import Output, Sink
+from bridge.machines.run.output import ScriptOutput, Sink
 from bridge.machines.run.report import Report, report_of
 from bridge.machines.run.results import fetch_results
 from bridge.machines.run.staging import HOME, stage
@@ -66,7 +66,7 @@ class RemoteRun:
         self._address = address
         self._work = work
         self._digest = work.digest()
-        self._output = Output(out, err)
+        self._output = ScriptOutput(out, err)
         self._boot_timeout = boot_timeout
         self._reconnect = reconnect
         self._results_directory = results_directory
