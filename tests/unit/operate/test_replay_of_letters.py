@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from pydantic import SecretStr
@@ -33,8 +33,10 @@ def broker(*names: str) -> MemoryBroker:
     return MemoryBroker(queues)
 
 
-async def replay(there: MemoryBroker, *names: str) -> Tally:
-    """Put the letters of these jobs back."""
+async def replay(
+    there: MemoryBroker, *names: str, progress: Callable[[], None] = lambda: None
+) -> Tally:
+    """Put the letters of these jobs back. `progress` is called after each."""
     tally, session = Tally(), MemorySession(there)
     try:
         async with DeadLetterQueue.open(
@@ -44,7 +46,7 @@ async def replay(there: MemoryBroker, *names: str) -> Tally:
         async with DeadLetterQueue.open(
             session.typed, LANE, SETTINGS, only_look=False, waiting=NOW
         ) as dead:
-            await dead.replay(Plan(back=keys), tally, lambda: None)
+            await dead.replay(Plan(back=keys), tally, progress)
     finally:
         session.connection.lose()
     return tally
@@ -113,6 +115,12 @@ async def test_a_copy_whose_letter_is_gone_goes_on_to_the_lane() -> None:
     await MemorySession(there).publish(copy("a"), routing_key="q.replay")
     tally = await replay(there)
     assert (tally.finished, in_lane(there)) == ({"a"}, once(["a"]))
+
+
+async def test_a_copy_that_comes_late_of_a_job_that_went_back_goes_away() -> None:
+    there = broker("a")
+    await replay(there, "a", progress=lambda: there.queues["q.replay"].put(copy("a")))
+    assert (in_lane(there), there.queues["q.replay"].ids) == (once(["a"]), [])
 
 
 async def test_a_copy_whose_letter_stays_goes_away() -> None:
