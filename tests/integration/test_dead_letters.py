@@ -30,7 +30,7 @@ from bridge.rabbitmq.broker import Broker
 from bridge.rabbitmq.reader import ReaderLimits, opened
 from bridge.settings import BrokerSettings
 from deploy.local.rabbitmq import RabbitMQ, Series
-from tests.support.broker_stage import Node
+from tests.support.broker_stage import Node, memory_alarm
 from tests.support.harness import (
     Client,
     Ended,
@@ -763,22 +763,13 @@ async def leave_half_way(place: Place, *, letter: bool) -> None:
 
 async def test_a_replay_says_at_once_that_an_alarm_keeps_it_waiting(one_place: Place) -> None:
     await one_place.put("a")
-    ctl = one_place.rabbit.ctl
-
-    async def alarm() -> bool:
-        return any(
-            each["mem_alarm"] for each in await asyncio.to_thread(one_place.rabbit.api, "nodes")
-        )
-
-    await asyncio.to_thread(ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
-    try:
-        await eventually(alarm, "an alarm is raised")
-        async with one_place.running("replay", "a", "--unchecked") as process:
-            assert process.stderr is not None
-            async with asyncio.timeout(30):
-                said = (await process.stderr.readline()).decode()
-    finally:
-        await asyncio.to_thread(ctl, "set_vm_memory_high_watermark", "0.6")
+    async with (
+        memory_alarm(one_place.rabbit),
+        one_place.running("replay", "a", "--unchecked") as process,
+    ):
+        assert process.stderr is not None
+        async with asyncio.timeout(30):
+            said = (await process.stderr.readline()).decode()
     assert said == "kestra-bridge: RabbitMQ takes no messages: low on memory; waiting\n"
 
 

@@ -21,7 +21,7 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from deploy.local.paths import REPOSITORY
 from deploy.local.rabbitmq import RabbitMQ
-from tests.support.broker_stage import Node
+from tests.support.broker_stage import Node, memory_alarm
 from tests.support.harness import Client, Ended, Proxy, commanding, ended, eventually, on_a_terminal
 
 MANY = 30_000
@@ -76,21 +76,6 @@ async def first_complaint(process: asyncio.subprocess.Process) -> str:
     assert process.stderr is not None
     async with asyncio.timeout(30):
         return (await process.stderr.readline()).decode()
-
-
-@asynccontextmanager
-async def alarmed(node: RabbitMQ) -> AsyncIterator[None]:
-    """A broker that takes no messages."""
-
-    async def alarm() -> bool:
-        return any(each["mem_alarm"] for each in await asyncio.to_thread(node.api, "nodes"))
-
-    await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
-    try:
-        await eventually(alarm, "an alarm is raised")
-        yield
-    finally:
-        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.6")
 
 
 @asynccontextmanager
@@ -506,7 +491,7 @@ async def test_an_alarm_is_said_at_once_with_its_reason(
 ) -> None:
     await declare_lane(client, queue)
     async with (
-        alarmed(node),
+        memory_alarm(node),
         submitting("--queue", queue, "--flow", "n/f", url=node.amqp_url) as process,
     ):
         said = await first_complaint(process)
@@ -520,7 +505,7 @@ async def test_a_job_goes_on_when_the_alarm_is_over(
 ) -> None:
     await declare_lane(client, queue)
     async with AsyncExitStack() as stack:
-        async with alarmed(node):
+        async with memory_alarm(node):
             submission = submitting(
                 "--queue", queue, "--flow", "n/f", "--id", "a", url=node.amqp_url
             )

@@ -3,6 +3,7 @@ Kestra that fails on command."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import uuid
@@ -14,8 +15,9 @@ from typing import Any, Literal
 
 import aio_pika
 
+from deploy.local.processes import ProcessError
 from deploy.local.rabbitmq import RabbitMQ, Series
-from tests.support.harness import Bridge, Client, another_bridge
+from tests.support.harness import Bridge, Client, another_bridge, eventually
 from tests.support.standin import Standin
 
 # The management API's figures are five seconds old by default, which is long for a test.
@@ -110,3 +112,23 @@ async def open_stage(
         finally:
             for bridge in stage.bridges:
                 bridge.end()
+
+
+@asynccontextmanager
+async def memory_alarm(rabbit: RabbitMQ) -> AsyncIterator[None]:
+    """In the block, the broker takes no messages, since it is low on memory."""
+
+    async def raised() -> bool:
+        # The figures of a node leave its alarms out at times, so they are no help here.
+        try:
+            await asyncio.to_thread(rabbit.api, "health/checks/alarms")
+        except ProcessError as error:
+            return ": 503 " in str(error)
+        return False
+
+    await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        await eventually(raised, "an alarm is raised")
+        yield
+    finally:
+        await asyncio.to_thread(rabbit.ctl, "set_vm_memory_high_watermark", "0.6")
