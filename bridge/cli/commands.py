@@ -8,7 +8,7 @@ import typer
 
 from bridge import __version__
 from bridge.cli import dead_letters, doctor, flows, machine, run, schema, status, streams, submit
-from bridge.cli.app import reported
+from bridge.cli.common import reported
 from bridge.telemetry import log
 
 app = typer.Typer(

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from bridge.cli.app import FAILED, Json, load
+from bridge.cli.common import FAILED, Json, load
 from bridge.cli.screen import output_console
 from bridge.cli.signals import carry_out
 from bridge.operate.doctor.checks import examine

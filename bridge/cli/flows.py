@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.cli import signals, streams
-from bridge.cli.app import Json, load
+from bridge.cli.common import Json, load
 from bridge.errors import KestraRejected, SettingsError
 from bridge.kestra import Kestra
 from bridge.operate.flows import (

@@ -11,7 +11,7 @@ import structlog
 import typer
 
 from bridge import __version__
-from bridge.cli.app import Json, load
+from bridge.cli.common import Json, load
 from bridge.cli.signals import handled
 from bridge.consume.ports import SessionPort
 from bridge.consume.service import Service

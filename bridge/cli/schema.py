@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from bridge.cli.app import Json
+from bridge.cli.common import Json
 from bridge.job.decode import json_schema
 
 app = typer.Typer()

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from bridge import settings
-from bridge.cli.app import Json, load
+from bridge.cli.common import Json, load
 from bridge.cli.screen import output_console
 from bridge.cli.signals import Signalled, carry_out
 from bridge.cli.status_view import render

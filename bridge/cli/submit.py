@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bridge.cli import streams
-from bridge.cli.app import FAILED, Json, load
+from bridge.cli.common import FAILED, Json, load
 from bridge.cli.screen import named
 from bridge.cli.signals import Signalled, carry_out
 from bridge.cli.submit_input import SingleJob, read_file

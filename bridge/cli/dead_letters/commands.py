@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli.app import FAILED, Json, load
+from bridge.cli.common import FAILED, Json, load
 from bridge.cli.dead_letters.discard import DiscardCommand
 from bridge.cli.dead_letters.filters import Filters, with_filters
 from bridge.cli.dead_letters.look import list_letters, show_letters

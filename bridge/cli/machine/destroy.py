@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli.app import Json, load
+from bridge.cli.common import Json, load
 from bridge.cli.signals import carry_out
 from bridge.errors import SettingsError
 from bridge.machines.lifecycle import Machines

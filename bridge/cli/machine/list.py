@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from bridge.cli.app import Json, load
+from bridge.cli.common import Json, load
 from bridge.cli.machine.table import print_table
 from bridge.cli.signals import carry_out
 from bridge.machines.lifecycle import Machines

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bridge.cli.app import FAILED, Json, load
+from bridge.cli.common import FAILED, Json, load
 from bridge.cli.signals import carry_out
 from bridge.kestra import Kestra
 from bridge.machines import reaping

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli.app import Json, load
+from bridge.cli.common import Json, load
 from bridge.cli.machine.exit_codes import OUTCOMES, exit_code_lines
 from bridge.cli.machine.output import LineWriter, OutputClosed
 from bridge.cli.signals import Signalled, until_signalled
