@@ -41,8 +41,9 @@ class BackOff:
 
     def __call__(self, state: RetryCallState) -> float:
         """The pause before the next try, as tenacity asks for it."""
-        wait = wait_random_exponential(multiplier=self.first, min=self.shortest, max=self.longest)
-        return wait(state)
+        wait = wait_random_exponential(multiplier=self.first, max=self.longest)
+        # Its own `min` is no lower bound in every version of tenacity (8.4.1).
+        return max(self.shortest, wait(state))
 
 
 async def retry(
