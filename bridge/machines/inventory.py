@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from libcloud.compute.base import Node, NodeDriver
 from libcloud.compute.types import NodeState
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import stop_after_attempt, wait_exponential
 
 from bridge.errors import BridgeError, MachineUnavailable
 from bridge.machines.errors import provider_error
@@ -22,6 +22,7 @@ from bridge.machines.machine import Machine
 from bridge.machines.order import Order, Tags
 from bridge.machines.providers import Provider, choose
 from bridge.machines.settings import MachineSettings
+from bridge.retrying import retry
 
 Result = TypeVar("Result")
 
@@ -40,14 +41,11 @@ class ProviderClient:
         Raises:
             MachineError: the provider did not answer, not even when asked again.
         """
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(MachineUnavailable),
+        nodes = await retry(
+            lambda: self._call("list machines", lambda: self._provider.nodes(self.driver, owner)),
+            on=(MachineUnavailable,),
             stop=stop_after_attempt(3),
             wait=wait_exponential(0.5, max=5),
-            reraise=True,
-        )
-        nodes: list[Node] = await retrying(
-            self._call, "list machines", lambda: self._provider.nodes(self.driver, owner)
         )
         return [node for node in nodes if not _is_gone(node)]
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import asyncssh
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
+from tenacity import wait_exponential
 
 from bridge.errors import MachineError
 from bridge.machines.identity import SshIdentity
 from bridge.machines.policy import SSH_POLICY, SshPolicy
 from bridge.machines.ssh_banner import BannerWait, NoBannerError, answer_wait
+from bridge.retrying import retry
 
 log = structlog.get_logger(__name__)
 # asyncssh logs every step at level info. What matters to operators is logged here.
@@ -130,14 +131,11 @@ class _Login:
         self._last: _NotYetError | None = None
 
     async def until_let_in(self) -> asyncssh.SSHClientConnection:
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_NotYetError),
-            wait=wait_exponential(0.1, max=2),
-            reraise=True,
-        )
         try:
             async with asyncio.timeout(self._wait):
-                return await retrying(self._attempt)
+                return await retry(
+                    self._attempt, on=(_NotYetError,), wait=wait_exponential(0.1, max=2)
+                )
         except TimeoutError as error:
             if self._last and self._last.denied:
                 raise self._denied() from error

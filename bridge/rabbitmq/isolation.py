@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import stop_after_attempt, wait_exponential
 
 from bridge.errors import BrokerDenied, BrokerUnavailable, MessageRefused, PublishFailed
 from bridge.job.message import Message
+from bridge.retrying import retry
 
 TRIES = 3
 """Failures in a row, in isolation, that prove a message's fault: a broker in trouble closes
@@ -85,12 +87,19 @@ class IsolatedPublisher:
         """Publish with a confirm.
 
         Raises:
-            MessageRefused: RabbitMQ closes the connection or the channel over this message, each
-            time. PublishFailed: it was not confirmed; a lost connection costs nothing else here.
+            MessageRefused: RabbitMQ closes the connection or the channel over it each time.
+            PublishFailed: it was not confirmed. A lost connection costs nothing else here.
         """
         async with self._turn:
             try:
-                await self._try(message, exchange, routing_key)
+                await retry(
+                    partial(
+                        self._line.publish, message, exchange=exchange, routing_key=routing_key
+                    ),
+                    on=(BrokerUnavailable,),
+                    stop=stop_after_attempt(TRIES),
+                    wait=wait_exponential(multiplier=self._pause),
+                )
             except BrokerUnavailable as error:
                 if error.blames_message:
                     raise MessageRefused(
@@ -100,16 +109,6 @@ class IsolatedPublisher:
             except BrokerDenied as error:
                 # The broker let the session in, but one more connection can be too many.
                 raise PublishFailed(str(error)) from error
-
-    async def _try(self, message: Message, exchange: str, routing_key: str) -> None:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(BrokerUnavailable),
-            stop=stop_after_attempt(TRIES),
-            wait=wait_exponential(multiplier=self._pause),
-            reraise=True,
-        ):
-            with attempt:
-                await self._line.publish(message, exchange=exchange, routing_key=routing_key)
 
 
 class ResultPublisher:

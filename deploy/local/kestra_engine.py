@@ -366,8 +366,9 @@ class Engine:
         """Start the engine and return once it answers.
 
         Raises:
-            BuildError: it can't be built on this machine. ProcessError: it runs already, or it
-            ended or stayed silent for too long; the message ends with its log.
+            BuildError: it can't be built on this machine.
+            ProcessError: it runs already, or it ended or stayed silent for too long; the message
+                ends with its log.
         """
         if self.alive:
             raise ProcessError("Kestra's engine is started already")
