@@ -93,10 +93,7 @@ async def test_a_machine_that_never_answers_is_given_up_for_another_and_a_dead_l
 async def test_a_job_whose_machine_dies_in_mid_run_is_a_dead_letter_that_says_so(
     stage: MachineStage,
 ) -> None:
-    soon = {
-        "--outputs\n    # The bridge's own time limit": "--outputs --reconnect 2\n    # The "
-        "bridge's own time limit"
-    }
+    soon = {'machine run "$@" --outputs': 'machine run "$@" --outputs --reconnect 2'}
     async with (
         stage.variant(f"{NAMESPACE}/vm-job", HURRY | soon) as flow,
         stage.bridge(flow=flow, max_attempts=1) as bridge,
