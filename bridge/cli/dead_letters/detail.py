@@ -15,11 +15,11 @@ from rich.cells import chop_cells
 from rich.console import Console
 
 from bridge.cli.dead_letters.output import as_text, dumps
+from bridge.durations import format_span
 from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, Message
 from bridge.kestra import FailureReport
 from bridge.kestra.logs import LogLine
 from bridge.operate.dead_letters.letter import DeadLetter, Origin
-from bridge.operate.dead_letters.selection import format_span
 from bridge.text import visible
 
 BODY_LINES = 60

@@ -12,9 +12,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from bridge.durations import parse_span
 from bridge.errors import SettingsError
 from bridge.operate.dead_letters.letter import REASONS
-from bridge.operate.dead_letters.selection import Selection, parse_span
+from bridge.operate.dead_letters.selection import Selection
 
 Text = str | None
 Texts = list[str] | None

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.cli.dead_letters.output import count_of, dumps, reasons_of
+from bridge.durations import format_span
 from bridge.operate.dead_letters.letter import DeadLetter
-from bridge.operate.dead_letters.selection import format_span
 
 ROWS_AT_MOST = 100
 """Rows of a table without --limit: a person reads no more."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -10,8 +9,6 @@ from fnmatch import fnmatchcase
 
 from bridge.job.flow_name import allowed
 from bridge.operate.dead_letters.letter import DeadLetter
-
-_SPAN = re.compile(r"(?:(\d{1,6})w)?(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,23 +55,3 @@ class Selection:
         if age is None:
             return False
         return (self.older_than or timedelta()) <= age <= (self.newer_than or timedelta.max)
-
-
-def parse_span(text: str) -> timedelta:
-    """A span of time such as `90s`, `30m`, `2h`, `1d12h` or `2w`; raises `ValueError` for anything
-    else.
-    """
-    match = _SPAN.fullmatch(text.strip().lower())
-    if not match or not any(match.groups()):
-        raise ValueError(f"{text!a} is no span of time such as 90s, 30m, 2h, 3d or 1w")
-    weeks, days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
-
-
-def format_span(span: timedelta) -> str:
-    """A span of time in its largest unit, as `parse_span` takes it."""
-    seconds = int(span.total_seconds())
-    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
-        if seconds >= length:
-            return f"{seconds // length}{unit}"
-    return f"{seconds}s"
