@@ -86,19 +86,13 @@ async def _declare_lane(
     connection: AbstractConnection, settings: BrokerSettings, lane: Lane, version: Version
 ) -> Kind:
     """Declare a lane with the first queue type that fits what exists; returns that type."""
-    kinds = topology.candidates(settings.queue_type, version)
-    for kind in kinds:
-        planned = topology.plan(
-            lane.queue,
-            kind=kind,
-            version=version,
-            max_priority=settings.max_priority,
-            retry_delays=settings.retry_delays,
-        )
+    plans = topology.plans(lane, settings, version)
+    last = list(plans)[-1]
+    for kind, planned in plans.items():
         try:
             await declare(connection, planned)
         except TopologyMismatch:
-            if kind == kinds[-1]:
+            if kind == last:
                 raise
         else:
             break

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from aio_pika import ExchangeType
 
+from bridge.settings import BrokerSettings, Lane
+
 REPLIES = "kestra.replies"
 ALTERNATE = "alternate-exchange"
 _LIMIT = "x-delivery-limit"
@@ -122,6 +124,20 @@ def candidates(wanted: Literal["auto", "classic", "quorum"], version: Version) -
     if wanted == "auto" and first == "quorum":
         return (first, "classic")
     return (first,)
+
+
+def plans(lane: Lane, settings: BrokerSettings, version: Version) -> dict[Kind, Topology]:
+    """The plans that will do for a lane, by the type of its queue, the preferred one first."""
+    return {
+        kind: plan(
+            lane.queue,
+            kind=kind,
+            version=version,
+            max_priority=settings.max_priority,
+            retry_delays=settings.retry_delays,
+        )
+        for kind in candidates(settings.queue_type, version)
+    }
 
 
 def plan(

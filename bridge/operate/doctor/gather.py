@@ -172,22 +172,16 @@ async def _broker(inspector: Inspector, management: Management, settings: Settin
 async def _lane(
     inspector: Inspector, lane: Lane, version: topology.Version, settings: Settings
 ) -> LaneFacts:
-    for kind in topology.candidates(settings.queue_type, version):
-        planned = topology.plan(
-            lane.queue,
-            kind=kind,
-            version=version,
-            max_priority=settings.max_priority,
-            retry_delays=settings.retry_delays,
-        )
+    for kind, planned in topology.plans(lane, settings, version).items():
         jobs = await inspector.check(planned.jobs)
+        found = kind if jobs.exists and not jobs.differs else None
         if not jobs.differs:
             break
     if jobs.exists:
         await inspector.try_rights(lane.queue)
     return LaneFacts(
         lane=lane,
-        kind=kind if jobs.exists and not jobs.differs else None,
+        kind=found,
         jobs=QueueFacts(name=lane.queue, declared=jobs, depth=await inspector.depth(lane.queue)),
         dead=QueueFacts(name=planned.dead.name, declared=await inspector.check(planned.dead)),
         retries=[
