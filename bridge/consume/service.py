@@ -41,8 +41,7 @@ class Policies:
 
     `back_off` is for questions that Kestra does not answer, and `publishing` for publishes that
     fail. `check_after` is how long after a create its duplicates are looked for. The event loop
-    beats every `beat`
-    seconds, and counts as stuck `stuck_after` seconds after the last beat.
+    beats every `beat` seconds, and counts as stuck `stuck_after` seconds after the last beat.
     """
 
     rules: HandlerRules

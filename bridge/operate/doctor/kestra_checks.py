@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from bridge.job.flow_name import FlowName
 from bridge.kestra import Dialect, StoredFlow
 from bridge.operate import flows
-from bridge.operate.doctor.facts import Facts, KestraFacts
+from bridge.operate.doctor.facts import Facts, KestraFacts, ProbeResult
 from bridge.operate.doctor.finding import Finding, fault, warning
 from bridge.operate.flows import Fate
 from bridge.operate.sources import Unavailable
@@ -102,18 +102,11 @@ def _ships_for_another(version: str, found: StoredFlow) -> bool:
 
 def round_trip(_: Settings, facts: Facts) -> Iterator[Finding]:
     """The notifier reported the end of a probe."""
-    result = facts.round_trip
-    if result is None or result.seconds is not None:
-        return
-    if not result.tried:
-        yield warning(
-            f"the probe could not be started: {result.problem}",
-            why="whether the notifier's secrets are right was not tried",
-            fix=_PROBE_RIGHTS,
-        )
-        return
-    yield fault(
-        f"the notifier did not report the end of a probe: {result.problem}",
+    yield from _of_probe(
+        facts.round_trip,
+        not_started="the probe could not be started",
+        not_tried="whether the notifier's secrets are right was not tried",
+        failed="the notifier did not report the end of a probe",
         why=_LATE,
         fix="see the last executions of bridge.system/notifier in Kestra, and the secrets that "
         "flows/README.md lists",
@@ -122,23 +115,34 @@ def round_trip(_: Settings, facts: Facts) -> Iterator[Finding]:
 
 def kill(_: Settings, facts: Facts) -> Iterator[Finding]:
     """A kill ended a probe."""
-    result = facts.kill
-    if result is None or result.seconds is not None:
-        return
-    if not result.tried:
-        yield warning(
-            f"the probe to be killed could not be started: {result.problem}",
-            why="whether Kestra takes kills was not tried",
-            fix=_PROBE_RIGHTS,
-        )
-        return
-    yield fault(
-        f"an execution can't be killed: {result.problem}",
+    yield from _of_probe(
+        facts.kill,
+        not_started="the probe to be killed could not be started",
+        not_tried="whether Kestra takes kills was not tried",
+        failed="an execution can't be killed",
         why="a job beyond its time-out keeps its place in flight until it ends by itself, and a "
         "duplicate execution goes on",
         fix="let the user of BRIDGE_KESTRA_… kill executions, and see that Kestra's executor and "
         "workers run and that nothing between refuses DELETE",
     )
+
+
+def _of_probe(
+    result: ProbeResult | None,
+    *,
+    not_started: str,
+    not_tried: str,
+    failed: str,
+    why: str,
+    fix: str,
+) -> Iterator[Finding]:
+    """A warning where a probe did not run, and a fault where it failed."""
+    if result is None or result.seconds is not None:
+        return
+    if not result.tried:
+        yield warning(f"{not_started}: {result.problem}", why=not_tried, fix=_PROBE_RIGHTS)
+        return
+    yield fault(f"{failed}: {result.problem}", why=why, fix=fix)
 
 
 def flows_exist(_: Settings, facts: Facts) -> Iterator[Finding]:

@@ -50,9 +50,6 @@ class ReadingLimits:
     turn: float = 2.0
 
 
-READING_LIMITS = ReadingLimits()
-
-
 class Collector:
     """Takes snapshots; keeps its clients from one to the next. Use it as an async context manager.
 
