@@ -14,11 +14,14 @@ from bridge.consume.completions import CompletionRouter, EarlyReplies
 from bridge.consume.denials import DenialPolicy, Denials
 from bridge.consume.duplicates import CreateCheck
 from bridge.consume.handler import Handler, HandlerRules
+from bridge.consume.hearing import Hearing
 from bridge.consume.inflight import InFlight
 from bridge.consume.lookup import Lookup, LookupPolicy
 from bridge.consume.ports import BrokerPort, KestraPort, SessionPort
 from bridge.consume.publishing import Publishing
 from bridge.consume.record import Recorder
+from bridge.consume.reporter import Reporter
+from bridge.consume.reporting import ReportPolicy
 from bridge.consume.results import Results
 from bridge.consume.sessions import Preflight, SessionPolicy, Sessions
 from bridge.consume.settler import Settler
@@ -50,6 +53,7 @@ class Policies:
     start: StartPolicy
     wait: WaitPolicy
     sweep: SweepPolicy
+    report: ReportPolicy
     denials: DenialPolicy = field(default_factory=DenialPolicy)
     early: EarlyReplies = field(default_factory=EarlyReplies)
     publishing: BackOff = field(default_factory=lambda: BackOff(longest=30.0))
@@ -75,7 +79,12 @@ class Policies:
                 ambiguous_wait=settings.ambiguous_wait,
             ),
             wait=WaitPolicy(job_timeout=settings.job_timeout),
-            sweep=SweepPolicy(interval=settings.reconcile_interval),
+            sweep=SweepPolicy(
+                interval=settings.reconcile_interval, reporting=settings.report_interval > 0
+            ),
+            report=ReportPolicy(
+                interval=settings.report_interval, list_every=settings.reconcile_interval
+            ),
         )
 
 
@@ -102,11 +111,21 @@ class Service:
         self._beat = time.monotonic()
         self._suspects = Suspects()
         self._completions = CompletionRouter(metrics, early=self._policies.early)
+        first_lane = settings.all_lanes[0].queue
+        self._hearing = Hearing(reporter=first_lane, completions=self._completions, metrics=metrics)
+        reporter = Reporter(
+            queue=first_lane,
+            kestra=kestra,
+            hearing=self._hearing,
+            metrics=metrics,
+            policy=self._policies.report,
+        )
         self._in_flight = InFlight(metrics, job_timeout=self._policies.wait.job_timeout)
         self._sessions = Sessions(
             broker=broker,
             address=settings.broker_address,
-            on_reply=self._completions.route_reply,
+            on_reply=self._hearing.on_message,
+            beside=reporter.run,
             preflight=preflight,
             in_flight=self._in_flight,
             suspects=self._suspects,
@@ -186,7 +205,11 @@ class Service:
             policy=policies.wait,
         )
         reconciler = Reconciler(
-            kestra=kestra, completions=self._completions, metrics=metrics, policy=policies.sweep
+            kestra=kestra,
+            completions=self._completions,
+            hearing=self._hearing,
+            metrics=metrics,
+            policy=policies.sweep,
         )
         async with background.running(reconciler.run()), background.running(check.run()):
             await self._sessions.run(

@@ -22,7 +22,25 @@ from bridge.settings import KestraSettings
 from bridge.telemetry.metrics import Metrics
 
 
-class Kestra(AbstractAsyncContextManager["Kestra"]):
+class Listings:
+    """What is asked about the executions of all jobs at once."""
+
+    executions: ExecutionApi
+
+    async def unfinished(self) -> list[Execution]:
+        """All executions that carry the bridge's mark and have not ended, of every replica."""
+        return await self.executions.unfinished()
+
+    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+        """A page of the bridge's executions that ended since then, and whether it is the last."""
+        return await self.executions.ended_since(since, page)
+
+    async def started_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], int]:
+        """A page of all executions that started then or later, and how many all pages have."""
+        return await self.executions.started_since(since, page)
+
+
+class Kestra(Listings, AbstractAsyncContextManager["Kestra"]):
     """A client for one tenant of one Kestra server, 1.x or 2.x. Use it as an async context manager.
 
     What a consumer asks for stands here; the rest is in `executions`, `flows` and `logs`. `clock`
@@ -90,14 +108,6 @@ class Kestra(AbstractAsyncContextManager["Kestra"]):
     async def find_attempts(self, job: Job) -> list[Execution]:
         """All executions of this job, of any attempt."""
         return await self.executions.find_attempts(job)
-
-    async def unfinished(self) -> list[Execution]:
-        """All executions that carry the bridge's mark and have not ended, of every replica."""
-        return await self.executions.unfinished()
-
-    async def started_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], int]:
-        """A page of all executions that started then or later, and how many all pages have."""
-        return await self.executions.started_since(since, page)
 
     async def get(self, execution_id: str) -> Execution | None:
         """The execution of that id, or None where Kestra doesn't know it (any more)."""

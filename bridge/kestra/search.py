@@ -19,12 +19,13 @@ MAIN: Mapping[str, str] = {"filters[childFilter][EQUALS]": "MAIN"}
 class SearchPage:
     """One page of a search, and how many executions all its pages have.
 
-    `seconds` is how long Kestra took for it.
+    `seconds` is how long Kestra took for it. `last` says that no page follows.
     """
 
     executions: list[Execution]
     total: int
     seconds: float
+    last: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,12 @@ def started_from(moment: datetime | None, *, timespec: str = "seconds") -> dict[
     return {"filters[startDate][GREATER_THAN_OR_EQUAL_TO]": text}
 
 
+def ended_from(moment: datetime) -> dict[str, str]:
+    """The filter for executions that ended then or later."""
+    text = moment.isoformat(timespec="milliseconds")
+    return {"filters[endDate][GREATER_THAN_OR_EQUAL_TO]": text}
+
+
 class ExecutionSearch:
     """Searches, oldest execution first. Never trust a server's filter: check what it found."""
 
@@ -71,13 +78,20 @@ class ExecutionSearch:
             if not page.executions or len(executions) >= page.total:
                 return SearchPage(executions=executions, total=page.total, seconds=seconds)
 
-    async def page(self, operation: str, filters: Mapping[str, str], number: int) -> SearchPage:
+    async def page(
+        self,
+        operation: str,
+        filters: Mapping[str, str],
+        number: int,
+        *,
+        order: str = "state.startDate:asc",
+    ) -> SearchPage:
         """One page of a search; the first has number 1."""
         params = {
             **filters,
             "page": str(number),
             "size": str(self._page_size),
-            "sort": "state.startDate:asc",
+            "sort": order,
         }
         answer = await self._transport.read(operation, "GET", "/executions/search", params=params)
         found = answer.object()
@@ -92,4 +106,5 @@ class ExecutionSearch:
             executions=executions,
             total=total,
             seconds=answer.seconds,
+            last=not rows or number * self._page_size >= total,
         )

@@ -75,19 +75,21 @@ class Broker:
                 session = Session(
                     announced_version(consuming),
                     await declaration.declare_lanes(consuming, settings),
+                    consuming,
                     publishing,
                     results=ResultPublisher(results, isolated),
                     isolated=isolated,
+                    publisher_apart=self._publisher_apart,
                 )
                 await session.publisher.open()
                 consuming.close_callbacks.add(
                     lambda _, error: session.end("connection_closed", reason(error))
                 )
                 publishing.close_callbacks.add(lambda _, error: session.publishing_ended(error))
-                await session.consume_replies(consuming, on_reply)
+                await session.consume_replies(on_reply)
                 for lane in settings.all_lanes:
                     tag = f"{self._name}.{lane.queue}"
-                    await session.consume(consuming, lane, on_delivery, tag=tag, hold=hold)
+                    await session.consume(lane, on_delivery, tag=tag, hold=hold)
             with alarms.heard(publishing, _log_alarm):
                 yield session
 

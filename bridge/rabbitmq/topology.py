@@ -93,6 +93,11 @@ def replay_queue(queue: str) -> str:
     return f"{queue}.replay"
 
 
+def reporter_lock(queue: str) -> str:
+    """The exclusive queue that the reporter of a lane's replicas holds."""
+    return f"{queue}.reporter"
+
+
 def lead_misrouted(queue: str) -> str:
     """The command that makes an existing exchange send unroutable messages to the dead letters."""
     policy = f'{{"{ALTERNATE}": "{dead_exchange(queue)}"}}'

@@ -34,6 +34,11 @@ class Settings(FlowSettings, KestraSettings):
         default=30,
         description="How often to look up ends of executions whose reply may have been lost.",
     )
+    report_interval: Annotated[float, Field(ge=0, le=60)] = Field(
+        default=0.5,
+        description="How often one replica, the reporter, asks Kestra what has ended and tells "
+        "all replicas; 0 keeps this replica from doing so.",
+    )
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = Field(
         default=30,
         description="How long a stopping bridge waits for executions to end, before it leaves "

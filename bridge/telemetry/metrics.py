@@ -39,7 +39,12 @@ _HELP: Mapping[str, str] = MappingProxyType(
         "settlements": "What became of deliveries, and why.",
         "results": "Results sent to a message's reply_to.",
         "replies": "Replies from Kestra: waited for, not ours, or not readable.",
-        "reconciled": "Ends of executions that the sweep found and no reply told.",
+        "reconciled": "Ends of executions that no reply told, and a list of what has not ended "
+        "showed.",
+        "ends_heard": "Replies by who told them.",
+        "ends_told": "Ends that this replica told to all replicas, as the reporter.",
+        "reporter": "Whether this replica is the reporter.",
+        "report_seconds": "The reporter's questions for what has ended, all pages of each.",
         "consumer_restarts": "Sessions with the broker that ended.",
         "kestra_refused": "Answers of Kestra by which it refused the credentials, the rights or "
         "the form of a request.",
@@ -54,8 +59,9 @@ _HELP: Mapping[str, str] = MappingProxyType(
 
 _VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
+        "ends_heard": ("notifier", "reporter"),
         "replies": ("awaited", "unknown", "not_terminal", "malformed"),
-        "kestra_refused": ("create", "find", "get", "kill", "probe", "sweep"),
+        "kestra_refused": ("create", "ended", "find", "get", "kill", "probe", "sweep"),
         "consumer_restarts": ("connection_closed", "channel_closed", "consumer_cancelled"),
         "stuck_executions": (
             "never_started",
@@ -118,6 +124,10 @@ class Metrics:
 
         self.replies = self._counter("replies", "match")
         self.reconciled = self._counter("reconciled")
+        self.ends_heard = self._counter("ends_heard", "by")
+        self.ends_told = self._counter("ends_told")
+        self.reporter = self._gauge("reporter")
+        self.report_seconds = self._histogram("report_seconds", _SETTLE_BUCKETS)
         self.consumer_restarts = self._counter("consumer_restarts", "cause")
         self.kestra_refused = self._counter("kestra_refused", "operation")
 

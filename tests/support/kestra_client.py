@@ -45,6 +45,7 @@ CALLS: dict[str, Call] = {
     "executions.find_timed": lambda kestra: kestra.executions.find_timed(JOB),
     "executions.find_attempts": lambda kestra: kestra.executions.find_attempts(JOB),
     "executions.unfinished": lambda kestra: kestra.executions.unfinished(),
+    "executions.ended_since": lambda kestra: kestra.executions.ended_since(datetime.now(UTC)),
     "executions.started_since": lambda kestra: kestra.executions.started_since(datetime.now(UTC)),
     "executions.reworked": lambda kestra: kestra.executions.reworked(),
     "executions.correlated": lambda kestra: kestra.executions.correlated("c1"),

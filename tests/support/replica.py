@@ -46,7 +46,8 @@ Change = Callable[[Policies], Policies]
 
 
 def quick(policies: Policies) -> Policies:
-    """The same rules with waits of milliseconds. The sweep and the check of creates never come."""
+    """The same rules with waits of milliseconds. The sweep, the reporter and the check of creates
+    never come."""
     rules = policies.rules
     return replace(
         policies,
@@ -66,6 +67,7 @@ def quick(policies: Policies) -> Policies:
             kill=KillPolicy(again_after=0.002, again_at_most=0.004, look_again_after=0.002),
         ),
         sweep=replace(policies.sweep, interval=3600.0),
+        report=replace(policies.report, interval=0.0),
         denials=replace(policies.denials, hold=0.0),
         publishing=AT_ONCE,
         back_off=AT_ONCE,

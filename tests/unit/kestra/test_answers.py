@@ -36,6 +36,7 @@ executions.find            U   I   D   D   U   I   I   U   U   I   I   I   I   U
 executions.find_timed      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.find_attempts   U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.unfinished      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.ended_since     U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.started_since   U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.reworked        U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.correlated      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
@@ -62,6 +63,7 @@ executions.find            U     U
 executions.find_timed      U     U
 executions.find_attempts   U     U
 executions.unfinished      U     U
+executions.ended_since     U     U
 executions.started_since   U     U
 executions.reworked        U     U
 executions.correlated      U     U

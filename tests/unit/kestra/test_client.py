@@ -80,6 +80,10 @@ HANDED_OVER: dict[str, tuple[Call, Call]] = {
         lambda kestra: kestra.unfinished(),
         lambda kestra: kestra.executions.unfinished(),
     ),
+    "ended_since": (
+        lambda kestra: kestra.ended_since(SINCE, 2),
+        lambda kestra: kestra.executions.ended_since(SINCE, 2),
+    ),
     "started_since": (
         lambda kestra: kestra.started_since(SINCE, 2),
         lambda kestra: kestra.executions.started_since(SINCE, 2),
