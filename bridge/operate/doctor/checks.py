@@ -162,7 +162,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="notifier",
-        means="there is no notifier, or it is enabled and the one for this Kestra",
+        means="ends are told, and a notifier that there is fits this Kestra",
         judge=kestra_checks.notifier,
         needs_kestra=True,
         at_start=True,

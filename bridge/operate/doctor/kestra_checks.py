@@ -49,11 +49,19 @@ def version(_: Settings, facts: Facts) -> Iterator[Finding]:
         )
 
 
-def notifier(_: Settings, facts: Facts) -> Iterator[Finding]:
+def notifier(settings: Settings, facts: Facts) -> Iterator[Finding]:
     """The notifier, if there is one, is enabled and the one for this Kestra."""
     kestra = _kestra(facts)
     found = kestra.notifier
     if found is None:
+        if not settings.report_interval:
+            yield warning(
+                f"nobody tells of ends: there is no flow {NOTIFIER}, and BRIDGE_REPORT_INTERVAL=0 "
+                "turns the reporter off",
+                why="a job keeps its place in flight for up to three times "
+                "BRIDGE_RECONCILE_INTERVAL after its end",
+                fix="remove BRIDGE_REPORT_INTERVAL from the settings",
+            )
         return
     deploy = (
         "kestra-bridge flows deploy --only notifier, with --tls where RabbitMQ demands TLS; or "

@@ -567,6 +567,14 @@ WRONG: list[Wrong] = [
         "neither 1.3 nor 2.0",
     ),
     (
+        "neither a notifier nor a reporter",
+        everything(kestra(notifier=None), no_round_trip),
+        {"report_interval": 0},
+        WARNING,
+        "notifier",
+        "nobody tells of ends",
+    ),
+    (
         "a notifier for 1.x",
         kestra(notifier=shipped("1.3.25")),
         {},
