@@ -20,6 +20,12 @@ PRIORITIES_FROM_THE_START = 32
 """Priorities of a lane that exist before their first job. Each takes a histogram, and a queue may
 have 256."""
 
+OPERATIONS = (
+    *("create", "find", "recent", "get", "kill", "outputs", "attempts", "explain"),
+    *("flow", "probe", "ended", "sweep"),
+)
+"""What the consumer asks of Kestra: for jobs, and at its start or at intervals."""
+
 _HELP: Mapping[str, str] = MappingProxyType(
     {
         "build_info": "The version of the bridge.",
@@ -61,7 +67,7 @@ _VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "ends_heard": ("notifier", "reporter"),
         "replies": ("awaited", "unknown", "not_terminal", "malformed"),
-        "kestra_refused": ("create", "ended", "find", "get", "kill", "probe", "sweep"),
+        "kestra_refused": OPERATIONS,
         "consumer_restarts": ("connection_closed", "channel_closed", "consumer_cancelled"),
         "stuck_executions": (
             "never_started",
@@ -139,6 +145,8 @@ class Metrics:
         self.kestra_request_seconds = self._histogram(
             "kestra_request_seconds", _SETTLE_BUCKETS, "operation", "code"
         )
+        for operation in OPERATIONS:
+            self.kestra_request_seconds.labels(operation, "200")
 
         for lane, prefetch in lanes.items():
             lane_info.labels(lane, vhost).set(1)
