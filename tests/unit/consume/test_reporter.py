@@ -132,6 +132,19 @@ async def test_a_replica_that_hears_no_reporter_sweeps() -> None:
         await world.settled(job="one", settlement="ack")
 
 
+async def test_replicas_that_may_not_tell_each_other_anything_sweep() -> None:
+    def sweeping(policies: Policies) -> Policies:
+        policies = reporting(policies)
+        return replace(policies, sweep=replace(policies.sweep, interval=0.01))
+
+    async with quiet_world() as world:
+        world.broker.mute = True
+        async with world.replica(sweeping):
+            await world.submit("one")
+            await world.settled(job="one", settlement="ack")
+            await world.until(lambda: world.events("no reports from here"), "the log says why")
+
+
 async def test_a_replica_that_hears_the_reporter_does_not_sweep() -> None:
     async with quiet_world() as world, world.replica(reporting):
         await world.until(lambda: LOCK in world.broker.leaders, "a reporter")
