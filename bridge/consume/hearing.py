@@ -14,9 +14,6 @@ from bridge.consume.reports import Completion, ListPart, Sign, parse
 from bridge.job.execution import State
 from bridge.telemetry.metrics import Metrics
 
-BORN_WITHIN = 2.0
-"""Seconds that a new execution may take until every listing shows it."""
-
 
 class ToldEnds:
     """Which ends were told, the latest of them. An execution that is restarted ends again."""
@@ -82,7 +79,8 @@ class Hearing:
     """What a replica knows from the reply exchange.
 
     `reporter` is the name of the reporter whose signs and lists count. What others of that virtual
-    host list may be executions of another Kestra.
+    host list may be executions of another Kestra. A new execution may take `shown_within` seconds
+    until every listing has it.
     """
 
     def __init__(
@@ -92,9 +90,11 @@ class Hearing:
         completions: CompletionRouter,
         metrics: Metrics,
         told: ToldEnds | None = None,
+        shown_within: float = 2.0,
     ) -> None:
         self.told = told or ToldEnds()
         self._reporter = reporter
+        self._shown_within = shown_within
         self._completions = completions
         self._metrics = metrics
         self._lists = UnfinishedLists()
@@ -159,5 +159,5 @@ class Hearing:
             return
         self._listed_at = time.monotonic()
         begun = self._listed_at - part.seconds
-        self._missing = absent & self._completions.awaited_since(begun - BORN_WITHIN)
+        self._missing = absent & self._completions.awaited_since(begun - self._shown_within)
         self._listed.set()

@@ -43,7 +43,7 @@ class ReportPolicy:
     interval: float = 0.5
     share: float = 0.25
     list_every: float = 30.0
-    overlap: float = 2.0
+    overlap: float = 1.0
     deep_overlap: float = 15.0
     deep_every: float = 10.0
     quiet: float = 120.0

@@ -112,7 +112,12 @@ class Service:
         self._suspects = Suspects()
         self._completions = CompletionRouter(metrics, early=self._policies.early)
         first_lane = settings.all_lanes[0].queue
-        self._hearing = Hearing(reporter=first_lane, completions=self._completions, metrics=metrics)
+        self._hearing = Hearing(
+            reporter=first_lane,
+            completions=self._completions,
+            metrics=metrics,
+            shown_within=self._policies.sweep.shown_within,
+        )
         reporter = Reporter(
             queue=first_lane,
             kestra=kestra,

@@ -33,7 +33,8 @@ log = structlog.get_logger(__name__)
 class SweepPolicy:
     """How often to sweep (seconds), with how many questions at once.
 
-    With `reporting`, this replica expects a reporter. Kestra is asked for what a list lacks
+    With `reporting`, this replica expects a reporter. A list says nothing about an execution that
+    was awaited for less than `shown_within` seconds. Kestra is asked for what a list lacks
     `told_within` seconds later, as most of it has just ended and is about to be told.
 
     `gone_after` is the number of consecutive sweeps that must miss an execution before it counts as
@@ -42,6 +43,7 @@ class SweepPolicy:
 
     interval: float = 30.0
     reporting: bool = False
+    shown_within: float = 2.0
     told_within: float = 2.0
     questions: int = 8
     gone_after: int = 3

@@ -78,7 +78,8 @@ class MemoryBroker:
     What a test may set: `refusal` is raised in place of a session. `silent` lets a session never be
     opened. While `confirms` is cleared, messages stand in their queues and nobody is told.
     `lost_confirms` publishes on the session's own publisher get no confirm, which ends the session.
-    A message that `poison` holds for ends every connection that it is published on.
+    A message that `poison` holds for ends every connection that it is published on. With `mute`,
+    nobody may publish to the reply exchange.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class MemoryBroker:
         self.lost_confirms = 0
         self.poison: Callable[[Message], bool] = lambda _: False
         self.acked: list[Message] = []
+        self.mute = False
         self.leaders: dict[str, MemorySession] = {}
         self.told: list[tuple[str, Message]] = []
         """What the bridge published to the reply exchange, each with its routing key."""
@@ -136,6 +138,8 @@ class MemoryBroker:
         """Put a message into its queue and confirm it; raises as a real publisher does."""
         if self.poison(message):
             raise BrokerUnavailable("the connection was closed", blames_message=True)
+        if exchange == REPLIES and self.mute:
+            raise BrokerUnavailable("a publish was not confirmed: write access refused")
         if exchange == REPLIES:
             self.told.append((routing_key, message))
             self.reply(message.body)

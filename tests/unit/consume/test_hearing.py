@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.consume.completions import CompletionRouter
-from bridge.consume.hearing import BORN_WITHIN, Hearing, ToldEnds, UnfinishedLists
+from bridge.consume.hearing import Hearing, ToldEnds, UnfinishedLists
 from bridge.consume.reports import ListPart, list_parts, sign
 from bridge.job.execution import State
 from bridge.telemetry.metrics import Metrics
@@ -158,7 +158,7 @@ class TestLists:
     async def test_say_nothing_about_what_is_younger(
         self, hearing: Hearing, router: CompletionRouter
     ) -> None:
-        with awaited(router, "new", seconds=10 + BORN_WITHIN / 2):
+        with awaited(router, "new", seconds=11):
             hear_list(hearing, seconds=10)
             assert await missing(hearing) == set()
 

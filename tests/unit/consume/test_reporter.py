@@ -32,13 +32,13 @@ def reporting(policies: Policies) -> Policies:
         gives_way_after=0.01,
         rest=0.05,
     )
-    sweep = replace(policies.sweep, reporting=True, told_within=0.0)
+    sweep = replace(policies.sweep, reporting=True, shown_within=0.0, told_within=0.0)
     return replace(policies, report=report, sweep=sweep)
 
 
 def listening(policies: Policies) -> Policies:
     """A replica that is never the reporter, nor expects one."""
-    return replace(policies, sweep=replace(policies.sweep, told_within=0.0))
+    return replace(policies, sweep=replace(policies.sweep, shown_within=0.0, told_within=0.0))
 
 
 def alone(policies: Policies) -> Policies:
@@ -132,6 +132,19 @@ async def test_a_replica_that_hears_no_reporter_sweeps() -> None:
         await world.settled(job="one", settlement="ack")
 
 
+async def test_replicas_that_may_not_tell_each_other_anything_sweep() -> None:
+    def sweeping(policies: Policies) -> Policies:
+        policies = reporting(policies)
+        return replace(policies, sweep=replace(policies.sweep, interval=0.01))
+
+    async with quiet_world() as world:
+        world.broker.mute = True
+        async with world.replica(sweeping):
+            await world.submit("one")
+            await world.settled(job="one", settlement="ack")
+            await world.until(lambda: world.events("no reports from here"), "the log says why")
+
+
 async def test_a_replica_that_hears_the_reporter_does_not_sweep() -> None:
     async with quiet_world() as world, world.replica(reporting):
         await world.until(lambda: LOCK in world.broker.leaders, "a reporter")
@@ -145,6 +158,22 @@ async def test_a_replica_that_hears_the_reporter_does_not_sweep() -> None:
             listings = world.kestra.requests["unfinished"] - before[1]
         # A replica that hears none sweeps as often. A busy machine may keep one from being heard.
         assert listings <= 1.5 * lists
+
+
+async def test_eight_replicas_ask_kestra_no_more_than_the_reporter_does() -> None:
+    async with quiet_world() as world, AsyncExitStack() as stack:
+        world.run_until_ended()
+        world.prefetch = 1
+        for _ in range(8):
+            await stack.enter_async_context(world.replica(reporting))
+        for job in range(8):
+            await world.submit(f"job-{job}")
+        await world.running(8)
+        before, lists = world.kestra.requests.copy(), lists_told(world)
+        await world.until(lambda: lists_told(world) >= lists + 10, "lists")
+        asked = world.kestra.requests - before
+    assert set(asked) == {"ended_since", "unfinished"}
+    assert asked["unfinished"] <= 12
 
 
 async def test_a_draining_replica_goes_on_reporting() -> None:
