@@ -116,6 +116,7 @@ class Trial:
                 + (", three nodes" if nodes.cluster else "")
             )
             await nodes.start_all()
+            await nodes.limit(QUEUE, None)
             kestra = self._kestra(nodes)
             stack.push_async_callback(kestra.end)
             self.say(
