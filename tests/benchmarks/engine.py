@@ -136,7 +136,7 @@ def compare(
                 rate = runs[key][-1].jobs_per_second
                 stage.say(f"engine, round {number} of {rounds}: {key}: {rate:.1f} jobs/s")
     comparisons = [found for case in CASES for found in _comparisons(case, runs)]
-    return comparisons, [figure for case in CASES for figure in _figures(case, runs[case])]
+    return comparisons, [figure for case in CASES for figure in costs(case, runs[case])]
 
 
 def _comparisons(case: Case, runs: Mapping[object, Sequence[Run]]) -> Iterator[Comparison]:
@@ -151,8 +151,8 @@ def _comparisons(case: Case, runs: Mapping[object, Sequence[Run]]) -> Iterator[C
             yield Comparison("engine", case, "bridge", against, aim, both)
 
 
-def _figures(case: Case, runs: Sequence[Run]) -> Iterator[Figure]:
-    """What a job costs in a case; by default it has an aim."""
+def costs(case: Case, runs: Sequence[Run]) -> Iterator[Figure]:
+    """What a job costs in a case. The bridge's default has aims."""
     requests = [
         sum(asked.requests for name, asked in run.asked.items() if name not in AT_INTERVALS)
         for run in runs

@@ -12,8 +12,8 @@ import pytest
 from deploy.local.paths import REPOSITORY
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.bridges import asked_for, requests_in
-from tests.benchmarks.engine import TOLD, notifier_source
-from tests.benchmarks.measure import DEDUPLICATES, Asked
+from tests.benchmarks.engine import TOLD, costs, notifier_source
+from tests.benchmarks.measure import DEDUPLICATES, Asked, Case, Run
 
 
 def run(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -83,6 +83,29 @@ bridge_kestra_request_seconds_sum{operation="create",code="none"} 0.3
 
 def test_requests_are_counted_by_operation_whatever_became_of_them() -> None:
     assert asked_for(requests_in(METRICS), 10) == {"create": Asked(1.0, 50.0)}
+
+
+def test_a_jobs_requests_are_those_that_come_with_each_job() -> None:
+    asked = {
+        "create": Asked(1.0, 20.0),
+        "find": Asked(0.5, 10.0),
+        "ended": Asked(0.2, 4.0),
+        "probe": Asked(0.1, 1.0),
+    }
+    run = Run(
+        who="bridge",
+        round=1,
+        jobs=10,
+        seconds=1.0,
+        jobs_per_second=10.0,
+        cpu_ms_per_job={"consumer": 2.0},
+        peak_mb=60.0,
+        load=0.0,
+        executions_before=0,
+        asked=asked,
+    )
+    figures = costs(Case(16, DEDUPLICATES[0]), [run])
+    assert [(figure.value, figure.met) for figure in figures] == [(1.5, False), (2.0, True)]
 
 
 @pytest.mark.parametrize("version", ["1.3.25", "2.0.0"])

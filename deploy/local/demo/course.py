@@ -155,6 +155,7 @@ class Demo:
         }
         return Engine(
             directory / "engine",
+            # For the notifier, which comes last: Kestra takes secrets only when it starts.
             amqp=AmqpAddress.from_url(rabbit.amqp_url),
             environment=host.environment(kestra) if host else None,
             port=port,
