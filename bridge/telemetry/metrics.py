@@ -142,11 +142,7 @@ class Metrics:
         )
         self.job_seconds = self._histogram("job_seconds", _JOB_BUCKETS, "lane")
         self.settle_seconds = self._histogram("settle_seconds", _SETTLE_BUCKETS, "lane")
-        self.kestra_request_seconds = self._histogram(
-            "kestra_request_seconds", _SETTLE_BUCKETS, "operation", "code"
-        )
-        for operation in OPERATIONS:
-            self.kestra_request_seconds.labels(operation, "200")
+        self.kestra_request_seconds = self._requests()
 
         for lane, prefetch in lanes.items():
             lane_info.labels(lane, vhost).set(1)
@@ -170,6 +166,14 @@ class Metrics:
             self.results.labels(lane, result)
         for priority in range(priorities):
             self.queue_wait_seconds.labels(lane, str(priority))
+
+    def _requests(self) -> Histogram:
+        """Requests to Kestra. Each operation has a series before its first request."""
+        name, labels = "kestra_request_seconds", ("operation", "code")
+        histogram = self._histogram(name, _SETTLE_BUCKETS, *labels)
+        for operation in OPERATIONS:
+            histogram.labels(operation, "200")
+        return histogram
 
     def _counter(self, name: str, *labels: str) -> Counter:
         counter = Counter(f"bridge_{name}", _HELP[name], labels, registry=self.registry)

@@ -136,20 +136,22 @@ def _asked(benchmark: str, comparisons: Sequence[Comparison]) -> Table:
     for heading in ("requests a job", "ms each", "ms a job"):
         table.add_column(heading, justify="right")
     for case, runs in {one.case: one.of(one.who) for one in comparisons}.items():
-        for operation in sorted({name for run in runs for name in run.asked}):
-            found = [run.asked.get(operation, Asked(0, 0)) for run in runs]
-            requests = statistics.median(asked.requests for asked in found)
-            ms = statistics.median(asked.ms for asked in found)
-            each = f"{ms / requests:.1f}" if requests else ""
-            table.add_row(
-                str(case.prefetch),
-                case.deduplicate,
-                operation,
-                f"{requests:.3f}",
-                each,
-                f"{ms:.2f}",
-            )
+        for operation, asked in _medians(runs).items():
+            each = f"{asked.ms / asked.requests:.1f}"
+            numbers = f"{asked.requests:.3f}", each, f"{asked.ms:.2f}"
+            table.add_row(str(case.prefetch), case.deduplicate, operation, *numbers)
     return table
+
+
+def _medians(runs: Sequence[Run]) -> dict[str, Asked]:
+    """The medians of what was asked, of the operations that mostly were."""
+    medians: dict[str, Asked] = {}
+    for operation in sorted({name for run in runs for name in run.asked}):
+        found = [run.asked.get(operation, Asked(0, 0)) for run in runs]
+        requests = statistics.median(asked.requests for asked in found)
+        if requests:
+            medians[operation] = Asked(requests, statistics.median(asked.ms for asked in found))
+    return medians
 
 
 def _spread(spread: Spread, style: str) -> str:
