@@ -262,6 +262,14 @@ WRONG: list[Wrong] = [
         "no write right on amq.default",
     ),
     (
+        "right to report",
+        broker(refused=[Refusal("write", "kestra.replies")]),
+        {},
+        WARNING,
+        "rights",
+        "no write right on kestra.replies",
+    ),
+    (
         "no queue",
         of_queue("jobs", declared=DeclareResult(False)),
         {},
