@@ -47,6 +47,10 @@ _HELP: Mapping[str, str] = MappingProxyType(
         "attempts.",
         "job_seconds": "From a delivery to its settlement.",
         "settle_seconds": "From the end of an execution (by Kestra's clock) to its settlement.",
+        "ledger_ready": "Whether a lane's ledger is read to its end.",
+        "ledger_reach_seconds": "How far back a lane's ledger reaches.",
+        "ledger_unanswered": "Starts that a lane's ledger did not answer.",
+        "claim_seconds": "From a claim in a lane's ledger until it was read back.",
         "kestra_request_seconds": "Requests to Kestra by operation and status code.",
     }
 )
@@ -126,6 +130,10 @@ class Metrics:
         )
         self.job_seconds = self._histogram("job_seconds", _JOB_BUCKETS, "lane")
         self.settle_seconds = self._histogram("settle_seconds", _SETTLE_BUCKETS, "lane")
+        self.ledger_ready = self._gauge("ledger_ready", "lane")
+        self.ledger_reach = self._gauge("ledger_reach_seconds", "lane")
+        self.ledger_unanswered = self._counter("ledger_unanswered", "lane")
+        self.claim_seconds = self._histogram("claim_seconds", _SETTLE_BUCKETS, "lane")
         self.kestra_request_seconds = self._histogram(
             "kestra_request_seconds", _SETTLE_BUCKETS, "operation", "code"
         )

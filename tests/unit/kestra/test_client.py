@@ -68,9 +68,9 @@ HANDED_OVER: dict[str, tuple[Call, Call]] = {
         lambda kestra: kestra.create(JOB),
         lambda kestra: kestra.executions.create(JOB),
     ),
-    "find_timed": (
-        lambda kestra: kestra.find_timed(JOB, since=SINCE),
-        lambda kestra: kestra.executions.find_timed(JOB, since=SINCE),
+    "find": (
+        lambda kestra: kestra.find(JOB, since=SINCE),
+        lambda kestra: kestra.executions.find(JOB, since=SINCE),
     ),
     "find_attempts": (
         lambda kestra: kestra.find_attempts(JOB),
@@ -80,9 +80,9 @@ HANDED_OVER: dict[str, tuple[Call, Call]] = {
         lambda kestra: kestra.unfinished(),
         lambda kestra: kestra.executions.unfinished(),
     ),
-    "started_since": (
-        lambda kestra: kestra.started_since(SINCE, 2),
-        lambda kestra: kestra.executions.started_since(SINCE, 2),
+    "has_run": (
+        lambda kestra: kestra.has_run("q", since=SINCE),
+        lambda kestra: kestra.executions.has_run("q", since=SINCE),
     ),
     "get": (
         lambda kestra: kestra.get("e1"),
