@@ -73,7 +73,8 @@ class Ledger:
         self._stream: LedgerPort | None = None
         self._ready = asyncio.Event()
         self._lost_at = time.monotonic()
-        self._mark = self._founding = NOBODY
+        self.incarnation = self._mark = NOBODY
+        """What tells the ledger from one before it, which was deleted."""
         self._began: float | None = None
         self._blind_until = self._settled_at = 0.0
         self._awaited: dict[int, asyncio.Future[None]] = {}
@@ -210,13 +211,14 @@ class Ledger:
 
     def _note_beginning(self, mark: Mark) -> None:
         """Take note of what a ledger that is younger than its window knows."""
-        if mark.token == self._founding:
+        if mark.token == self.incarnation:
             return
-        replaced, self._founding = self._founding != NOBODY, mark.token
+        replaced, self.incarnation = self.incarnation != NOBODY, mark.token
         self._blind_until = 0.0 if mark.complete else mark.at + self.policy.window
         if self.blind and time.time() - mark.at < self.policy.settling:
             self._settled_at = time.monotonic() + self.policy.grace
         if replaced:
+            self._claims = Claims(self.policy)
             since = time.time() - self.policy.settling
             self._unwritten.extend(claim for claim in self._recent if claim.at >= since)
 

@@ -105,6 +105,23 @@ class Step(Enum):
     """Nobody's claim counts: claim the next round."""
 
 
+def counted(standing: Standing | None, claim: Claim, *, now: float, window: float) -> Standing:
+    """The claim that counts once another one is read, at that moment (monotonic).
+
+    A claim that is as old as `window` when the other is made is forgotten.
+    """
+    if standing is None:
+        return Standing(claim)
+    other = standing.claim
+    if claim.token == other.token:
+        return standing
+    if claim.round > other.round or claim.at - other.at > window:
+        return Standing(claim)
+    if claim.round < other.round or standing.contended is not None:
+        return standing
+    return replace(standing, contended=now)
+
+
 def step(standing: Standing | None, token: int | None) -> Step:
     """What a claimant is to do; `token` is that of its latest claim, None before the first."""
     if standing is None:
@@ -148,25 +165,10 @@ class Claims:
 
     def read(self, claim: Claim, *, now: float) -> None:
         """Take note of the ledger's next claim."""
-        standing = self.standing(claim.key)
-        if standing is None or self._supersedes(claim, standing.claim):
-            self._keep(Standing(claim))
-        elif self._contends(claim, standing):
-            self._keep(replace(standing, contended=now))
-
-    def _supersedes(self, claim: Claim, other: Claim) -> bool:
-        """Whether the claim counts from now on: its round is a later one, or the other claim is so
-        old that its attempt counts as forgotten.
-        """
-        if claim.token == other.token:
-            return False
-        return claim.round > other.round or claim.at - other.at > self._window
-
-    def _contends(self, claim: Claim, standing: Standing) -> bool:
-        other = standing.claim
-        if claim.token == other.token or claim.round != other.round:
-            return False
-        return standing.contended is None
+        before = self.standing(claim.key)
+        standing = counted(before, claim, now=now, window=self._window)
+        if standing is not before:
+            self._keep(standing)
 
     def _keep(self, standing: Standing) -> None:
         self._old.pop(standing.claim.key, None)

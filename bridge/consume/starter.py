@@ -142,20 +142,22 @@ class Starter:
 
     async def _start_in_turn(self, job: Job, turn: Turn, redelivered: bool) -> Started:
         """Create the execution if the first claim is ours, else adopt that of whoever's it is."""
-        looked = False
+        looked_in: int | None = None
         while await turn.ledger.available():
             step, standing = turn.step, turn.standing
             if step is Step.CREATE:
-                until = None if looked else self._look_until(turn, redelivered)
+                until = self._look_until(turn, redelivered)
+                if looked_in == turn.ledger.incarnation:
+                    until = None
+                looked_in = turn.ledger.incarnation
                 with suppress(TurnOver):
                     return await self._create_in_turn(job, turn, until)
-                looked = True
                 continue
             if step is Step.LOOK_UP:
                 found = await self._lookup.until(job, turn.over_from)
                 if found is not None:
                     return Started(found, adopted=True)
-                looked = True
+                looked_in = turn.ledger.incarnation
                 if turn.standing != standing:
                     continue
             if not await turn.claim(step):

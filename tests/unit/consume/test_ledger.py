@@ -24,6 +24,7 @@ from bridge.consume.ledger import (
 )
 from bridge.job.attempt import AttemptKey
 
+POLICY = LedgerPolicy()
 KEYS = st.integers(0, 3)
 TOKENS = st.integers(1, 2**64 - 1)
 CLAIMS = st.builds(
@@ -40,7 +41,7 @@ def claim(token: int, number: int = 1, *, key: int = 7, at: float = 0.0) -> Clai
     return Claim(key, number, token, at)
 
 
-def read(*claims: Claim, policy: LedgerPolicy = LedgerPolicy()) -> Claims:
+def read(*claims: Claim, policy: LedgerPolicy = POLICY) -> Claims:
     """What counts after these claims, of which each was read a second after the one before."""
     found = Claims(policy)
     for now, each in enumerate(claims):
@@ -95,7 +96,8 @@ class TestWhichClaimCounts:
             standing = whole.standing(each.key)
             if standing is not None and standing.claim in claims[middle:]:
                 known = part.standing(each.key)
-                assert known is not None and known.claim.round >= standing.claim.round
+                assert known is not None
+                assert known.claim.round >= standing.claim.round
 
     def test_memory_is_bounded(self) -> None:
         claims = (claim(number + 1, key=number) for number in range(1000))

@@ -164,12 +164,6 @@ class TestProbe:
             with pytest.raises(KestraUnavailable, match="does not answer as Kestra does"):
                 await kestra.probe()
 
-    async def test_measures_a_search_by_an_index(self) -> None:
-        async with Standin() as standin, against(standin) as kestra:
-            standin.faults.add("search", delay=0.1)
-            await kestra.probe()
-        assert kestra.server.indexed_search_seconds >= 0.1
-
     async def test_follows_an_upgraded_server(self) -> None:
         async with Standin(version="1.3.25") as standin, against(standin) as kestra:
             first = await kestra.probe()
