@@ -20,17 +20,16 @@ from bridge.aio import first_of
 from bridge.consume.ledger import (
     NOBODY,
     Claim,
-    Claims,
     LedgerPolicy,
     Mark,
     Standing,
     Step,
-    from_entry,
     key_of,
     round_for,
     step,
     to_entry,
 )
+from bridge.consume.ledger_view import LedgerView
 from bridge.consume.ports import BrokerPort, LedgerPort
 from bridge.errors import BrokerError, BrokerUnavailable
 from bridge.job.attempt import AttemptKey
@@ -69,14 +68,11 @@ class Ledger:
         self._broker = broker
         self._nothing_before = nothing_before
         self._back_off = back_off
-        self._claims = Claims(policy)
+        self.view = LedgerView(policy)
         self._stream: LedgerPort | None = None
         self._ready = asyncio.Event()
         self._lost_at = time.monotonic()
-        self.incarnation = self._mark = NOBODY
-        """What tells the ledger from one before it, which was deleted."""
-        self._began: float | None = None
-        self._blind_until = self._settled_at = 0.0
+        self._mark = NOBODY
         self._awaited: dict[int, asyncio.Future[None]] = {}
         self._recent: deque[Claim] = deque(maxlen=MOST_UNWRITTEN)
         self._unwritten: deque[Claim] = deque(maxlen=MOST_UNWRITTEN)
@@ -85,32 +81,12 @@ class Ledger:
         self._seconds = metrics.claim_seconds.labels(queue)
         self._unanswered = metrics.ledger_unanswered.labels(queue)
         metrics.ledger_ready.labels(queue).set_function(self._ready.is_set)
-        metrics.ledger_reach.labels(queue).set_function(self._reach)
-
-    def turn(self, attempt: AttemptKey) -> Turn:
-        """One start's dealings with the ledger."""
-        return Turn(self, key_of(attempt))
+        metrics.ledger_reach.labels(queue).set_function(lambda: self.view.reach)
 
     @property
     def ready(self) -> bool:
         """Whether it is read to its end."""
         return self._ready.is_set()
-
-    @property
-    def blind(self) -> bool:
-        """Whether it is so young that executions of its window may be unknown to it."""
-        return time.time() < self._blind_until
-
-    @property
-    def settled_at(self) -> float:
-        """Until when creates may be on their way that it does not know of, by the monotonic
-        clock.
-        """
-        return self._settled_at
-
-    def standing(self, key: int) -> Standing | None:
-        """The claim that counts for an attempt."""
-        return self._claims.standing(key)
 
     async def available(self) -> bool:
         """Whether claims can be made, for which a ledger that went lately is waited for."""
@@ -131,7 +107,9 @@ class Ledger:
                 async with asyncio.timeout(self.policy.answer):
                     await self._write(claim)
             except TimeoutError:
-                self._lose("it did not answer a claim")
+                if self._stream is not None:
+                    self._stream.end("it did not answer a claim")
+                self._note_loss()
             except BrokerError:
                 continue
             else:
@@ -162,11 +140,12 @@ class Ledger:
         Raises:
             BrokerError: there is none, or it was lost before it was read to its end.
         """
-        self._began, self._mark = None, _new_token()
+        self._mark = _new_token()
+        self.view.begin()
         opening = self._broker.ledger(self._queue, self._take, window=self.policy.window)
         async with opening as self._stream:
             try:
-                complete = self._stream.empty and not self._claims and await self._nothing_before()
+                complete = self._stream.empty and not self.view and await self._nothing_before()
                 await self._stream.append(to_entry(Mark(self._mark, time.time(), complete)))
                 why = await self._stream.ended()
                 was_read = self.ready
@@ -192,47 +171,25 @@ class Ledger:
             self._awaited.pop(claim.token, None)
 
     def _take(self, offset: int, body: bytes) -> None:
-        """Take note of the next entry."""
-        note = from_entry(body)
-        if note is None:
-            return
-        if self._began is None:
-            self._began = note.at
-        if isinstance(note, Claim):
-            self._claims.read(note, now=time.monotonic())
-            read_back = self._awaited.get(note.token)
-            if read_back is not None and not read_back.done():
-                read_back.set_result(None)
-            return
-        if offset == 0:
-            self._note_beginning(note)
-        if note.token == self._mark:
-            self._note_end()
-
-    def _note_beginning(self, mark: Mark) -> None:
-        """Take note of what a ledger that is younger than its window knows."""
-        if mark.token == self.incarnation:
-            return
-        replaced, self.incarnation = self.incarnation != NOBODY, mark.token
-        self._blind_until = 0.0 if mark.complete else mark.at + self.policy.window
-        if self.blind and time.time() - mark.at < self.policy.settling:
-            self._settled_at = time.monotonic() + self.policy.grace
-        if replaced:
-            self._claims = Claims(self.policy)
+        """Take note of the next entry, and tell who waits for it."""
+        before = self.view.incarnation
+        token = self.view.take(offset, body)
+        if before not in (NOBODY, self.view.incarnation):
             since = time.time() - self.policy.settling
             self._unwritten.extend(claim for claim in self._recent if claim.at >= since)
-
-    def _note_end(self) -> None:
-        """Take note that the ledger is read to its end, and have written what is missing there."""
-        log.info(
-            "the ledger is read",
-            queue=self._queue,
-            claims=len(self._claims),
-            reach=round(self._reach()),
-            blind=self.blind,
-        )
-        self._ready.set()
-        self._catch_up()
+        read_back = self._awaited.get(token)
+        if read_back is not None and not read_back.done():
+            read_back.set_result(None)
+        if token == self._mark:
+            log.info(
+                "the ledger is read",
+                queue=self._queue,
+                claims=len(self.view),
+                reach=round(self.view.reach),
+                blind=self.view.blind,
+            )
+            self._ready.set()
+            self._catch_up()
 
     def _catch_up(self) -> None:
         """Have all claims written that nobody waits for."""
@@ -247,11 +204,6 @@ class Ledger:
                 return
             self._unwritten.popleft()
 
-    def _lose(self, why: str) -> None:
-        if self._stream is not None:
-            self._stream.end(why)
-        self._note_loss()
-
     def _note_loss(self) -> None:
         """Have all claims fail that are under way."""
         if self._stream is None:
@@ -263,12 +215,6 @@ class Ledger:
         for read_back in self._awaited.values():
             if not read_back.done():
                 read_back.set_exception(BrokerUnavailable("the ledger was lost"))
-
-    def _reach(self) -> float:
-        """How many seconds back it reaches; read from the metrics' thread."""
-        if self._began is None or not self.ready:
-            return 0.0
-        return min(max(0.0, time.time() - self._began), self.policy.window)
 
     def _log_away(self, state: RetryCallState) -> None:
         if state.attempt_number > 1:
@@ -283,15 +229,15 @@ class Ledger:
 class Turn:
     """A start's claims on one attempt, of which the latest has the token `token`."""
 
-    def __init__(self, ledger: Ledger, key: int) -> None:
-        self._key = key
+    def __init__(self, ledger: Ledger, attempt: AttemptKey) -> None:
+        self._key = key_of(attempt)
         self._token: int | None = None
         self.ledger = ledger
 
     @property
     def standing(self) -> Standing | None:
         """The claim that counts."""
-        return self.ledger.standing(self._key)
+        return self.ledger.view.standing(self._key)
 
     @property
     def step(self) -> Step:

@@ -121,7 +121,7 @@ class Starter:
             if ledger is None:
                 started = await self._start_without_ledger(job, suspect=redelivered)
             else:
-                started = await self._start_in_turn(job, ledger.turn(job.key), redelivered)
+                started = await self._start_in_turn(job, Turn(ledger, job.key), redelivered)
         how = "adopted" if started.adopted else "created"
         self._metrics.executions.labels(job.queue, how).inc()
         return started
@@ -147,9 +147,9 @@ class Starter:
             step, standing = turn.step, turn.standing
             if step is Step.CREATE:
                 until = self._look_until(turn, redelivered)
-                if looked_in == turn.ledger.incarnation:
+                if looked_in == turn.ledger.view.incarnation:
                     until = None
-                looked_in = turn.ledger.incarnation
+                looked_in = turn.ledger.view.incarnation
                 with suppress(TurnOver):
                     return await self._create_in_turn(job, turn, until)
                 continue
@@ -157,7 +157,7 @@ class Starter:
                 found = await self._lookup.until(job, turn.over_from)
                 if found is not None:
                     return Started(found, adopted=True)
-                looked_in = turn.ledger.incarnation
+                looked_in = turn.ledger.view.incarnation
                 if turn.standing != standing:
                     continue
             if not await turn.claim(step):
@@ -188,8 +188,8 @@ class Starter:
         now, ledger = time.monotonic(), turn.ledger
         if redelivered and turn.first:
             return now + self._policy.adopt_grace
-        if ledger.blind:
-            return max(now, ledger.settled_at)
+        if ledger.view.blind:
+            return max(now, ledger.view.settled_at)
         return now if self._policy.always_look else None
 
     async def _start_without_ledger(self, job: Job, *, suspect: bool) -> Started:

@@ -148,6 +148,10 @@ class Metrics:
         self.in_flight.labels(lane)
         self.job_seconds.labels(lane)
         self.settle_seconds.labels(lane)
+        self.ledger_ready.labels(lane)
+        self.ledger_reach.labels(lane)
+        self.ledger_unanswered.labels(lane)
+        self.claim_seconds.labels(lane)
         for redelivered in ("false", "true"):
             self.deliveries.labels(lane, redelivered)
         for how in ("created", "adopted"):
