@@ -77,7 +77,6 @@ class Ledger:
         self._recent: deque[Claim] = deque(maxlen=MOST_UNWRITTEN)
         self._unwritten: deque[Claim] = deque(maxlen=MOST_UNWRITTEN)
         self._catching_up: asyncio.Task[None] | None = None
-        self._took = 0
         self._seconds = metrics.claim_seconds.labels(queue)
         self._unanswered = metrics.ledger_unanswered.labels(queue)
         metrics.ledger_ready.labels(queue).set_function(self._ready.is_set)
@@ -100,7 +99,7 @@ class Ledger:
 
         It may have been written all the same. What it is worth says `standing` then.
         """
-        claim = Claim(key, number, token, time.time(), self._took)
+        claim = Claim(key, number, token, time.time())
         began = time.monotonic()
         while await self.available():
             try:
@@ -113,9 +112,7 @@ class Ledger:
             except BrokerError:
                 continue
             else:
-                seconds = time.monotonic() - began
-                self._took = round(1000 * seconds)
-                self._seconds.observe(seconds)
+                self._seconds.observe(time.monotonic() - began)
                 self._recent.append(claim)
                 return True
         self._unanswered.inc()

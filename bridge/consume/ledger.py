@@ -49,14 +49,12 @@ class Claim:
     """A replica's wish to create the execution of an attempt.
 
     `token` is the claim's own, and `at` when it was made, in Unix seconds by its replica's clock.
-    `took` is how many milliseconds the replica's claim before it took, for whoever measures.
     """
 
     key: int
     round: int
     token: int
     at: float
-    took: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +190,6 @@ def to_entry(note: Claim | Mark) -> bytes:
         round=note.round,
         by=f"{note.token:x}",
         at=round(note.at, 3),
-        took=note.took,
     )
 
 
@@ -204,7 +201,7 @@ def from_entry(body: bytes) -> Claim | Mark | None:
         if "mark" in entry:
             return Mark(int(entry["mark"], 16), at, entry.get("complete") is True)
         key, token = int(entry["claim"], 16), int(entry["by"], 16)
-        return Claim(key, int(entry["round"]), token, at, int(entry.get("took", 0)))
+        return Claim(key, int(entry["round"]), token, at)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 

@@ -13,6 +13,7 @@ from bridge import __version__
 from bridge.job.settlement import Reason
 
 _JOB_BUCKETS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
+_CLAIM_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SETTLE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _WAIT_BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 10800, 21600, 43200, 86400, 259200, 604800)
 
@@ -133,7 +134,7 @@ class Metrics:
         self.ledger_ready = self._gauge("ledger_ready", "lane")
         self.ledger_reach = self._gauge("ledger_reach_seconds", "lane")
         self.ledger_unanswered = self._counter("ledger_unanswered", "lane")
-        self.claim_seconds = self._histogram("claim_seconds", _SETTLE_BUCKETS, "lane")
+        self.claim_seconds = self._histogram("claim_seconds", _CLAIM_BUCKETS, "lane")
         self.kestra_request_seconds = self._histogram(
             "kestra_request_seconds", _SETTLE_BUCKETS, "operation", "code"
         )

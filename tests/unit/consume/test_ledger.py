@@ -33,7 +33,6 @@ CLAIMS = st.builds(
     round=st.integers(1, 4),
     token=TOKENS,
     at=st.floats(0, 1000),
-    took=st.integers(0, 10_000),
 )
 
 
