@@ -23,7 +23,6 @@ from bridge.job.settlement import (
     Park,
     Policy,
     Reason,
-    Retry,
     Settlement,
     ToDeadLetter,
     decide,
@@ -205,7 +204,6 @@ class Handler:
             attempt=ended.attempt,
             first_attempt=ended.first_attempt,
             policy=self._rules.policy,
-            adopted=ended.started.adopted,
         )
 
     def _decide_without_outcome(self, progress: Received, error: Exception) -> Settlement:
@@ -229,8 +227,6 @@ class Handler:
         raise error
 
     async def _settle(self, handling: Handling, settlement: Settlement) -> None:
-        if isinstance(settlement, Retry):
-            await asyncio.sleep(settlement.hold_back)
         handling.settling = True
         with handling.span.step("settle"):
             await self._settler.settle(handling, settlement)

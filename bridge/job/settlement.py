@@ -34,16 +34,12 @@ class Ack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """The same job again, as attempt `attempt`, `delay` seconds after it is published.
-
-    It is published `hold_back` seconds from now.
-    """
+    """The same job again, as attempt `attempt`, `delay` seconds after it is published."""
 
     name = "retry"
     attempt: int
     delay: int
     error: str
-    hold_back: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,17 +92,11 @@ class Policy:
     """What settlements depend on, most of it chosen by the operator.
 
     `retry_delays` are seconds; the last one repeats.
-
-    `apart` is by how many seconds the retry of a message that adopted its execution follows that of
-    the message which created it. Both learn of the same end at the same instant. Were both put off
-    then, both would come back at the same instant, to two replicas which both find nothing and both
-    create.
     """
 
     max_attempts: int = 3
     retry_delays: Sequence[int] = (30, 300)
     ack_warning: bool = True
-    apart: float = 2.0
 
     def accepts(self, state: State) -> bool:
         """Whether an execution that ended in that state did the job."""
@@ -120,12 +110,8 @@ class Policy:
 _RETRIED_REASONS = frozenset({Reason.FAILED, Reason.CANCELLED, Reason.TIMED_OUT})
 
 
-def decide(
-    outcome: Outcome, *, attempt: int, first_attempt: int, policy: Policy, adopted: bool = False
-) -> Settlement:
+def decide(outcome: Outcome, *, attempt: int, first_attempt: int, policy: Policy) -> Settlement:
     """What becomes of a delivery after that outcome of its attempt.
-
-    `adopted`: another message, or an earlier delivery of this one, created the execution.
 
     A failure, a cancellation (Kestra's concurrency limit or SLA) and a time-out are tried again
     while the budget lasts, which counts from `first_attempt` (1, or later for a message that was
@@ -141,7 +127,6 @@ def decide(
             attempt=attempt + 1,
             delay=_delay(tries, policy.retry_delays),
             error=error,
-            hold_back=policy.apart if adopted else 0.0,
         )
     return ToDeadLetter(reason=reason, error=error)
 

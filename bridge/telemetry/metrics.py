@@ -13,6 +13,7 @@ from bridge import __version__
 from bridge.job.settlement import Reason
 
 _JOB_BUCKETS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
+_CLAIM_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SETTLE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _WAIT_BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 10800, 21600, 43200, 86400, 259200, 604800)
 
@@ -21,7 +22,7 @@ PRIORITIES_FROM_THE_START = 32
 have 256."""
 
 OPERATIONS = (
-    *("create", "find", "recent", "get", "kill", "outputs", "attempts", "explain"),
+    *("create", "find", "history", "get", "kill", "outputs", "attempts", "explain"),
     *("flow", "probe", "ended", "sweep"),
 )
 """What the consumer asks of Kestra: for jobs, and at its start or at intervals."""
@@ -58,6 +59,10 @@ _HELP: Mapping[str, str] = MappingProxyType(
         "attempts.",
         "job_seconds": "From a delivery to its settlement.",
         "settle_seconds": "From the end of an execution (by Kestra's clock) to its settlement.",
+        "ledger_ready": "Whether a lane's ledger is read to its end.",
+        "ledger_reach_seconds": "How far back a lane's ledger reaches.",
+        "ledger_unanswered": "Starts that a lane's ledger did not answer.",
+        "claim_seconds": "From a claim in a lane's ledger until it was read back.",
         "kestra_request_seconds": "Requests to Kestra by operation and status code.",
     }
 )
@@ -128,12 +133,7 @@ class Metrics:
         self.settlements = self._counter("settlements", "lane", "settlement", "reason")
         self.results = self._counter("results", "lane", "result")
 
-        self.replies = self._counter("replies", "match")
-        self.reconciled = self._counter("reconciled")
-        self.ends_heard = self._counter("ends_heard", "by")
-        self.ends_told = self._counter("ends_told")
-        self.reporter = self._gauge("reporter")
-        self.report_seconds = self._histogram("report_seconds", _SETTLE_BUCKETS)
+        self._declare_ends()
         self.consumer_restarts = self._counter("consumer_restarts", "cause")
         self.kestra_refused = self._counter("kestra_refused", "operation")
 
@@ -143,17 +143,38 @@ class Metrics:
         self.job_seconds = self._histogram("job_seconds", _JOB_BUCKETS, "lane")
         self.settle_seconds = self._histogram("settle_seconds", _SETTLE_BUCKETS, "lane")
         self.kestra_request_seconds = self._requests()
+        self._declare_ledger()
 
         for lane, prefetch in lanes.items():
             lane_info.labels(lane, vhost).set(1)
             self.prefetch.labels(lane).set(prefetch)
             self._begin(lane, min(max_priority + 1, PRIORITIES_FROM_THE_START))
 
+    def _declare_ends(self) -> None:
+        """How ends of executions become known."""
+        self.replies = self._counter("replies", "match")
+        self.reconciled = self._counter("reconciled")
+        self.ends_heard = self._counter("ends_heard", "by")
+        self.ends_told = self._counter("ends_told")
+        self.reporter = self._gauge("reporter")
+        self.report_seconds = self._histogram("report_seconds", _SETTLE_BUCKETS)
+
+    def _declare_ledger(self) -> None:
+        """What the ledgers know, and how long a claim takes."""
+        self.ledger_ready = self._gauge("ledger_ready", "lane")
+        self.ledger_reach = self._gauge("ledger_reach_seconds", "lane")
+        self.ledger_unanswered = self._counter("ledger_unanswered", "lane")
+        self.claim_seconds = self._histogram("claim_seconds", _CLAIM_BUCKETS, "lane")
+
     def _begin(self, lane: str, priorities: int) -> None:
         """Create the lane's series before their first event, for the reason given at `_VALUES`."""
         self.in_flight.labels(lane)
         self.job_seconds.labels(lane)
         self.settle_seconds.labels(lane)
+        self.ledger_ready.labels(lane)
+        self.ledger_reach.labels(lane)
+        self.ledger_unanswered.labels(lane)
+        self.claim_seconds.labels(lane)
         for redelivered in ("false", "true"):
             self.deliveries.labels(lane, redelivered)
         for how in ("created", "adopted"):

@@ -100,6 +100,12 @@ CHECKS: tuple[Check, ...] = (
         judge=queue_checks.queues,
     ),
     Check(
+        name="ledger",
+        means="every lane has a ledger of the jobs that were started",
+        judge=queue_checks.ledgers,
+        needs_lanes=True,
+    ),
+    Check(
         name="priorities",
         means="every priority is honoured",
         judge=queue_checks.priorities,

@@ -227,17 +227,6 @@ class TestSecondExecutions:
                 await world.settled(settlement="ack")
         assert set(world.kestra.kills) == {second.id}
 
-    async def test_are_killed_soon_after_a_create_of_the_same_instant(self) -> None:
-        async with World() as world:
-            world.run_until_ended()
-            async with world.replica(lambda policies: replace(policies, check_after=0.002)):
-                await world.submit("one")
-                await world.running()
-                job = Job(id="one", flow=FlowName("test", "job"), queue=QUEUE)
-                second = await world.kestra.create(job)
-                await world.until(lambda: world.kestra.kills, "a kill")
-        assert world.kestra.kills == [second.id]
-
     async def test_are_left_to_the_next_look_where_a_kill_is_refused(self) -> None:
         async with World() as world:
             first, _ = await self.two_of(world)
@@ -336,22 +325,6 @@ class TestARetry:
             world.kestra.flow("test", "job", Ends("CANCELLED"))
             await world.submit("one")
             await world.settled(settlement="retry", state="CANCELLED")
-
-    async def test_of_a_message_that_adopted_its_execution_is_held_back(self) -> None:
-        def apart(policies: Policies) -> Policies:
-            policy = replace(policies.rules.policy, apart=3600.0)
-            return replace(policies, rules=replace(policies.rules, policy=policy))
-
-        async with World() as world, world.replica(apart):
-            world.run_until_ended()
-            await world.submit("one")
-            (run,) = await world.running()
-            await world.submit("one")
-            await world.until(lambda: world.broker.unsettled(QUEUE) == 2, "both are in flight")
-            await world.kestra.end(run.id, "FAILED")
-            await world.settled(settlement="retry", how="created")
-            await world.until(lambda: world.kestra.requests["explain"] == 2, "both have ended")
-            assert (world.broker.depth(SOON), world.broker.unsettled(QUEUE)) == (1, 1)
 
     async def test_waits_for_room_in_its_queue(self) -> None:
         async with World() as world, world.replica():

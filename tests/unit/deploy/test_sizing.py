@@ -67,7 +67,7 @@ def test_the_example_is_calculated_rightly() -> None:
         f"90 ÷ 40 = {seconds / slots:.2f} s",
         f"(40 − 30) = {600 * seconds / (slots - rate * seconds):,.0f} s",
         f"60 slots bring it to {600 * seconds / (60 - rate * seconds):,.0f} s",
-        f"= {rate * 3:.1f}/s for the jobs (look-up, create, second look)",
+        f"= {rate:.2f}/s for the jobs",
         f"1 ÷ 0.5 = {1 / settings().report_interval:.0f}/s for the ends",
         f"= {50_000 * 2.3 / 1000:.0f} MB",
     ]

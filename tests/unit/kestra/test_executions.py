@@ -219,24 +219,6 @@ class TestFind:
         async with answering(lambda _: answer) as kestra:
             assert await kestra.executions.find(JOB) == []
 
-    async def test_says_how_long_it_took_beside_a_search_by_an_index(self) -> None:
-        async with Standin() as standin, against(standin) as kestra:
-            await kestra.probe()
-            standin.faults.add("search", delay=0.1)
-            searched = await kestra.executions.find_timed(JOB)
-        usual = kestra.server.indexed_search_seconds
-        assert (searched.seconds >= 0.1, searched.usual) == (True, usual)
-
-    async def test_that_takes_several_pages_takes_as_long_as_all_of_them(self) -> None:
-        limits = RequestLimits(page_size=1)
-        async with Standin() as standin, against(standin, limits=limits) as kestra:
-            standin.flow(FLOW.namespace, FLOW.id)
-            for _ in range(2):
-                await kestra.create(JOB)
-            standin.faults.add("search", times=2, delay=0.1)
-            searched = await kestra.executions.find_timed(JOB)
-        assert (searched.seconds >= 0.2, len(searched.executions)) == (True, 2)
-
 
 class TestUnfinished:
     async def test_lists_what_has_not_ended(self) -> None:

@@ -90,6 +90,7 @@ def sound() -> Facts:
         jobs=replace(jobs, depth=Depth(0, 1), state=replace(jobs.state, consumers=(ours,))),
         dead=queue(f"{QUEUE}.dead", {}, exchange=f"{QUEUE}.dead"),
         retries=[queue(f"{QUEUE}.retry.30", back)],
+        ledger=THERE,
         exchanges={QUEUE: THERE, f"{QUEUE}.dead": THERE},
     )
     return Facts(
@@ -223,6 +224,10 @@ SOUND: dict[str, tuple[Change, dict[str, Any]]] = {
     ),
     "a limit that is just met": (kestra(flows={REPORT: StoredFlow(source="", limit=8)}), {}),
     "clocks that differ by less than the grace": (kestra(skew=timedelta(seconds=9)), {}),
+    "no ledger where none is wanted": (
+        lane(ledger=DeclareResult(False)),
+        {"deduplicate": "redelivered"},
+    ),
     "no probe": (lambda facts: replace(facts, round_trip=None, kill=None), {}),
     "a shorter job time-out": (
         everything(consumer(own_timeout=1900)),
@@ -252,6 +257,22 @@ words of it."""
 WRONG: list[Wrong] = [
     ("old broker", on((3, 9), "classic"), {}, FAULT, "rabbitmq", "older than 3.10"),
     ("new broker", on((4, 4), "quorum"), {}, WARNING, "rabbitmq", "newer than 4.3"),
+    (
+        "no ledger",
+        lane(ledger=DeclareResult(False)),
+        {},
+        WARNING,
+        "ledger",
+        "there is no ledger kestra.jobs.ledger",
+    ),
+    (
+        "another ledger",
+        lane(ledger=DeclareResult(exists=True, differs="x-max-age")),
+        {},
+        WARNING,
+        "ledger",
+        "not as the settings ask for: x-max-age",
+    ),
     ("alarm", broker(alarms=["memory on rabbit@a"]), {}, FAULT, "alarms", "memory on rabbit@a"),
     (
         "right",
