@@ -204,6 +204,7 @@ class Handler:
             ended.outcome,
             attempt=ended.attempt,
             first_attempt=ended.first_attempt,
+            machines_lost=ended.machines_lost,
             policy=self._rules.policy,
             adopted=ended.started.adopted,
         )
@@ -225,7 +226,12 @@ class Handler:
                 return ToDeadLetter(reason=Reason.VANISHED, error=text)
             case Parked():
                 delay = self._rules.policy.retry_delays[0]
-                return Park(attempt=progress.attempt, delay=delay, error=text)
+                return Park(
+                    attempt=progress.attempt,
+                    delay=delay,
+                    error=text,
+                    machines_lost=progress.machines_lost,
+                )
         raise error
 
     async def _settle(self, handling: Handling, settlement: Settlement) -> None:

@@ -29,6 +29,11 @@ class Received:
         return 1
 
     @property
+    def machines_lost(self) -> int:
+        """How many attempts before this one ended because their machine was lost."""
+        return 0
+
+    @property
     def timeout(self) -> float | None:
         """The job's own time-out in seconds; None where it has none."""
         return None
@@ -54,6 +59,11 @@ class Decoded(Received):
     def first_attempt(self) -> int:
         """The first attempt as the message says it."""
         return self.job.first_attempt
+
+    @property
+    def machines_lost(self) -> int:
+        """The number of lost machines as the message says it."""
+        return self.job.machines_lost
 
     @property
     def timeout(self) -> float | None:

@@ -14,7 +14,7 @@ from bridge.consume.record import Recorder, facts_of
 from bridge.consume.results import Results
 from bridge.consume.suspects import refused
 from bridge.errors import MessageRefused, QueueFull
-from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Delivery, Message
+from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, MACHINES_LOST, Delivery, Message
 from bridge.job.settlement import Ack, AssignId, Park, Policy, Retry, Settlement, ToDeadLetter
 from bridge.rabbitmq.topology import dead_exchange, retry_queue
 
@@ -72,6 +72,8 @@ class Settler:
                 headers = {ATTEMPT: settlement.attempt}
                 if progress.first_attempt > 1:
                     headers[FIRST_ATTEMPT] = progress.first_attempt
+                if settlement.machines_lost:
+                    headers[MACHINES_LOST] = settlement.machines_lost
                 await self._publishing.publish(
                     delivery,
                     message.to_republish(headers),

@@ -15,6 +15,8 @@ from bridge.job.flow_name import FlowName
 class Job:
     """One job at one attempt. `timeout` is in seconds.
 
+    `machines_lost` counts the attempts, from `first_attempt` on, whose machine was lost.
+
     An empty `id` says that the message has none yet.
     """
 
@@ -23,6 +25,7 @@ class Job:
     queue: str = ""
     attempt: int = 1
     first_attempt: int = 1
+    machines_lost: int = 0
     inputs: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None

@@ -10,6 +10,8 @@ from typing import Any
 
 ATTEMPT = "x-bridge-attempt"
 FIRST_ATTEMPT = "x-bridge-first-attempt"
+MACHINES_LOST = "x-bridge-machines-lost"
+"""Counts the attempts that ended because their machine was lost, from the first attempt on."""
 LEFT_OUT = "x-bridge-left-out"
 """Names the headers that were left out because all of them did not fit into one frame."""
 
@@ -113,7 +115,9 @@ DEAD_LETTER_HEADERS = (
     "x-bridge-queue",
     "x-bridge-at",
 )
-_DROPPED = frozenset({*_ROUTING_HEADERS, *DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT})
+_DROPPED = frozenset(
+    {*_ROUTING_HEADERS, *DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT, MACHINES_LOST}
+)
 _BROKERS_HEADERS = re.compile(
     r"x-(?:death|(?:first|last)-death-.*|delivery-count|acquired-count)", re.DOTALL
 )

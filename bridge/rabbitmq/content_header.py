@@ -14,7 +14,14 @@ from typing import Any
 from pamqp import encode
 from pamqp.commands import Basic
 
-from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, FIRST_ATTEMPT, LEFT_OUT, Message
+from bridge.job.message import (
+    ATTEMPT,
+    DEAD_LETTER_HEADERS,
+    FIRST_ATTEMPT,
+    LEFT_OUT,
+    MACHINES_LOST,
+    Message,
+)
 from bridge.text import encodable, short
 
 RESERVED = 6 * 1024
@@ -24,7 +31,7 @@ RabbitMQ's own headers, which it adds when it moves a message from queue to queu
 NAMED_AT_MOST = 16
 LONGEST_NAME = 100
 _ERROR = "x-bridge-error"
-_OWN = frozenset({*DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT})
+_OWN = frozenset({*DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT, MACHINES_LOST})
 _TEXT_PROPERTIES = (
     "content_type",
     "content_encoding",

@@ -25,6 +25,11 @@ class Settings(FlowSettings, KestraSettings):
     max_attempts: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=3, description="How many attempts a job gets."
     )
+    max_machines_lost: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=5,
+        description="How many attempts a job may lose with their machines before that ends it. "
+        "They don't count in `BRIDGE_MAX_ATTEMPTS`.",
+    )
     job_timeout: Annotated[float, Field(gt=0, le=31_536_000)] = Field(
         default=21_600,
         description="How long Kestra may run an execution; then it is killed and counts as "
@@ -88,6 +93,7 @@ class Settings(FlowSettings, KestraSettings):
             max_attempts=self.max_attempts,
             retry_delays=self.retry_delays,
             ack_warning=self.ack_warning,
+            max_machines_lost=self.max_machines_lost,
         )
 
 

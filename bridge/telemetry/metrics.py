@@ -68,8 +68,8 @@ _VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The values of a metric's only label. Each exists from the start: to Prometheus a series that
 appears with a 1 has never risen, so the first dead letter would be no increase."""
 
-_ENDS = ("success", "warning", "failed", "killed", "cancelled", "skipped", "timed_out")
-_NOT_ACKED = ("warning", "failed", "cancelled", "skipped", "timed_out")
+_NOT_ACKED = ("warning", "failed", "cancelled", "skipped", "timed_out", "machine_lost")
+_ENDS = ("success", "killed", *_NOT_ACKED)
 _SETTLEMENTS = (
     *((name, "") for name in ("ack", "stamp", "park", "left")),
     *(("retry", outcome) for outcome in _NOT_ACKED),

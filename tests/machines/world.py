@@ -221,11 +221,12 @@ class MachineStage:
         )
         return [parse_execution(row) for row in answer.json()["results"]]
 
-    async def speaking(self, word: str = "started") -> Execution:
-        """The one execution, once its script has said that word."""
+    async def speaking(self, word: str = "started", *, after: int = 0) -> Execution:
+        """The one execution after so many others, once its script has said that word."""
 
         async def say() -> list[Execution]:
-            return [one for one in await self.executions() if word in await self.said(one.id)]
+            later = (await self.executions())[after:]
+            return [one for one in later if word in await self.said(one.id)]
 
         (execution,) = await eventually(
             say, f"a script that says {word}", timeout=PATIENCE, every=0.2

@@ -668,6 +668,53 @@ class TestTroubleWithKestra:
         assert line["error"] == "execution execution-1 ended FAILED"
 
 
+class TestAJobWhoseMachineIsLost:
+    lost = Ends(
+        "FAILED",
+        error="kestra-bridge: kestra-a: the connection was lost; Command failed with exit code 74",
+    )
+
+    async def test_runs_again_up_to_a_limit_of_its_own(self) -> None:
+        async with World() as world, world.replica(max_attempts=1, max_machines_lost=2):
+            world.kestra.flow("test", "job", self.lost)
+            await world.submit("one")
+            for times, delay in ((1, 30), (2, 300)):
+                await world.settled(times, settlement="retry")
+                world.broker.elapse(delay)
+            await world.settled(settlement="dead_letter", reason="machine_lost")
+            (letter,) = world.broker.messages(DEAD)
+        counted = [letter.headers[f"x-bridge-{name}"] for name in ("attempt", "machines-lost")]
+        assert counted == [3, 3]
+
+    async def test_keeps_its_attempts_for_failures_of_its_own(self) -> None:
+        async with World() as world, world.replica(max_attempts=2):
+            world.kestra.flow("test", "job", self.lost)
+            await world.submit("one")
+            await world.settled(1, settlement="retry")
+            world.kestra.flow("test", "job", Ends("FAILED"))
+            for times in (2, 3):
+                world.broker.elapse(30)
+                await world.settled(times)
+            (letter,) = world.broker.messages(DEAD)
+        assert letter.headers["x-bridge-attempt"] == 3
+
+    async def test_is_counted_as_an_outcome_of_its_own(self) -> None:
+        async with World() as world, world.replica() as replica:
+            world.kestra.flow("test", "job", self.lost)
+            await world.submit("one")
+            await world.settled(settlement="retry")
+            assert replica.metric("outcomes_total", lane=QUEUE, state="machine_lost") == 1
+
+    async def test_keeps_the_count_while_kestra_denies_its_start(self) -> None:
+        headers = {"x-bridge-attempt": 3, "x-bridge-machines-lost": 2}
+        async with World() as world, world.replica():
+            world.kestra.fail("create", KestraDenied("no"))
+            await world.submit("one", headers=headers)
+            await world.settled(settlement="park")
+            (waiting,) = world.broker.messages(SOON)
+        assert waiting.headers["x-bridge-machines-lost"] == 2
+
+
 class TestAnEarlierAttemptThatIsBroughtBack:
     async def retried(self, world: World) -> str:
         """A job whose retry waits; returns its first execution."""
