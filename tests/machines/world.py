@@ -43,6 +43,7 @@ pytestmark = [
 
 KEY = "a-key-that-nobody-guesses"
 PASSWORD = "Aa0secret"
+GIT_SECRET, GIT_LOGIN = "TESTS", "https://user:{{ 1 + 1 }}@git.example.org"
 NAMESPACE = "bridge.jobs"
 PATIENCE = TIMEOUT
 """How long a job may take, or a step of one."""
@@ -118,7 +119,7 @@ def world_of(
         # A file outlives the engine. On 1.3, a kill that interrupts the worker as it writes would
         # close it for good.
         database="memory" if series == "1.3" else "file",
-        secrets={"BRIDGE_WEBHOOK_KEY": KEY},
+        secrets={"BRIDGE_WEBHOOK_KEY": KEY, f"BRIDGE_GIT_{GIT_SECRET}": GIT_LOGIN},
         port=engine_port,
         password=PASSWORD,
         environment=_of_the_workers(host, engine_port),
