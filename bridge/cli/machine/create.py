@@ -35,6 +35,12 @@ def create(
     image: Annotated[
         str | None, typer.Option(help="Its image, instead of BRIDGE_MACHINE_IMAGE.")
     ] = None,
+    attempt: Annotated[
+        int,
+        typer.Option(
+            help="The job's attempt. With BRIDGE_MACHINE_SPOT=first only 1 is spot.", min=1
+        ),
+    ] = 1,
     wait: Annotated[
         bool, typer.Option("--wait", help="Return once the machine answers by SSH.")
     ] = False,
@@ -57,7 +63,15 @@ def create(
     machines = Machines(settings)
     # A flow passes its unset optional inputs as empty texts.
     machine = carry_out(
-        machines.create(execution, job, deadline, size=size or None, image=image or None, wait=wait)
+        machines.create(
+            execution,
+            job,
+            deadline,
+            size=size or None,
+            image=image or None,
+            attempt=attempt,
+            wait=wait,
+        )
     )
     if as_json:
         print(json.dumps(machine.data))

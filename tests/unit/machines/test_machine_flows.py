@@ -123,7 +123,10 @@ def call(name: str, given: dict[str, Any], folder: Path) -> Called:
 def rendered(expression: str, given: dict[str, Any]) -> str:
     """What Kestra makes of the few expressions that vm-job has."""
     (name,) = set(re.findall(r"(?:inputs|labels|execution)\.(\w+)", expression))
-    value = given.get(name, {"id": "3xAbC", "time_limit": "60", "variables": {}}.get(name, ""))
+    value = given.get(
+        name,
+        {"id": "3xAbC", "time_limit": "60", "variables": {}, "bridgeAttempt": "1"}.get(name, ""),
+    )
     text = json.dumps(value) if "toJson" in expression else str(value)
     return base64.b64encode(text.encode()).decode() if "base64encode" in expression else text
 
@@ -184,6 +187,10 @@ def test_an_input_that_is_true_or_false_sets_its_option(
     name: str, value: str, is_set: bool, tmp_path: Path
 ) -> None:
     assert call("run", {name: value}, tmp_path).options[name] is is_set
+
+
+def test_the_number_of_the_attempt_reaches_its_option(tmp_path: Path) -> None:
+    assert call("create", {"bridgeAttempt": "2"}, tmp_path).options["attempt"] == 2
 
 
 def test_a_sender_can_name_no_secrets_but_those_for_git() -> None:
