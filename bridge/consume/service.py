@@ -16,6 +16,7 @@ from bridge.consume.duplicates import CreateCheck
 from bridge.consume.handler import Handler, HandlerRules
 from bridge.consume.inflight import InFlight
 from bridge.consume.lookup import Lookup, LookupPolicy
+from bridge.consume.machine_time import MachineTime, MachineTimePolicy
 from bridge.consume.ports import BrokerPort, KestraPort, SessionPort
 from bridge.consume.publishing import Publishing
 from bridge.consume.record import Recorder
@@ -50,6 +51,7 @@ class Policies:
     start: StartPolicy
     wait: WaitPolicy
     sweep: SweepPolicy
+    machine_time: MachineTimePolicy = field(default_factory=MachineTimePolicy)
     denials: DenialPolicy = field(default_factory=DenialPolicy)
     early: EarlyReplies = field(default_factory=EarlyReplies)
     publishing: BackOff = field(default_factory=lambda: BackOff(longest=30.0))
@@ -76,6 +78,9 @@ class Policies:
             ),
             wait=WaitPolicy(job_timeout=settings.job_timeout),
             sweep=SweepPolicy(interval=settings.reconcile_interval),
+            machine_time=MachineTimePolicy(
+                flows=settings.flows_with_machines, prices=settings.prices_per_hour
+            ),
         )
 
 
@@ -211,6 +216,9 @@ class Service:
             rules=rules,
             starter=starter,
             waiter=waiter,
+            machine_time=MachineTime(
+                kestra=self._kestra, metrics=self._metrics, policy=self._policies.machine_time
+            ),
             settler=settler,
             recorder=recorder,
             tracer=self._tracer,

@@ -16,6 +16,7 @@ from bridge.job.attempt import MARK_LABEL
 from bridge.job.flow_name import PATTERN as FLOW_PATTERN
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
+from bridge.job.machine_use import use_in_headers
 from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, MACHINES_LOST, Message
 
 MAX_BODY = 8 * 1024 * 1024
@@ -96,6 +97,7 @@ def decode(
         attempt=_number(message.headers, ATTEMPT),
         first_attempt=_number(message.headers, FIRST_ATTEMPT),
         machines_lost=_number(message.headers, MACHINES_LOST, least=0),
+        machine_use=use_in_headers(message.headers),
         inputs=_inputs(body.inputs or {}),
         labels=_labels(
             {key: value for key, value in (body.labels or {}).items() if value is not None}

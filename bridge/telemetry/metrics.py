@@ -36,6 +36,7 @@ _HELP: Mapping[str, str] = MappingProxyType(
         "executions": "Executions created, and found to exist already.",
         "duplicate_executions_killed": "Second executions of one attempt that were killed.",
         "outcomes": "How attempts ended.",
+        "machine_seconds": "For how long ended attempts had their machines.",
         "settlements": "What became of deliveries, and why.",
         "results": "Results sent to a message's reply_to.",
         "replies": "Replies from Kestra: waited for, not ours, or not readable.",
@@ -114,6 +115,7 @@ class Metrics:
         self.duplicates = self._counter("duplicate_executions_killed")
         self.outcomes = self._counter("outcomes", "lane", "state")
         self.settlements = self._counter("settlements", "lane", "settlement", "reason")
+        self.machine_seconds = self._counter("machine_seconds", "lane", "size")
         self.results = self._counter("results", "lane", "result")
 
         self.replies = self._counter("replies", "match")

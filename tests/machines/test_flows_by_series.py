@@ -56,9 +56,11 @@ async def jobs_of(stage: MachineStage) -> list[str]:
 async def test_a_webhook_call_runs_the_same_job(stage: MachineStage) -> None:
     execution = await stage.call(**await copying(stage))
     assert await stage.end(execution) == "SUCCESS", await stage.said(execution)
-    ((path, address),) = (await stage.outputs(execution))["results"].items()
+    outputs = await stage.outputs(execution)
+    ((path, address),) = outputs["results"].items()
     assert path == f"results/{NAMES[stage.world.engine.series]}"
     assert await stage.stored(address) == COPIED
+    assert (outputs["machine"]["size"], outputs["machine"]["seconds"] > 0) == ("small", True)
     assert await stage.nothing_is_left()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +11,15 @@ from bridge.cli.common import Json, load
 from bridge.cli.machine.table import print_table
 from bridge.cli.signals import carry_out
 from bridge.machines.lifecycle import Machines
+from bridge.machines.machine import Machine
+from bridge.machines.providers import choose
 from bridge.machines.settings import MachineSettings
+
+
+def _billed(settings: MachineSettings, size: str | None, machine: Machine) -> dict[str, Any]:
+    """What tells later how long which machine was there. `created` is in seconds since 1970."""
+    chosen = size or settings.machine_size or choose(settings).default_size
+    return {"size": chosen, "created": int(machine.tags.created)}
 
 
 def create(
@@ -76,6 +84,7 @@ def create(
     if as_json:
         print(json.dumps(machine.data))
     elif outputs:
-        print("::" + json.dumps({"outputs": machine.data}) + "::")
+        told = {**machine.data, **_billed(settings, size, machine)}
+        print("::" + json.dumps({"outputs": told}) + "::")
     else:
         print_table([machine])
