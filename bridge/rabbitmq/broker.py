@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from bridge.rabbitmq import declaration
+import structlog
+
+from bridge.rabbitmq import alarms, declaration
 from bridge.rabbitmq.command_session import CommandSession
 from bridge.rabbitmq.connection import (
     announced_version,
@@ -21,6 +23,8 @@ from bridge.rabbitmq.publisher import Publisher
 from bridge.rabbitmq.reply_queue import ReplyQueue
 from bridge.rabbitmq.session import Cause, OnDelivery, OnReply, Session
 from bridge.settings import BrokerSettings
+
+log = structlog.get_logger(__name__)
 
 __all__ = [
     "Broker",
@@ -84,7 +88,8 @@ class Broker:
                 for lane in settings.all_lanes:
                     tag = f"{self._name}.{lane.queue}"
                     await session.consume(consuming, lane, on_delivery, tag=tag, hold=hold)
-            yield session
+            with alarms.heard(publishing, _log_alarm):
+                yield session
 
     @asynccontextmanager
     async def commands(self) -> AsyncIterator[CommandSession]:
@@ -105,3 +110,8 @@ class Broker:
         with translated(settings):
             connection = await connect(settings, f"{self._name} {purpose}")
         return Publisher(connection, lost=lambda _: None)
+
+
+def _log_alarm(what: str) -> None:
+    """Log that settlements which publish have to wait, or have to wait no longer."""
+    log.warning("an alarm of RabbitMQ", what=what)
