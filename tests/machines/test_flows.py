@@ -107,6 +107,7 @@ async def test_a_job_whose_machine_dies_in_mid_run_runs_on_another_at_no_cost(
         await stage.let_go(second.id)
         await bridge.settled(job="one", settlement="ack", timeout=PATIENCE)
     assert "was lost" in lost["error"]
+    assert (await stage.outputs(lost["execution"]))["machine"]["seconds"] > 0
     assert await stage.ran_once_an_attempt(2)
     assert await stage.nothing_is_left()
 
