@@ -27,7 +27,7 @@ class MachineUse:
     def plus(self, seconds: Mapping[str, float], *, prices: Mapping[str, float]) -> MachineUse:
         """This use and that of one more attempt, at these prices of an hour by size."""
         rounded = {}
-        for size in self.seconds.keys() | seconds.keys():
+        for size in sorted(self.seconds.keys() | seconds.keys()):
             total = self.seconds.get(size, 0.0) + seconds.get(size, 0.0)
             rounded[size] = round(total, 3)
         if not rounded or rounded.keys() - prices.keys():
@@ -68,7 +68,7 @@ def use_in_headers(headers: Mapping[str, Any]) -> MachineUse:
     try:
         seconds = json.loads(headers[MACHINE_SECONDS])
         cost = float(headers.get(MACHINE_COST, "nan"))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return MachineUse()
     if not isinstance(seconds, dict) or len(seconds) > _MOST_SIZES:
         return MachineUse()
@@ -93,8 +93,7 @@ def seconds_in_outputs(outputs: Mapping[str, Any]) -> dict[str, float]:
 def _sensible(pairs: Any) -> Iterator[tuple[str, float]]:
     """The pairs of a size and of a number of seconds that there can be."""
     for size, seconds in pairs:
-        is_number = isinstance(seconds, (int, float)) and math.isfinite(seconds)
-        if not isinstance(size, str) or not is_number:
+        if not isinstance(size, str) or not isinstance(seconds, (int, float)):
             continue
         if 0 < len(size) <= _LONGEST_SIZE and 0 < seconds <= _MOST_SECONDS:
             yield size, float(seconds)
