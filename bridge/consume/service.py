@@ -21,6 +21,7 @@ from bridge.consume.hearing import Hearing
 from bridge.consume.inflight import InFlight
 from bridge.consume.ledger import LedgerPolicy
 from bridge.consume.lookup import Lookup, LookupPolicy
+from bridge.consume.machine_time import MachineTime, MachineTimePolicy
 from bridge.consume.ports import BrokerPort, KestraPort, SessionPort
 from bridge.consume.publishing import Publishing
 from bridge.consume.record import Recorder
@@ -59,6 +60,7 @@ class Policies:
     sweep: SweepPolicy
     report: ReportPolicy
     ledger: LedgerPolicy | None = None
+    machine_time: MachineTimePolicy = field(default_factory=MachineTimePolicy)
     denials: DenialPolicy = field(default_factory=DenialPolicy)
     early: EarlyReplies = field(default_factory=EarlyReplies)
     publishing: BackOff = field(default_factory=lambda: BackOff(longest=30.0))
@@ -94,6 +96,9 @@ class Policies:
                 interval=settings.report_interval, list_every=settings.reconcile_interval
             ),
             ledger=ledger,
+            machine_time=MachineTimePolicy(
+                flows=settings.flows_with_machines, prices=settings.prices_per_hour
+            ),
         )
 
 
@@ -280,6 +285,9 @@ class Service:
             rules=rules,
             starter=starter,
             waiter=waiter,
+            machine_time=MachineTime(
+                kestra=self._kestra, metrics=self._metrics, policy=self._policies.machine_time
+            ),
             settler=settler,
             recorder=recorder,
             tracer=self._tracer,

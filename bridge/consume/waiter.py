@@ -22,6 +22,7 @@ from bridge.consume.starter import Started
 from bridge.errors import REFUSALS, KestraError
 from bridge.job.execution import Execution, Outcome, State
 from bridge.job.job import Job
+from bridge.job.machine_loss import says_machine_lost
 from bridge.retrying import BackOff, Retrying, retry
 from bridge.telemetry.metrics import Metrics
 
@@ -236,7 +237,9 @@ class OutcomeWaiter:
         if execution.state is State.KILLED and deadline.used_up(execution):
             error = f"killed after its time of {deadline.limit:g} s was up"
             return Outcome(execution=execution, timed_out=True, error=error)
-        return Outcome(execution=execution, error=await self._explain(execution))
+        error = await self._explain(execution)
+        is_lost = execution.state is State.FAILED and says_machine_lost(error)
+        return Outcome(execution=execution, machine_lost=is_lost, error=error)
 
     async def _explain(self, execution: Execution) -> str:
         """Kestra's own reason, if available in time; a settlement doesn't wait for it."""

@@ -43,6 +43,7 @@ _HELP: Mapping[str, str] = MappingProxyType(
         "executions": "Executions created, and found to exist already.",
         "duplicate_executions_killed": "Second executions of one attempt that were killed.",
         "outcomes": "How attempts ended.",
+        "machine_seconds": "For how long ended attempts had their machines.",
         "settlements": "What became of deliveries, and why.",
         "results": "Results sent to a message's reply_to.",
         "replies": "Replies from Kestra: waited for, not ours, or not readable.",
@@ -85,8 +86,8 @@ _VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The values of a metric's only label. Each exists from the start: to Prometheus a series that
 appears with a 1 has never risen, so the first dead letter would be no increase."""
 
-_ENDS = ("success", "warning", "failed", "killed", "cancelled", "skipped", "timed_out")
-_NOT_ACKED = ("warning", "failed", "cancelled", "skipped", "timed_out")
+_NOT_ACKED = ("warning", "failed", "cancelled", "skipped", "timed_out", "machine_lost")
+_ENDS = ("success", "killed", *_NOT_ACKED)
 _SETTLEMENTS = (
     *((name, "") for name in ("ack", "stamp", "park", "left")),
     *(("retry", outcome) for outcome in _NOT_ACKED),
@@ -131,6 +132,7 @@ class Metrics:
         self.duplicates = self._counter("duplicate_executions_killed")
         self.outcomes = self._counter("outcomes", "lane", "state")
         self.settlements = self._counter("settlements", "lane", "settlement", "reason")
+        self.machine_seconds = self._counter("machine_seconds", "lane", "size")
         self.results = self._counter("results", "lane", "result")
 
         self._declare_ends()

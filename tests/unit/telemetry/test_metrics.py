@@ -37,10 +37,14 @@ def values(name: str, label: str) -> set[str]:
 def outcomes() -> list[Outcome]:
     """Every way in which an attempt can end."""
     ended = [replace(EXECUTION, state=state) for state in TERMINAL - {State.RETRIED}]
+    failed = replace(EXECUTION, state=State.FAILED)
     return [
-        Outcome(execution=execution, timed_out=late)
-        for execution in ended
-        for late in (False, True)
+        *(
+            Outcome(execution=execution, timed_out=late)
+            for execution in ended
+            for late in (False, True)
+        ),
+        Outcome(execution=failed, machine_lost=True),
     ]
 
 
