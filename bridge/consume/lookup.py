@@ -63,22 +63,22 @@ class Lookup:
         found = await retrying.ask(partial(self._kestra.find, job, since=since))
         return await self._choose(found, retrying)
 
-    async def of_earlier_message(self, job: Job) -> Execution | None:
-        """The execution of an earlier message of the same job, if it started within the window."""
-        return await self.current(job, since=self._kestra.now() - self._window)
-
-    async def until(self, job: Job, moment: float) -> Execution | None:
+    async def until(self, job: Job, moment: float, *, fresh: bool = False) -> Execution | None:
         """The attempt's execution, looked for once or, before that moment (monotonic), repeatedly.
+
+        That of a `fresh` message, which is one of an earlier message of the same job, counts only
+        if it started within the window.
 
         One listing serves many jobs, but only a search finds an execution that has ended. What is
         awaited after the first look is a create that comes true late. To end before a listing shows
         it, it has to be quick, and then the last look finds it, which is a search.
         """
+        since = self._kestra.now() - self._window if fresh else None
         self._looking += 1
         try:
             search = True
             while True:
-                found = await self._look(job, search=search, again=moment > time.monotonic())
+                found = await self._look(job, since, search=search, again=moment > time.monotonic())
                 if found is not None:
                     return found
                 left = moment - time.monotonic()
@@ -89,7 +89,9 @@ class Lookup:
         finally:
             self._looking -= 1
 
-    async def _look(self, job: Job, *, search: bool, again: bool) -> Execution | None:
+    async def _look(
+        self, job: Job, since: datetime | None, *, search: bool, again: bool
+    ) -> Execution | None:
         many = self._looking >= self._policy.many
         if many and again:
             listed = await self._unfinished.get(job)
@@ -98,7 +100,7 @@ class Lookup:
                 return found
         if many and not search:
             return None
-        return await self.current(job)
+        return await self.current(job, since=since)
 
     async def _choose(
         self, executions: Iterable[Execution], retrying: Retrying

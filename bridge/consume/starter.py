@@ -151,7 +151,7 @@ class Starter:
                     until = None
                 looked_in = turn.ledger.view.incarnation
                 with suppress(TurnOver):
-                    return await self._create_in_turn(job, turn, until)
+                    return await self._create_in_turn(job, turn, until, fresh=not redelivered)
                 continue
             if step is Step.LOOK_UP:
                 found = await self._lookup.until(job, turn.over_from)
@@ -166,14 +166,16 @@ class Starter:
         claimed = turn.standing is not None
         return await self._start_without_ledger(job, suspect=redelivered or claimed)
 
-    async def _create_in_turn(self, job: Job, turn: Turn, until: float | None) -> Started:
+    async def _create_in_turn(
+        self, job: Job, turn: Turn, until: float | None, *, fresh: bool
+    ) -> Started:
         """Look for the execution until that moment (None: not at all), then create it.
 
         Raises:
             TurnOver: another replica has claimed the attempt, or the ledger is away.
         """
         try:
-            return await self._adopt_or_create(job, until, permitted=turn.check)
+            return await self._adopt_or_create(job, until, fresh=fresh, permitted=turn.check)
         except (KestraRejected, Parked):
             turn.give_back()
             raise
@@ -205,14 +207,14 @@ class Starter:
             until = time.monotonic() + self._policy.adopt_grace
         elif job.attempt == job.first_attempt and not self._policy.without_ledger:
             until = None
-        return await self._adopt_or_create(job, until, permitted=always)
+        return await self._adopt_or_create(job, until, fresh=not suspect, permitted=always)
 
     async def _adopt_or_create(
-        self, job: Job, until: float | None, *, permitted: Callable[[], None]
+        self, job: Job, until: float | None, *, fresh: bool, permitted: Callable[[], None]
     ) -> Started:
         """Look for the execution until that moment (None: not at all), then create it."""
         if until is not None:
-            found = await self._lookup.until(job, until)
+            found = await self._lookup.until(job, until, fresh=fresh)
             if found is not None:
                 return Started(found, adopted=True)
         return await self._create_once(job, permitted)
