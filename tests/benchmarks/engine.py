@@ -128,26 +128,38 @@ def compare(
     bench = _Bench(stage, server, clients, jobs)
     bench.warm_up()
     contestants = bench.contestants()
-    runs: dict[object, list[Run]] = {key: [] for key in contestants}
+    runs: dict[str, list[Run]] = {key: [] for key in contestants}
     with bench.telling():
         for number in range(1, rounds + 1):
-            for key, run in contestants.items():
+            order = list(contestants.items())
+            if number % 2 == 0:
+                # Kestra gets slower with each execution: the last of one round is the next's first.
+                order.reverse()
+            for key, run in order:
                 runs[key].append(run(number))
                 rate = runs[key][-1].jobs_per_second
                 stage.say(f"engine, round {number} of {rounds}: {key}: {rate:.1f} jobs/s")
     comparisons = [found for case in CASES for found in _comparisons(case, runs)]
-    return comparisons, [figure for case in CASES for figure in costs(case, runs[case])]
+    return comparisons, [figure for case in CASES for figure in costs(case, runs[_bridge(case)])]
 
 
-def _comparisons(case: Case, runs: Mapping[object, Sequence[Run]]) -> Iterator[Comparison]:
-    others: dict[str, tuple[object, float | None]] = {
+def _bridge(case: Case) -> str:
+    return f"bridge, {case}"
+
+
+def _accepting(prefetch: int) -> str:
+    return f"{ACCEPTING}, prefetch {prefetch}"
+
+
+def _comparisons(case: Case, runs: Mapping[str, Sequence[Run]]) -> Iterator[Comparison]:
+    others: dict[str, tuple[str, float | None]] = {
         API: (API, AIM if case.deduplicate == DEDUPLICATES[0] else None),
         TOLD_API: (TOLD_API, None),
-        ACCEPTING: ((ACCEPTING, case.prefetch), None),
+        ACCEPTING: (_accepting(case.prefetch), None),
     }
     for against, (key, aim) in others.items():
         if key in runs:
-            both = [*runs[case], *runs[key]]
+            both = [*runs[_bridge(case)], *runs[key]]
             yield Comparison("engine", case, "bridge", against, aim, both)
 
 
@@ -179,16 +191,16 @@ class _Bench:
     clients: int
     jobs: int
 
-    def contestants(self) -> dict[object, Callable[[int], Run]]:
+    def contestants(self) -> dict[str, Callable[[int], Run]]:
         """What is run in each round, and how."""
-        found: dict[object, Callable[[int], Run]] = {API: self.by_api}
+        found: dict[str, Callable[[int], Run]] = {API: self.by_api}
         if self.server.notifier:
             found[TOLD_API] = partial(self.by_api, told=True)
         for case in CASES:
-            found[case] = partial(self.by_consumer, "bridge", case)
+            found[_bridge(case)] = partial(self.by_consumer, "bridge", case)
         for prefetch in PREFETCHES:
             case = Case(prefetch, DEDUPLICATES[0])
-            found[ACCEPTING, prefetch] = partial(self.by_consumer, ACCEPTING, case)
+            found[_accepting(prefetch)] = partial(self.by_consumer, ACCEPTING, case)
         return found
 
     def warm_up(self) -> None:
