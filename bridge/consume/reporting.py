@@ -41,7 +41,7 @@ class ReportPolicy:
     """
 
     interval: float = 0.5
-    share: float = 0.25
+    share: float = 0.5
     list_every: float = 30.0
     overlap: float = 1.0
     deep_overlap: float = 15.0
