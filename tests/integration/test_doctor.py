@@ -7,7 +7,6 @@ import asyncio
 import json
 import re
 import shlex
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -37,7 +36,8 @@ from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ, Series
 from tests.support.broker_stage import BrokerStage, Kind, Node, open_stage
 from tests.support.certificates import Authority
-from tests.support.harness import command, eventually
+from tests.support.harness import eventually
+from tests.support.in_process import command
 from tests.support.standin import Ends
 
 FAULT, WARNING, UNKNOWN = Level.FAULT, Level.WARNING, Level.UNKNOWN
@@ -525,10 +525,9 @@ async def doctor(stage: BrokerStage, *words: str, **settings: object) -> Told:
     environment = stage.bridge(
         **{"management_url": stage.rabbit.management_url, **settings}
     ).environment
-    command = [sys.executable, "-m", "bridge", "doctor", *words]
-    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=-1, stderr=-1)
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    return Told(process.returncode or 0, out.decode(), err.decode())
+    ours = {name: value for name, value in environment.items() if name.startswith("BRIDGE_")}
+    said = await command("doctor", *words, **ours)
+    return Told(said.code, said.out, said.err)
 
 
 class TestTheCommand:

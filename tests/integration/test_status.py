@@ -16,6 +16,7 @@ import pytest
 from deploy.local.paths import free_port
 from tests.support.broker_stage import BrokerStage, Node, open_stage
 from tests.support.harness import Bridge, eventually
+from tests.support.in_process import command
 from tests.support.standin import Ends
 
 JOBS, PREFETCH = 5, 2
@@ -39,11 +40,9 @@ async def status(stage: BrokerStage, *words: str, **settings: object) -> Shown:
     environment = stage.bridge(
         **{"management_url": stage.rabbit.management_url, **settings}
     ).environment
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bridge", "status", *words, env=environment, stdout=-1, stderr=-1
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    return Shown(process.returncode or 0, out.decode(), err.decode())
+    ours = {name: value for name, value in environment.items() if name.startswith("BRIDGE_")}
+    done = await command("status", *words, **ours)
+    return Shown(done.code, done.out, done.err)
 
 
 @pytest.fixture(params=[("3.10", "classic"), ("4.3", "quorum")], ids=lambda it: f"{it[0]}-{it[1]}")
