@@ -22,6 +22,7 @@ class Qemu(Provider):
     name = qemu.NAME
     needs = ()
     dead_states = frozenset({NodeState.STOPPED})
+    lists_at_once = True
     default_image = qemu.DEFAULT_IMAGE
     default_size = qemu.DEFAULT_SIZE
 
@@ -58,6 +59,9 @@ class Qemu(Provider):
     def tags(self, node: Node) -> Mapping[str, str]:
         tags: Mapping[str, str] = node.extra["tags"]
         return tags
+
+    def tag(self, driver: NodeDriver, node: Node, key: str, value: str) -> None:
+        cast("qemu.QemuDriver", driver).ex_tag(node, key, value)
 
     def image(self, driver: NodeDriver, text: str) -> Any:
         return choose_by_name(driver.list_images(), "image", text)

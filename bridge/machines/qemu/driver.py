@@ -147,6 +147,14 @@ class QemuDriver(NodeDriver):
                     remove(self._directory, node.name)
         return True
 
+    def ex_tag(self, node: Node, key: str, value: str) -> None:
+        """Write one tag to the machine's state, unless the machine has gone."""
+        with locked(self._directory):
+            folder = self._directory / node.name
+            state = QemuState.read(folder)
+            if state and state.id == node.id:
+                replace(state, tags={**state.tags, key: value}).write(folder)
+
     def console(self, name: str) -> str:
         """The last line that the machine wrote to its serial console, or an empty text."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -49,7 +50,7 @@ def returned(provider: str) -> Any:
         ),
         "digitalocean": lambda: node(tags=given_options["ex_create_attr"]["tags"]),
         "linode": lambda: node(tags=given_options["ex_tags"]),
-        "vultr": lambda: node(tag=given_options["ex_tag"]),
+        "vultr": lambda: node(tags=given_options["tags"]),
         "qemu": lambda: node(tags=given_options["ex_tags"]),
     }[provider]()
 
@@ -57,6 +58,8 @@ def returned(provider: str) -> Any:
 def user_data(provider: str) -> str:
     given_options = options(provider)
     keys = ("ex_userdata", "ex_user_data")
+    if "user_data" in given_options:
+        return base64.b64decode(given_options["user_data"]).decode()
     return next((given_options[key] for key in keys if key in given_options), None) or str(
         given_options["ex_metadata"]["user-data"]
     )
@@ -154,7 +157,7 @@ def test_the_table_has_the_providers_that_the_help_names() -> None:
             {"ex_tags": ["ssh"], "ex_network": "n"},
         ),
         ("gce", {"machine_address": "private"}, {"external_ip": None}),
-        ("vultr", {"machine_firewall": "f-1"}, {"ex_firewall_group_id": "f-1"}),
+        ("vultr", {"machine_firewall": "f-1"}, {"firewall_group_id": "f-1"}),
         ("linode", {"machine_address": "private"}, {"ex_private_ip": True}),
     ],
 )
