@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -126,6 +127,8 @@ class Host(Commands):
         for process in self.processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        # The guards end when their machines' folders are gone.
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 NOTHING: tuple[list[str], list[psutil.Process]] = ([], [])

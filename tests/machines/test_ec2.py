@@ -225,12 +225,6 @@ async def test_an_instance_on_a_later_page_of_the_list_is_found(
     assert len(await ec2.machines().all()) == 7
 
 
-async def test_a_region_that_libcloud_does_not_know_is_taken(ec2: Commands) -> None:
-    machines = ec2.machines(machine_region="eu-central-9")
-    await machines.create("3xAbC", "job", 600)
-    assert await machines.find("3xAbC")
-
-
 async def test_an_instance_that_powers_itself_off_is_terminated(ec2: Commands) -> None:
     machine = await ec2.machines().create("3xAbC", "job", 600)
     answer = _asked(

@@ -24,7 +24,15 @@ from bridge.machines.settings import MachineSettings
 
 
 class _Driver(DigitalOcean_v2_NodeDriver):
-    """libcloud's driver, whose own `__new__` passes all options to `object`, which takes none."""
+    """libcloud's driver, which takes no options of its own and drops another host's address."""
+
+    def __init__(self, key: str, **options: Any) -> None:
+        place = {name: options.pop(name) for name in ("host", "port", "secure") if name in options}
+        super().__init__(key, **options)
+        for name, value in place.items():
+            setattr(self.connection, name, value)
+        # The constructor has already connected it.
+        self.connection.connect()
 
     def __new__(cls, *_arguments: Any, **_options: Any) -> Self:
         return object.__new__(cls)

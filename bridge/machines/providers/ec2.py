@@ -41,8 +41,8 @@ class Ec2Driver(EC2NodeDriver):
         self.country = ""
         # The driver's default is version 2, which newer regions no longer accept.
         self.signature_version = "4"
-        host = host or host_of(region)
-        BaseEC2NodeDriver.__init__(self, key, secret, host=host, **options)
+        default_host = host_of(region)
+        BaseEC2NodeDriver.__init__(self, key, secret, host=host or default_host, **options)
 
     def ex_list_all(self, filters: Mapping[str, str]) -> list[Node]:
         """The nodes of all pages. libcloud's own list reads the first page alone."""
@@ -109,7 +109,10 @@ class Ec2(Provider):
         return options
 
     def tag(self, driver: NodeDriver, node: Node, key: str, value: str) -> None:
-        cast("Any", driver).ex_create_tags(node, {key: value})
+        # libcloud's own call counts from 0, where EC2's API counts from 1.
+        tag = {"Tag.1.Key": key, "Tag.1.Value": value}
+        request = {"Action": "CreateTags", "ResourceId.1": node.id, **tag}
+        cast("Any", driver).connection.request("/", params=request)
 
     def tags(self, node: Node) -> Mapping[str, str] | None:
         tags: Mapping[str, str] | None = node.extra.get("tags")

@@ -16,6 +16,7 @@ class Gce(Provider):
     """Google Compute Engine."""
 
     name = "gce"
+    experimental = True
     needs = (*ACCOUNT, "machine_project", "machine_region")
 
     def connect(self, settings: MachineSettings) -> NodeDriver:

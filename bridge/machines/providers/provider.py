@@ -32,6 +32,8 @@ class Provider(ABC):
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     """The settings that it can't do without."""
+    experimental: ClassVar[bool] = False
+    """Whether no stand-in of its API has shown that it behaves as the others do."""
     dead_states: ClassVar[frozenset[Any]] = frozenset({NodeState.TERMINATED, NodeState.ERROR})
     """The states from which no machine comes back."""
     lists_at_once: ClassVar[bool] = False

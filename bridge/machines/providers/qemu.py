@@ -54,6 +54,7 @@ class Qemu(Provider):
             "ex_authorized_key": order.identity.client.public,
             "ex_host_key": order.identity.host.private,
             "ex_tags": order.tags.texts,
+            "ex_deadline": order.tags.deadline,
         }
 
     def tags(self, node: Node) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import asyncssh
 import pytest
 
-from bridge.errors import SettingsError
+from bridge.errors import MachineRejected, SettingsError
 from bridge.machines.identity import SshIdentity
 from bridge.machines.order import Order, Tags
 from bridge.machines.providers import PROVIDERS, choose
@@ -123,6 +123,28 @@ def test_a_providers_driver_can_be_made_and_has_our_time_out(
         settings(machine_provider=provider, machine_endpoint=endpoint)
     )
     assert driver.connection.timeout == NETWORK_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("region", "host"),
+    [
+        ("eu-west-1", "ec2.eu-west-1.amazonaws.com"),
+        ("eu-central-9", "ec2.eu-central-9.amazonaws.com"),
+        ("cn-north-1", "ec2.cn-north-1.amazonaws.com.cn"),
+        ("us-gov-west-1", "ec2.us-gov-west-1.amazonaws.com"),
+    ],
+)
+def test_ec2s_address_follows_from_the_region_also_where_libcloud_does_not_know_it(
+    region: str, host: str
+) -> None:
+    driver: Any = PROVIDERS["ec2"].connect(settings(machine_provider="ec2", machine_region=region))
+    assert (driver.connection.host, driver.region_name) == (host, region)
+
+
+@pytest.mark.parametrize("region", ["mars", "mars-north-1", "EU-west-1", "x/y-z-1"])
+def test_a_text_that_is_no_region_is_rejected(region: str) -> None:
+    with pytest.raises(MachineRejected, match=f"Invalid region: {region}"):
+        PROVIDERS["ec2"].connect(settings(machine_provider="ec2", machine_region=region))
 
 
 def test_the_table_has_the_providers_that_the_help_names() -> None:
