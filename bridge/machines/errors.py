@@ -25,12 +25,13 @@ _SHORTEST_SECRET = 4
 _SYSTEM_REASON = re.compile(r"\[Errno -?\d+\] ([^'\")]+)")
 # A region that libcloud itself doesn't know, or a refusal that its driver found in an answer.
 _REFUSED = re.compile(r"invalid|failed to create", re.IGNORECASE)
+_STATUS = re.compile(r"Status code: (\d{3})\b")
 # Providers report a lack of room with statuses of all kinds.
 _TOO_FAST = re.compile(r"rate.?limit|requestlimit|throttl|too many requests", re.IGNORECASE)
 _NO_QUOTA = re.compile(
     r"quota|limit.?exceed|limit reached|exceed.{0,30}limit|exceeded", re.IGNORECASE
 )
-_NO_ROOM = re.compile(r"capacity|insufficient|not enough|no valid host", re.IGNORECASE)
+_NO_ROOM = re.compile(r"capacity|insufficient|no valid host", re.IGNORECASE)
 # Such a request never left this host, so nothing can have come of it.
 _NEVER_SENT = re.compile(
     r"refused|name resolution|name or service|no address associated|unreachable|no route"
@@ -67,10 +68,11 @@ def provider_error(
 def _kind(error: Exception) -> type[MachineError]:
     if isinstance(error, InvalidCredsError | GoogleAuthError):
         return MachineDenied
-    if isinstance(error, BaseHTTPError):
-        return _kind_of_status(error.code, _text(error))
     if isinstance(error, ResourceNotFoundError):
         return MachineRejected
+    status = _status(error)
+    if status is not None:
+        return _kind_of_status(status, _text(error))
     # Before ValueError: some errors of requests are both.
     if isinstance(error, OSError):
         return _kind_of_no_answer(error)
@@ -78,6 +80,18 @@ def _kind(error: Exception) -> type[MachineError]:
         return MachineRejected
     # Also an answer that libcloud could not read, after which there may be a machine.
     return MachineAnswerLost
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status that the provider answered with. None if the error doesn't say it."""
+    code = getattr(error, "code", None)
+    if isinstance(code, int):
+        return code
+    # libcloud's driver for Linode puts it into the text.
+    found = _STATUS.search(str(error))
+    if found:
+        return int(found[1])
+    return None
 
 
 def _kind_of_status(status: int, text: str) -> type[MachineError]:

@@ -32,10 +32,12 @@ Result = TypeVar("Result")
 class ProviderClient:
     """A provider's API, with its errors translated."""
 
-    def __init__(self, settings: MachineSettings, provider: Provider, *, patience: float) -> None:
+    def __init__(
+        self, settings: MachineSettings, provider: Provider, policy: LifecyclePolicy
+    ) -> None:
         self._settings = settings
         self._provider = provider
-        self._patience = patience
+        self._policy = policy
         self._driver: NodeDriver | None = None
 
     async def nodes(self, owner: str) -> list[Node]:
@@ -49,8 +51,8 @@ class ProviderClient:
         nodes = await retry(
             lambda: self._call("list machines", lambda: self._provider.nodes(self.driver, owner)),
             on=(MachineUnavailable,),
-            stop=stop_after_delay(self._patience),
-            wait=wait_exponential(0.5, max=5),
+            stop=stop_after_delay(self._policy.provider_patience),
+            wait=wait_exponential(self._policy.busy_pause, max=5),
         )
         return [node for node in nodes if not _is_gone(node)]
 
@@ -139,7 +141,7 @@ class Inventory:
         self._settings = settings
         self._secret = settings.machine_secret.get_secret_value()
         self._provider = choose(settings)
-        self.client = ProviderClient(settings, self._provider, patience=policy.provider_patience)
+        self.client = ProviderClient(settings, self._provider, policy)
         self.owner = owner_of(self._secret)
 
     def identity(self, name: str) -> SshIdentity:

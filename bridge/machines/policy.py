@@ -31,8 +31,8 @@ class LifecyclePolicy:
     provider_patience: float = 90.0
     """How long a provider that doesn't answer is asked again for its list."""
     busy_pause: float = 1.0
-    """The first pause before a provider is asked again that has no room. Each further one is
-    twice as long."""
+    """The first pause before a provider is asked again that has no room or doesn't answer. Each
+    further one is twice as long."""
     listed_timeout: float = 60.0
     """A machine that was created may take a moment to be listed."""
     lost_answer_timeout: float = 120.0

@@ -326,8 +326,10 @@ class OpenStackApi(Dialect):
                 links = [{"rel": "next", "href": following}]
             return Answer(200, {"servers": [*map(self._shown, records)], "servers_links": links})
         if request.path == "/compute/flavors/detail":
-            flavor = {"id": "1", "name": "small", "ram": 512, "disk": 1, "vcpus": 1}
-            return Answer(200, {"flavors": [flavor]})
+            flavor = {"id": "1", "name": "small", "ram": 512, "disk": 1, "vcpus": 1, "swap": ""}
+            more = {"OS-FLV-EXT-DATA:ephemeral": 0, "OS-FLV-DISABLED:disabled": False}
+            shared = {"os-flavor-access:is_public": True, "rxtx_factor": 1.0}
+            return Answer(200, {"flavors": [flavor | more | shared]})
         if request.path.endswith("/metadata"):
             record = self.cloud.records[request.path.split("/")[3]]
             record.tags = request.data["metadata"]

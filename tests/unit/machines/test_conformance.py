@@ -24,10 +24,10 @@ PATIENT = LifecyclePolicy(busy_pause=0.02)
 HASTY = LifecyclePolicy(
     provider_patience=5.0,
     busy_pause=0.02,
-    listed_timeout=1.0,
-    lost_answer_timeout=1.0,
-    unlisted_wait=0.5,
-    gone_timeout=1.0,
+    listed_timeout=0.3,
+    lost_answer_timeout=0.3,
+    unlisted_wait=0.1,
+    gone_timeout=0.3,
 )
 
 
@@ -99,12 +99,12 @@ async def test_a_machine_ends_itself_at_its_deadline(hasty: Machines, cloud: Clo
 
 
 async def test_a_list_in_pages_shows_every_machine(hasty: Machines, cloud: Cloud) -> None:
-    cloud.page_size = 2
-    for number in range(5):
+    cloud.page_size = 1
+    for number in range(3):
         await hasty.create(f"execution-{number}", "job", 600)
-    assert len(await hasty.all()) == 5
+    assert len(await hasty.all()) == 3
     sweep = await reap(hasty, ended)
-    assert (len(sweep.reaped), cloud.records) == (5, {})
+    assert (len(sweep.reaped), cloud.records) == (3, {})
 
 
 async def test_a_machine_that_is_listed_late_is_waited_for(patient: Machines, cloud: Cloud) -> None:

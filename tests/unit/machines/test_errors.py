@@ -9,7 +9,8 @@ import pytest
 import requests
 from libcloud.common.exceptions import BaseHTTPError
 from libcloud.common.google import GoogleAuthError, ResourceNotFoundError
-from libcloud.common.types import InvalidCredsError, MalformedResponseError
+from libcloud.common.types import InvalidCredsError, LibcloudError, MalformedResponseError
+from libcloud.common.vultr import VultrException
 
 from bridge.errors import (
     MachineAnswerLost,
@@ -66,6 +67,17 @@ def made(kind: Any, *arguments: Any) -> Exception:
             made(BaseHTTPError, 400, "InsufficientInstanceCapacity: none"),
             MachineProviderBusy,
             "has no room at the moment, and did not x: InsufficientInstance",
+        ),
+        (
+            LibcloudError("image is not valid Status code: 400."),
+            MachineRejected,
+            "refuses to x",
+        ),
+        (made(VultrException, 404, "Invalid instance"), MachineRejected, "Invalid instance"),
+        (
+            made(VultrException, 400, "Insufficient capacity"),
+            MachineProviderBusy,
+            "has no room at the moment",
         ),
         (made(ResourceNotFoundError, "no image", 404, "notFound"), MachineRejected, "no image"),
         (ValueError("Invalid region: mars"), MachineRejected, "Invalid region: mars"),
