@@ -31,12 +31,17 @@ def write_metrics(sweep: Sweep, file: Path, *, now: float) -> None:
     Raises:
         OSError: the file can't be written.
     """
+    write_to_textfile(str(file), registry_of(sweep, _counted(file), now=now))
+
+
+def registry_of(sweep: Sweep, before: Count[Key], *, now: float) -> CollectorRegistry:
+    """The metrics of that round. Counters go on from `before`, by name and reason."""
     registry = CollectorRegistry()
     _gauge_machines(registry, sweep, now)
-    _count_destroyed(registry, sweep, _counted(file))
+    _count_destroyed(registry, sweep, before)
     at = Gauge(f"{_PREFIX}reap_timestamp_seconds", "Time of the last round.", registry=registry)
     at.set(now)
-    write_to_textfile(str(file), registry)
+    return registry
 
 
 def _gauge_machines(registry: CollectorRegistry, sweep: Sweep, now: float) -> None:

@@ -51,7 +51,7 @@ class MachineSettings(CommandSettings):
     machine_provider: str = Field(
         default="qemu",
         description="`qemu` for machines on this host, or a cloud: `ec2`, `openstack`, `gce`, "
-        "`digitalocean`, `linode`, `vultr`.",
+        "`digitalocean`, `linode`, `vultr`. `gce` is experimental.",
     )
     machine_secret: Annotated[SecretStr, Field(min_length=16)] = Field(
         description="The secret from which the keys of all machines are derived: at least 16 "

@@ -1,4 +1,4 @@
-"""DigitalOcean. Experimental: not tested against the real service."""
+"""DigitalOcean. Held to the conformance suite; not tested against the real service."""
 
 from __future__ import annotations
 

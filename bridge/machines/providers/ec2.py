@@ -1,4 +1,4 @@
-"""Amazon EC2. Tested against moto, a stand-in for its API."""
+"""Amazon EC2. Held to the conformance suite; not tested against the real service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linode. Experimental: not tested against the real service."""
+"""Linode. Held to the conformance suite; not tested against the real service."""
 
 from __future__ import annotations
 

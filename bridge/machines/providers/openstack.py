@@ -1,4 +1,4 @@
-"""OpenStack. Experimental: not tested against a real cloud."""
+"""OpenStack. Held to the conformance suite; not tested against the real service."""
 
 from __future__ import annotations
 

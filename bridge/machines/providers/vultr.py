@@ -1,4 +1,4 @@
-"""Vultr. Experimental: not tested against the real service."""
+"""Vultr. Held to the conformance suite; not tested against the real service."""
 
 from __future__ import annotations
 
