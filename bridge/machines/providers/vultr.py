@@ -78,4 +78,6 @@ class Vultr(Provider):
         )
 
     def tags(self, node: Node) -> Mapping[str, str]:
-        return parse_tag_pairs(node.extra.get("tags"))
+        # Machines of earlier versions have all in the former single tag.
+        former = str(node.extra.get("tag") or "").split(",")
+        return parse_tag_pairs(node.extra.get("tags") or former)

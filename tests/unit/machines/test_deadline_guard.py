@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bridge.machines.lifecycle import Machines
 from bridge.machines.qemu.command import guard_command
 from bridge.machines.qemu.deadline_guard import end, guard
-from bridge.machines.qemu.processes import run
+from bridge.machines.qemu.processes import kill, machine_processes, run
+from tests.support.harness import eventually
+from tests.unit.machines.support import settings
 
 NAME = "kestra-a"
 TIMEOUT = 60.0
@@ -108,3 +112,70 @@ def test_it_belongs_to_no_command_and_knows_no_secret(started: psutil.Process) -
 def test_it_ends_when_its_machine_is_destroyed(folder: Path, started: psutil.Process) -> None:
     folder.rename(folder.with_name(f".{NAME}"))
     assert started.wait(TIMEOUT) is None
+
+
+QEMU = """#!/bin/bash
+for last; do
+    if [ "$previous" = -pidfile ]; then file=$last; fi
+    previous=$last
+done
+(exec -a qemu-system-x86_64 python3 -c 'import time; time.sleep(600)' "$@" >/dev/null 2>&1) &
+echo $! >"$file"
+until [ "$(head -c4 /proc/$!/cmdline)" = qemu ]; do sleep 0.01; done
+"""
+"""A program that takes QEMU's place: it leaves a process with QEMU's name and arguments."""
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
+    """Machines of this host, where a program takes QEMU's place."""
+    programs, image = tmp_path / "bin", tmp_path / "images" / "debian"
+    for directory in (programs, image):
+        directory.mkdir(parents=True)
+    for name in ("kernel", "initrd", "disk.qcow2"):
+        (image / name).touch()
+    for name, text in (("qemu-system-x86_64", QEMU), ("qemu-img", "#!/bin/sh\n")):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    given = {"machine_image_directory": image.parent, "machine_accelerator": "tcg"}
+    yield Machines(settings(machine_directory=tmp_path / "machines", **given))
+    for pid in machine_processes(tmp_path / "machines").values():
+        kill(pid)
+    shutil.rmtree(tmp_path / "machines", ignore_errors=True)
+
+
+async def test_five_machines_end_at_their_deadlines_with_nobody_there_to_end_them(
+    host: Machines, tmp_path: Path
+) -> None:
+    directory = tmp_path / "machines"
+    for number in range(5):
+        await host.create(f"execution-{number}", "job", 8)
+
+    def none_is_left() -> bool:
+        folders = [path for path in directory.iterdir() if path.is_dir()]
+        return (folders, machine_processes(directory)) == ([], {})
+
+    await eventually(none_is_left, "none is left", timeout=TIMEOUT)
+
+
+async def test_no_guard_is_left_of_a_machine_that_is_destroyed(
+    host: Machines, tmp_path: Path
+) -> None:
+    machine = await host.create("3xAbC", "job", 600)
+    (started,) = guards(tmp_path / "machines" / machine.name)
+    await host.destroy(execution="3xAbC")
+    assert started.wait(TIMEOUT) is None
+
+
+async def test_a_deadline_of_another_machine_does_not_end_it(
+    host: Machines, tmp_path: Path
+) -> None:
+    kept = await host.create("long", "job", 600)
+    await host.create("short", "job", 8)
+
+    async def left() -> bool:
+        return [machine.name for machine in await host.all()] == [kept.name]
+
+    await eventually(left, "the other one is left", timeout=TIMEOUT)
+    assert [*machine_processes(tmp_path / "machines")] == [kept.name]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import re
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 
 from bridge.errors import MachineRejected, SettingsError
 from bridge.machines.identity import SshIdentity
-from bridge.machines.order import Order, Tags
+from bridge.machines.order import Order, Tags, power_off_at
 from bridge.machines.providers import PROVIDERS, choose
 from bridge.machines.providers.provider import LONGEST_TAG, NETWORK_TIMEOUT
 from tests.unit.machines.support import SECRET, TAGS, settings
@@ -112,6 +114,35 @@ def test_cloud_init_makes_one_ordinary_user_and_leaves_no_other_way_in() -> None
         ("job", True, False)
     ]
     assert config["users"][0]["ssh_authorized_keys"] == [ORDER.identity.client.public]
+
+
+def programs(folder: Path, **scripts: str) -> dict[str, str]:
+    """An environment in which those programs note how they are called, in the file `called`."""
+    for name, script in scripts.items():
+        program = folder / name
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >>{folder}/called\n{script}\n')
+        program.chmod(0o755)
+    return {"PATH": f"{folder}:/usr/bin:/bin"}
+
+
+@pytest.mark.parametrize(("deadline", "left"), [(1_060, 60), (999, 1), (1_000, 1)])
+def test_the_timer_of_a_machine_is_set_to_its_deadline(
+    tmp_path: Path, deadline: float, left: int
+) -> None:
+    environment = programs(tmp_path, date="echo 1000", **{"systemd-run": "true"})
+    subprocess.run(["sh", "-c", power_off_at(deadline)], env=environment, check=True)
+    called = (tmp_path / "called").read_text().splitlines()[-1]
+    assert called.startswith("systemd-run --no-block ")
+    assert called.endswith(f" --on-active={left} systemctl poweroff --force")
+
+
+def test_without_systemd_a_process_waits_for_the_deadline(tmp_path: Path) -> None:
+    environment = programs(
+        tmp_path, date="echo 1000", sleep="true", poweroff="true", **{"systemd-run": "exit 1"}
+    )
+    subprocess.run(["sh", "-c", f"{power_off_at(1_060)}; wait"], env=environment, check=True)
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called[-2:] == ["sleep 60", "poweroff -f"]
 
 
 @pytest.mark.parametrize("endpoint", [None, "http://127.0.0.1:1"])
