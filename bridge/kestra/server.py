@@ -29,6 +29,14 @@ class KestraServer:
             return Dialect(await self.probe())
         return self._dialect
 
+    async def identity(self) -> str:
+        """The id that this installation of Kestra gave itself, or an empty text if it tells none.
+
+        It stands in Kestra's database, so it is the same at every address and on every replica.
+        """
+        answer = await self._transport.read("probe", "GET", "/configs", in_tenant=False)
+        return str(answer.object().get("uuid") or "")
+
     async def probe(self) -> str:
         """The version, once it is certain that the tenant lets us in. Renews the certificates."""
         self._transport.renew_certificates()

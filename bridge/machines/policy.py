@@ -28,13 +28,25 @@ class SshPolicy:
 class LifecyclePolicy:
     """The waits of a machine's life."""
 
+    provider_patience: float = 90.0
+    """How long a provider that doesn't answer is asked again for its list."""
+    busy_pause: float = 1.0
+    """The first pause before a provider is asked again that has no room or doesn't answer. Each
+    further one is twice as long."""
     listed_timeout: float = 60.0
     """A machine that was created may take a moment to be listed."""
+    lost_answer_timeout: float = 120.0
+    """How long to look for what a create may have made whose answer never came."""
+    unlisted_wait: float = 30.0
+    """How long a destroy looks for a machine that a list doesn't show. A create may just have been
+    killed."""
     gone_timeout: float = 120.0
     look_again: float = 3.0
     """The interval at which the provider is asked about a machine that doesn't answer yet."""
     first_banner_wait: float = 1.0
 
 
+IMPATIENT = LifecyclePolicy(provider_patience=5.0)
+"""For commands that only show something to a person."""
 SSH_POLICY = SshPolicy()
 LIFECYCLE_POLICY = LifecyclePolicy()

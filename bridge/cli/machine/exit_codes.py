@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bridge.errors import BridgeError, MachineDenied, MachineUnavailable
+from bridge.errors import (
+    BridgeError,
+    MachineAnswerLost,
+    MachineDenied,
+    MachineProviderBusy,
+    MachineUnavailable,
+)
 from bridge.machines.run.remote_run import RunRefused, RunVanished
 from bridge.machines.run.report import EXIT_CODES, ScriptOutcome
 from bridge.machines.run.results import ResultsFailed
@@ -16,6 +22,8 @@ OUTCOMES: Mapping[type[BridgeError], ScriptOutcome] = {
     ConnectionLost: ScriptOutcome.LOST,
     MachineUnreachable: ScriptOutcome.UNREACHABLE,
     MachineUnavailable: ScriptOutcome.UNREACHABLE,
+    MachineProviderBusy: ScriptOutcome.UNREACHABLE,
+    MachineAnswerLost: ScriptOutcome.UNREACHABLE,
     MachineDenied: ScriptOutcome.DENIED,
     WrongHostKey: ScriptOutcome.WRONG_HOST_KEY,
     LoginDenied: ScriptOutcome.DENIED,

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from bridge.consume.sessions import SessionPolicy
+from bridge.machines.settings import MachineSettings
 from bridge.rabbitmq import topology
 from bridge.settings import Settings, load
 from deploy.local.kestra_engine import AmqpAddress
@@ -273,9 +274,11 @@ def test_default_passwords_say_what_they_are_for() -> None:
     ids=lambda path: str(path.relative_to(REPOSITORY)),
 )
 def test_every_setting_that_is_named_exists(path: Path) -> None:
-    known = {f"BRIDGE_{name.upper()}" for name in Settings.model_fields}
-    # Not settings: names of images, and of the notifier's secrets, which the shell puts together.
-    others = {"BRIDGE_IMAGE", "BRIDGE_AMQP_", "BRIDGE_AMQP_PASSWORD"}
+    fields = {*Settings.model_fields, *MachineSettings.model_fields}
+    known = {f"BRIDGE_{name.upper()}" for name in fields}
+    # Not settings: names of images, and of the notifier's secrets, which the shell puts together;
+    # and all settings of machines together.
+    others = {"BRIDGE_IMAGE", "BRIDGE_AMQP_", "BRIDGE_AMQP_PASSWORD", "BRIDGE_MACHINE_"}
     found = set(
         re.findall(r"\bBRIDGE_[A-Z_]+", path.read_text().replace("SECRET_BRIDGE", "SECRET BRIDGE"))
     )

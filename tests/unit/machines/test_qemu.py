@@ -108,4 +108,5 @@ def test_a_name_that_could_lead_out_of_the_folder_is_rejected(name: str, tmp_pat
             ex_authorized_key="",
             ex_host_key="",
             ex_tags={},
+            ex_deadline=0.0,
         )
