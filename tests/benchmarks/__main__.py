@@ -83,8 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         found = _run_on_given(options, say) if options.kestra_url else _run(options, say)
-        result = _as_data(found)
-        _write(options.output, result)
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED
@@ -94,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Not narrower where nobody watches, so that nothing is cut off in a file.
     report.show(
         Console(width=None if sys.stdout.isatty() else 160, highlight=False),
-        result,
+        _as_data(found),
         found.comparisons,
         found.figures,
     )
@@ -148,6 +146,8 @@ def _run(options: argparse.Namespace, say: Say) -> _Found:
         }
         for name in [options.only] if options.only else ALL:
             parts[name]()
+            # What has been measured outlasts a failure of what comes next.
+            _write(options.output, found)
     return found
 
 
@@ -166,6 +166,7 @@ def _run_on_given(options: argparse.Namespace, say: Say) -> _Found:
     ):
         found = _Found({"rabbitmq": stage.rabbit.version, "kestra": version})
         _engine(found, stage, server, options)
+    _write(options.output, found)
     return found
 
 
@@ -206,9 +207,9 @@ def _as_data(found: _Found) -> dict[str, Any]:
     }
 
 
-def _write(output: Path, result: dict[str, Any]) -> None:
+def _write(output: Path, found: _Found) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    output.write_text(json.dumps(_as_data(found), indent=2) + "\n")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -20,7 +20,7 @@ from typing import Literal
 import aio_pika
 from pydantic import SecretStr
 
-from bridge.rabbitmq import declaration
+from bridge.rabbitmq import declaration, topology
 from bridge.rabbitmq.connection import announced_version, connected
 from bridge.settings import BrokerSettings
 from deploy.local.paths import REPOSITORY
@@ -311,14 +311,14 @@ async def _version(amqp_url: str) -> str:
 
 
 async def _delete(amqp_url: str) -> None:
-    retries = [
-        f"{QUEUE}.retry.{delay}" for delay in BrokerSettings.model_fields["retry_delays"].default
-    ]
+    delays = BrokerSettings.model_fields["retry_delays"].default
+    retries = [topology.retry_queue(QUEUE, delay) for delay in delays]
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
-        for name in (QUEUE, f"{QUEUE}.dead", f"{QUEUE}.ledger", f"{QUEUE}.reporter", *retries):
+        dead, ledger = topology.dead_queue(QUEUE), topology.ledger_queue(QUEUE)
+        for name in (QUEUE, dead, ledger, *retries):
             await channel.queue_delete(name)
-        for name in (QUEUE, f"{QUEUE}.dead"):
+        for name in (QUEUE, topology.dead_exchange(QUEUE)):
             await channel.exchange_delete(name)
 
 
