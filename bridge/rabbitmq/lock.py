@@ -74,8 +74,13 @@ async def _acquire(connection: AbstractConnection, name: str) -> bool:
         with translated_on_queue(name):
             async with connection.channel(publisher_confirms=False) as channel:
                 raw = await channel.get_underlay_channel()
+                # A virtual host's default may be quorum, and such a queue can't be exclusive.
                 await raw.queue_declare(
-                    name, exclusive=True, auto_delete=True, timeout=ANSWER_TIMEOUT
+                    name,
+                    exclusive=True,
+                    auto_delete=True,
+                    arguments={"x-queue-type": "classic"},
+                    timeout=ANSWER_TIMEOUT,
                 )
     except QueueInUse:
         return False
