@@ -18,12 +18,14 @@ from bridge.errors import (
     KestraRejected,
     KestraUnavailable,
 )
+from bridge.job.execution import Execution
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.job.message import Message
 from bridge.rabbitmq.topology import retry_queue
 from tests.support.memory_broker import MemoryQueue
-from tests.support.replica import DEAD, QUEUE, World
+from tests.support.memory_kestra import MemoryKestra
+from tests.support.replica import DEAD, QUEUE, Replica, World
 from tests.support.standin import Ends
 
 SOON, LATE = retry_queue(QUEUE, 30), retry_queue(QUEUE, 300)
@@ -98,6 +100,20 @@ class TestSuccess:
             await world.settled(settlement="retry", state="WARNING")
 
 
+class OneThatTakesItsTime(MemoryKestra):
+    """A Kestra that shows an execution only a while after it was asked to create it."""
+
+    async def create(self, job: Job) -> Execution:
+        await asyncio.sleep(0.01)
+        return await super().create(job)
+
+
+def executions_of(replica: Replica) -> float:
+    """How many executions a replica has created or adopted."""
+    hows = ("created", "adopted")
+    return sum(replica.metric("executions_total", lane=QUEUE, how=how) for how in hows)
+
+
 class TestLookingUp:
     """Whether an execution exists already is found out before one is created."""
 
@@ -163,6 +179,15 @@ class TestLookingUp:
             (run,) = await world.running()
             await world.kestra.end(run.id)
             await world.settled(2, job="one", settlement="ack")
+        assert len(world.kestra.created) == 1
+
+    async def test_duplicates_that_arrive_at_the_same_instant_share_an_execution(self) -> None:
+        async with World(kestra=OneThatTakesItsTime()) as world:
+            world.run_until_ended()
+            await world.submit("one")
+            await world.submit("one")
+            async with world.replica() as replica:
+                await world.until(lambda: executions_of(replica) == 2, "both have an execution")
         assert len(world.kestra.created) == 1
 
     async def test_a_fresh_message_costs_no_search_where_only_redelivered_ones_are_looked_up(
@@ -369,6 +394,17 @@ class TestADeadLetter:
             "x-bridge-queue": QUEUE,
             "x-bridge-execution": world.kestra.created[0].id,
         }
+
+    async def test_keeps_its_body_and_its_properties(self) -> None:
+        body = b'{"flow": "test/job"}'
+        async with World() as world, world.replica(max_attempts=1):
+            world.kestra.flow("test", "job", Ends("FAILED"))
+            more = {"correlation_id": "c", "message_type": "report", "headers": {"mine": "kept"}}
+            await world.submit("one", body, priority=7, **more)
+            letter = await self.dead_letter(world)
+        kept = letter.correlation_id, letter.message_type, letter.headers["mine"]
+        assert (letter.message_id, letter.body, letter.priority) == ("one", body, 7)
+        assert kept == ("c", "report", "kept")
 
     async def test_follows_the_last_attempt(self) -> None:
         async with World() as world, world.replica(max_attempts=2):
@@ -803,6 +839,15 @@ class TestAResult:
             "invalid_message",
             0,
         )
+
+    async def test_tells_the_outputs_of_a_job_that_failed_too(self) -> None:
+        async with World() as world, world.replica(max_attempts=1):
+            self.listen(world)
+            world.kestra.flow("test", "job", Ends("FAILED", outputs={"answer": 42}))
+            await world.submit("one", reply_to="results")
+            await world.settled(settlement="dead_letter")
+            (result,) = self.listen(world)
+        assert (result["state"], result["outputs"]) == ("FAILED", {"answer": 42})
 
     async def test_is_not_sent_for_a_retry(self) -> None:
         async with World() as world, world.replica():
