@@ -128,7 +128,7 @@ class ProviderClient:
         secrets = list(self._settings.secrets)
         if self._settings.machine_access_key:
             secrets.append(self._settings.machine_access_key)
-        provider = self._settings.machine_provider
+        provider = self._provider.name
         return provider_error(error, provider=provider, what=what, secrets=secrets)
 
 

@@ -48,10 +48,11 @@ def _image_directory() -> Path:
 class MachineSettings(CommandSettings):
     """Where machines come from and how they are reached."""
 
-    machine_provider: str = Field(
-        default="qemu",
-        description="`qemu` for machines on this host, or a cloud: `ec2`, `openstack`, `gce`, "
-        "`digitalocean`, `linode`, `vultr`. `gce` is experimental.",
+    machine_provider: str | None = Field(
+        default=None,
+        description="Where machines come from; there is no default. `qemu` for machines on this "
+        "host, or a cloud: `ec2`, `openstack`, `gce`, `digitalocean`, `linode`, `vultr`. `gce` is "
+        "experimental.",
     )
     machine_secret: Annotated[SecretStr, Field(min_length=16)] = Field(
         description="The secret from which the keys of all machines are derived: at least 16 "

@@ -28,7 +28,7 @@ TAGS = Tags(
 
 
 def settings(**more: Any) -> MachineSettings:
-    return MachineSettings(**{"machine_secret": SECRET, **more})
+    return MachineSettings(**{"machine_secret": SECRET, "machine_provider": "qemu", **more})
 
 
 @dataclass
