@@ -111,6 +111,7 @@ class ProviderClient:
             return await asyncio.shield(call)
         except asyncio.CancelledError as cancelled:
             if not to_the_end:
+                call.cancel()
                 # The thread may still use it.
                 self._driver = None
                 raise

@@ -298,3 +298,19 @@ def machine_with(tags: Tags) -> Machine:
         tags=tags,
         dead=False,
     )
+
+
+async def test_what_kestra_can_not_be_asked_for_does_not_lift_the_brake(
+    memory: MemoryDriver,
+) -> None:
+    machines = await running(5)
+
+    async def answer(execution: str) -> bool | None:
+        if execution in ("execution-0", "execution-1", "execution-2"):
+            raise KestraUnavailable("can't reach Kestra")
+        return None
+
+    policy = ReapPolicy(unknown_after=-1.0, confirmed_after=-1.0)
+    for _ in range(2):
+        sweep = await reap(machines, answer, policy=policy)
+    assert (sweep.refused, len(memory.nodes)) == (True, 5)
