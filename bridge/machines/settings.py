@@ -27,6 +27,12 @@ def _host_and_port(text: str) -> str:
     return text
 
 
+def _textfile(path: Path) -> Path:
+    if path.suffix != ".prom":
+        raise ValueError("must end with .prom: node_exporter reads no other files")
+    return path
+
+
 def _ordinary_user(text: str) -> str:
     if text == "root" or not re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}", text):
         raise ValueError(
@@ -131,7 +137,7 @@ class MachineSettings(CommandSettings):
         description="With `qemu`: the folder of the images. Default: the one into which `python -m "
         "deploy.local.machine_image` puts them, in the user's cache.",
     )
-    machine_metrics_file: Path | None = Field(
+    machine_metrics_file: Annotated[Path, AfterValidator(_textfile)] | None = Field(
         default=None,
         description="With `reap`: the file into which it writes metrics of the machines, in the "
         "folder of node_exporter's textfile collector. Its name must end with `.prom`.",

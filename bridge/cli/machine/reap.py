@@ -45,7 +45,7 @@ def reap(
     settings = load(ReapSettings, json_logs=as_json)
     sweep = carry_out(_sweep(settings, dry_run=dry_run))
     if settings.machine_metrics_file and not dry_run:
-        sweep = _measured(sweep, settings.machine_metrics_file)
+        sweep = measured(sweep, settings.machine_metrics_file)
     if as_json:
         print(json.dumps({"dry_run": dry_run, **_data(sweep)}))
     else:
@@ -54,7 +54,7 @@ def reap(
         raise typer.Exit(FAILED)
 
 
-def _measured(sweep: Sweep, file: Path) -> Sweep:
+def measured(sweep: Sweep, file: Path) -> Sweep:
     """The sweep, with its metrics written to the file. If they can't be, that is a trouble."""
     try:
         write_metrics(sweep, file, now=time.time())
