@@ -16,7 +16,7 @@ from bridge.errors import (
     MachineProviderBusy,
     MachineUnavailable,
 )
-from bridge.machines.destroying import destroy_machines, destroy_unlisted
+from bridge.machines.destroying import destroy_machines, destroy_made
 from bridge.machines.inventory import Inventory
 from bridge.machines.machine import Machine
 from bridge.machines.order import Order
@@ -41,6 +41,7 @@ class Creation:
         self._policy = policy
         self._made: list[Node] = []
         self._answer_lost = False
+        self._listed = False
 
     async def carry_out(self, candidates: Sequence[MachineSettings], timeout: float) -> Machine:
         """Make the machine, and return it once it is listed.
@@ -110,6 +111,7 @@ class Creation:
                 f"machine {order.name} is not listed with its tags {timeout:g} s after it was made"
             ) from None
         kept = alive[0]
+        self._listed = any(machine.tags.call == order.tags.call for machine in alive)
         if kept.tags.call != order.tags.call:
             # Ours goes by its id, as it may not be listed yet.
             await self._undo_by_id()
@@ -129,8 +131,10 @@ class Creation:
         return None
 
     async def _undo_by_id(self) -> None:
-        for node in self._made:
-            await destroy_unlisted(self._inventory, node, timeout=self._policy.gone_timeout)
+        while self._made:
+            node, timeout = self._made[-1], self._policy.gone_timeout
+            await destroy_made(self._inventory, node, listed=self._listed, timeout=timeout)
+            self._made.pop()
             log.info(
                 "machine destroyed", machine=self._order.name, execution=self._order.tags.execution
             )

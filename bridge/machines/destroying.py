@@ -38,13 +38,14 @@ async def destroy_machines(
         raise type(errors[0])("; ".join(map(str, errors)))
 
 
-async def destroy_unlisted(inventory: Inventory, node: Node, *, timeout: float) -> None:
-    """Destroy a node that a create returned, which no list may have shown yet.
+async def destroy_made(inventory: Inventory, node: Node, *, listed: bool, timeout: float) -> None:
+    """Destroy a node that a create returned. `listed` says whether a list has shown it since.
 
     Raises:
         MachineError: it may be left after `timeout` seconds; the text names it.
     """
-    destruction = Destruction(inventory, str(node.id), node.name, unlisted=node)
+    unlisted = None if listed else node
+    destruction = Destruction(inventory, str(node.id), node.name, unlisted=unlisted)
     await destruction.carry_out(timeout)
 
 

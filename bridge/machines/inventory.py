@@ -111,6 +111,7 @@ class ProviderClient:
             return await asyncio.shield(call)
         except asyncio.CancelledError as cancelled:
             if not to_the_end:
+                call.cancel()
                 # The thread may still use it.
                 self._driver = None
                 raise
@@ -128,7 +129,7 @@ class ProviderClient:
         secrets = list(self._settings.secrets)
         if self._settings.machine_access_key:
             secrets.append(self._settings.machine_access_key)
-        provider = self._settings.machine_provider
+        provider = self._provider.name
         return provider_error(error, provider=provider, what=what, secrets=secrets)
 
 

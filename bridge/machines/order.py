@@ -130,6 +130,13 @@ def power_off_at(deadline: float) -> str:
     )
 
 
+def server_of(identity: str) -> str:
+    """A Kestra's id as a tag: short, and of characters that every provider takes."""
+    if not identity:
+        return ""
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
 def name_of(execution: str) -> str:
     """The name of an execution's machine: no two executions share one.
 

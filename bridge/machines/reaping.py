@@ -216,25 +216,26 @@ class _Round:
     def _refuses(self, seen: Sequence[Machine], answers: dict[str, bool | None]) -> bool:
         """Whether so many machines are unknown that the mistake must be in what we ask."""
         now = time.time()
-        running = [
-            machine
-            for machine in seen
-            if not machine.dead
-            and machine.tags.deadline > now
-            and not is_foreign(machine.tags, self._server)
-        ]
-        unknown = [machine for machine in running if answers.get(machine.id, False) is None]
+        running = [machine for machine in seen if self._counts(machine, now)]
+        asked = [machine for machine in running if machine.id in answers]
+        unknown = [machine for machine in asked if answers[machine.id] is None]
         youngest = now - self._policy.unknown_after
         if not any(machine.tags.created < youngest for machine in unknown):
             return False
-        if len(unknown) <= self._policy.most_unknown * len(running):
+        if len(unknown) <= self._policy.most_unknown * len(asked):
             return False
         self._troubles.append(
-            f"Kestra doesn't know the executions of {len(unknown)} of {len(running)} running "
+            f"Kestra doesn't know the executions of {len(unknown)} of {len(asked)} running "
             "machines, which are left until their deadlines: is BRIDGE_KESTRA_URL that of another "
             "Kestra? `machine list` shows them, `machine destroy` destroys one"
         )
         return True
+
+    def _counts(self, machine: Machine, now: float) -> bool:
+        """Whether the machine runs, and is for this Kestra to judge."""
+        if machine.dead or machine.tags.deadline <= now:
+            return False
+        return not is_foreign(machine.tags, self._server)
 
     async def _act(self, machine: Machine, verdict: Judgement) -> None:
         if verdict in (Judgement.DEADLINE, Judgement.ENDED, Judgement.UNKNOWN):

@@ -27,6 +27,12 @@ def _host_and_port(text: str) -> str:
     return text
 
 
+def _textfile(path: Path) -> Path:
+    if path.suffix != ".prom":
+        raise ValueError("must end with .prom: node_exporter reads no other files")
+    return path
+
+
 def _ordinary_user(text: str) -> str:
     if text == "root" or not re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}", text):
         raise ValueError(
@@ -48,10 +54,11 @@ def _image_directory() -> Path:
 class MachineSettings(CommandSettings):
     """Where machines come from and how they are reached."""
 
-    machine_provider: str = Field(
-        default="qemu",
-        description="`qemu` for machines on this host, or a cloud: `ec2`, `openstack`, `gce`, "
-        "`digitalocean`, `linode`, `vultr`. `gce` is experimental.",
+    machine_provider: str | None = Field(
+        default=None,
+        description="Where machines come from; there is no default. `qemu` for machines on this "
+        "host, or a cloud: `ec2`, `openstack`, `gce`, `digitalocean`, `linode`, `vultr`. `gce` is "
+        "experimental.",
     )
     machine_secret: Annotated[SecretStr, Field(min_length=16)] = Field(
         description="The secret from which the keys of all machines are derived: at least 16 "
@@ -135,7 +142,7 @@ class MachineSettings(CommandSettings):
         description="With `qemu`: the folder of the images. Default: the one into which `python -m "
         "deploy.local.machine_image` puts them, in the user's cache.",
     )
-    machine_metrics_file: Path | None = Field(
+    machine_metrics_file: Annotated[Path, AfterValidator(_textfile)] | None = Field(
         default=None,
         description="With `reap`: the file into which it writes metrics of the machines, in the "
         "folder of node_exporter's textfile collector. Its name must end with `.prom`.",

@@ -34,7 +34,12 @@ class Commands:
 
     def __init__(self, directory: Path, settings: Mapping[str, str]) -> None:
         self.directory = directory
-        self.settings = {"machine_secret": SECRET, "log_level": "warning", **settings}
+        self.settings = {
+            "machine_secret": SECRET,
+            "machine_provider": "qemu",
+            "log_level": "warning",
+            **settings,
+        }
         self._started: list[Child] = []
 
     def machines(self, **more: Any) -> Machines:

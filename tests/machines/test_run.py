@@ -180,6 +180,7 @@ class Machine:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")}
         ours = {
             "BRIDGE_MACHINE_SECRET": SECRET,
+            "BRIDGE_MACHINE_PROVIDER": "qemu",
             "BRIDGE_MACHINE_BOOT_TIMEOUT": str(PATIENCE),
             "PYTHONPATH": str(REPOSITORY),
         }

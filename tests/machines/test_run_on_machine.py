@@ -56,6 +56,7 @@ class Local:
         return {
             **kept,
             "BRIDGE_MACHINE_SECRET": SECRET,
+            "BRIDGE_MACHINE_PROVIDER": "qemu",
             "BRIDGE_MACHINE_DIRECTORY": str(self.directory / "machines"),
             "BRIDGE_MACHINE_REACH": json.dumps([f"127.0.0.1:{self.git_port}"]),
             "BRIDGE_MACHINE_BOOT_TIMEOUT": str(TIMEOUT),
@@ -230,7 +231,9 @@ async def test_a_machine_that_freezes_is_lost(
 ) -> None:
     machine = own()
     settings = MachineSettings(
-        machine_secret=SecretStr(SECRET), machine_directory=local.directory / "machines"
+        machine_secret=SecretStr(SECRET),
+        machine_provider="qemu",
+        machine_directory=local.directory / "machines",
     )
     locator = Locator(settings=settings, execution="own")
     work, out = Work(run_id="own", script=b"echo started; sleep 1000"), Memory()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bridge.cli.common import Json, load
-from bridge.cli.machine.kestra import kestra_identity
+from bridge.cli.machine.kestra import server_to_name
 from bridge.cli.machine.table import print_table
 from bridge.cli.signals import carry_out
 from bridge.machines.lifecycle import Machines
@@ -81,7 +81,7 @@ def create(
     )
 
     async def create_for_kestra() -> Machine:
-        return await create(execution, job, deadline, server=await kestra_identity())
+        return await create(execution, job, deadline, server=await server_to_name())
 
     machine = carry_out(create_for_kestra())
     if as_json:

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from bridge.cli.common import FAILED, Json, load
+from bridge.cli.machine.kestra import server_that_is_asked
 from bridge.cli.signals import carry_out
-from bridge.errors import KestraError
 from bridge.kestra import Kestra
 from bridge.machines import reaping
 from bridge.machines.lifecycle import Machines
@@ -45,7 +45,7 @@ def reap(
     settings = load(ReapSettings, json_logs=as_json)
     sweep = carry_out(_sweep(settings, dry_run=dry_run))
     if settings.machine_metrics_file and not dry_run:
-        sweep = _measured(sweep, settings.machine_metrics_file)
+        sweep = measured(sweep, settings.machine_metrics_file)
     if as_json:
         print(json.dumps({"dry_run": dry_run, **_data(sweep)}))
     else:
@@ -54,7 +54,7 @@ def reap(
         raise typer.Exit(FAILED)
 
 
-def _measured(sweep: Sweep, file: Path) -> Sweep:
+def measured(sweep: Sweep, file: Path) -> Sweep:
     """The sweep, with its metrics written to the file. If they can't be, that is a trouble."""
     try:
         write_metrics(sweep, file, now=time.time())
@@ -71,16 +71,8 @@ async def _sweep(settings: ReapSettings, *, dry_run: bool) -> Sweep:
             found = await kestra.get(execution)
             return found.state.terminal if found else None
 
-        server = await _identity(kestra)
+        server = await server_that_is_asked(kestra)
         return await reaping.reap(Machines(settings), ended, server=server, dry_run=dry_run)
-
-
-async def _identity(kestra: Kestra) -> str:
-    """The id of that Kestra. Empty if it doesn't answer: then no execution can be asked for."""
-    try:
-        return await kestra.server.identity()
-    except KestraError:
-        return ""
 
 
 def _data(sweep: Sweep) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,6 +23,7 @@ from bridge.job.execution import Execution
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.job.message import Message
+from bridge.kestra import always
 from bridge.rabbitmq.topology import retry_queue
 from tests.support.memory_broker import MemoryQueue
 from tests.support.memory_kestra import MemoryKestra
@@ -103,9 +105,9 @@ class TestSuccess:
 class OneThatTakesItsTime(MemoryKestra):
     """A Kestra that shows an execution only a while after it was asked to create it."""
 
-    async def create(self, job: Job) -> Execution:
+    async def create(self, job: Job, *, permitted: Callable[[], None] = always) -> Execution:
         await asyncio.sleep(0.01)
-        return await super().create(job)
+        return await super().create(job, permitted=permitted)
 
 
 def executions_of(replica: Replica) -> float:

@@ -28,7 +28,7 @@ TAGS = Tags(
 
 
 def settings(**more: Any) -> MachineSettings:
-    return MachineSettings(**{"machine_secret": SECRET, **more})
+    return MachineSettings(**{"machine_secret": SECRET, "machine_provider": "qemu", **more})
 
 
 @dataclass
@@ -45,6 +45,10 @@ class MemoryDriver:
     asked: list[tuple[str | None, str | None]] = field(default_factory=list)
     """The size and the network of each create."""
     drops_tags: bool = False
+    refuses_unknown: bool = False
+    """Whether it is an error to destroy a machine that there isn't."""
+    listed: int = 0
+    """How many lists there were."""
     state_of_new: Any = NodeState.RUNNING
     host: str = "127.0.0.1"
     port: int = 22
@@ -67,6 +71,7 @@ class MemoryDriver:
         return node
 
     def list_nodes(self) -> list[Node]:
+        self.listed += 1
         if self.lists_late:
             self.lists_late -= 1
             return []
@@ -76,6 +81,8 @@ class MemoryDriver:
         if self.destroys_late:
             self.destroys_late -= 1
             return False
+        if self.refuses_unknown and str(node.id) not in self.nodes:
+            raise ValueError("invalid id")
         self.nodes.pop(str(node.id), None)
         return True
 

@@ -298,3 +298,26 @@ async def test_tags_that_the_provider_drops_leave_no_machine(
     with pytest.raises(MachineUnavailable, match="is not listed with its tags"):
         await machines.create("3xAbC", "job", 600)
     assert memory.nodes == {}
+
+
+async def test_the_loser_of_two_creates_at_once_destroys_its_own_machine_once(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    other = Machines(settings(machine_provider="memory"), QUICK)
+    first, second = await asyncio.gather(
+        machines.create("3xAbC", "job", 600), other.create("3xAbC", "job", 600)
+    )
+    assert [*memory.nodes] == [first.id] == [second.id]
+
+
+async def test_a_machine_that_was_destroyed_while_it_booted_is_not_said_to_be_left(
+    memory: MemoryDriver,
+) -> None:
+    machines = Machines(settings(machine_provider="memory", machine_boot_timeout=5), QUICK)
+    memory.refuses_unknown = True
+    task = asyncio.create_task(machines.create("3xAbC", "job", 600, wait=True))
+    await eventually(lambda: memory.nodes, "the machine is made")
+    await eventually(lambda: memory.listed > 2, "the machine is listed")
+    memory.nodes.clear()
+    with pytest.raises(MachineUnavailable, match=r"is no longer there$"):
+        await task

@@ -266,6 +266,11 @@ def test_looking_and_destroying_need_neither_image_nor_size() -> None:
     assert choose(settings(machine_provider="ec2", **account)) is PROVIDERS["ec2"]
 
 
+def test_a_provider_that_is_not_set_is_asked_for_by_its_setting() -> None:
+    with pytest.raises(SettingsError, match=r"^BRIDGE_MACHINE_PROVIDER is not set: qemu for"):
+        choose(settings(machine_provider=None))
+
+
 def test_machines_on_this_host_need_no_setting_but_the_secret() -> None:
     assert choose(settings(), to_create=True) is PROVIDERS["qemu"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from libcloud.compute.base import Node
 
+from bridge.cli.machine.reap import measured
 from bridge.errors import KestraUnavailable, MachineDenied, MachineRejected
 from bridge.machines.lifecycle import Machines
 from bridge.machines.machine import Machine
@@ -298,3 +299,26 @@ def machine_with(tags: Tags) -> Machine:
         tags=tags,
         dead=False,
     )
+
+
+async def test_what_kestra_can_not_be_asked_for_does_not_lift_the_brake(
+    memory: MemoryDriver,
+) -> None:
+    machines = await running(5)
+
+    async def answer(execution: str) -> bool | None:
+        if execution in ("execution-0", "execution-1", "execution-2"):
+            raise KestraUnavailable("can't reach Kestra")
+        return None
+
+    policy = ReapPolicy(unknown_after=-1.0, confirmed_after=-1.0)
+    for _ in range(2):
+        sweep = await reap(machines, answer, policy=policy)
+    assert (sweep.refused, len(memory.nodes)) == (True, 5)
+
+
+def test_metrics_that_can_not_be_written_are_a_trouble_of_the_round(tmp_path: Path) -> None:
+    nothing = Sweep(reaped=[], kept=0, troubles=[])
+    (trouble,) = measured(nothing, tmp_path / "nowhere" / "machines.prom").troubles
+    assert trouble.startswith("can't write BRIDGE_MACHINE_METRICS_FILE ")
+    assert trouble.endswith("machines.prom: No such file or directory")
