@@ -23,6 +23,7 @@ from bridge.machines.order import Order, Tags
 from bridge.machines.providers import Provider, choose
 from bridge.machines.settings import MachineSettings
 from bridge.retrying import retry
+from bridge.text import visible
 
 Result = TypeVar("Result")
 
@@ -161,7 +162,7 @@ class Inventory:
         line = self._provider.console(self.client.driver, machine.name)
         if not line:
             return ""
-        return f"; it last said: {line}"
+        return f"; it last said: {visible(line)}"
 
     def _machine(self, node: Node, tags: Tags) -> Machine:
         public, private = node.public_ips or (), node.private_ips or ()
