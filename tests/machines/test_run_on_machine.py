@@ -200,6 +200,15 @@ def test_at_the_time_limit_nothing_of_the_script_is_left_on_the_machine(
     assert (stopped.code, left.code, left.out) == (124, 1, b"")
 
 
+def test_a_script_that_the_machine_s_memory_does_not_suffice_for_is_told_as_that(
+    local: Local, machine: str
+) -> None:
+    script = "python3 -c 'kept = [bytes([n]) * 10_000_000 for n in range(256)]'"
+    finished = local.run(machine, script, "--run-id", "memory")
+
+    assert (finished.code, "ran out of memory" in finished.last) == (137, True)
+
+
 def test_a_task_that_is_run_twice_comes_to_one_run(local: Local, machine: str) -> None:
     script = b"echo x >>../../starts; echo started; sleep 3; wc -l <../../starts; exit 7"
     first = local.popen(machine, "--run-id", "twice", stdin=script)
