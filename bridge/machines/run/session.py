@@ -89,10 +89,15 @@ class RunSession:
         """The status that the supervisor has left.
 
         Raises:
-            MachineFailed: it can't be read.
+            MachineFailed: it can't be read, or there is none.
         """
         try:
             status = json.loads(await self.read(b"status.json"))
+        except asyncssh.SFTPNoSuchFile as error:
+            raise MachineFailed(
+                f"{self._address} did not run our helper: does a start-up file of its user's shell "
+                "end the shell?"
+            ) from error
         except ValueError:
             status = None
         if not isinstance(status, dict):
