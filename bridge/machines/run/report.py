@@ -98,24 +98,23 @@ class Report:
 
     def with_results(self, fetched: RunResults, *, wanted: tuple[str, ...]) -> Report:
         """The report with the files that were fetched. A success that lacks any is none."""
-        message, outcome = self.message, self.outcome
-        nothing = self.succeeded and not fetched.names
-        joint = ", but" if self.succeeded else ";"
-        if fetched.missing:
-            message += f"{joint} {_in_words(fetched.missing)}"
-        elif nothing:
-            message += f", but left nothing that matches {', '.join(map(ascii, wanted))}"
-        elif len(fetched.names) > RESULTS_NAMED:
-            message += f"; the report names {RESULTS_NAMED} of {len(fetched.names)} results"
-        if self.succeeded and (nothing or fetched.missing):
-            outcome = ScriptOutcome.RESULTS_MISSING
-        return dataclasses.replace(
+        report = dataclasses.replace(
             self,
-            outcome=outcome,
-            message=message,
             results=tuple(_text(name) for name in fetched.names),
             missing=tuple(map(str, fetched.missing)),
         )
+        fault = _fault_of(fetched, wanted)
+        if fault and self.succeeded:
+            message = f"{self.message}, but {fault}"
+            return dataclasses.replace(
+                report, outcome=ScriptOutcome.RESULTS_MISSING, message=message
+            )
+        if fetched.missing:
+            return dataclasses.replace(report, message=f"{self.message}; {fault}")
+        if len(fetched.names) > RESULTS_NAMED:
+            named = f"the report names {RESULTS_NAMED} of {len(fetched.names)} results"
+            return dataclasses.replace(report, message=f"{self.message}; {named}")
+        return report
 
     def without_results(self, reason: str, *, lost: bool) -> Report:
         """The report if the results could not even be asked for, because the machine was `lost` or
@@ -128,6 +127,15 @@ class Report:
             return dataclasses.replace(self, outcome=ScriptOutcome.LOST, message=message)
         message = f"{self.message}, but its results are missing: {reason}"
         return dataclasses.replace(self, outcome=ScriptOutcome.RESULTS_MISSING, message=message)
+
+
+def _fault_of(fetched: RunResults, wanted: tuple[str, ...]) -> str:
+    """What is missing, empty if nothing is."""
+    if fetched.missing:
+        return _in_words(fetched.missing)
+    if not fetched.names:
+        return f"left nothing that matches {', '.join(map(ascii, wanted))}"
+    return ""
 
 
 def _in_words(missing: tuple[Missing, ...]) -> str:
