@@ -13,7 +13,7 @@ from bridge.job.settlement import Policy
 from bridge.settings.base import CommandSettings
 from bridge.settings.broker import FlowSettings
 from bridge.settings.kestra import KestraSettings
-from bridge.settings.values import ANY_CASE
+from bridge.settings.values import ANY_CASE, FROM_JSON, FlowPattern
 from bridge.settings.variables import MACHINE_PREFIX, PREFIX, variable
 
 
@@ -25,6 +25,11 @@ class Settings(FlowSettings, KestraSettings):
     max_attempts: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=3, description="How many attempts a job gets."
     )
+    max_machines_lost: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=5,
+        description="How many attempts a job may lose with their machines before that ends it. "
+        "They don't count in `BRIDGE_MAX_ATTEMPTS`.",
+    )
     job_timeout: Annotated[float, Field(gt=0, le=31_536_000)] = Field(
         default=21_600,
         description="How long Kestra may run an execution; then it is killed and counts as "
@@ -34,22 +39,27 @@ class Settings(FlowSettings, KestraSettings):
         default=30,
         description="How often to look up ends of executions whose reply may have been lost.",
     )
+    report_interval: Annotated[float, Field(ge=0, le=60)] = Field(
+        default=0.5,
+        description="How often one replica, the reporter, asks Kestra what has ended and tells "
+        "all replicas; 0 keeps this replica from doing so.",
+    )
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = Field(
         default=30,
         description="How long a stopping bridge waits for executions to end, before it leaves "
         "them to the next.",
     )
-    deduplicate: Annotated[Literal["always", "redelivered"], ANY_CASE] = Field(
-        default="always",
-        description="Which messages' executions to look for before one is created: `always` or "
-        "only `redelivered`, which skips the look-up for fresh messages, so duplicate publishes "
-        "go unnoticed.",
+    deduplicate: Annotated[Literal["ledger", "always", "redelivered"], ANY_CASE] = Field(
+        default="ledger",
+        description="How one execution for each attempt is ensured. `ledger`: replicas claim "
+        "attempts in a stream of RabbitMQ before they create. `always`: they look in Kestra, too, "
+        "before each create. `redelivered`: without a ledger, and only redelivered messages are "
+        "looked up, so duplicate publishes go unnoticed.",
     )
     deduplicate_window: Annotated[float, Field(ge=60, le=315_360_000)] = Field(
         default=604_800,
-        description="How far back a duplicate publish is recognised. Kestra on H2 or MySQL reads "
-        "every execution of that time for a search; where searches are slow the bridge remembers "
-        "recent jobs instead, up to 50,000 executions in that time.",
+        description="How far back a duplicate publish is recognised, and how long the ledger keeps "
+        "claims. It keeps about 200,000 claims at most.",
     )
     adopt_grace: Annotated[float, Field(ge=0, le=600)] = Field(
         default=10,
@@ -65,6 +75,18 @@ class Settings(FlowSettings, KestraSettings):
         default=None,
         description="How long a delivery may stay unsettled. A consumer of a quorum queue sets "
         "it at RabbitMQ from 4.3 on. Default: twice the job time-out and an hour.",
+    )
+    flows_with_machines: Annotated[tuple[FlowPattern, ...], *FROM_JSON] = Field(
+        default=("bridge.jobs/vm-job", "bridge.jobs/vm-batch"),
+        description="A JSON list of patterns of flows whose outputs say how long they had which "
+        "machines. Kestra is asked for the outputs of their executions only.",
+    )
+    prices_per_hour: Annotated[
+        dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]], *FROM_JSON
+    ] = Field(
+        default={},
+        description="What an hour of a machine costs: a JSON object of prices by the machine's "
+        'size, `{"t3.small": 0.02}`. With them, results and dead letters say what a job cost.',
     )
     http_host: str = Field(
         default="127.0.0.1",
@@ -88,6 +110,7 @@ class Settings(FlowSettings, KestraSettings):
             max_attempts=self.max_attempts,
             retry_delays=self.retry_delays,
             ack_warning=self.ack_warning,
+            max_machines_lost=self.max_machines_lost,
         )
 
 

@@ -104,7 +104,7 @@ async def test_queues_jobs_and_replicas_are_shown(stage: BrokerStage, busy: Brid
             job["url"].startswith(f"{stage.kestra.url}/ui/main/executions/test/slow/")
             for job in found["jobs"]
         },
-        "replicas": [replica["prefetch"] for replica in found["replicas"]],
+        "replicas": [(each["prefetch"], each["reporter"]) for each in found["replicas"]],
         "oldest": found["oldest"]["what"],
     }
     assert shown == {
@@ -116,7 +116,7 @@ async def test_queues_jobs_and_replicas_are_shown(stage: BrokerStage, busy: Brid
         "dead": (2, {"invalid_message": 2}),
         "jobs": [(queue, "test/slow", "RUNNING")] * PREFETCH,
         "links": {True},
-        "replicas": [{queue: PREFETCH}],
+        "replicas": [({queue: PREFETCH}, True)],
         "oldest": "delivery",
     }
 

@@ -25,8 +25,8 @@ from aio_pika.abc import AbstractIncomingMessage
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
+from bridge.consume.claiming import Ledger
 from bridge.consume.denials import DenialPolicy, Denials
-from bridge.consume.duplicates import CreateCheck
 from bridge.consume.lookup import Lookup, LookupPolicy
 from bridge.consume.ports import KestraPort
 from bridge.consume.starter import Starter, StartPolicy
@@ -325,7 +325,7 @@ def starter_of(
     *,
     grace: float = 0.2,
     lookup: Lookup | None = None,
-    check: CreateCheck | None = None,
+    ledger: Ledger | None = None,
     denials: DenialPolicy = DENIALS,
     policy: StartPolicy = START,
 ) -> Starter:
@@ -336,7 +336,7 @@ def starter_of(
         metrics=metrics,
         retrying=Retrying(),
         lookup=lookup or lookup_of(kestra, metrics),
-        check=check or CreateCheck(kestra=kestra, metrics=metrics),
+        ledgers={"": ledger} if ledger else {},
         denials=Denials(kestra, denials),
         policy=replace(policy, adopt_grace=grace, ambiguous_wait=grace),
     )

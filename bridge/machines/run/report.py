@@ -202,4 +202,4 @@ def _shortages(status: Mapping[str, Any]) -> str:
 
 def redacted(text: str) -> str:
     """The text on one line, without the credentials of URLs in it."""
-    return re.sub(r"(://)[^/@\s]+@", r"\1…@", " ".join(text.split()))
+    return re.sub(r"(://)\S*@", r"\1…@", " ".join(text.split()))

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import asyncssh
 
-from bridge.machines.run import remote_helper, remote_results, remote_supervisor
+from bridge.machines.run import (
+    remote_checkout,
+    remote_helper,
+    remote_results,
+    remote_supervisor,
+)
 from bridge.machines.run.work import Work
 from bridge.machines.ssh import MachineFailed, is_lost
 
@@ -20,6 +25,7 @@ _PROGRAMS = {
     b"supervisor.py": Path(remote_supervisor.__file__).read_bytes(),
     b"results.py": Path(remote_results.__file__).read_bytes(),
 }
+_CHECKOUT = Path(remote_checkout.__file__).read_bytes()
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
 _FULL_BELOW = 1_000_000
 """Bytes of room on a disk."""
@@ -57,6 +63,9 @@ async def _put(sftp: asyncssh.SFTPClient, staged: bytes, work: Work, digest: str
     }
     if work.script is not None:
         contents[b"script"] = work.script
+    if work.credentials_file is not None:
+        contents[b"checkout.py"] = _CHECKOUT
+        contents[b"credentials"] = work.credentials_file
     file_attributes = asyncssh.SFTPAttrs(permissions=_PRIVATE_FILE)
     for name, content in contents.items():
         async with sftp.open(staged + b"/" + name, "wb", file_attributes) as file:

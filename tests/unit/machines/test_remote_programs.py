@@ -13,7 +13,12 @@ from typing import Any
 
 import pytest
 
-from bridge.machines.run import remote_helper, remote_results, remote_supervisor
+from bridge.machines.run import (
+    remote_checkout,
+    remote_helper,
+    remote_results,
+    remote_supervisor,
+)
 from bridge.machines.run.remote_helper import DONE, FULL, REFUSED
 from bridge.machines.run.result_list import Missing, RunResults
 from bridge.machines.run.work import Work
@@ -50,6 +55,9 @@ def stage(
         supervisor.replace("\nif __name__", f"{CHECK_OUT}\nif __name__")
     )
     shutil.copy(remote_results.__file__, staged / "results.py")
+    if work.credentials_file is not None:
+        shutil.copy(remote_checkout.__file__, staged / "checkout.py")
+        (staged / "credentials").write_bytes(work.credentials_file)
     (staged / "request.json").write_bytes(work.request)
     (staged / "environment").write_bytes(work.environment_file)
     (staged / "digest").write_text(work.digest())
