@@ -25,6 +25,7 @@ from bridge.machines.providers import Provider, choose
 from bridge.machines.settings import MachineSettings
 from bridge.machines.threads import in_thread
 from bridge.retrying import retry
+from bridge.text import visible
 
 Result = TypeVar("Result")
 
@@ -210,7 +211,7 @@ class Inventory:
         line = self._provider.console(self.client.driver, machine.name)
         if not line:
             return ""
-        return f"; it last said: {line}"
+        return f"; it last said: {visible(line)}"
 
     def _machine(self, node: Node, tags: Tags) -> Machine:
         public, private = node.public_ips or (), node.private_ips or ()

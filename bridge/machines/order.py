@@ -87,7 +87,8 @@ class Order:
         """
         user = {
             "name": self.user,
-            "shell": "/bin/bash",
+            # Unlike bash, it runs no start-up file of the user's before each of our commands.
+            "shell": "/bin/sh",
             "lock_passwd": True,
             "ssh_authorized_keys": [self.identity.client.public],
         }

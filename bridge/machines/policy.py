@@ -15,6 +15,9 @@ class SshPolicy:
     denied_grace: float = 30.0
     """A machine that still boots refuses its ordinary users for a while: before the account exists,
     and by /run/nologin. The slower the machine, the longer it does so: this is the minimum."""
+    host_key_grace: float = 60.0
+    """A machine that still boots may show a host key of its image's, until it has got its own. This
+    is the minimum as well."""
     login_timeout: float = 120.0
     """The same as sshd's own (sshd_config's LoginGraceTime)."""
     keepalive: float = 5.0
