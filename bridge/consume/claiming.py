@@ -12,6 +12,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 from tenacity import RetryCallState
@@ -139,14 +140,20 @@ class Ledger:
         """
         self._mark = _new_token()
         self.view.begin()
-        opening = self._broker.ledger(self._queue, self._take, window=self.policy.window)
-        async with opening as self._stream:
+        take = partial(self._take, self._mark)
+        async with self._broker.ledger(self._queue, take, window=self.policy.window) as stream:
+            self._stream, ended = stream, asyncio.ensure_future(stream.ended())
             try:
-                complete = self._stream.empty and not self.view and await self._nothing_before()
-                await self._stream.append(to_entry(Mark(self._mark, time.time(), complete)))
-                why = await self._stream.ended()
+                complete = stream.empty and not self.view and await self._nothing_before()
+                mark = to_entry(Mark(self._mark, time.time(), complete))
+                while not (self.ready or ended.done()):
+                    # A stream that changes its leader may lose what is written meanwhile.
+                    await stream.append(mark)
+                    await first_of(ended, self._ready.wait(), timeout=self.policy.answer)
+                why = await ended
                 was_read = self.ready
             finally:
+                ended.cancel()
                 self._note_loss()
         if not was_read:
             raise BrokerUnavailable(why)
@@ -158,17 +165,27 @@ class Ledger:
         Raises:
             BrokerUnavailable: the ledger was lost before that.
         """
-        if self._stream is None:
+        stream = self._stream
+        if stream is None:
             raise BrokerUnavailable("the ledger is away")
         read_back = self._awaited[claim.token] = asyncio.get_running_loop().create_future()
         try:
-            await self._stream.append(to_entry(claim))
+            await stream.append(to_entry(claim))
             await read_back
+        except BrokerError:
+            # Whoever asks again at once must not find it ready.
+            if self._stream is stream:
+                self._note_loss()
+            raise
         finally:
             self._awaited.pop(claim.token, None)
 
-    def _take(self, offset: int, body: bytes) -> None:
-        """Take note of the next entry, and tell who waits for it."""
+    def _take(self, mark: int, offset: int, body: bytes) -> None:
+        """Take note of the next entry, and tell who waits for it; nothing where it comes late of a
+        reading that is over.
+        """
+        if mark != self._mark:
+            return
         before = self.view.incarnation
         token = self.view.take(offset, body)
         if before not in (NOBODY, self.view.incarnation):
@@ -177,7 +194,7 @@ class Ledger:
         read_back = self._awaited.get(token)
         if read_back is not None and not read_back.done():
             read_back.set_result(None)
-        if token == self._mark:
+        if token == mark and not self.ready:
             log.info(
                 "the ledger is read",
                 queue=self._queue,

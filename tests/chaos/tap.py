@@ -16,7 +16,7 @@ from pamqp.header import ContentHeader
 
 from bridge.job.message import ATTEMPT
 from bridge.rabbitmq import codec
-from bridge.rabbitmq.topology import REPLIES
+from bridge.rabbitmq.topology import REPLIES, ledger_queue
 from tests.chaos.history import Acked, Delivered, Event, Moved
 from tests.support.harness import Proxy, Watcher
 
@@ -116,7 +116,7 @@ class Conversation:
     def _delivered(
         self, number: int, channel: _Channel, deliver: Basic.Deliver, properties: Any
     ) -> None:
-        if deliver.exchange == REPLIES:
+        if deliver.exchange == REPLIES or _of_a_ledger(deliver):
             return
         assert deliver.delivery_tag is not None
         channel.unsettled[deliver.delivery_tag] = None
@@ -151,6 +151,11 @@ class Conversation:
             self._note(
                 Moved(at=time.time(), replica=self._replica, to=to, job=job, attempt=attempt)
             )
+
+
+def _of_a_ledger(deliver: Basic.Deliver) -> bool:
+    """Whether it is an entry of a ledger, which is no job's message."""
+    return str(deliver.routing_key).endswith(ledger_queue(""))
 
 
 def _tags(known: Mapping[int, object], tag: int, *, multiple: bool) -> list[int]:

@@ -77,8 +77,8 @@ class MemoryBroker:
     """A broker with these lanes.
 
     What a test may set: `refusal` is raised in place of a session, and `no_ledger` in place of a
-    ledger. `silent` lets a session never be
-    opened. While `confirms` is cleared, messages stand in their queues and nobody is told.
+    ledger. Unless it `takes_entries`, what is written to ledgers is lost. `silent` lets a session
+    never be opened. While `confirms` is cleared, messages stand in their queues and nobody is told.
     `lost_confirms` publishes on the session's own publisher get no confirm, which ends the session.
     A message that `poison` holds for ends every connection that it is published on.
     """
@@ -92,6 +92,7 @@ class MemoryBroker:
         self.hold = 0.0
         self.refusal: BrokerError | None = None
         self.no_ledger: BrokerError | None = None
+        self.takes_entries = True
         self.silent = False
         self.confirms = asyncio.Event()
         self.confirms.set()
@@ -156,7 +157,7 @@ class MemoryBroker:
     def append(self, name: str, entry: bytes) -> None:
         """Add an entry to a ledger, and bring it to all that read it; nothing where it is gone."""
         entries = self.ledgers.get(name)
-        if entries is None:
+        if entries is None or not self.takes_entries:
             return
         entries.append(entry)
         for reader in self.readers:
