@@ -34,7 +34,7 @@ from bridge.consume.ledger_view import LedgerView
 from bridge.consume.ports import BrokerPort, LedgerPort
 from bridge.errors import BrokerError, BrokerUnavailable
 from bridge.job.attempt import AttemptKey
-from bridge.retrying import BackOff, error_of, retry
+from bridge.retrying import error_of, retry
 from bridge.telemetry.metrics import Metrics
 
 MOST_UNWRITTEN = 10_000
@@ -62,13 +62,11 @@ class Ledger:
         nothing_before: Callable[[], Awaitable[bool]],
         metrics: Metrics,
         policy: LedgerPolicy,
-        back_off: BackOff,
     ) -> None:
         self.policy = policy
         self._queue = queue
         self._broker = broker
         self._nothing_before = nothing_before
-        self._back_off = back_off
         self.view = LedgerView(policy)
         self._stream: LedgerPort | None = None
         self._ready = asyncio.Event()
@@ -87,6 +85,10 @@ class Ledger:
     def ready(self) -> bool:
         """Whether it is read to its end."""
         return self._ready.is_set()
+
+    def hope(self) -> None:
+        """Have starts wait for it anew, since RabbitMQ is back."""
+        self._lost_at = time.monotonic()
 
     async def available(self) -> bool:
         """Whether claims can be made, for which a ledger that went lately is waited for."""
@@ -129,7 +131,10 @@ class Ledger:
         """Read the ledger for ever."""
         while True:
             await retry(
-                self._read_once, on=(BrokerError,), wait=self._back_off, before_sleep=self._log_away
+                self._read_once,
+                on=(BrokerError,),
+                wait=self.policy.back_off,
+                before_sleep=self._log_away,
             )
 
     async def _read_once(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -203,7 +204,9 @@ class Service:
             for ledger in ledgers.values():
                 await stack.enter_async_context(background.running(ledger.run()))
             await self._sessions.run(
-                self._stop, background, lambda session: self._handler(session, starter, waiter)
+                self._stop,
+                background,
+                lambda session: self._handler(session, starter, waiter, ledgers.values()),
             )
 
     def _ledgers(self) -> dict[str, Ledger]:
@@ -218,7 +221,6 @@ class Service:
                 nothing_before=partial(self._nothing_before, lane.queue, policy.window),
                 metrics=self._metrics,
                 policy=policy,
-                back_off=self._policies.sessions.back_off,
             )
             for lane in self._settings.all_lanes
         }
@@ -234,7 +236,15 @@ class Service:
             log.info("kestra does not say what ran before", queue=queue, error=str(error))
             return False
 
-    def _handler(self, session: SessionPort, starter: Starter, waiter: OutcomeWaiter) -> Handler:
+    def _handler(
+        self,
+        session: SessionPort,
+        starter: Starter,
+        waiter: OutcomeWaiter,
+        ledgers: Iterable[Ledger],
+    ) -> Handler:
+        for ledger in ledgers:
+            ledger.hope()
         rules = self._policies.rules
         recorder = Recorder(self._metrics, now=self._kestra.now, max_priority=rules.max_priority)
         settler = Settler(
