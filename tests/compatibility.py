@@ -177,7 +177,7 @@ def _inside(tree: Path, folder: Path) -> list[str]:
         "HOME": "/root",
         "LANG": "C.UTF-8",
         "PIP_CONFIG_FILE": "/environment/pip.conf",
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPYCACHEPREFIX": "/environment/pycache",
     }
     apart = ["unshare", *user, "--mount", "--uts", "--pid", "--fork", "--kill-child"]
     entered = ["sh", "-c", _ENTER, "enter", str(tree), str(REPOSITORY), str(folder)]

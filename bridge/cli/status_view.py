@@ -175,12 +175,13 @@ def _job_table(title: str, jobs: Sequence[JobStatus], width: int) -> Table:
 def _replicas(replicas: Sequence[ReplicaStatus]) -> RenderableType:
     if not replicas:
         return Text("Replicas: none", "bold red")
-    table = _table(f"Replicas: {len(replicas)}", "Host", "Since", "Holds at most")
+    table = _table(f"Replicas: {len(replicas)}", "Host", "Since", "Holds at most", "")
     for replica in replicas:
         since = "?"
         if replica.since:
             since = _moment(replica.since)
-        _add_row(table, replica.host, since, _counts(replica.prefetch))
+        role = "reporter" if replica.reporter else ""
+        _add_row(table, replica.host, since, _counts(replica.prefetch), role)
     return table
 
 

@@ -11,6 +11,7 @@ import structlog
 
 from bridge.consume.denials import Parked
 from bridge.consume.handling import Decoded, Ended, Handling, Received, Running
+from bridge.consume.machine_time import MachineTime
 from bridge.consume.record import Recorder, facts_of
 from bridge.consume.settler import Settler
 from bridge.consume.starter import Starter
@@ -69,6 +70,7 @@ class Handler:
         rules: HandlerRules,
         starter: Starter,
         waiter: OutcomeWaiter,
+        machine_time: MachineTime,
         settler: Settler,
         recorder: Recorder,
         tracer: Tracer,
@@ -76,6 +78,7 @@ class Handler:
         self._rules = rules
         self._starter = starter
         self._waiter = waiter
+        self._machine_time = machine_time
         self._settler = settler
         self._recorder = recorder
         self._tracer = tracer
@@ -190,7 +193,8 @@ class Handler:
         while True:
             with handling.span.step("wait"):
                 outcome = await self._waiter.outcome(running.awaited, running.started)
-            ended = Ended(delivery, job, running.awaited, running.started, outcome)
+            use = await self._machine_time.of(job, outcome.execution)
+            ended = Ended(delivery, job, running.awaited, running.started, outcome, use)
             own = running.awaited.attempt == job.attempt
             if own or not self._rules.policy.tries_again(outcome):
                 handling.progress = ended
@@ -203,6 +207,7 @@ class Handler:
             ended.outcome,
             attempt=ended.attempt,
             first_attempt=ended.first_attempt,
+            machines_lost=ended.machines_lost,
             policy=self._rules.policy,
         )
 
@@ -223,7 +228,12 @@ class Handler:
                 return ToDeadLetter(reason=Reason.VANISHED, error=text)
             case Parked():
                 delay = self._rules.policy.retry_delays[0]
-                return Park(attempt=progress.attempt, delay=delay, error=text)
+                return Park(
+                    attempt=progress.attempt,
+                    delay=delay,
+                    error=text,
+                    machines_lost=progress.machines_lost,
+                )
         raise error
 
     async def _settle(self, handling: Handling, settlement: Settlement) -> None:

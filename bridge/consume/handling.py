@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from bridge.consume.starter import Started
 from bridge.job.execution import Execution, Outcome
 from bridge.job.job import Job
+from bridge.job.machine_use import MachineUse
 from bridge.job.message import Delivery
 from bridge.telemetry.tracing import Span
 
@@ -27,6 +28,16 @@ class Received:
     def first_attempt(self) -> int:
         """The attempt from which the job's attempts are counted: 1, or later after a replay."""
         return 1
+
+    @property
+    def machines_lost(self) -> int:
+        """How many attempts before this one ended because their machine was lost."""
+        return 0
+
+    @property
+    def machine_use(self) -> MachineUse:
+        """What all attempts used of machines, as far as they have ended."""
+        return MachineUse()
 
     @property
     def timeout(self) -> float | None:
@@ -56,6 +67,16 @@ class Decoded(Received):
         return self.job.first_attempt
 
     @property
+    def machines_lost(self) -> int:
+        """The number of lost machines as the message says it."""
+        return self.job.machines_lost
+
+    @property
+    def machine_use(self) -> MachineUse:
+        """What the attempts before this one used, as the message says it."""
+        return self.job.machine_use
+
+    @property
     def timeout(self) -> float | None:
         """The time-out that the message asks for."""
         return self.job.timeout
@@ -83,6 +104,12 @@ class Ended(Running):
     """A delivery whose execution has ended."""
 
     outcome: Outcome
+    total_use: MachineUse
+
+    @property
+    def machine_use(self) -> MachineUse:
+        """What all attempts used, this one included."""
+        return self.total_use
 
     @property
     def execution(self) -> Execution:

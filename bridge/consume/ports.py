@@ -69,6 +69,15 @@ class SessionPort(Protocol):
     def over_a_publish(self) -> bool:
         """Whether RabbitMQ ended the session over something that was published."""
 
+    def leading(self, name: str) -> AbstractAsyncContextManager[PublisherPort | None]:
+        """Lead the replicas in the matter of that name, for as long as the block lasts.
+
+        Gives a publisher with a connection of its own, or None where another session leads.
+
+        Raises:
+            BrokerError: that can't be found out, or the publisher can't be had.
+        """
+
     async def ended(self) -> tuple[str, str]:
         """Wait for the session's end; returns the cause as a word and as a line."""
 
@@ -151,6 +160,9 @@ class KestraPort(Protocol):
 
     async def unfinished(self) -> list[Execution]:
         """All executions of the bridge's that have not ended."""
+
+    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+        """A page of the bridge's executions that ended since then, and whether it is the last."""
 
     async def has_run(self, queue: str, *, since: datetime) -> bool:
         """Whether an execution of a job of that queue started since then."""

@@ -83,6 +83,7 @@ class Results:
                 # A job that failed has outputs, too: they may say which part of it failed.
                 "outputs": await self._outputs(progress),
                 "attempts": progress.attempt - progress.first_attempt + 1,
+                **progress.machine_use.data,
             }
         if isinstance(settlement, ToDeadLetter):
             result |= {"reason": settlement.reason.value, "error": settlement.error}

@@ -18,12 +18,16 @@ from bridge.consume.claiming import Ledger
 from bridge.consume.completions import CompletionRouter, EarlyReplies
 from bridge.consume.denials import DenialPolicy, Denials
 from bridge.consume.handler import Handler, HandlerRules
+from bridge.consume.hearing import Hearing
 from bridge.consume.inflight import InFlight
 from bridge.consume.ledger import LedgerPolicy
 from bridge.consume.lookup import Lookup, LookupPolicy
+from bridge.consume.machine_time import MachineTime, MachineTimePolicy
 from bridge.consume.ports import BrokerPort, KestraPort, SessionPort
 from bridge.consume.publishing import Publishing
 from bridge.consume.record import Recorder
+from bridge.consume.reporter import Reporter
+from bridge.consume.reporting import ReportPolicy
 from bridge.consume.results import Results
 from bridge.consume.sessions import Preflight, SessionPolicy, Sessions
 from bridge.consume.settler import Settler
@@ -55,7 +59,9 @@ class Policies:
     start: StartPolicy
     wait: WaitPolicy
     sweep: SweepPolicy
+    report: ReportPolicy
     ledger: LedgerPolicy | None = None
+    machine_time: MachineTimePolicy = field(default_factory=MachineTimePolicy)
     denials: DenialPolicy = field(default_factory=DenialPolicy)
     early: EarlyReplies = field(default_factory=EarlyReplies)
     publishing: BackOff = field(default_factory=lambda: BackOff(longest=30.0))
@@ -84,8 +90,16 @@ class Policies:
                 ambiguous_wait=settings.ambiguous_wait,
             ),
             wait=WaitPolicy(job_timeout=settings.job_timeout),
-            sweep=SweepPolicy(interval=settings.reconcile_interval),
+            sweep=SweepPolicy(
+                interval=settings.reconcile_interval, reporting=settings.report_interval > 0
+            ),
+            report=ReportPolicy(
+                interval=settings.report_interval, list_every=settings.reconcile_interval
+            ),
             ledger=ledger,
+            machine_time=MachineTimePolicy(
+                flows=settings.flows_with_machines, prices=settings.prices_per_hour
+            ),
         )
 
 
@@ -113,11 +127,26 @@ class Service:
         self._beat = time.monotonic()
         self._suspects = Suspects()
         self._completions = CompletionRouter(metrics, early=self._policies.early)
+        first_lane = settings.all_lanes[0].queue
+        self._hearing = Hearing(
+            reporter=first_lane,
+            completions=self._completions,
+            metrics=metrics,
+            shown_within=self._policies.sweep.shown_within,
+        )
+        reporter = Reporter(
+            queue=first_lane,
+            kestra=kestra,
+            hearing=self._hearing,
+            metrics=metrics,
+            policy=self._policies.report,
+        )
         self._in_flight = InFlight(metrics, job_timeout=self._policies.wait.job_timeout)
         self._sessions = Sessions(
             broker=broker,
             address=settings.broker_address,
-            on_reply=self._completions.route_reply,
+            on_reply=self._hearing.on_message,
+            beside=reporter.run,
             preflight=preflight,
             in_flight=self._in_flight,
             suspects=self._suspects,
@@ -197,7 +226,11 @@ class Service:
             policy=policies.wait,
         )
         reconciler = Reconciler(
-            kestra=kestra, completions=self._completions, metrics=metrics, policy=policies.sweep
+            kestra=kestra,
+            completions=self._completions,
+            hearing=self._hearing,
+            metrics=metrics,
+            policy=policies.sweep,
         )
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(background.running(reconciler.run()))
@@ -262,6 +295,9 @@ class Service:
             rules=rules,
             starter=starter,
             waiter=waiter,
+            machine_time=MachineTime(
+                kestra=self._kestra, metrics=self._metrics, policy=self._policies.machine_time
+            ),
             settler=settler,
             recorder=recorder,
             tracer=self._tracer,

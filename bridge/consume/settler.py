@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 
@@ -14,7 +15,7 @@ from bridge.consume.record import Recorder, facts_of
 from bridge.consume.results import Results
 from bridge.consume.suspects import refused
 from bridge.errors import MessageRefused, QueueFull
-from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Delivery, Message
+from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, MACHINES_LOST, Delivery, Message
 from bridge.job.settlement import Ack, AssignId, Park, Policy, Retry, Settlement, ToDeadLetter
 from bridge.rabbitmq.topology import dead_exchange, retry_queue
 
@@ -69,9 +70,12 @@ class Settler:
                 stamped = message.to_republish({}, message_id=settlement.job_id)
                 await self._stamp(delivery, stamped)
             case Retry() | Park():
-                headers = {ATTEMPT: settlement.attempt}
+                headers: dict[str, Any] = {ATTEMPT: settlement.attempt}
                 if progress.first_attempt > 1:
                     headers[FIRST_ATTEMPT] = progress.first_attempt
+                if settlement.machines_lost:
+                    headers[MACHINES_LOST] = settlement.machines_lost
+                headers |= progress.machine_use.headers
                 await self._publishing.publish(
                     delivery,
                     message.to_republish(headers),
@@ -87,7 +91,7 @@ class Settler:
                 )
                 await self._publishing.publish(
                     delivery,
-                    message.to_republish(headers_of_dead_letter),
+                    message.to_republish(headers_of_dead_letter | progress.machine_use.headers),
                     exchange=dead_exchange(queue),
                     routing_key=queue,
                 )

@@ -11,16 +11,19 @@ from datetime import datetime
 from functools import partial
 
 import structlog
+from tenacity import stop_after_delay
 
-from bridge.consume.completions import Completion, CompletionRouter
+from bridge.consume.completions import CompletionRouter
 from bridge.consume.deadline import Deadline, Enforcer, KillPolicy, idle_seconds
 from bridge.consume.lookup import Lookup
 from bridge.consume.ports import KestraPort
+from bridge.consume.reports import Completion
 from bridge.consume.starter import Started
 from bridge.errors import REFUSALS, KestraError
 from bridge.job.execution import Execution, Outcome, State
 from bridge.job.job import Job
-from bridge.retrying import Retrying
+from bridge.job.machine_loss import says_machine_lost
+from bridge.retrying import BackOff, Retrying, retry
 from bridge.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -37,6 +40,9 @@ class WaitPolicy:
     successor of a RETRIED execution has to show within `successor_within`. `gone_after` looks must
     miss an execution before it counts as deleted: a clustered Kestra may show it late.
 
+    An end that can't be confirmed, because Kestra refuses the look-up, counts as it was told once
+    the refusals have lasted for `refused_for`. `refusals` are the pauses between the looks.
+
     `explain` bounds the wait for Kestra's own reason.
     """
 
@@ -45,6 +51,8 @@ class WaitPolicy:
     long_ago: float = 60.0
     successor_within: float = 60.0
     gone_after: int = 3
+    refused_for: float = 30.0
+    refusals: BackOff = field(default_factory=lambda: BackOff(shortest=0.5, first=2.0, longest=8.0))
     explain: float = 10.0
     kill: KillPolicy = field(default_factory=KillPolicy)
 
@@ -170,7 +178,7 @@ class OutcomeWaiter:
             await asyncio.sleep(self._policy.confirm_after)
         give_up, misses = time.monotonic() + self._policy.successor_within, 0
         while True:
-            current = await self._current(job, execution)
+            current = await self._current_or_told(job, execution)
             if current is None:
                 misses += 1
                 if misses >= self._policy.gone_after:
@@ -186,11 +194,32 @@ class OutcomeWaiter:
             return False
         return (self._kestra.now() - execution.ended).total_seconds() >= self._policy.long_ago
 
+    async def _current_or_told(self, job: Job, execution: Execution) -> Execution | None:
+        """The attempt's execution as it is now; `execution` itself where Kestra goes on refusing.
+
+        A slot is not held for long beyond the end. But a refusal can pass, and the flow's own retry
+        can follow an end.
+        """
+        try:
+            return await retry(
+                partial(self._current, job, execution),
+                on=REFUSALS,
+                wait=self._policy.refusals,
+                stop=stop_after_delay(self._policy.refused_for),
+            )
+        except REFUSALS as error:
+            log.error(
+                "an end can't be confirmed, it counts as it was told",
+                execution=execution.id,
+                error=str(error),
+            )
+            return execution
+
     async def _current(self, job: Job, execution: Execution) -> Execution | None:
         """The attempt's execution as it is now, by a look-up, else by its id.
 
-        Where Kestra refuses both, it is `execution` itself. An end that can't be confirmed settles
-        the delivery all the same: a slot is not held beyond the end.
+        Raises:
+            KestraDenied, KestraIncompatible: Kestra refuses both.
         """
         retrying = self._retrying.unless_refused
         try:
@@ -202,16 +231,15 @@ class OutcomeWaiter:
                 execution=execution.id,
                 error=str(error),
             )
-        try:
-            return await retrying.ask(partial(self._kestra.get, execution.id))
-        except REFUSALS:
-            return execution
+        return await retrying.ask(partial(self._kestra.get, execution.id))
 
     async def _bad_end(self, execution: Execution, deadline: Deadline) -> Outcome:
         if execution.state is State.KILLED and deadline.used_up(execution):
             error = f"killed after its time of {deadline.limit:g} s was up"
             return Outcome(execution=execution, timed_out=True, error=error)
-        return Outcome(execution=execution, error=await self._explain(execution))
+        error = await self._explain(execution)
+        is_lost = execution.state is State.FAILED and says_machine_lost(error)
+        return Outcome(execution=execution, machine_lost=is_lost, error=error)
 
     async def _explain(self, execution: Execution) -> str:
         """Kestra's own reason, if available in time; a settlement doesn't wait for it."""

@@ -16,7 +16,8 @@ from bridge.job.attempt import MARK_LABEL
 from bridge.job.flow_name import PATTERN as FLOW_PATTERN
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
-from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Message
+from bridge.job.machine_use import use_in_headers
+from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, MACHINES_LOST, Message
 
 MAX_BODY = 8 * 1024 * 1024
 MAX_JOB_ID = 200
@@ -93,8 +94,10 @@ def decode(
         id=_job_id(message.message_id),
         flow=flow,
         queue=queue,
-        attempt=_attempt(message.headers, ATTEMPT),
-        first_attempt=_attempt(message.headers, FIRST_ATTEMPT),
+        attempt=_number(message.headers, ATTEMPT),
+        first_attempt=_number(message.headers, FIRST_ATTEMPT),
+        machines_lost=_number(message.headers, MACHINES_LOST, least=0),
+        machine_use=use_in_headers(message.headers),
         inputs=_inputs(body.inputs or {}),
         labels=_labels(
             {key: value for key, value in (body.labels or {}).items() if value is not None}
@@ -102,11 +105,19 @@ def decode(
         timeout=body.timeout,
         correlation_id=_correlation_id(message.correlation_id),
     )
+    _check_attempts(job)
+    return job
+
+
+def _check_attempts(job: Job) -> None:
     if job.first_attempt > job.attempt:
         raise InvalidMessage(
             f"header {FIRST_ATTEMPT} {job.first_attempt} is above {ATTEMPT} {job.attempt}"
         )
-    return job
+    if job.machines_lost > job.attempt - job.first_attempt:
+        raise InvalidMessage(
+            f"header {MACHINES_LOST} {job.machines_lost} is more than the attempts before this one"
+        )
 
 
 def json_schema() -> dict[str, Any]:
@@ -219,10 +230,11 @@ def _job_id(message_id: str | None) -> str:
     return message_id
 
 
-def _attempt(headers: Mapping[str, Any], name: str) -> int:
-    value = headers.get(name, 1)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_ATTEMPT:
-        raise InvalidMessage(f"header {name} is not a number from 1 to {_MAX_ATTEMPT}")
+def _number(headers: Mapping[str, Any], name: str, *, least: int = 1) -> int:
+    """The number in a header, from `least` on, which is also the number of a missing header."""
+    value = headers.get(name, least)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MAX_ATTEMPT:
+        raise InvalidMessage(f"header {name} is not a number from {least} to {_MAX_ATTEMPT}")
     return value
 
 

@@ -135,14 +135,20 @@ def _age(execution: Execution) -> tuple[datetime, str]:
 class Outcome:
     """How an attempt ended.
 
-    `timed_out` says that the bridge killed it at its deadline; `error` is one line for a person.
+    `timed_out` says that the bridge killed it at its deadline, and `machine_lost` that it failed
+    because its machine was lost; `error` is one line for a person.
     """
 
     execution: Execution
     timed_out: bool = False
+    machine_lost: bool = False
     error: str | None = None
 
     @property
     def label(self) -> str:
         """The outcome as one word, for the metrics and the log."""
-        return "timed_out" if self.timed_out else self.execution.state.value.lower()
+        if self.timed_out:
+            return "timed_out"
+        if self.machine_lost:
+            return "machine_lost"
+        return self.execution.state.value.lower()

@@ -9,11 +9,15 @@ from typing import Any
 from bridge.job.attempt import CORRELATION_LABEL, MARK, MARK_LABEL, AttemptKey
 from bridge.job.execution import Execution
 from bridge.job.flow_name import FlowName
+from bridge.job.machine_use import MachineUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One job at one attempt. `timeout` is in seconds.
+
+    `machines_lost` counts the attempts, from `first_attempt` on, whose machine was lost, and
+    `machine_use` is what those attempts used of machines.
 
     An empty `id` says that the message has none yet.
     """
@@ -23,6 +27,8 @@ class Job:
     queue: str = ""
     attempt: int = 1
     first_attempt: int = 1
+    machines_lost: int = 0
+    machine_use: MachineUse = field(default_factory=MachineUse)
     inputs: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None

@@ -10,6 +10,11 @@ from typing import Any
 
 ATTEMPT = "x-bridge-attempt"
 FIRST_ATTEMPT = "x-bridge-first-attempt"
+MACHINES_LOST = "x-bridge-machines-lost"
+"""Counts the attempts that ended because their machine was lost, from the first attempt on."""
+MACHINE_SECONDS = "x-bridge-machine-seconds"
+"""How long all attempts used machines: a JSON object of seconds by size."""
+MACHINE_COST = "x-bridge-machine-cost"
 LEFT_OUT = "x-bridge-left-out"
 """Names the headers that were left out because all of them did not fit into one frame."""
 
@@ -113,7 +118,18 @@ DEAD_LETTER_HEADERS = (
     "x-bridge-queue",
     "x-bridge-at",
 )
-_DROPPED = frozenset({*_ROUTING_HEADERS, *DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT})
+OWN_HEADERS = frozenset(
+    {
+        *DEAD_LETTER_HEADERS,
+        ATTEMPT,
+        FIRST_ATTEMPT,
+        MACHINES_LOST,
+        MACHINE_SECONDS,
+        MACHINE_COST,
+    }
+)
+"""The headers that the bridge alone writes."""
+_DROPPED = frozenset({*_ROUTING_HEADERS, *OWN_HEADERS})
 _BROKERS_HEADERS = re.compile(
     r"x-(?:death|(?:first|last)-death-.*|delivery-count|acquired-count)", re.DOTALL
 )

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from bridge.job.execution import Outcome, State
-from bridge.job.message import ATTEMPT
+from bridge.job.message import ATTEMPT, MACHINES_LOST
 
 
 class Reason(StrEnum):
@@ -23,6 +23,7 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"
     TIMED_OUT = "timed_out"
     VANISHED = "vanished"
+    MACHINE_LOST = "machine_lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +35,29 @@ class Ack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """The same job again, as attempt `attempt`, `delay` seconds after it is published."""
+    """The same job again, as attempt `attempt`, `delay` seconds after it is published.
+
+    `machines_lost` counts the attempts so far whose machine was lost.
+    """
 
     name = "retry"
     attempt: int
     delay: int
     error: str
+    machines_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToDeadLetter:
-    """The job ends here, unfinished, and a person may want to know why."""
+    """The job ends here, unfinished, and a person may want to know why.
+
+    `machines_lost` counts the job's attempts whose machine was lost.
+    """
 
     name = "dead_letter"
     reason: Reason
     error: str
+    machines_lost: int = 0
 
     def headers(
         self, *, queue: str, attempt: int, execution_id: str | None, at: datetime
@@ -63,6 +72,8 @@ class ToDeadLetter:
         }
         if execution_id:
             headers["x-bridge-execution"] = execution_id
+        if self.machines_lost:
+            headers[MACHINES_LOST] = self.machines_lost
         return headers
 
 
@@ -82,6 +93,7 @@ class Park:
     attempt: int
     delay: int
     error: str
+    machines_lost: int = 0
 
 
 Settlement = Ack | Retry | ToDeadLetter | AssignId | Park
@@ -91,12 +103,14 @@ Settlement = Ack | Retry | ToDeadLetter | AssignId | Park
 class Policy:
     """What settlements depend on, most of it chosen by the operator.
 
-    `retry_delays` are seconds; the last one repeats.
+    `retry_delays` are seconds; the last one repeats. `max_machines_lost` is how many lost machines
+    cost a job no attempt.
     """
 
     max_attempts: int = 3
     retry_delays: Sequence[int] = (30, 300)
     ack_warning: bool = True
+    max_machines_lost: int = 5
 
     def accepts(self, state: State) -> bool:
         """Whether an execution that ended in that state did the job."""
@@ -107,28 +121,60 @@ class Policy:
         return _reason(outcome, self) in _RETRIED_REASONS
 
 
-_RETRIED_REASONS = frozenset({Reason.FAILED, Reason.CANCELLED, Reason.TIMED_OUT})
+_RETRIED_REASONS = frozenset(
+    {Reason.FAILED, Reason.CANCELLED, Reason.TIMED_OUT, Reason.MACHINE_LOST}
+)
 
 
-def decide(outcome: Outcome, *, attempt: int, first_attempt: int, policy: Policy) -> Settlement:
+def decide(
+    outcome: Outcome,
+    *,
+    attempt: int,
+    first_attempt: int,
+    policy: Policy,
+    machines_lost: int = 0,
+) -> Settlement:
     """What becomes of a delivery after that outcome of its attempt.
+
+    `machines_lost`: how many attempts before this one ended because their machine was lost.
 
     A failure, a cancellation (Kestra's concurrency limit or SLA) and a time-out are tried again
     while the budget lasts, which counts from `first_attempt` (1, or later for a message that was
     replayed). A kill is somebody's decision and is final.
+
+    A lost machine is no failure of the job's. The next attempt has the next number all the same, so
+    that an attempt stays one execution; the budget leaves such attempts out, and they have a limit
+    of their own.
     """
     reason = _reason(outcome, policy)
     if reason is None:
         return Ack()
     error = outcome.error or f"execution {outcome.execution.id} ended {outcome.execution.state}"
-    tries = attempt - first_attempt + 1
-    if reason in _RETRIED_REASONS and tries < policy.max_attempts:
-        return Retry(
-            attempt=attempt + 1,
-            delay=_delay(tries, policy.retry_delays),
-            error=error,
+    if reason is Reason.MACHINE_LOST:
+        machines_lost += 1
+        tries = machines_lost
+        is_last = machines_lost > policy.max_machines_lost
+    else:
+        tries = attempt - first_attempt + 1 - machines_lost
+        is_last = tries >= policy.max_attempts
+    if reason not in _RETRIED_REASONS or is_last:
+        return ToDeadLetter(
+            reason=reason, error=_with_losses(error, machines_lost), machines_lost=machines_lost
         )
-    return ToDeadLetter(reason=reason, error=error)
+    return Retry(
+        attempt=attempt + 1,
+        delay=_delay(tries, policy.retry_delays),
+        error=error,
+        machines_lost=machines_lost,
+    )
+
+
+def _with_losses(error: str, machines_lost: int) -> str:
+    """The error, with the number of lost machines, which is why the attempts are so many."""
+    if not machines_lost:
+        return error
+    noun = "machine" if machines_lost == 1 else "machines"
+    return f"{error} ({machines_lost} {noun} lost)"
 
 
 def _reason(outcome: Outcome, policy: Policy) -> Reason | None:
@@ -141,6 +187,8 @@ def _reason(outcome: Outcome, policy: Policy) -> Reason | None:
         return Reason.KILLED
     if state is State.CANCELLED:
         return Reason.CANCELLED
+    if outcome.machine_lost:
+        return Reason.MACHINE_LOST
     return Reason.FAILED
 
 

@@ -22,7 +22,21 @@ from bridge.settings import KestraSettings
 from bridge.telemetry.metrics import Metrics
 
 
-class Kestra(AbstractAsyncContextManager["Kestra"]):
+class Listings:
+    """What is asked about the executions of all jobs at once."""
+
+    executions: ExecutionApi
+
+    async def unfinished(self) -> list[Execution]:
+        """All executions that carry the bridge's mark and have not ended, of every replica."""
+        return await self.executions.unfinished()
+
+    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+        """A page of the bridge's executions that ended since then, and whether it is the last."""
+        return await self.executions.ended_since(since, page)
+
+
+class Kestra(Listings, AbstractAsyncContextManager["Kestra"]):
     """A client for one tenant of one Kestra server, 1.x or 2.x. Use it as an async context manager.
 
     What a consumer asks for stands here; the rest is in `executions`, `flows` and `logs`. `clock`
@@ -93,10 +107,6 @@ class Kestra(AbstractAsyncContextManager["Kestra"]):
     async def find_attempts(self, job: Job) -> list[Execution]:
         """All executions of this job, of any attempt."""
         return await self.executions.find_attempts(job)
-
-    async def unfinished(self) -> list[Execution]:
-        """All executions that carry the bridge's mark and have not ended, of every replica."""
-        return await self.executions.unfinished()
 
     async def has_run(self, queue: str, *, since: datetime) -> bool:
         """Whether an execution of a job of that queue started since then."""

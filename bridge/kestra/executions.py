@@ -19,7 +19,7 @@ from bridge.job.attempt import (
 from bridge.job.execution import TERMINAL, Execution
 from bridge.job.job import Job
 from bridge.kestra.parse import parse_execution, read_execution
-from bridge.kestra.search import MAIN, ExecutionSearch, labelled, started_from
+from bridge.kestra.search import MAIN, ExecutionSearch, ended_from, labelled, started_from
 from bridge.kestra.server import KestraServer
 from bridge.kestra.transport import Transport, always
 from bridge.telemetry.tracing import outgoing
@@ -103,6 +103,25 @@ class ExecutionApi:
         found = await self._search.all("sweep", filters)
         # Some may have ended while the server searched.
         return [execution for execution in found.executions if not execution.state.terminal]
+
+    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+        """A page of the bridge's executions that ended then or later, and whether it is the last.
+
+        They are those of every replica, and what inherited the mark. The earliest end comes first,
+        so that an end that comes meanwhile moves none to an earlier page.
+        """
+        filters = {
+            **labelled({MARK_LABEL: MARK}),
+            **ended_from(since),
+        }
+        found = await self._search.page("ended", filters, page, order="state.endDate:asc")
+        # 2.0 dates a pause as an end.
+        ended = [
+            execution
+            for execution in found.executions
+            if execution.state.terminal and execution.labels.get(MARK_LABEL) == MARK
+        ]
+        return ended, found.last
 
     async def has_run(self, queue: str, *, since: datetime) -> bool:
         """Whether an execution of a job of that queue started then or later."""

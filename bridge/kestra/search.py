@@ -17,10 +17,14 @@ MAIN: Mapping[str, str] = {"filters[childFilter][EQUALS]": "MAIN"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPage:
-    """One page of a search, and how many executions all its pages have."""
+    """One page of a search, and how many executions all its pages have.
+
+    `last` says that no page follows.
+    """
 
     executions: list[Execution]
     total: int
+    last: bool = True
 
 
 def labelled(labels: Mapping[str, str]) -> dict[str, str]:
@@ -34,6 +38,12 @@ def started_from(moment: datetime | None) -> dict[str, str]:
         return {}
     text = moment.isoformat(timespec="seconds")
     return {"filters[startDate][GREATER_THAN_OR_EQUAL_TO]": text}
+
+
+def ended_from(moment: datetime) -> dict[str, str]:
+    """The filter for executions that ended then or later."""
+    text = moment.isoformat(timespec="milliseconds")
+    return {"filters[endDate][GREATER_THAN_OR_EQUAL_TO]": text}
 
 
 class ExecutionSearch:
@@ -54,13 +64,20 @@ class ExecutionSearch:
             if not page.executions or len(executions) >= page.total:
                 return SearchPage(executions=executions, total=page.total)
 
-    async def page(self, operation: str, filters: Mapping[str, str], number: int) -> SearchPage:
+    async def page(
+        self,
+        operation: str,
+        filters: Mapping[str, str],
+        number: int,
+        *,
+        order: str = "state.startDate:asc",
+    ) -> SearchPage:
         """One page of a search; the first has number 1."""
         params = {
             **filters,
             "page": str(number),
             "size": str(self._page_size),
-            "sort": "state.startDate:asc",
+            "sort": order,
         }
         answer = await self._transport.read(operation, "GET", "/executions/search", params=params)
         found = answer.object()
@@ -71,4 +88,8 @@ class ExecutionSearch:
             executions = [parse_execution(row) for row in rows]
         except ValueError as error:
             raise KestraUnavailable(f"{operation}: a row can't be read ({error})") from error
-        return SearchPage(executions=executions, total=total)
+        return SearchPage(
+            executions=executions,
+            total=total,
+            last=not rows or number * self._page_size >= total,
+        )

@@ -17,7 +17,7 @@ from bridge.machines.booting import booted
 from bridge.machines.destroying import destroy_machine
 from bridge.machines.inventory import Inventory
 from bridge.machines.machine import Machine
-from bridge.machines.order import Order, Tags, name_of
+from bridge.machines.order import Order, Tags, is_spot, name_of
 from bridge.machines.policy import LIFECYCLE_POLICY, LifecyclePolicy
 from bridge.machines.polling import until
 from bridge.machines.providers import choose
@@ -47,10 +47,12 @@ class Machines:
         *,
         size: str | None = None,
         image: str | None = None,
+        attempt: int = 1,
         wait: bool = False,
     ) -> Machine:
         """The execution's machine: the existing one, or a new one to live `deadline` seconds.
 
+        `attempt` is the job's, on which depends whether a new one is a spot machine.
         With `wait`, returns once the machine answers by SSH. If this fails or is cancelled, it
         leaves no machine that it has created.
 
@@ -75,7 +77,8 @@ class Machines:
             return await self._adopt(alive, wait=wait)
         await self.destroy_all(existing)
         try:
-            return await self._create_new(self._order(execution, job, deadline), settings, wait)
+            order = self._order(execution, job, deadline, attempt)
+            return await self._create_new(order, settings, wait)
         except MachineError:
             # Another task may have been faster, and its machine may be what stood in our way.
             other = None
@@ -141,7 +144,7 @@ class Machines:
             raise
         return machine
 
-    def _order(self, execution: str, job: str, deadline: float) -> Order:
+    def _order(self, execution: str, job: str, deadline: float, attempt: int) -> Order:
         now = time.time()
         name = name_of(execution)
         tags = Tags(
@@ -153,7 +156,13 @@ class Machines:
             deadline=now + deadline,
         )
         identity = self.inventory.identity(name)
-        return Order(name=name, tags=tags, user=self._settings.machine_user, identity=identity)
+        return Order(
+            name=name,
+            tags=tags,
+            user=self._settings.machine_user,
+            identity=identity,
+            spot=is_spot(self._settings.machine_spot, attempt),
+        )
 
     async def _adopt(self, machine: Machine, *, wait: bool) -> Machine:
         """Use a machine that another call made. If it never answers, nobody can use it."""

@@ -53,12 +53,16 @@ class Tags:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A machine that is to be made, described in no provider's terms."""
+    """A machine that is to be made, described in no provider's terms.
+
+    `spot`: a cheaper one, which the provider may take away at any time.
+    """
 
     name: str
     tags: Tags
     user: str
     identity: SshIdentity
+    spot: bool = False
 
     @property
     def user_data(self) -> str:
@@ -85,6 +89,13 @@ class Order:
         }
         # JSON is valid YAML, and needs no quoting rules of its own.
         return "#cloud-config\n" + json.dumps(config, indent=1)
+
+
+def is_spot(choice: str, attempt: int) -> bool:
+    """Whether the machine of that attempt is a spot machine, by BRIDGE_MACHINE_SPOT."""
+    if choice == "first":
+        return attempt == 1
+    return choice == "only"
 
 
 def name_of(execution: str) -> str:

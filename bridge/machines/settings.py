@@ -75,6 +75,11 @@ class MachineSettings(CommandSettings):
     machine_region: str | None = Field(
         default=None, description="The region. With `gce`, the zone."
     )
+    machine_spot: Literal["off", "first", "only"] = Field(
+        default="off",
+        description="With `ec2` and `gce`: whether to order spot machines, which are cheaper and "
+        "may be taken away. `first` orders one for a job's first attempt only, `only` for each.",
+    )
     machine_access_key: str | None = Field(
         default=None,
         description="The account: access key id, user name or service account. Not needed with a "

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from bridge.rabbitmq import declaration
+import structlog
+
+from bridge.rabbitmq import alarms, declaration
 from bridge.rabbitmq.command_session import CommandSession
 from bridge.rabbitmq.connection import (
     announced_version,
@@ -22,6 +24,8 @@ from bridge.rabbitmq.publisher import Publisher
 from bridge.rabbitmq.reply_queue import ReplyQueue
 from bridge.rabbitmq.session import Cause, OnDelivery, OnReply, Session
 from bridge.settings import BrokerSettings
+
+log = structlog.get_logger(__name__)
 
 __all__ = [
     "Broker",
@@ -72,20 +76,23 @@ class Broker:
                 session = Session(
                     announced_version(consuming),
                     await declaration.declare_lanes(consuming, settings),
+                    consuming,
                     publishing,
                     results=ResultPublisher(results, isolated),
                     isolated=isolated,
+                    publisher_apart=self._publisher_apart,
                 )
                 await session.publisher.open()
                 consuming.close_callbacks.add(
                     lambda _, error: session.end("connection_closed", reason(error))
                 )
                 publishing.close_callbacks.add(lambda _, error: session.publishing_ended(error))
-                await session.consume_replies(consuming, on_reply)
+                await session.consume_replies(on_reply)
                 for lane in settings.all_lanes:
                     tag = f"{self._name}.{lane.queue}"
-                    await session.consume(consuming, lane, on_delivery, tag=tag, hold=hold)
-            yield session
+                    await session.consume(lane, on_delivery, tag=tag, hold=hold)
+            with alarms.heard(publishing, _log_alarm):
+                yield session
 
     @asynccontextmanager
     async def ledger(
@@ -126,3 +133,8 @@ class Broker:
         with translated(settings):
             connection = await connect(settings, f"{self._name} {purpose}")
         return Publisher(connection, lost=lambda _: None)
+
+
+def _log_alarm(what: str) -> None:
+    """Log that settlements which publish have to wait, or have to wait no longer."""
+    log.warning("an alarm of RabbitMQ", what=what)

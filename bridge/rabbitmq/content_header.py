@@ -14,7 +14,7 @@ from typing import Any
 from pamqp import encode
 from pamqp.commands import Basic
 
-from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, FIRST_ATTEMPT, LEFT_OUT, Message
+from bridge.job.message import LEFT_OUT, OWN_HEADERS, Message
 from bridge.text import encodable, short
 
 RESERVED = 6 * 1024
@@ -24,7 +24,6 @@ RabbitMQ's own headers, which it adds when it moves a message from queue to queu
 NAMED_AT_MOST = 16
 LONGEST_NAME = 100
 _ERROR = "x-bridge-error"
-_OWN = frozenset({*DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT})
 _TEXT_PROPERTIES = (
     "content_type",
     "content_encoding",
@@ -74,7 +73,7 @@ def fitting(headers: Mapping[str, Any], room: int | None) -> dict[str, Any]:
     # Each is measured only once: tens of thousands of small ones fit into a frame.
     sizes = {name: _size({name: value}) - _size({}) for name, value in kept.items()}
     total = _size({}) + sum(sizes.values())
-    for name in sorted(sizes.keys() - _OWN, key=lambda name: (-sizes[name], name)):
+    for name in sorted(sizes.keys() - OWN_HEADERS, key=lambda name: (-sizes[name], name)):
         del kept[name]
         left_out.append(name)
         total -= sizes[name]

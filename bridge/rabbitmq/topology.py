@@ -93,6 +93,11 @@ def replay_queue(queue: str) -> str:
     return f"{queue}.replay"
 
 
+def reporter_lock(queue: str) -> str:
+    """The exclusive queue that the reporter of a lane's replicas holds."""
+    return f"{queue}.reporter"
+
+
 def ledger_queue(queue: str) -> str:
     """The stream in which replicas claim a lane's jobs."""
     return f"{queue}.ledger"

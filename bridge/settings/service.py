@@ -13,7 +13,7 @@ from bridge.job.settlement import Policy
 from bridge.settings.base import CommandSettings
 from bridge.settings.broker import FlowSettings
 from bridge.settings.kestra import KestraSettings
-from bridge.settings.values import ANY_CASE
+from bridge.settings.values import ANY_CASE, FROM_JSON, FlowPattern
 from bridge.settings.variables import MACHINE_PREFIX, PREFIX, variable
 
 
@@ -25,6 +25,11 @@ class Settings(FlowSettings, KestraSettings):
     max_attempts: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=3, description="How many attempts a job gets."
     )
+    max_machines_lost: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=5,
+        description="How many attempts a job may lose with their machines before that ends it. "
+        "They don't count in `BRIDGE_MAX_ATTEMPTS`.",
+    )
     job_timeout: Annotated[float, Field(gt=0, le=31_536_000)] = Field(
         default=21_600,
         description="How long Kestra may run an execution; then it is killed and counts as "
@@ -33,6 +38,11 @@ class Settings(FlowSettings, KestraSettings):
     reconcile_interval: Annotated[float, Field(ge=0.1, le=3600)] = Field(
         default=30,
         description="How often to look up ends of executions whose reply may have been lost.",
+    )
+    report_interval: Annotated[float, Field(ge=0, le=60)] = Field(
+        default=0.5,
+        description="How often one replica, the reporter, asks Kestra what has ended and tells "
+        "all replicas; 0 keeps this replica from doing so.",
     )
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = Field(
         default=30,
@@ -66,6 +76,18 @@ class Settings(FlowSettings, KestraSettings):
         description="How long a delivery may stay unsettled. A consumer of a quorum queue sets "
         "it at RabbitMQ from 4.3 on. Default: twice the job time-out and an hour.",
     )
+    flows_with_machines: Annotated[tuple[FlowPattern, ...], *FROM_JSON] = Field(
+        default=("bridge.jobs/vm-job", "bridge.jobs/vm-batch"),
+        description="A JSON list of patterns of flows whose outputs say how long they had which "
+        "machines. Kestra is asked for the outputs of their executions only.",
+    )
+    prices_per_hour: Annotated[
+        dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]], *FROM_JSON
+    ] = Field(
+        default={},
+        description="What an hour of a machine costs: a JSON object of prices by the machine's "
+        'size, `{"t3.small": 0.02}`. With them, results and dead letters say what a job cost.',
+    )
     http_host: str = Field(
         default="127.0.0.1",
         description="Where metrics and health are served; `0.0.0.0` in a container.",
@@ -88,6 +110,7 @@ class Settings(FlowSettings, KestraSettings):
             max_attempts=self.max_attempts,
             retry_delays=self.retry_delays,
             ack_warning=self.ack_warning,
+            max_machines_lost=self.max_machines_lost,
         )
 
 

@@ -21,6 +21,12 @@ PRIORITIES_FROM_THE_START = 32
 """Priorities of a lane that exist before their first job. Each takes a histogram, and a queue may
 have 256."""
 
+OPERATIONS = (
+    *("create", "find", "history", "get", "kill", "outputs", "attempts", "explain"),
+    *("flow", "probe", "ended", "sweep"),
+)
+"""What the consumer asks of Kestra: for jobs, and at its start or at intervals."""
+
 _HELP: Mapping[str, str] = MappingProxyType(
     {
         "build_info": "The version of the bridge.",
@@ -37,10 +43,16 @@ _HELP: Mapping[str, str] = MappingProxyType(
         "executions": "Executions created, and found to exist already.",
         "duplicate_executions_killed": "Second executions of one attempt that were killed.",
         "outcomes": "How attempts ended.",
+        "machine_seconds": "For how long ended attempts had their machines.",
         "settlements": "What became of deliveries, and why.",
         "results": "Results sent to a message's reply_to.",
         "replies": "Replies from Kestra: waited for, not ours, or not readable.",
-        "reconciled": "Ends of executions that the sweep found and no reply told.",
+        "reconciled": "Ends of executions that no reply told, and a list of what has not ended "
+        "showed.",
+        "ends_heard": "Replies by who told them.",
+        "ends_told": "Ends that this replica told to all replicas, as the reporter.",
+        "reporter": "Whether this replica is the reporter.",
+        "report_seconds": "The reporter's questions for what has ended, all pages of each.",
         "consumer_restarts": "Sessions with the broker that ended.",
         "kestra_refused": "Answers of Kestra by which it refused the credentials, the rights or "
         "the form of a request.",
@@ -59,8 +71,9 @@ _HELP: Mapping[str, str] = MappingProxyType(
 
 _VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
+        "ends_heard": ("notifier", "reporter"),
         "replies": ("awaited", "unknown", "not_terminal", "malformed"),
-        "kestra_refused": ("create", "find", "get", "kill", "probe", "sweep"),
+        "kestra_refused": OPERATIONS,
         "consumer_restarts": ("connection_closed", "channel_closed", "consumer_cancelled"),
         "stuck_executions": (
             "never_started",
@@ -73,8 +86,8 @@ _VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The values of a metric's only label. Each exists from the start: to Prometheus a series that
 appears with a 1 has never risen, so the first dead letter would be no increase."""
 
-_ENDS = ("success", "warning", "failed", "killed", "cancelled", "skipped", "timed_out")
-_NOT_ACKED = ("warning", "failed", "cancelled", "skipped", "timed_out")
+_NOT_ACKED = ("warning", "failed", "cancelled", "skipped", "timed_out", "machine_lost")
+_ENDS = ("success", "killed", *_NOT_ACKED)
 _SETTLEMENTS = (
     *((name, "") for name in ("ack", "stamp", "park", "left")),
     *(("retry", outcome) for outcome in _NOT_ACKED),
@@ -119,10 +132,10 @@ class Metrics:
         self.duplicates = self._counter("duplicate_executions_killed")
         self.outcomes = self._counter("outcomes", "lane", "state")
         self.settlements = self._counter("settlements", "lane", "settlement", "reason")
+        self.machine_seconds = self._counter("machine_seconds", "lane", "size")
         self.results = self._counter("results", "lane", "result")
 
-        self.replies = self._counter("replies", "match")
-        self.reconciled = self._counter("reconciled")
+        self._declare_ends()
         self.consumer_restarts = self._counter("consumer_restarts", "cause")
         self.kestra_refused = self._counter("kestra_refused", "operation")
 
@@ -131,18 +144,29 @@ class Metrics:
         )
         self.job_seconds = self._histogram("job_seconds", _JOB_BUCKETS, "lane")
         self.settle_seconds = self._histogram("settle_seconds", _SETTLE_BUCKETS, "lane")
-        self.ledger_ready = self._gauge("ledger_ready", "lane")
-        self.ledger_reach = self._gauge("ledger_reach_seconds", "lane")
-        self.ledger_unanswered = self._counter("ledger_unanswered", "lane")
-        self.claim_seconds = self._histogram("claim_seconds", _CLAIM_BUCKETS, "lane")
-        self.kestra_request_seconds = self._histogram(
-            "kestra_request_seconds", _SETTLE_BUCKETS, "operation", "code"
-        )
+        self.kestra_request_seconds = self._requests()
+        self._declare_ledger()
 
         for lane, prefetch in lanes.items():
             lane_info.labels(lane, vhost).set(1)
             self.prefetch.labels(lane).set(prefetch)
             self._begin(lane, min(max_priority + 1, PRIORITIES_FROM_THE_START))
+
+    def _declare_ends(self) -> None:
+        """How ends of executions become known."""
+        self.replies = self._counter("replies", "match")
+        self.reconciled = self._counter("reconciled")
+        self.ends_heard = self._counter("ends_heard", "by")
+        self.ends_told = self._counter("ends_told")
+        self.reporter = self._gauge("reporter")
+        self.report_seconds = self._histogram("report_seconds", _SETTLE_BUCKETS)
+
+    def _declare_ledger(self) -> None:
+        """What the ledgers know, and how long a claim takes."""
+        self.ledger_ready = self._gauge("ledger_ready", "lane")
+        self.ledger_reach = self._gauge("ledger_reach_seconds", "lane")
+        self.ledger_unanswered = self._counter("ledger_unanswered", "lane")
+        self.claim_seconds = self._histogram("claim_seconds", _CLAIM_BUCKETS, "lane")
 
     def _begin(self, lane: str, priorities: int) -> None:
         """Create the lane's series before their first event, for the reason given at `_VALUES`."""
@@ -165,6 +189,14 @@ class Metrics:
             self.results.labels(lane, result)
         for priority in range(priorities):
             self.queue_wait_seconds.labels(lane, str(priority))
+
+    def _requests(self) -> Histogram:
+        """Requests to Kestra. Each operation has a series before its first request."""
+        name, labels = "kestra_request_seconds", ("operation", "code")
+        histogram = self._histogram(name, _SETTLE_BUCKETS, *labels)
+        for operation in OPERATIONS:
+            histogram.labels(operation, "200")
+        return histogram
 
     def _counter(self, name: str, *labels: str) -> Counter:
         counter = Counter(f"bridge_{name}", _HELP[name], labels, registry=self.registry)

@@ -101,7 +101,13 @@ def _values(schema: Mapping[str, Any]) -> str:
         return _limits(schema)
     if schema.get("format") == "path":
         return "path"
-    return {"boolean": "`true`, `false`", "array": "JSON list", "string": "text"}[schema["type"]]
+    words = {
+        "boolean": "`true`, `false`",
+        "array": "JSON list",
+        "object": "JSON object",
+        "string": "text",
+    }
+    return words[schema["type"]]
 
 
 def _limits(schema: Mapping[str, Any]) -> str:

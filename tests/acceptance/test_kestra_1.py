@@ -245,8 +245,3 @@ async def test_the_doctor_finds_nothing_wrong_and_its_probe_comes_back(stage: En
 
         await eventually(silent, "nothing is wrong", timeout=20, every=0.5)
         assert await stage.diagnosed(patience=30) == []
-
-
-async def test_the_doctor_misses_the_notifier(stage: EngineStage) -> None:
-    async with no_notifier(stage):
-        assert "notifier" in {finding.check for finding in await stage.diagnosed()}

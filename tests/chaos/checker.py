@@ -212,12 +212,14 @@ def _early_acks(name: str, job: _Job) -> Iterator[Violation]:
 
 
 def _succeeded(execution: Execution, attempt: int, by: float) -> bool:
-    """Whether the attempt had succeeded by then, or an earlier one that an operator had brought
-    back."""
+    """Whether the attempt had succeeded by then, or an earlier one that had failed at first.
+
+    An operator brings such an attempt back, or the flow's own retry does, which can come after a
+    failure that Kestra told and then did not let the bridge confirm.
+    """
     ended = execution.ended
-    counts = execution.attempt == attempt or (
-        execution.attempt < attempt and execution.brought_back
-    )
+    again = execution.brought_back or execution.chain != execution.id
+    counts = execution.attempt == attempt or (execution.attempt < attempt and again)
     return counts and execution.state in GOOD and ended is not None and ended <= by
 
 

@@ -143,6 +143,15 @@ TWICE_SENT_AND_SOON_OVER = [
     for event in TWICE_SENT
     if not isinstance(event, Killed)
 ]
+RETRIED_BY_ITS_FLOW_AND_BY_THE_BRIDGE: list[Event] = [
+    LIMITS,
+    published(),
+    delivered(1, 1),
+    execution("e1", 2, 3, "RETRIED"),
+    execution("e2", 3, 5, chain="e1"),
+    *RETRIED[4:7],
+    acked(8, 2),
+]
 RESTARTED_BY_AN_OPERATOR: list[Event] = [
     *RETRIED[:3],
     Execution(
@@ -212,6 +221,7 @@ SOUND = {
     "twice-and-over": TWICE_SENT_AND_SOON_OVER,
     "adopted": ADOPTED,
     "retried-by-its-flow": RETRIED_BY_ITS_FLOW,
+    "retried-by-its-flow-and-by-the-bridge": RETRIED_BY_ITS_FLOW_AND_BY_THE_BRIDGE,
     "restarted-by-an-operator": RESTARTED_BY_AN_OPERATOR,
     "changed-by-an-operator": CHANGED_BY_AN_OPERATOR,
     "brought-back-in-vain": BROUGHT_BACK_IN_VAIN,

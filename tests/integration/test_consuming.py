@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.rabbitmq import RabbitMQ
-from tests.support.broker_stage import BrokerStage, open_stage
+from tests.support.broker_stage import BrokerStage, memory_alarm, open_stage
 from tests.support.harness import Bridge, Client, Proxy, eventually
 from tests.support.standin import Ends, Run
 
@@ -350,3 +350,13 @@ async def test_what_the_broker_itself_gives_up_lands_with_the_dead_letters(
     await one_stage.submit("expired", expiration=0.1)
     letter = await one_stage.dead_letter()
     assert (letter.message_id, letter.headers["x-first-death-reason"]) == ("expired", "expired")
+
+
+async def test_an_alarm_that_keeps_settlements_waiting_is_logged_with_its_reason(
+    one_stage: BrokerStage,
+) -> None:
+    await one_stage.declare()
+    await one_stage.submit("one", b"no JSON")
+    async with memory_alarm(one_stage.rabbit), one_stage.bridge() as bridge:
+        said = await eventually(lambda: bridge.events("an alarm of RabbitMQ"), "it is logged")
+    assert "takes no messages: low on" in said[0]["what"]

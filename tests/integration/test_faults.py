@@ -185,7 +185,7 @@ async def test_jobs_of_a_flow_that_kestra_denies_keep_no_other_job_from_starting
 
 
 async def test_a_fresh_message_costs_no_search(one_stage: BrokerStage) -> None:
-    async with one_stage.bridge(reconcile_interval=3600) as bridge:
+    async with one_stage.bridge(reconcile_interval=3600, report_interval=0) as bridge:
         await eventually(lambda: bridge.count("the ledger is read"), "the ledger is read")
         before = one_stage.kestra.requests["search"]
         await one_stage.submit("one")
@@ -197,7 +197,7 @@ async def test_a_sweep_is_one_search_for_many_jobs(one_stage: BrokerStage) -> No
     kestra = one_stage.kestra
     kestra.flow("test", "job", Ends(after=None))
     async with one_stage.bridge(
-        prefetch=40, deduplicate="redelivered", reconcile_interval=0.5
+        prefetch=40, deduplicate="redelivered", reconcile_interval=0.5, report_interval=0
     ) as bridge:
         for number in range(40):
             await one_stage.submit(f"job-{number}")

@@ -90,7 +90,7 @@ async def test_a_machine_that_never_answers_is_given_up_for_another_and_a_dead_l
     assert await stage.nothing_is_left()
 
 
-async def test_a_job_whose_machine_dies_in_mid_run_is_a_dead_letter_that_says_so(
+async def test_a_job_whose_machine_dies_in_mid_run_runs_on_another_at_no_cost(
     stage: MachineStage,
 ) -> None:
     soon = {'machine run "$@" --outputs': 'machine run "$@" --outputs --reconnect 2'}
@@ -98,14 +98,17 @@ async def test_a_job_whose_machine_dies_in_mid_run_is_a_dead_letter_that_says_so
         stage.variant(f"{NAMESPACE}/vm-job", HURRY | soon) as flow,
         stage.bridge(flow=flow, max_attempts=1) as bridge,
     ):
-        await stage.submit("one", script="echo started; sleep 1000")
+        await stage.submit("one", script=f"echo started; {UNTIL_LET_GO}")
         await stage.speaking()
         (machine,) = stage.world.host.processes
         machine.kill()
-        await bridge.settled(job="one", settlement="dead_letter", timeout=PATIENCE)
-        (letter,) = await stage.client.take(f"{stage.queue}.dead")
-    assert "was lost" in str(letter.headers["x-bridge-error"])
-    assert await stage.ran_once_an_attempt()
+        (lost,) = await bridge.settled(job="one", settlement="retry", timeout=PATIENCE)
+        second = await stage.speaking(after=1)
+        await stage.let_go(second.id)
+        await bridge.settled(job="one", settlement="ack", timeout=PATIENCE)
+    assert "was lost" in lost["error"]
+    assert (await stage.outputs(lost["execution"]))["machine"]["seconds"] > 0
+    assert await stage.ran_once_an_attempt(2)
     assert await stage.nothing_is_left()
 
 

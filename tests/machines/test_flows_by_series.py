@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.machines.world import (
+    GIT_SECRET,
     HOSTILE,
     NAMESPACE,
     PATIENCE,
@@ -40,6 +41,7 @@ async def copying(stage: MachineStage) -> dict[str, Any]:
         "script": 'cat input_file >"$NAME"; printf %s "$TEXT" >>"$NAME"; echo started',
         "variables": {"TEXT": HOSTILE, "NAME": NAMES[stage.world.engine.series]},
         "input_file": await stage.left_file(),
+        "git_secret": GIT_SECRET,
         "results": "-*",
         "time_limit": 900,
     }
@@ -54,9 +56,11 @@ async def jobs_of(stage: MachineStage) -> list[str]:
 async def test_a_webhook_call_runs_the_same_job(stage: MachineStage) -> None:
     execution = await stage.call(**await copying(stage))
     assert await stage.end(execution) == "SUCCESS", await stage.said(execution)
-    ((path, address),) = (await stage.outputs(execution))["results"].items()
+    outputs = await stage.outputs(execution)
+    ((path, address),) = outputs["results"].items()
     assert path == f"results/{NAMES[stage.world.engine.series]}"
     assert await stage.stored(address) == COPIED
+    assert (outputs["machine"]["size"], outputs["machine"]["seconds"] > 0) == ("small", True)
     assert await stage.nothing_is_left()
 
 
@@ -99,6 +103,7 @@ async def test_a_batch_with_a_job_that_no_machine_could_run_is_refused_before_an
         {"script": "true", "git_branch": "main\n"},
         {"script": ["true"], "variables": "A=1", "time_limit": "soon"},
         {"script": "true", "input_file": "/etc/hostname"},
+        {"script": "true", "git_secret": "') ~ secret('X", "git_lfs": "yes"},
     ]
     before = await jobs_of(stage)
     async with stage.bridge(flow=BATCH, max_attempts=1) as bridge:
@@ -109,11 +114,11 @@ async def test_a_batch_with_a_job_that_no_machine_could_run_is_refused_before_an
         "job 2: script is no text",
         "job 2: variables is no object",
         "job 2: time_limit is no number from 1 to 2592000",
-        "job 3: input_file is not",
+        "job 3: input_file is not the address",
+        "job 4: git_secret is no name",
     ]
-    assert line["error"].startswith(
-        f"task refuse ended FAILED: nothing was begun: {'; '.join(faults)}"
-    )
+    assert [fault for fault in faults if fault not in line["error"]] == []
+    assert line["error"].startswith("task refuse ended FAILED: nothing was begun: job 1: ")
     assert await jobs_of(stage) == before
 
 

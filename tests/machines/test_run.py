@@ -448,19 +448,7 @@ def serve_git(directory: Path, port: int) -> Iterator[None]:
     """A repository `source` with the branches `main`, `feature/x` and a tag `v1`, served by git's
     own daemon."""
     source = directory / "git" / "source"
-    source.mkdir(parents=True)
-    (source / "job.sh").write_text("echo from the branch; cat data 2>/dev/null; exit 5\n")
-    who = ["-c", "user.email=a@example.org", "-c", "user.name=a"]
-    commands = [
-        ["init", "-q", "-b", "main"],
-        [*who, "commit", "-q", "--allow-empty", "-m", "first"],
-        ["tag", "v1"],
-        ["checkout", "-q", "-b", "feature/x"],
-        ["add", "."],
-        [*who, "commit", "-q", "-m", "second"],
-    ]
-    for command in commands:
-        subprocess.run(["git", *command], cwd=source, check=True)
+    _make_repository(source)
     options = [
         "--reuseaddr",
         "--export-all",
@@ -474,6 +462,22 @@ def serve_git(directory: Path, port: int) -> Iterator[None]:
         yield
     finally:
         daemon.kill()
+
+
+def _make_repository(source: Path) -> None:
+    source.mkdir(parents=True)
+    (source / "job.sh").write_text("echo from the branch; cat data 2>/dev/null; exit 5\n")
+    who = ["-c", "user.email=a@example.org", "-c", "user.name=a"]
+    commands = [
+        ["init", "-q", "-b", "main"],
+        [*who, "commit", "-q", "--allow-empty", "-m", "first"],
+        ["tag", "v1"],
+        ["checkout", "-q", "-b", "feature/x"],
+        ["add", "."],
+        [*who, "commit", "-q", "-m", "second"],
+    ]
+    for command in commands:
+        subprocess.run(["git", *command], cwd=source, check=True)
 
 
 @pytest.fixture
@@ -501,13 +505,36 @@ def test_a_script_of_a_branch_is_run_in_its_checkout_with_the_input_files(
     assert (finished.code, finished.out) == (5, b"from the branch\ninput")
 
 
-@pytest.mark.parametrize("branch", ["no-such-branch", "v1"])
-def test_what_is_no_branch_fails_the_preparation(machine: Machine, git: str, branch: str) -> None:
-    finished = machine.run("echo never", "--git-repository", git, "--git-branch", branch)
+def test_what_is_no_branch_fails_the_preparation(machine: Machine, git: str) -> None:
+    finished = machine.run("echo never", "--git-repository", git, "--git-branch", "no-such-branch")
 
     assert (finished.code, finished.out) == (66, b"")
     assert "prepare failed: " in finished.last
     assert "branch" in finished.last
+
+
+def test_a_private_repository_is_checked_out_by_ssh_from_a_known_host(machine: Machine) -> None:
+    source = machine.directory / "private"
+    _make_repository(source)
+    identity = SshIdentity.derive(SECRET, machine.name)
+    known = f"[127.0.0.1]:{machine.port} {identity.host.public}\n"
+    (machine.directory / "login").write_text(identity.client.private + known)
+    url = f"ssh://{getpass.getuser()}@127.0.0.1:{machine.port}{source}"
+    options = ("--git-repository", url, "--git-branch", "feature/x")
+    finished = machine.run("ls; cat ../key", *options, "--git-credentials", "login")
+
+    assert (finished.code, finished.out) == (1, b"job.sh\n")
+
+
+def test_a_private_repository_on_an_unknown_host_is_refused(machine: Machine) -> None:
+    identity = SshIdentity.derive(SECRET, machine.name)
+    other = SshIdentity.derive(SECRET, "other")
+    known = f"[127.0.0.1]:{machine.port} {other.host.public}\n"
+    (machine.directory / "login").write_text(identity.client.private + known)
+    url = f"ssh://{getpass.getuser()}@127.0.0.1:{machine.port}/x"
+    finished = machine.run("true", "--git-repository", url, "--git-credentials", "login")
+
+    assert (finished.code, b"Host key verification failed" in finished.err) == (66, True)
 
 
 def test_a_repository_that_does_not_answer_fails_the_preparation(machine: Machine) -> None:

@@ -43,6 +43,7 @@ pytestmark = [
 
 KEY = "a-key-that-nobody-guesses"
 PASSWORD = "Aa0secret"
+GIT_SECRET, GIT_LOGIN = "TESTS", "https://user:{{ 1 + 1 }}@git.example.org"
 NAMESPACE = "bridge.jobs"
 PATIENCE = TIMEOUT
 """How long a job may take, or a step of one."""
@@ -118,7 +119,7 @@ def world_of(
         # A file outlives the engine. On 1.3, a kill that interrupts the worker as it writes would
         # close it for good.
         database="memory" if series == "1.3" else "file",
-        secrets={"BRIDGE_WEBHOOK_KEY": KEY},
+        secrets={"BRIDGE_WEBHOOK_KEY": KEY, f"BRIDGE_GIT_{GIT_SECRET}": GIT_LOGIN},
         port=engine_port,
         password=PASSWORD,
         environment=_of_the_workers(host, engine_port),
@@ -221,11 +222,12 @@ class MachineStage:
         )
         return [parse_execution(row) for row in answer.json()["results"]]
 
-    async def speaking(self, word: str = "started") -> Execution:
-        """The one execution, once its script has said that word."""
+    async def speaking(self, word: str = "started", *, after: int = 0) -> Execution:
+        """The one execution after so many others, once its script has said that word."""
 
         async def say() -> list[Execution]:
-            return [one for one in await self.executions() if word in await self.said(one.id)]
+            later = (await self.executions())[after:]
+            return [one for one in later if word in await self.said(one.id)]
 
         (execution,) = await eventually(
             say, f"a script that says {word}", timeout=PATIENCE, every=0.2

@@ -13,7 +13,13 @@ import pytest
 from bridge.consume.ports import BrokerPort, LedgerPort, SessionPort
 from bridge.errors import BrokerUnavailable, PublishFailed, QueueFull
 from bridge.job.message import Delivery, Message
-from bridge.rabbitmq.topology import dead_exchange, dead_queue, ledger_queue, retry_queue
+from bridge.rabbitmq.topology import (
+    REPLIES,
+    dead_exchange,
+    dead_queue,
+    ledger_queue,
+    retry_queue,
+)
 from bridge.settings import Lane
 
 PREFETCH = 2
@@ -101,6 +107,16 @@ async def ended(session: SessionPort) -> str:
     async with asyncio.timeout(20):
         cause, _ = await session.ended()
         return cause
+
+
+async def leads_within(session: SessionPort, name: str, *, seconds: float) -> bool:
+    """Whether a session leads in the matter of that name, tried for that many seconds."""
+    async with asyncio.timeout(seconds):
+        while True:
+            async with session.leading(name) as publisher:
+                if publisher is not None:
+                    return True
+            await asyncio.sleep(0.1)
 
 
 async def overfill(session: SessionPort, exchange: str) -> None:
@@ -332,6 +348,46 @@ class BrokerSuite:
             await under.reply(b"told")
             async with asyncio.timeout(20):
                 assert await consumption.replies.get() == b"told"
+
+    async def test_one_session_leads_at_a_time(self, under: BrokerUnderTest) -> None:
+        name = f"{under.queue}.reporter"
+        async with (
+            consuming(under) as one,
+            consuming(under) as other,
+            one.session.leading(name) as first,
+            other.session.leading(name) as second,
+        ):
+            assert (first is not None, second) == (True, None)
+
+    async def test_another_session_leads_once_the_first_has_given_up(
+        self, under: BrokerUnderTest
+    ) -> None:
+        name = f"{under.queue}.reporter"
+        async with consuming(under) as one, consuming(under) as other:
+            async with one.session.leading(name):
+                pass
+            async with other.session.leading(name) as publisher:
+                assert publisher is not None
+
+    async def test_another_session_leads_once_the_first_has_ended(
+        self, under: BrokerUnderTest
+    ) -> None:
+        name = f"{under.queue}.reporter"
+        async with consuming(under) as one, one.session.leading(name):
+            await under.cut()
+            await ended(one.session)
+            async with consuming(under) as other:
+                assert await leads_within(other.session, name, seconds=20)
+
+    async def test_every_session_hears_what_the_leader_tells(self, under: BrokerUnderTest) -> None:
+        async with consuming(under) as one, consuming(under) as other:
+            async with one.session.leading(f"{under.queue}.reporter") as publisher:
+                assert publisher is not None
+                told = Message(body=b"told")
+                await publisher.publish(told, exchange=REPLIES, routing_key="SUCCESS.test.job")
+            async with asyncio.timeout(20):
+                heard = [await each.replies.get() for each in (one, other)]
+        assert heard == [b"told", b"told"]
 
     async def test_after_the_stop_nothing_new_comes_and_what_is_here_can_be_acked(
         self, under: BrokerUnderTest

@@ -46,6 +46,9 @@ def exported(*, label: str | None = None) -> set[str]:
         }
         histogram = {f"{family.name}{part}" for part in ("", "_bucket", "_count", "_sum")}
         found |= names
+        if family.type == "counter" and label is None:
+            # One whose labels' values show only in time has no samples yet.
+            found.add(f"{family.name}_total")
         if family.type == "histogram" and (names or label is None):
             found |= histogram
     return found

@@ -115,6 +115,22 @@ class KestraSuite:
         await under.server.end(ended.id)
         assert ids(await under.kestra.unfinished()) == [runs.id]
 
+    async def test_what_ended_since_is_listed_with_the_earliest_end_first(
+        self, under: KestraUnderTest
+    ) -> None:
+        since = under.kestra.now() - timedelta(minutes=1)
+        one, two, _runs = [await under.kestra.create(job(name)) for name in ("a", "b", "c")]
+        for ended in (two, one):
+            await under.server.end(ended.id)
+        rows, last = await under.kestra.ended_since(since)
+        assert (ids(rows), last) == ([two.id, one.id], True)
+
+    async def test_what_ended_before_is_not_listed_as_ended(self, under: KestraUnderTest) -> None:
+        created = await under.kestra.create(job())
+        await under.server.end(created.id)
+        later = under.kestra.now() + timedelta(hours=1)
+        assert await under.kestra.ended_since(later) == ([], True)
+
     async def test_a_queue_has_run_once_a_job_of_it_has_an_execution(
         self, under: KestraUnderTest
     ) -> None:

@@ -28,7 +28,14 @@ from bridge.errors import (
 )
 from bridge.job.message import Delivery, Message
 from bridge.rabbitmq.isolation import IsolatedPublisher, ReopeningPublisher, ResultPublisher
-from bridge.rabbitmq.topology import Kind, dead_exchange, dead_queue, ledger_queue, retry_queue
+from bridge.rabbitmq.topology import (
+    REPLIES,
+    Kind,
+    dead_exchange,
+    dead_queue,
+    ledger_queue,
+    retry_queue,
+)
 from bridge.settings import Lane
 
 OnDelivery = Callable[[Lane, Delivery], None]
@@ -80,7 +87,8 @@ class MemoryBroker:
     ledger. Unless it `takes_entries`, what is written to ledgers is lost. `silent` lets a session
     never be opened. While `confirms` is cleared, messages stand in their queues and nobody is told.
     `lost_confirms` publishes on the session's own publisher get no confirm, which ends the session.
-    A message that `poison` holds for ends every connection that it is published on.
+    A message that `poison` holds for ends every connection that it is published on. With `mute`,
+    nobody may publish to the reply exchange.
     """
 
     def __init__(
@@ -99,6 +107,10 @@ class MemoryBroker:
         self.lost_confirms = 0
         self.poison: Callable[[Message], bool] = lambda _: False
         self.acked: list[Message] = []
+        self.mute = False
+        self.leaders: dict[str, MemorySession] = {}
+        self.told: list[tuple[str, Message]] = []
+        """What the bridge published to the reply exchange, each with its routing key."""
         self.violations: list[str] = []
         """What no bridge may do: settle a delivery twice, or exceed its prefetch."""
         self._retry_delays = tuple(retry_delays)
@@ -168,6 +180,12 @@ class MemoryBroker:
         """Put a message into its queue and confirm it; raises as a real publisher does."""
         if self.poison(message):
             raise BrokerUnavailable("the connection was closed", blames_message=True)
+        if exchange == REPLIES and self.mute:
+            raise BrokerUnavailable("a publish was not confirmed: write access refused")
+        if exchange == REPLIES:
+            self.told.append((routing_key, message))
+            self.reply(message.body)
+            return
         queue = self._route(exchange, routing_key)
         if queue.most is not None and len(queue.ready) >= queue.most:
             raise QueueFull(f"the broker refused a message for {queue.name!r}")
@@ -343,6 +361,25 @@ class MemorySession:
         """Wait for the session's end; returns the cause and a line."""
         return await asyncio.shield(self._ended)
 
+    @asynccontextmanager
+    async def leading(self, name: str) -> AsyncIterator[Line | None]:
+        """Lead in the matter of that name, unless another session does."""
+        if self.over:
+            raise BrokerUnavailable("the connection was lost")
+        if name in self._broker.leaders:
+            yield None
+            return
+        self._broker.leaders[name] = self
+        try:
+            yield Line(self._broker)
+        finally:
+            self.lead_no_more()
+
+    def lead_no_more(self) -> None:
+        """Give up what it leads in."""
+        for name in [name for name, held_by in self._broker.leaders.items() if held_by is self]:
+            del self._broker.leaders[name]
+
     async def stop_consuming(self) -> None:
         """Take no more deliveries."""
         for consumer in self.consumers:
@@ -352,6 +389,7 @@ class MemorySession:
         """Declare it over: the broker delivers again what is unsettled."""
         if not self.over:
             self._ended.set_result((cause, why))
+        self.lead_no_more()
         for consumer in self.consumers:
             self._broker.take_back(consumer)
 

@@ -23,7 +23,7 @@ from bridge.job.attempt import MARK, MARK_LABEL, QUEUE_LABEL
 from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
-from bridge.kestra import always
+from bridge.kestra import DEFAULT_LIMITS, always
 from tests.support.standin import Ends
 
 Behaviour = Ends | Callable[[Execution], Ends]
@@ -154,6 +154,18 @@ class MemoryKestra:
         await self._request("unfinished")
         marked = [run for run in self.executions.values() if run.labels.get(MARK_LABEL) == MARK]
         return [run for run in marked if not run.state.terminal]
+
+    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+        """A page of the bridge's executions that ended since then, the earliest end first."""
+        await self._request("ended_since")
+        found = [
+            run
+            for run in self.executions.values()
+            if run.ended and run.ended >= since and run.labels.get(MARK_LABEL) == MARK
+        ]
+        found.sort(key=lambda run: run.ended or since)
+        size = DEFAULT_LIMITS.page_size
+        return found[(page - 1) * size : page * size], page * size >= len(found)
 
     async def has_run(self, queue: str, *, since: datetime) -> bool:
         """Whether an execution of a job of that queue started since then."""

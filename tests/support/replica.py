@@ -46,7 +46,7 @@ Change = Callable[[Policies], Policies]
 
 
 def quick(policies: Policies) -> Policies:
-    """The same rules with waits of milliseconds. The sweep never comes."""
+    """The same rules with waits of milliseconds. The sweep and the reporter never come."""
     rules = policies.rules
     return replace(
         policies,
@@ -65,6 +65,7 @@ def quick(policies: Policies) -> Policies:
             kill=KillPolicy(again_after=0.002, again_at_most=0.004, look_again_after=0.002),
         ),
         sweep=replace(policies.sweep, interval=3600.0),
+        report=replace(policies.report, interval=0.0),
         denials=replace(policies.denials, hold=0.0),
         ledger=policies.ledger
         and replace(

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from bridge.cli.dead_letters.output import as_text, dumps
 from bridge.durations import format_span
-from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, Message
+from bridge.job.machine_use import use_in_headers
+from bridge.job.message import ATTEMPT, DEAD_LETTER_HEADERS, MACHINE_COST, MACHINE_SECONDS, Message
 from bridge.kestra import FailureReport
 from bridge.kestra.logs import LogLine
 from bridge.operate.dead_letters.letter import DeadLetter, Origin
@@ -29,7 +30,16 @@ LABEL_WIDTH = 12
 LOG_LINES = 20
 """Lines of one log entry."""
 
-SHOWN_ELSEWHERE = frozenset({*DEAD_LETTER_HEADERS, ATTEMPT, "x-delivery-count", "x-acquired-count"})
+SHOWN_ELSEWHERE = frozenset(
+    {
+        *DEAD_LETTER_HEADERS,
+        ATTEMPT,
+        MACHINE_SECONDS,
+        MACHINE_COST,
+        "x-delivery-count",
+        "x-acquired-count",
+    }
+)
 """Headers whose content is in other rows, or that reading changes."""
 
 NO_PROPERTIES = frozenset({"body", "headers", "exchange", "routing_key"})
@@ -89,6 +99,7 @@ def full_data(letter: DeadLetter, message: Message, report: ExecutionReport) -> 
     """A letter with its message and Kestra's report on its execution, for programs."""
     return {
         **letter.data,
+        **use_in_headers(message.headers).data,
         "kestra": report.data,
         "properties": dict(_properties(message)),
         "headers": dict(message.headers),
@@ -139,6 +150,8 @@ def _message_rows(message: Message) -> Rows:
     ]
     if headers:
         yield "Headers", headers
+    if used := use_in_headers(message.headers).words:
+        yield "Machines", [visible(used)]
     size = len(message.body)
     yield "Body", ["1 byte" if size == 1 else f"{size} bytes", *_body_lines(message.body)]
 

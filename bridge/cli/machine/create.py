@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +11,15 @@ from bridge.cli.common import Json, load
 from bridge.cli.machine.table import print_table
 from bridge.cli.signals import carry_out
 from bridge.machines.lifecycle import Machines
+from bridge.machines.machine import Machine
+from bridge.machines.providers import choose
 from bridge.machines.settings import MachineSettings
+
+
+def _billed(settings: MachineSettings, size: str | None, machine: Machine) -> dict[str, Any]:
+    """What tells later how long which machine was there. `created` is in seconds since 1970."""
+    chosen = size or settings.machine_size or choose(settings).default_size
+    return {"size": chosen, "created": int(machine.tags.created)}
 
 
 def create(
@@ -35,6 +43,12 @@ def create(
     image: Annotated[
         str | None, typer.Option(help="Its image, instead of BRIDGE_MACHINE_IMAGE.")
     ] = None,
+    attempt: Annotated[
+        int,
+        typer.Option(
+            help="The job's attempt. With BRIDGE_MACHINE_SPOT=first only 1 is spot.", min=1
+        ),
+    ] = 1,
     wait: Annotated[
         bool, typer.Option("--wait", help="Return once the machine answers by SSH.")
     ] = False,
@@ -57,11 +71,20 @@ def create(
     machines = Machines(settings)
     # A flow passes its unset optional inputs as empty texts.
     machine = carry_out(
-        machines.create(execution, job, deadline, size=size or None, image=image or None, wait=wait)
+        machines.create(
+            execution,
+            job,
+            deadline,
+            size=size or None,
+            image=image or None,
+            attempt=attempt,
+            wait=wait,
+        )
     )
     if as_json:
         print(json.dumps(machine.data))
     elif outputs:
-        print("::" + json.dumps({"outputs": machine.data}) + "::")
+        told = {**machine.data, **_billed(settings, size, machine)}
+        print("::" + json.dumps({"outputs": told}) + "::")
     else:
         print_table([machine])

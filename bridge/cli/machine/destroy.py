@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Annotated
 
 import typer
@@ -17,6 +18,21 @@ from bridge.machines.settings import MachineSettings
 def destroy(
     execution: Annotated[str | None, typer.Option(help="Destroy this execution's machine.")] = None,
     name: Annotated[str | None, typer.Option(help="Destroy the machine of this name.")] = None,
+    created: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="When it was created, in seconds since 1970, as the outputs of create say.",
+        ),
+    ] = None,
+    outputs: Annotated[
+        bool,
+        typer.Option(
+            "--outputs",
+            help="With --created: end standard output with the seconds that the machine was "
+            "there, as Kestra's ::{…}:: line.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Destroy a machine, and return once it is gone. It is no failure if there is none."""
@@ -33,3 +49,5 @@ def destroy(
         print(f"destroyed {', '.join(names)}")
     else:
         print("there was no machine")
+    if outputs and created:
+        print("::" + json.dumps({"outputs": {"seconds": round(time.time() - created, 1)}}) + "::")

@@ -22,6 +22,7 @@ from bridge.errors import BridgeError, SettingsError
 from bridge.machines.locate import Locator
 from bridge.machines.run.remote_run import RemoteRun
 from bridge.machines.run.report import Report, ScriptOutcome
+from bridge.machines.run.repository import GitCredentials, parse_credentials
 from bridge.machines.run.work import Work, environment_from, environment_of, file_of
 from bridge.machines.settings import MachineSettings
 from bridge.machines.ssh import Address
@@ -94,10 +95,36 @@ def run(
         str | None,
         typer.Option(metavar="URL", help="A repository to check out where the script runs."),
     ] = None,
+    git_repository_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|-",
+            help="A file with that URL instead. Use it for a URL with a password, which other "
+            "users of this host would see among the arguments.",
+        ),
+    ] = None,
     git_branch: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Its branch. Without it, the repository's default."),
+        typer.Option(
+            metavar="NAME",
+            help="Its branch, or else its tag; or a commit, or a ref such as refs/pull/1/head. "
+            "Without it, the repository's default branch.",
+        ),
     ] = None,
+    git_credentials: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|-",
+            help="What git may log in with, in any order: lines https://user:token@host, a "
+            "private key for ssh, and lines of known_hosts, which a key needs.",
+        ),
+    ] = None,
+    git_submodules: Annotated[
+        bool, typer.Option("--git-submodules", help="Check out the submodules too.")
+    ] = False,
+    git_lfs: Annotated[
+        bool, typer.Option("--git-lfs", help="Fetch the files that are in Git LFS.")
+    ] = False,
     time_limit: Annotated[
         float | None,
         typer.Option(
@@ -148,8 +175,8 @@ def run(
     Waits for the machine to boot. Variables and files reach the script unchanged, whatever they
     hold.
     """
-    if script == env_file == "-":
-        raise SettingsError("--script and --env-file can't both be standard input")
+    if [script, env_file, git_repository_file, git_credentials].count("-") > 1:
+        raise SettingsError("standard input can be only one of the files")
     if bool(result) != bool(results_directory):
         raise SettingsError("--result and --results-directory go together")
     settings = load(MachineSettings, json_logs=as_json)
@@ -162,8 +189,11 @@ def run(
         repository_script=_unset(repository_script),
         environment=_environment(env, env_file),
         files=tuple(file_of(text) for text in file or ()),
-        git_repository=_unset(git_repository),
+        git_repository=_repository(git_repository, git_repository_file),
         git_branch=_unset(git_branch),
+        git_submodules=git_submodules,
+        git_lfs=git_lfs,
+        git_credentials=_git_credentials(git_credentials),
         results=tuple(result or ()),
         time_limit=time_limit,
         grace=grace,
@@ -182,6 +212,27 @@ def run(
 def _unset(text: str | None) -> str | None:
     """The option's value. A flow passes an optional input that isn't set as an empty text."""
     return text or None
+
+
+def _repository(url: str | None, file: str | None) -> str | None:
+    """The repository's address, from its option or from the option's file."""
+    content = _text(file, "--git-repository-file")
+    if url and content:
+        raise SettingsError("only one of --git-repository and --git-repository-file is possible")
+    return _unset(url) or _unset((content or "").removesuffix("\n"))
+
+
+def _git_credentials(file: str | None) -> GitCredentials:
+    return parse_credentials(_text(file, "--git-credentials") or "")
+
+
+def _text(path: str | None, option: str) -> str | None:
+    """The content of an option's file as text."""
+    content = _content(path, option)
+    try:
+        return None if content is None else content.decode()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{option}: {path!a} is not in UTF-8") from error
 
 
 def _content(path: str | None, option: str) -> bytes | None:

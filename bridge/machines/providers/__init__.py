@@ -33,14 +33,18 @@ def choose(settings: MachineSettings, *, to_create: bool = False) -> Provider:
     """The provider that the settings name.
 
     Raises:
-        SettingsError: it is unknown, or lacks settings that it needs. Those that only creating
-            needs count with `to_create`.
+        SettingsError: it is unknown, has no spot machines, or lacks settings that it needs. Those
+            that only creating needs count with `to_create`.
     """
     provider = PROVIDERS.get(settings.machine_provider)
     if provider is None:
         raise SettingsError(
             f"BRIDGE_MACHINE_PROVIDER must be one of {', '.join(sorted(PROVIDERS))}, "
             f"not {settings.machine_provider!a}"
+        )
+    if settings.machine_spot != "off" and not provider.has_spot:
+        raise SettingsError(
+            f"BRIDGE_MACHINE_SPOT must be off: {provider.name} has no spot machines"
         )
     missing = []
     for name in provider.needs:

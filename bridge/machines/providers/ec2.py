@@ -24,6 +24,7 @@ class Ec2(Provider):
 
     name = "ec2"
     needs = ACCOUNT
+    has_spot = True
 
     def connect(self, settings: MachineSettings) -> NodeDriver:
         # The driver's default is version 2, which newer regions no longer accept.
@@ -40,6 +41,7 @@ class Ec2(Provider):
             "ex_userdata": order.user_data,
             "ex_clienttoken": f"{order.name}-{order.tags.call}",
             "ex_terminate_on_shutdown": True,
+            "ex_spot": order.spot,
         }
         firewall_option = "ex_security_groups"
         if settings.machine_network:

@@ -17,6 +17,7 @@ class Gce(Provider):
 
     name = "gce"
     needs = (*ACCOUNT, "machine_project", "machine_region")
+    has_spot = True
 
     def connect(self, settings: MachineSettings) -> NodeDriver:
         return libcloud_driver(
@@ -30,7 +31,7 @@ class Gce(Provider):
     def options(self, order: Order, settings: MachineSettings) -> dict[str, Any]:
         # Metadata, not labels: those take no capital letters, which an execution's id has.
         metadata = {**order.tags.texts, "user-data": order.user_data}
-        options: dict[str, Any] = {"ex_metadata": metadata}
+        options: dict[str, Any] = {"ex_metadata": metadata, "ex_preemptible": order.spot}
         if settings.machine_network:
             options["ex_network"] = settings.machine_network
         if settings.machine_firewall:

@@ -34,6 +34,8 @@ class Provider(ABC):
     """The settings that it can't do without."""
     dead_states: ClassVar[frozenset[Any]] = frozenset({NodeState.TERMINATED, NodeState.ERROR})
     """The states from which no machine comes back."""
+    has_spot: ClassVar[bool] = False
+    """Whether spot machines can be ordered there."""
     default_image: ClassVar[str] = ""
     default_size: ClassVar[str] = ""
 

@@ -2,7 +2,8 @@
 ended.
 
 `remote_helper` starts it, in the run's folder, with the run's lock open and its standard error in
-the run's `stderr`. Like the helper it needs only Python 3.8 or later and the standard library.
+the run's `stderr`. It has `remote_checkout` do a checkout, in a process of its own. Like the helper
+it needs only Python 3.8 or later and the standard library.
 
     python3 supervisor.py
 
@@ -23,6 +24,7 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -73,29 +75,12 @@ class Run:
         _write("status.json", json.dumps(status).encode())
 
     def _check_out(self) -> None:
-        repository, branch = self.request["git_repository"], self.request["git_branch"]
-        if not repository:
+        if not self.request["git_repository"]:
             return
-        command = ["git", "-c", "protocol.ext.allow=never", "clone", "--quiet", "--depth=1"]
-        command += ["--single-branch", "--no-recurse-submodules", "--no-tags"]
-        if branch:
-            command.append("--branch=" + branch)
-        command += ["--", repository, "work"]
-        environment = dict(os.environ, LC_ALL="C", GIT_TERMINAL_PROMPT="0", GIT_ASKPASS="true")
-        environment["GIT_ALLOW_PROTOCOL"] = "git:http:https:ssh"
-        try:
-            code = self._wait(_spawn(command, ".", environment, "checkout", "checkout"))
-        except OSError as error:
-            raise PrepareFailed(f"git can't be started on the machine: {error.strerror}") from error
-        output = _read("checkout").decode("utf-8", "replace")
-        with open("stderr", "ab") as log:
-            log.write(output.encode())
-        if code:
-            raise PrepareFailed(_failure_in(output) or f"git ended with {code}")
-        # git also checks out a tag of that name, which isn't what was asked for.
-        head = _read(os.path.join("work", ".git", "HEAD")).strip()
-        if branch and head != b"ref: refs/heads/" + os.fsencode(branch):
-            raise PrepareFailed("the repository has no branch of that name, only a tag")
+        command = [sys.executable, "-I", "checkout.py"]
+        if self._wait(_spawn(command, ".", os.environb, "stderr", "stderr")):
+            reason = _read("checkout-error").decode("utf-8", "replace")
+            raise PrepareFailed(reason or "the checkout ended without a word")
 
     def _place_files(self) -> None:
         """Put the input files where the script runs, over what a checkout may have brought."""
@@ -258,16 +243,6 @@ def _take_environment() -> dict[bytes, bytes]:
             variables[name] = value
     os.unlink("environment")
     return variables
-
-
-def _failure_in(output: str) -> str:
-    """The line of git's output that says why it failed."""
-    last = fatal = ""
-    for line in map(str.strip, output.splitlines()):
-        last = line or last
-        if line.startswith(("fatal:", "error:")):
-            fatal = line
-    return (fatal or last)[:500]
 
 
 def _read(path: str) -> bytes:

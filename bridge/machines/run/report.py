@@ -133,4 +133,4 @@ def _outcome_of(status: Mapping[str, Any], time_limit: float) -> tuple[ScriptOut
 
 def redacted(text: str) -> str:
     """The text on one line, without the credentials of URLs in it."""
-    return re.sub(r"(://)[^/@\s]+@", r"\1…@", " ".join(text.split()))
+    return re.sub(r"(://)\S*@", r"\1…@", " ".join(text.split()))

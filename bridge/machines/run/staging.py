@@ -8,13 +8,14 @@ from pathlib import Path
 
 import asyncssh
 
-from bridge.machines.run import remote_helper, remote_supervisor
+from bridge.machines.run import remote_checkout, remote_helper, remote_supervisor
 from bridge.machines.run.work import Work
 
 HOME = b".kestra-bridge"
 """The folder of all runs, in the user's home."""
 _HELPER = Path(remote_helper.__file__).read_bytes()
 _SUPERVISOR = Path(remote_supervisor.__file__).read_bytes()
+_CHECKOUT = Path(remote_checkout.__file__).read_bytes()
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
 
 
@@ -36,6 +37,9 @@ async def stage(sftp: asyncssh.SFTPClient, work: Work, digest: str) -> bytes:
     }
     if work.script is not None:
         contents[b"script"] = work.script
+    if work.credentials_file is not None:
+        contents[b"checkout.py"] = _CHECKOUT
+        contents[b"credentials"] = work.credentials_file
     file_attributes = asyncssh.SFTPAttrs(permissions=_PRIVATE_FILE)
     for name, content in contents.items():
         async with sftp.open(staged + b"/" + name, "wb", file_attributes) as file:

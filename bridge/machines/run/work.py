@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import TypeAdapter
 
 from bridge.errors import SettingsError
+from bridge.machines.run.repository import GitCredentials, Repository, parse_repository
 
 LARGEST_VARIABLE = 131_071
 """Bytes. Linux accepts no longer `NAME=value`, whatever the limit for all variables together."""
@@ -22,9 +23,6 @@ _VARIABLE = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
 _RUNS_CODE = re.compile(rb"BASH_ENV|BASHOPTS|SHELLOPTS|PS4|LD_.*")
 """Variables whose value would run as code: by bash before or beside the script, or by the
 loader."""
-_URL = re.compile(
-    r"(https?|git|ssh)://[^/\s].*|[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*:[^:].*"
-)
 _BAD_IN_BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)")
 
 
@@ -42,6 +40,8 @@ class InputFile:
 class Work:
     """What one run has to do. `time_limit` and `grace` are in seconds.
 
+    `git_branch` names a branch, a tag, a commit or a full ref, such as `refs/pull/1/head`.
+
     Raises:
         SettingsError: it can't be carried out on any machine.
     """
@@ -53,6 +53,9 @@ class Work:
     files: tuple[InputFile, ...] = ()
     git_repository: str | None = None
     git_branch: str | None = None
+    git_submodules: bool = False
+    git_lfs: bool = False
+    git_credentials: GitCredentials = field(default_factory=GitCredentials)
     results: tuple[str, ...] = ()
     time_limit: float | None = None
     grace: float = 5.0
@@ -77,13 +80,11 @@ class Work:
             if self.git_branch or self.repository_script:
                 raise SettingsError("--git-branch and --repository-script need --git-repository")
             return
-        is_url = _URL.fullmatch(self.git_repository) and self.git_repository.isprintable()
-        if not is_url:
-            raise SettingsError(
-                "--git-repository must be https://…, http://…, git://…, ssh://… or user@host:path"
-            )
+        parse_repository(self.git_repository)
         if self.git_branch is not None and not is_branch(self.git_branch):
-            raise SettingsError(f"--git-branch {self.git_branch!a} can't be a branch's name")
+            raise SettingsError(
+                f"--git-branch {self.git_branch!a} can't name a branch, a tag, a commit or a ref"
+            )
         if self.repository_script is not None:
             _check_inside("--repository-script", self.repository_script, "path")
 
@@ -95,12 +96,28 @@ class Work:
                 raise SettingsError(f"--file: {str(file.local)!a} is not a readable file")
 
     @property
+    def _repository(self) -> Repository | None:
+        if self.git_repository is None:
+            return None
+        return parse_repository(self.git_repository)
+
+    @property
+    def credentials_file(self) -> bytes | None:
+        """The JSON of the credentials for the checkout; None without a checkout."""
+        if self._repository is None:
+            return None
+        return self.git_credentials.with_login(self._repository.login).file
+
+    @property
     def request(self) -> bytes:
-        """The JSON that the helper on the machine reads."""
+        """The JSON that the programs on the machine read. It holds no credentials."""
+        repository = self._repository
         request = {
             "script": self.repository_script,
-            "git_repository": self.git_repository,
+            "git_repository": repository.url if repository else None,
             "git_branch": self.git_branch,
+            "git_submodules": self.git_submodules,
+            "git_lfs": self.git_lfs,
             "results": self.results,
             "time_limit": self.time_limit,
             "grace": self.grace,
@@ -115,7 +132,8 @@ class Work:
     def digest(self) -> str:
         """A hash that differs for different work under the same id.
 
-        It reads the files, so it takes a while.
+        It leaves out the credentials: a token that was renewed meanwhile makes no other work. It
+        reads the files, so it takes a while.
         """
         parts = [self.request, self.script or b""]
         for name, value in sorted(self.environment.items()):

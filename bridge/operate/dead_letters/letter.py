@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from bridge.job.decode import MAX_BODY
 from bridge.job.flow_name import FlowName
+from bridge.job.machine_use import use_in_headers
 from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Message
 from bridge.job.settlement import Reason
 from bridge.text import visible
@@ -131,13 +132,15 @@ def attempt_of(message: Message) -> int:
 
 def to_replay(letter: DeadLetter, message: Message) -> Message:
     """The message that puts a dead letter's job back: its next attempt, with a fresh budget of
-    attempts.
+    attempts. What the job used of machines still counts.
 
     What the bridge keeps as headers stays headers: an `expiration` would be lost on the way and a
     `user_id` refused.
     """
     attempt = letter.attempt + 1
-    return message.to_republish({ATTEMPT: attempt, FIRST_ATTEMPT: attempt}, message_id=letter.job)
+    used = use_in_headers(message.headers).headers
+    headers = {ATTEMPT: attempt, FIRST_ATTEMPT: attempt, **used}
+    return message.to_republish(headers, message_id=letter.job)
 
 
 def _key(queue: str, job: str, attempt: int, body: bytes) -> bytes:

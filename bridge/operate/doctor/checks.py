@@ -168,7 +168,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="notifier",
-        means="the notifier is deployed, enabled and the one for this Kestra",
+        means="ends are told, and a notifier that there is fits this Kestra",
         judge=kestra_checks.notifier,
         needs_kestra=True,
         at_start=True,

@@ -23,7 +23,7 @@ from bridge.operate.doctor.facts import (
     LaneFacts,
     QueueFacts,
 )
-from bridge.operate.doctor.kestra_checks import NOTIFIER
+from bridge.operate.flows import NOTIFIER
 from bridge.operate.sources import (
     ANSWER_WITHIN,
     KESTRA,

@@ -210,7 +210,8 @@ def policies(_: Settings, facts: Facts) -> Iterator[Finding]:
             if lossy:
                 yield fault(
                     f"{queue.name} gets {', '.join(lossy)} from a policy{queue.policies}",
-                    why="messages expire, are dropped or are refused behind the bridge's back",
+                    why="messages expire, are dropped or are refused behind the bridge's back; "
+                    "RabbitMQ 3.10 drops at a restart what a classic queue holds beyond its limit",
                     fix="rabbitmqctl list_policies -p VHOST; let the policy's pattern leave out "
                     "the bridge's queues",
                 )

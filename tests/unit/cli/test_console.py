@@ -17,6 +17,7 @@ from bridge.cli.dead_letters.replay import ReplayCommand
 from bridge.cli.flows import _report as report_of_flows
 from bridge.errors import KestraRejected
 from bridge.job.flow_name import FlowName
+from bridge.job.machine_use import MachineUse
 from bridge.job.message import Message
 from bridge.operate.dead_letters.letter import parse
 from bridge.operate.flows import Fate, Verdict
@@ -157,6 +158,14 @@ def test_a_header_of_several_values_is_shown_as_json(capsys: pytest.CaptureFixtu
         "raw: a\\xff",
     ]
     assert [line for line in lines if line not in shown] == [], shown
+
+
+def test_a_dead_letter_shows_what_its_job_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    headers = MachineUse({"small": 3600.0}, 0.5).headers
+    message = Message(body=b"{}", headers=headers)
+    letter = parse(message, queue="q", default_flow=None)
+    print_full(letter, message, datetime.now(UTC), ExecutionReport(execution=None))
+    assert "Machines    3600 s of small, cost 0.5\n" in capsys.readouterr().out
 
 
 def test_an_unreachable_broker_is_reported_without_words_of_python(console: Console) -> None:

@@ -641,6 +641,87 @@ class TestTroubleWithKestra:
         assert line["error"] == "execution execution-1 ended FAILED"
 
 
+class TestAJobWhoseMachineIsLost:
+    lost = Ends(
+        "FAILED",
+        error="kestra-bridge: kestra-a: the connection was lost; Command failed with exit code 74",
+    )
+
+    async def test_runs_again_up_to_a_limit_of_its_own(self) -> None:
+        async with World() as world, world.replica(max_attempts=1, max_machines_lost=2):
+            world.kestra.flow("test", "job", self.lost)
+            await world.submit("one")
+            for times, delay in ((1, 30), (2, 300)):
+                await world.settled(times, settlement="retry")
+                world.broker.elapse(delay)
+            await world.settled(settlement="dead_letter", reason="machine_lost")
+            (letter,) = world.broker.messages(DEAD)
+        counted = [letter.headers[f"x-bridge-{name}"] for name in ("attempt", "machines-lost")]
+        assert counted == [3, 3]
+
+    async def test_keeps_its_attempts_for_failures_of_its_own(self) -> None:
+        async with World() as world, world.replica(max_attempts=2):
+            world.kestra.flow("test", "job", self.lost)
+            await world.submit("one")
+            await world.settled(1, settlement="retry")
+            world.kestra.flow("test", "job", Ends("FAILED"))
+            for times in (2, 3):
+                world.broker.elapse(30)
+                await world.settled(times)
+            (letter,) = world.broker.messages(DEAD)
+        assert letter.headers["x-bridge-attempt"] == 3
+
+    async def test_is_counted_as_an_outcome_of_its_own(self) -> None:
+        async with World() as world, world.replica() as replica:
+            world.kestra.flow("test", "job", self.lost)
+            await world.submit("one")
+            await world.settled(settlement="retry")
+            assert replica.metric("outcomes_total", lane=QUEUE, state="machine_lost") == 1
+
+    async def test_keeps_the_count_while_kestra_denies_its_start(self) -> None:
+        headers = {"x-bridge-attempt": 3, "x-bridge-machines-lost": 2}
+        async with World() as world, world.replica():
+            world.kestra.fail("create", KestraDenied("no"))
+            await world.submit("one", headers=headers)
+            await world.settled(settlement="park")
+            (waiting,) = world.broker.messages(SOON)
+        assert waiting.headers["x-bridge-machines-lost"] == 2
+
+
+class TestMachineSeconds:
+    outputs = {"machine": {"size": "small", "seconds": 1800.0}}  # noqa: RUF012
+
+    async def test_are_counted_and_kept_from_attempt_to_attempt_up_to_the_dead_letter(
+        self,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "flows_with_machines": ("test/*",),
+            "prices_per_hour": {"small": 0.5},
+        }
+        async with World() as world, world.replica(max_attempts=2, **settings) as replica:
+            world.kestra.flow("test", "job", Ends("FAILED", outputs=self.outputs))
+            await world.submit("one")
+            await world.settled(settlement="retry")
+            world.broker.elapse(30)
+            await world.settled(settlement="dead_letter")
+            (letter,) = world.broker.messages(DEAD)
+            counted = replica.metric("machine_seconds_total", lane=QUEUE, size="small")
+        told = [letter.headers[f"x-bridge-machine-{name}"] for name in ("seconds", "cost")]
+        assert (told, counted) == (['{"small": 3600.0}', "0.5"], 3600.0)
+
+    async def test_are_asked_for_of_no_other_flow(self) -> None:
+        async with World() as world, world.replica():
+            await world.submit("one")
+            await world.settled(settlement="ack")
+        assert world.kestra.requests["outputs"] == 0
+
+    async def test_cost_no_settlement_where_kestra_does_not_tell(self) -> None:
+        async with World() as world, world.replica(flows_with_machines=("test/*",)):
+            world.kestra.fail("outputs", KestraUnavailable("away"))
+            await world.submit("one")
+            await world.settled(settlement="ack")
+
+
 class TestAnEarlierAttemptThatIsBroughtBack:
     async def retried(self, world: World) -> str:
         """A job whose retry waits; returns its first execution."""
@@ -699,6 +780,16 @@ class TestAResult:
             "attempts": 1,
             "correlation_id": "c",
         }
+
+    async def test_tells_of_the_machines_that_the_job_had(self) -> None:
+        outputs = {"machine": {"size": "small", "seconds": 1800.0}}
+        async with World() as world, world.replica(flows_with_machines=("test/*",)):
+            self.listen(world)
+            world.kestra.flow("test", "job", Ends(outputs=outputs))
+            await world.submit("one", reply_to="results")
+            await world.settled(settlement="ack")
+            (result,) = self.listen(world)
+        assert (result["machine_seconds"], result["machine_cost"]) == ({"small": 1800.0}, None)
 
     async def test_tells_of_a_dead_letter_with_its_reason(self) -> None:
         async with World() as world, world.replica():

@@ -12,6 +12,7 @@ import pytest
 
 from bridge.consume.handler import Handler, HandlerRules
 from bridge.consume.handling import Handling
+from bridge.consume.machine_time import MachineTime, MachineTimePolicy
 from bridge.consume.publishing import Publishing
 from bridge.consume.record import Recorder
 from bridge.consume.results import Results
@@ -107,6 +108,9 @@ class Rig:
             rules=rules,
             starter=starter_of(self.kestra, self.metrics, policy=StartPolicy(always_look=False)),
             waiter=cast(OutcomeWaiter, waiter),
+            machine_time=MachineTime(
+                kestra=self.kestra, metrics=self.metrics, policy=MachineTimePolicy()
+            ),
             settler=settler,
             recorder=recorder,
             tracer=Tracer(),

@@ -11,8 +11,9 @@ from datetime import timedelta
 
 import pytest
 
-from bridge.consume.completions import Completion, CompletionRouter
+from bridge.consume.completions import CompletionRouter
 from bridge.consume.deadline import KillPolicy
+from bridge.consume.reports import Completion
 from bridge.consume.starter import Started, Starter, StartPolicy
 from bridge.consume.waiter import OutcomeWaiter, Vanished, WaitPolicy
 from bridge.errors import KestraRejected
@@ -20,6 +21,7 @@ from bridge.job.execution import Outcome, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.kestra import Kestra
+from bridge.retrying import BackOff
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import lookup_of, settings_of, starter_of
 from tests.support.standin import Ends, Standin
@@ -65,6 +67,8 @@ async def rig() -> AsyncIterator[Rig]:
                 policy=WaitPolicy(
                     job_timeout=10,
                     confirm_after=0.05,
+                    refused_for=1,
+                    refusals=BackOff(shortest=0.1, longest=0.2),
                     kill=KillPolicy(again_after=0.1, again_at_most=0.2, look_again_after=0.1),
                 ),
             )
@@ -262,8 +266,8 @@ async def test_an_end_is_confirmed_without_the_look_ups_that_kestra_refuses(
     assert (await asyncio.wait_for(rig.waiter.outcome(JOB, started), 10)).label == "failed"
 
 
-@pytest.mark.parametrize("status", [403, 406, 422])
-async def test_an_end_that_can_not_be_confirmed_counts_as_it_was_told(
+@pytest.mark.parametrize("status", [401, 403, 406, 422])
+async def test_an_end_that_can_not_be_confirmed_for_long_counts_as_it_was_told(
     rig: Rig, status: int
 ) -> None:
     rig.kestra.flow("test", "job", Ends("FAILED", after=0.1))
@@ -271,6 +275,15 @@ async def test_an_end_that_can_not_be_confirmed_counts_as_it_was_told(
     for operation in ("search", "get"):
         rig.kestra.faults.add(operation, status=status, times=None)
     assert (await asyncio.wait_for(rig.waiter.outcome(JOB, started), 10)).label == "failed"
+
+
+@pytest.mark.parametrize("status", [401, 403, 406])
+async def test_an_end_is_confirmed_after_refusals_that_pass(rig: Rig, status: int) -> None:
+    rig.kestra.flow("test", "job", Ends(after=0.05, retries=1))
+    started = await rig.starter.start(JOB, redelivered=False)
+    for operation in ("search", "get"):
+        rig.kestra.faults.add(operation, status=status, times=2)
+    assert (await asyncio.wait_for(rig.waiter.outcome(JOB, started), 10)).label == "success"
 
 
 async def test_a_deadline_that_a_gateways_clock_moves_back_comes_forward_once_the_clock_is_known(

@@ -16,8 +16,15 @@ from tests.support.commands import in_examples, in_markdown, unknown_in
 from tests.support.documents import documents, name_of
 
 ALL_SETTINGS = set(Settings.model_fields) | set(MachineSettings.model_fields)
-NOT_SETTINGS = {"amqp_host", "amqp_port", "amqp_vhost", "amqp_api_url", "webhook_key"}
-"""Secrets in Kestra that the flows which ship read."""
+NOT_SETTINGS = {
+    "amqp_host",
+    "amqp_port",
+    "amqp_vhost",
+    "amqp_api_url",
+    "webhook_key",
+    "git_analysis",
+}
+"""Secrets in Kestra that the flows which ship read, and an example of those."""
 
 DOCUMENTS = documents()
 NAMED = {

@@ -17,7 +17,7 @@ from bridge.errors import InvalidMessage
 from bridge.job.decode import MAX_BODY, decode, json_schema
 from bridge.job.flow_name import FlowName, allowed
 from bridge.job.job import Job
-from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Message
+from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, MACHINES_LOST, Message
 
 DEFAULT = FlowName("bridge.jobs", "example")
 LONGEST_REQUEST_LINE = 4096
@@ -45,13 +45,14 @@ class TestDecoding:
 
     def test_reads_every_part_of_a_message(self) -> None:
         body = {"flow": "a/b", "inputs": {"n": 1}, "labels": {"team": "blue"}, "timeout": 1.5}
-        headers = {ATTEMPT: 3, FIRST_ATTEMPT: 2}
+        headers = {ATTEMPT: 3, FIRST_ATTEMPT: 2, MACHINES_LOST: 1}
         job = decoded(body, message_id="job-1", correlation_id="c-1", headers=headers, priority=10)
         assert job == Job(
             id="job-1",
             flow=FlowName("a", "b"),
             attempt=3,
             first_attempt=2,
+            machines_lost=1,
             inputs={"n": 1},
             labels={"team": "blue"},
             timeout=1.5,
@@ -173,6 +174,8 @@ class TestRefusal:
             ({"headers": {ATTEMPT: None}}, f"header {ATTEMPT} is not a number"),
             ({"headers": {ATTEMPT: 2**62}}, f"header {ATTEMPT} is not a number"),
             ({"headers": {FIRST_ATTEMPT: 2}}, f"header {FIRST_ATTEMPT} 2 is above {ATTEMPT} 1"),
+            ({"headers": {MACHINES_LOST: -1}}, f"header {MACHINES_LOST} is not a number from 0"),
+            ({"headers": {MACHINES_LOST: 1}}, f"header {MACHINES_LOST} 1 is more than the"),
             ({"priority": 11}, "priority 11 is above the queue's maximum of 10"),
             ({"flow": None}, "no flow"),
         ],
@@ -284,7 +287,8 @@ MESSAGES = st.builds(
     Message,
     body=BODIES,
     headers=st.dictionaries(
-        st.sampled_from([ATTEMPT, FIRST_ATTEMPT, "other"]), HEADER_VALUES | st.integers(1, 4)
+        st.sampled_from([ATTEMPT, FIRST_ATTEMPT, MACHINES_LOST, "other"]),
+        HEADER_VALUES | st.integers(1, 4),
     ),
     priority=st.none() | st.integers(0, 255),
     message_id=st.none() | SHORT_STRINGS | st.text(max_size=50),

@@ -12,6 +12,7 @@ from bridge.job.message import (
     ATTEMPT,
     DEAD_LETTER_HEADERS,
     FIRST_ATTEMPT,
+    MACHINES_LOST,
     PLAUSIBLE_WAIT,
     Delivery,
     Message,
@@ -63,7 +64,7 @@ def test_routes_no_copies_anew(name: str) -> None:
     assert again({name: ["elsewhere"]}) == {f"x-bridge-{name.lower()}": ["elsewhere"]}
 
 
-@pytest.mark.parametrize("name", [*DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT])
+@pytest.mark.parametrize("name", [*DEAD_LETTER_HEADERS, ATTEMPT, FIRST_ATTEMPT, MACHINES_LOST])
 def test_drops_what_the_bridge_said_of_it_before(name: str) -> None:
     assert again({name: "old", "other": 1}) == {"other": 1}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,9 +15,15 @@ from bridge.job.settlement import Ack, Policy, Reason, Retry, Settlement, ToDead
 POLICY = Policy(max_attempts=3, retry_delays=(30, 300), ack_warning=True)
 
 
-def outcome(state: State, *, timed_out: bool = False, error: str | None = "why") -> Outcome:
+def outcome(
+    state: State,
+    *,
+    timed_out: bool = False,
+    machine_lost: bool = False,
+    error: str | None = "why",
+) -> Outcome:
     execution = Execution(id="e1", flow=FlowName("n", "f"), state=state)
-    return Outcome(execution=execution, timed_out=timed_out, error=error)
+    return Outcome(execution=execution, timed_out=timed_out, machine_lost=machine_lost, error=error)
 
 
 def decided(
@@ -103,6 +111,66 @@ def test_an_end_without_a_reason_names_the_execution_and_its_state() -> None:
         outcome(State.KILLED, error=None), attempt=1, first_attempt=1, policy=POLICY
     )
     assert settlement == ToDeadLetter(reason=Reason.KILLED, error="execution e1 ended KILLED")
+
+
+class TestALostMachine:
+    policy = Policy(max_attempts=2, retry_delays=(30, 300), max_machines_lost=2)
+
+    def lost(self, *, attempt: int, before: int, first_attempt: int = 1) -> Settlement:
+        return decide(
+            outcome(State.FAILED, machine_lost=True),
+            attempt=attempt,
+            first_attempt=first_attempt,
+            machines_lost=before,
+            policy=self.policy,
+        )
+
+    def failed(self, *, attempt: int, before: int) -> Settlement:
+        return decide(
+            outcome(State.FAILED),
+            attempt=attempt,
+            first_attempt=1,
+            machines_lost=before,
+            policy=self.policy,
+        )
+
+    @pytest.mark.parametrize(
+        ("before", "settlement"),
+        [
+            (0, Retry(attempt=10, delay=30, error="why", machines_lost=1)),
+            (1, Retry(attempt=10, delay=300, error="why", machines_lost=2)),
+            (
+                2,
+                ToDeadLetter(
+                    reason=Reason.MACHINE_LOST,
+                    error="why (3 machines lost)",
+                    machines_lost=3,
+                ),
+            ),
+        ],
+    )
+    def test_is_followed_by_the_next_attempt_up_to_a_limit_of_its_own(
+        self, before: int, settlement: Settlement
+    ) -> None:
+        assert self.lost(attempt=9, first_attempt=7, before=before) == settlement
+
+    def test_costs_no_attempt_of_the_budget(self) -> None:
+        retried = Retry(attempt=3, delay=30, error="why", machines_lost=1)
+        assert self.failed(attempt=2, before=1) == retried
+
+    def test_is_told_in_the_dead_letter_of_a_job_that_failed_by_itself(self) -> None:
+        settlement = self.failed(attempt=3, before=1)
+        assert settlement == ToDeadLetter(
+            reason=Reason.FAILED, error="why (1 machine lost)", machines_lost=1
+        )
+
+    def test_stands_in_a_header_of_the_dead_letter(self) -> None:
+        settlement = self.lost(attempt=3, before=2)
+        assert isinstance(settlement, ToDeadLetter)
+        headers = settlement.headers(
+            queue="q", attempt=3, execution_id="e1", at=datetime(2026, 1, 31, tzinfo=UTC)
+        )
+        assert headers["x-bridge-machines-lost"] == 3
 
 
 @given(

@@ -35,6 +35,7 @@ executions.create          U   R   D   D   R   I   I   A   R   R   R   R   R   U
 executions.find            U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.find_attempts   U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.unfinished      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.ended_since     U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.has_run         U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.reworked        U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.correlated      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
@@ -60,6 +61,7 @@ executions.create          A     A
 executions.find            U     U
 executions.find_attempts   U     U
 executions.unfinished      U     U
+executions.ended_since     U     U
 executions.has_run         U     U
 executions.reworked        U     U
 executions.correlated      U     U

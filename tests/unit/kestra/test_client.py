@@ -80,6 +80,10 @@ HANDED_OVER: dict[str, tuple[Call, Call]] = {
         lambda kestra: kestra.unfinished(),
         lambda kestra: kestra.executions.unfinished(),
     ),
+    "ended_since": (
+        lambda kestra: kestra.ended_since(SINCE, 2),
+        lambda kestra: kestra.executions.ended_since(SINCE, 2),
+    ),
     "has_run": (
         lambda kestra: kestra.has_run("q", since=SINCE),
         lambda kestra: kestra.executions.has_run("q", since=SINCE),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -232,6 +232,31 @@ class TestUnfinished:
         row = {**ROW, "state": {"current": "SUCCESS"}}
         async with finding(row) as kestra:
             assert await kestra.unfinished() == []
+
+
+class TestEndedSince:
+    async def test_says_whether_a_page_is_the_last(self) -> None:
+        limits = RequestLimits(page_size=2)
+        async with Standin() as standin, against(standin, limits=limits) as kestra:
+            standin.flow(FLOW.namespace, FLOW.id, Ends(after=None))
+            for number in range(3):
+                created = await kestra.create(Job(id=f"job-{number}", flow=FLOW))
+                await standin.end(created.id)
+            since = kestra.now() - timedelta(minutes=1)
+            pages = [await kestra.ended_since(since, page) for page in (1, 2)]
+        assert [(len(rows), last) for rows, last in pages] == [(2, False), (1, True)]
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {**ROW, "state": {"current": "PAUSED", "endDate": "2026-11-27T12:00:00Z"}},
+            {**ROW, "state": {"current": "SUCCESS"}, "labels": []},
+        ],
+        ids=["paused", "somebody else's"],
+    )
+    async def test_leaves_out_what_the_filters_should_have(self, row: dict[str, Any]) -> None:
+        async with finding(row) as kestra:
+            assert await kestra.ended_since(datetime(2026, 11, 27, tzinfo=UTC)) == ([], True)
 
 
 class TestOutputs:

@@ -44,8 +44,10 @@ class MemoryDriver:
     port: int = 22
     console: str = ""
     type: str = "memory"
+    ordered: list[Order] = field(default_factory=list)
 
     def create(self, order: Order) -> Node:
+        self.ordered.append(order)
         number = str(len(self.nodes) + 1)
         extra = {"tags": order.tags.texts}
         node = Node(

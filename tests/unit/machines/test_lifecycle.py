@@ -16,6 +16,7 @@ from bridge.machines.inventory import owner_of
 from bridge.machines.lifecycle import Machines
 from bridge.machines.order import Order, name_of
 from bridge.machines.policy import LifecyclePolicy
+from bridge.machines.providers import PROVIDERS
 from tests.unit.machines.support import MemoryDriver, settings, use_memory
 
 executions = st.from_regex(r"[A-Za-z0-9_-]{1,33}", fullmatch=True)
@@ -48,6 +49,16 @@ def machines(memory: MemoryDriver) -> Machines:
     del memory
     policy = LifecyclePolicy(listed_timeout=0.3, gone_timeout=0.3, look_again=0.1)
     return Machines(settings(machine_provider="memory"), policy)
+
+
+@pytest.mark.parametrize(("attempt", "spot"), [(1, True), (2, False)])
+async def test_only_the_first_attempt_gets_a_spot_machine_if_the_setting_says_so(
+    memory: MemoryDriver, monkeypatch: pytest.MonkeyPatch, attempt: int, spot: bool
+) -> None:
+    monkeypatch.setattr(type(PROVIDERS["memory"]), "has_spot", True)
+    machines = Machines(settings(machine_provider="memory", machine_spot="first"))
+    await machines.create("3xAbC", "job", 600, attempt=attempt)
+    assert [order.spot for order in memory.ordered] == [spot]
 
 
 async def test_a_second_create_finds_the_first_ones_machine(

@@ -33,7 +33,8 @@ NAMES = {
     "bridge.system/vm-cleanup",
 }
 OUTSIDE = re.compile(r"\b(inputs|labels|trigger)\.(\w+)")
-NUMBERS = {"time_limit"}
+NUMBERS = {"time_limit", "git_submodules", "git_lfs"}
+"""The inputs whose value can be no expression, though some are no numbers."""
 CHECKS = {"check", "refuse", "judge"}
 
 
@@ -77,7 +78,6 @@ HOSTILE = (
 BREAKING = ("first\nsecond", "ends\n", "\n", "a\0b", "bell\a", "delete\x7f")
 """What a shell would silently change."""
 OPTIONS = {
-    "git_repository": ("run", "git_repository"),
     "git_branch": ("run", "git_branch"),
     "repository_script": ("run", "repository_script"),
     "results": ("run", "result"),
@@ -123,7 +123,10 @@ def call(name: str, given: dict[str, Any], folder: Path) -> Called:
 def rendered(expression: str, given: dict[str, Any]) -> str:
     """What Kestra makes of the few expressions that vm-job has."""
     (name,) = set(re.findall(r"(?:inputs|labels|execution)\.(\w+)", expression))
-    value = given.get(name, {"id": "3xAbC", "time_limit": "60", "variables": {}}.get(name, ""))
+    value = given.get(
+        name,
+        {"id": "3xAbC", "time_limit": "60", "variables": {}, "bridgeAttempt": "1"}.get(name, ""),
+    )
     text = json.dumps(value) if "toJson" in expression else str(value)
     return base64.b64encode(text.encode()).decode() if "base64encode" in expression else text
 
@@ -162,6 +165,38 @@ def validator(name: str) -> str:
 def test_a_script_reaches_its_file_unchanged(script: str, tmp_path: Path) -> None:
     called = call("run", {"script": script}, tmp_path)
     assert (called.options["script"], called.file("script")) == ("script", script.encode())
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [("git_repository", "git_repository_file"), ("git_secret", "git_credentials")],
+)
+@pytest.mark.parametrize("value", [*HOSTILE, "https://u:s3cr3t@h/x"], ids=lambda text: text[:20])
+def test_what_may_hold_a_password_reaches_a_file_that_nobody_else_may_read(
+    given: str, option: str, value: str, tmp_path: Path
+) -> None:
+    called = call("run", {given: value}, tmp_path)
+    name = called.options[option]
+    assert (called.file(name), (tmp_path / name).stat().st_mode & 0o077) == (value.encode(), 0)
+    assert value not in called.file("arguments").decode()
+
+
+@pytest.mark.parametrize("name", ["git_submodules", "git_lfs"])
+@pytest.mark.parametrize(("value", "is_set"), [("true", True), ("false", False)])
+def test_an_input_that_is_true_or_false_sets_its_option(
+    name: str, value: str, is_set: bool, tmp_path: Path
+) -> None:
+    assert call("run", {name: value}, tmp_path).options[name] is is_set
+
+
+def test_the_number_of_the_attempt_reaches_its_option(tmp_path: Path) -> None:
+    assert call("create", {"bridgeAttempt": "2"}, tmp_path).options["attempt"] == 2
+
+
+def test_a_sender_can_name_no_secrets_but_those_for_git() -> None:
+    (run,) = [task for task in shell_tasks(VM_JOB) if task["id"] == "run"]
+    assert "secret('BRIDGE_GIT_' ~ inputs.git_secret)" in run["env"]["JOB_GIT_CREDENTIALS"]
+    assert not re.fullmatch(validator("git_secret"), "x') ~ secret('BRIDGE_AMQP_PASSWORD")
 
 
 def test_variables_reach_their_file_unchanged(tmp_path: Path) -> None:
@@ -259,7 +294,9 @@ def test_the_defaults_that_are_passed_on_are_the_jobs_own(path: Path) -> None:
         given["id"]: given["defaults"] for given in read(VM_JOB)["inputs"] if "defaults" in given
     }
     told = {name: re.findall(r"\?\? '?([^ ')]*)'?", handed[name])[0] for name in defaults}
-    assert told == {name: str(value) for name, value in defaults.items()}
+    assert told == {name: str(value) for name, value in defaults.items()} | {
+        name: "false" for name, value in defaults.items() if value is False
+    }
 
 
 def test_the_webhooks_key_is_a_secret() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from bridge.errors import SettingsError
 from bridge.machines.identity import SshIdentity
-from bridge.machines.order import Order, Tags
+from bridge.machines.order import Order, Tags, is_spot
 from bridge.machines.providers import PROVIDERS, choose
 from bridge.machines.providers.provider import LONGEST_TAG, NETWORK_TIMEOUT
 from tests.unit.machines.support import SECRET, TAGS, settings
@@ -163,6 +163,30 @@ def test_network_and_firewall_are_given_in_the_providers_terms(
 ) -> None:
     given_options = options(provider, **more)
     assert {key: given_options[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(("provider", "option"), [("ec2", "ex_spot"), ("gce", "ex_preemptible")])
+@pytest.mark.parametrize("spot", [True, False])
+def test_a_spot_machine_is_ordered_in_the_providers_terms(
+    provider: str, option: str, spot: bool
+) -> None:
+    order = replace(ORDER, spot=spot)
+    assert PROVIDERS[provider].options(order, settings())[option] is spot
+
+
+@pytest.mark.parametrize(
+    ("choice", "spot"),
+    [("off", [False, False]), ("first", [True, False]), ("only", [True, True])],
+)
+def test_the_setting_says_for_which_attempts_a_spot_machine_is_ordered(
+    choice: str, spot: list[bool]
+) -> None:
+    assert [is_spot(choice, attempt) for attempt in (1, 2)] == spot
+
+
+def test_a_provider_without_spot_machines_refuses_to_look_for_them() -> None:
+    with pytest.raises(SettingsError, match="BRIDGE_MACHINE_SPOT must be off: qemu has no spot"):
+        choose(settings(machine_spot="first"))
 
 
 def test_an_unknown_provider_is_refused_with_a_list_of_the_known_ones() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bridge.machines.run import remote_helper, remote_supervisor
+from bridge.machines.run import remote_checkout, remote_helper, remote_supervisor
 from bridge.machines.run.remote_helper import DONE, REFUSED
 from bridge.machines.run.work import Work
 
@@ -42,6 +42,9 @@ def start(tmp_path: Path) -> Start:
         (staged / "files").mkdir(parents=True)
         shutil.copy(remote_helper.__file__, staged / "helper.py")
         shutil.copy(remote_supervisor.__file__, staged / "supervisor.py")
+        if work.credentials_file is not None:
+            shutil.copy(remote_checkout.__file__, staged / "checkout.py")
+            (staged / "credentials").write_bytes(work.credentials_file)
         (staged / "request.json").write_bytes(work.request)
         (staged / "environment").write_bytes(work.environment_file)
         (staged / "digest").write_text(work.digest())

@@ -38,5 +38,6 @@ def test_no_two_outcomes_share_an_exit_code() -> None:
     assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
 
 
-def test_credentials_of_a_repository_are_not_shown() -> None:
-    assert redacted("fatal: no 'https://u:p@h/x'\n") == "fatal: no 'https://…@h/x'"
+@pytest.mark.parametrize("credentials", ["u:p", "u:s3/cr3t", "u:wr@ng", "u:p?a#b"])
+def test_credentials_of_a_repository_are_not_shown(credentials: str) -> None:
+    assert redacted(f"fatal: no 'https://{credentials}@h/x'\n") == "fatal: no 'https://…@h/x'"

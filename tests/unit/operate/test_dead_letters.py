@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from bridge.job.decode import decode
 from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
-from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, Message
+from bridge.job.machine_use import MachineUse
+from bridge.job.message import ATTEMPT, FIRST_ATTEMPT, MACHINES_LOST, Message
 from bridge.operate.dead_letters.decision import (
     ReplayResult,
     decide,
@@ -250,6 +251,12 @@ def back(headers: dict[str, Any] | None = None, **more: Any) -> Message:
 
 def test_a_job_goes_back_as_its_next_attempt_with_a_fresh_budget() -> None:
     assert (back().headers[ATTEMPT], back().headers[FIRST_ATTEMPT]) == (4, 4)
+
+
+def test_a_replay_keeps_what_the_job_used_of_machines_but_not_how_many_it_lost() -> None:
+    used = MachineUse({"small": 10.0}, 0.5).headers
+    headers = back(DEAD | used | {MACHINES_LOST: 3}).headers
+    assert headers == {**used, ATTEMPT: 4, FIRST_ATTEMPT: 4}
 
 
 def test_the_bridge_reads_it_as_that_attempt() -> None:

@@ -166,11 +166,16 @@ class TestAQueue:
             "messages_by_priority",
             "consumer_details",
             "delivery_limit",
+            "owner_pid_details",
         ],
     )
     @given(data=JSON)
     def test_is_read_whatever_json_a_part_of_it_is(self, field: str, data: Any) -> None:
         assert parse_queue({"name": "q", field: data}).name == "q"
+
+    async def test_tells_whose_an_exclusive_one_is(self) -> None:
+        data = {"name": "q", "owner_pid_details": {"name": "a -> b", "peer_host": "a"}}
+        assert (await queue(data)).owner == "a -> b"
 
     async def test_tells_what_is_on_its_way_to_the_dead_letter_exchange(self) -> None:
         assert (await queue({"name": "q", "messages_dlx": 2})).handing_on == 2
