@@ -11,7 +11,8 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
 from functools import partial
 
 import structlog
@@ -31,8 +32,8 @@ from bridge.consume.ledger import (
     to_entry,
 )
 from bridge.consume.ledger_view import LedgerView
-from bridge.consume.ports import BrokerPort, LedgerPort
-from bridge.errors import BrokerError, BrokerUnavailable
+from bridge.consume.ports import BrokerPort, KestraPort, LedgerPort
+from bridge.errors import BrokerError, BrokerUnavailable, KestraError
 from bridge.job.attempt import AttemptKey
 from bridge.retrying import error_of, retry
 from bridge.telemetry.metrics import Metrics
@@ -302,6 +303,38 @@ class Turn:
         """Have the attempt claimed once the ledger is back, since it is created without a claim."""
         number = round_for(Step.CONTEND, self.standing)
         self.ledger.claim_later(self._key, number, token=_new_token())
+
+
+def ledgers_of(
+    queues: Iterable[str],
+    *,
+    broker: BrokerPort,
+    kestra: KestraPort,
+    metrics: Metrics,
+    policy: LedgerPolicy | None,
+) -> dict[str, Ledger]:
+    """The ledger of each lane by its queue; none without a policy."""
+    if policy is None:
+        return {}
+    return {
+        queue: Ledger(
+            queue,
+            broker=broker,
+            nothing_before=partial(_nothing_before, kestra, queue, policy.window),
+            metrics=metrics,
+            policy=policy,
+        )
+        for queue in queues
+    }
+
+
+async def _nothing_before(kestra: KestraPort, queue: str, window: float) -> bool:
+    """Whether it is certain that no job of a queue has had an execution in that many seconds."""
+    try:
+        return not await kestra.has_run(queue, since=kestra.now() - timedelta(seconds=window))
+    except KestraError as error:
+        log.info("kestra does not say what ran before", queue=queue, error=str(error))
+        return False
 
 
 def _new_token() -> int:

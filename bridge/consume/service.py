@@ -7,14 +7,12 @@ import time
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import partial
 
 import structlog
 from tenacity import RetryCallState
 
 from bridge.aio import Background, unless_set
-from bridge.consume.claiming import Ledger
+from bridge.consume.claiming import Ledger, ledgers_of
 from bridge.consume.completions import CompletionRouter, EarlyReplies
 from bridge.consume.denials import DenialPolicy, Denials
 from bridge.consume.handler import Handler, HandlerRules
@@ -35,7 +33,7 @@ from bridge.consume.starter import Starter, StartPolicy
 from bridge.consume.suspects import Suspects
 from bridge.consume.sweep import Reconciler, SweepPolicy
 from bridge.consume.waiter import OutcomeWaiter, WaitPolicy
-from bridge.errors import KestraError, KestraUnavailable
+from bridge.errors import KestraUnavailable
 from bridge.retrying import BackOff, Retrying, error_of, retry
 from bridge.settings import Settings
 from bridge.telemetry.metrics import Metrics
@@ -208,7 +206,13 @@ class Service:
         kestra, metrics, policies = self._kestra, self._metrics, self._policies
         retrying = Retrying(self._stop, back_off=policies.back_off)
         lookup = Lookup(kestra=kestra, metrics=metrics, retrying=retrying, policy=policies.lookup)
-        ledgers = self._ledgers()
+        ledgers = ledgers_of(
+            [lane.queue for lane in self._settings.all_lanes],
+            broker=self._broker,
+            kestra=kestra,
+            metrics=metrics,
+            policy=policies.ledger,
+        )
         starter = Starter(
             kestra=kestra,
             metrics=metrics,
@@ -241,33 +245,6 @@ class Service:
                 background,
                 lambda session: self._handler(session, starter, waiter, ledgers.values()),
             )
-
-    def _ledgers(self) -> dict[str, Ledger]:
-        """The ledger of each lane by its queue; none where there are to be none."""
-        policy = self._policies.ledger
-        if policy is None:
-            return {}
-        return {
-            lane.queue: Ledger(
-                lane.queue,
-                broker=self._broker,
-                nothing_before=partial(self._nothing_before, lane.queue, policy.window),
-                metrics=self._metrics,
-                policy=policy,
-            )
-            for lane in self._settings.all_lanes
-        }
-
-    async def _nothing_before(self, queue: str, window: float) -> bool:
-        """Whether it is certain that no job of a queue has had an execution in that many
-        seconds.
-        """
-        since = self._kestra.now() - timedelta(seconds=window)
-        try:
-            return not await self._kestra.has_run(queue, since=since)
-        except KestraError as error:
-            log.info("kestra does not say what ran before", queue=queue, error=str(error))
-            return False
 
     def _handler(
         self,
