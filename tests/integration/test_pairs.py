@@ -78,10 +78,12 @@ async def test_pairs_have_one_execution_each_and_none_is_killed(
         async with asyncio.TaskGroup() as group:
             group.create_task(submit_pairs(stage))
             group.create_task(trouble(stage, replicas, dice))
-        await eventually(
-            lambda: len(stage.kestra.per_attempt()) == PAIRS, "all created", timeout=PATIENCE
-        )
-        for each in replicas:
-            await each.stop()
+
+        async def taken() -> bool:
+            return await stage.client.depth(stage.queue) == 0
+
+        await eventually(taken, "an empty queue", timeout=PATIENCE, every=0.5)
+        await asyncio.gather(*(each.stop() for each in replicas))
         executions = Counter(stage.kestra.per_attempt().values())
-        assert (dict(executions), stage.kestra.kills) == ({1: PAIRS}, [])
+        left = await stage.client.depth(stage.queue)
+        assert (dict(executions), stage.kestra.kills, left) == ({1: PAIRS}, [], 0)
