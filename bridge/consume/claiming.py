@@ -150,7 +150,9 @@ class Ledger:
         async with self._broker.ledger(self._queue, take, window=self.policy.window) as stream:
             self._stream, ended = stream, asyncio.ensure_future(stream.ended())
             try:
-                complete = stream.empty and not self.view and await self._nothing_before()
+                # A broker says late whether a stream is empty, so that whoever reads it for the
+                # first time asks. It counts only in the first entry of all.
+                complete = not self.view.incarnation and await self._nothing_before()
                 mark = to_entry(Mark(self._mark, time.time(), complete))
                 while not (self.ready or ended.done()):
                     # A stream that changes its leader may lose what is written meanwhile.

@@ -156,7 +156,7 @@ class MemoryBroker:
         if self.no_ledger:
             raise self.no_ledger
         entries = self.ledgers.setdefault(ledger_queue(queue), [])
-        reader = MemoryLedger(self, ledger_queue(queue), on_entry, empty=not entries)
+        reader = MemoryLedger(self, ledger_queue(queue), on_entry)
         for offset, entry in enumerate(entries):
             on_entry(offset, entry)
         self.readers.append(reader)
@@ -419,10 +419,9 @@ class MemorySession:
 class MemoryLedger:
     """A reader of a ledger, as `bridge.consume.ports.LedgerPort` has it."""
 
-    def __init__(self, broker: MemoryBroker, name: str, on_entry: OnEntry, *, empty: bool) -> None:
+    def __init__(self, broker: MemoryBroker, name: str, on_entry: OnEntry) -> None:
         self.name = name
         self.on_entry = on_entry
-        self.empty = empty
         self._broker = broker
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
