@@ -11,7 +11,9 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
+from functools import partial
 
 import structlog
 from tenacity import RetryCallState
@@ -30,10 +32,10 @@ from bridge.consume.ledger import (
     to_entry,
 )
 from bridge.consume.ledger_view import LedgerView
-from bridge.consume.ports import BrokerPort, LedgerPort
-from bridge.errors import BrokerError, BrokerUnavailable
+from bridge.consume.ports import BrokerPort, KestraPort, LedgerPort
+from bridge.errors import BrokerError, BrokerUnavailable, KestraError
 from bridge.job.attempt import AttemptKey
-from bridge.retrying import BackOff, error_of, retry
+from bridge.retrying import error_of, retry
 from bridge.telemetry.metrics import Metrics
 
 MOST_UNWRITTEN = 10_000
@@ -61,13 +63,11 @@ class Ledger:
         nothing_before: Callable[[], Awaitable[bool]],
         metrics: Metrics,
         policy: LedgerPolicy,
-        back_off: BackOff,
     ) -> None:
         self.policy = policy
         self._queue = queue
         self._broker = broker
         self._nothing_before = nothing_before
-        self._back_off = back_off
         self.view = LedgerView(policy)
         self._stream: LedgerPort | None = None
         self._ready = asyncio.Event()
@@ -86,6 +86,10 @@ class Ledger:
     def ready(self) -> bool:
         """Whether it is read to its end."""
         return self._ready.is_set()
+
+    def hope(self) -> None:
+        """Have starts wait for it anew, since RabbitMQ is back."""
+        self._lost_at = time.monotonic()
 
     async def available(self) -> bool:
         """Whether claims can be made, for which a ledger that went lately is waited for."""
@@ -128,7 +132,10 @@ class Ledger:
         """Read the ledger for ever."""
         while True:
             await retry(
-                self._read_once, on=(BrokerError,), wait=self._back_off, before_sleep=self._log_away
+                self._read_once,
+                on=(BrokerError,),
+                wait=self.policy.back_off,
+                before_sleep=self._log_away,
             )
 
     async def _read_once(self) -> None:
@@ -139,14 +146,22 @@ class Ledger:
         """
         self._mark = _new_token()
         self.view.begin()
-        opening = self._broker.ledger(self._queue, self._take, window=self.policy.window)
-        async with opening as self._stream:
+        take = partial(self._take, self._mark)
+        async with self._broker.ledger(self._queue, take, window=self.policy.window) as stream:
+            self._stream, ended = stream, asyncio.ensure_future(stream.ended())
             try:
-                complete = self._stream.empty and not self.view and await self._nothing_before()
-                await self._stream.append(to_entry(Mark(self._mark, time.time(), complete)))
-                why = await self._stream.ended()
+                # A broker says late whether a stream is empty, so that whoever reads it for the
+                # first time asks. It counts only in the first entry of all.
+                complete = not self.view.incarnation and await self._nothing_before()
+                mark = to_entry(Mark(self._mark, time.time(), complete))
+                while not (self.ready or ended.done()):
+                    # A stream that changes its leader may lose what is written meanwhile.
+                    await stream.append(mark)
+                    await first_of(ended, self._ready.wait(), timeout=self.policy.answer)
+                why = await ended
                 was_read = self.ready
             finally:
+                ended.cancel()
                 self._note_loss()
         if not was_read:
             raise BrokerUnavailable(why)
@@ -158,17 +173,27 @@ class Ledger:
         Raises:
             BrokerUnavailable: the ledger was lost before that.
         """
-        if self._stream is None:
+        stream = self._stream
+        if stream is None:
             raise BrokerUnavailable("the ledger is away")
         read_back = self._awaited[claim.token] = asyncio.get_running_loop().create_future()
         try:
-            await self._stream.append(to_entry(claim))
+            await stream.append(to_entry(claim))
             await read_back
+        except BrokerError:
+            # Whoever asks again at once must not find it ready.
+            if self._stream is stream:
+                self._note_loss()
+            raise
         finally:
             self._awaited.pop(claim.token, None)
 
-    def _take(self, offset: int, body: bytes) -> None:
-        """Take note of the next entry, and tell who waits for it."""
+    def _take(self, mark: int, offset: int, body: bytes) -> None:
+        """Take note of the next entry, and tell who waits for it; nothing where it comes late of a
+        reading that is over.
+        """
+        if mark != self._mark:
+            return
         before = self.view.incarnation
         token = self.view.take(offset, body)
         if before not in (NOBODY, self.view.incarnation):
@@ -177,7 +202,7 @@ class Ledger:
         read_back = self._awaited.get(token)
         if read_back is not None and not read_back.done():
             read_back.set_result(None)
-        if token == self._mark:
+        if token == mark and not self.ready:
             log.info(
                 "the ledger is read",
                 queue=self._queue,
@@ -280,6 +305,38 @@ class Turn:
         """Have the attempt claimed once the ledger is back, since it is created without a claim."""
         number = round_for(Step.CONTEND, self.standing)
         self.ledger.claim_later(self._key, number, token=_new_token())
+
+
+def ledgers_of(
+    queues: Iterable[str],
+    *,
+    broker: BrokerPort,
+    kestra: KestraPort,
+    metrics: Metrics,
+    policy: LedgerPolicy | None,
+) -> dict[str, Ledger]:
+    """The ledger of each lane by its queue; none without a policy."""
+    if policy is None:
+        return {}
+    return {
+        queue: Ledger(
+            queue,
+            broker=broker,
+            nothing_before=partial(_nothing_before, kestra, queue, policy.window),
+            metrics=metrics,
+            policy=policy,
+        )
+        for queue in queues
+    }
+
+
+async def _nothing_before(kestra: KestraPort, queue: str, window: float) -> bool:
+    """Whether it is certain that no job of a queue has had an execution in that many seconds."""
+    try:
+        return not await kestra.has_run(queue, since=kestra.now() - timedelta(seconds=window))
+    except KestraError as error:
+        log.info("kestra does not say what ran before", queue=queue, error=str(error))
+        return False
 
 
 def _new_token() -> int:

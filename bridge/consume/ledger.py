@@ -12,13 +12,14 @@ the claim with one of the next round, of which again the first counts.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from hashlib import blake2b
 
 from pydantic_core import from_json
 
 from bridge.job.attempt import AttemptKey
+from bridge.retrying import BackOff
 
 NOBODY = 0
 """The token of a claim that gives an attempt back: whoever claims the next round need not wait."""
@@ -30,7 +31,8 @@ class LedgerPolicy:
 
     At most `most` claims are remembered, and each for `window`. A claim that was contended is
     superseded after `grace`. A start waits for a ledger that is away for up to `patience` since it
-    went, and for the answer to a claim for up to `answer`.
+    went, or since a session began, and for the answer to a claim for up to `answer`. `back_off` is
+    for connecting again.
 
     A ledger that is `settling` is so young that creates may be on their way whose claims stood in
     the ledger before it, which was deleted. Claims that are as old are written to it again.
@@ -42,6 +44,7 @@ class LedgerPolicy:
     patience: float = 15.0
     answer: float = 10.0
     settling: float = 60.0
+    back_off: BackOff = field(default_factory=lambda: BackOff(longest=2.0))
 
 
 @dataclass(frozen=True, slots=True)

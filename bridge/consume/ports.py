@@ -88,10 +88,6 @@ class SessionPort(Protocol):
 class LedgerPort(Protocol):
     """A lane's ledger: entries that all replicas read in one order."""
 
-    @property
-    def empty(self) -> bool:
-        """Whether it had no entries when it was opened."""
-
     async def append(self, entry: bytes) -> None:
         """Write an entry; reading it back shows that it stands there.
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import partial
 
 import structlog
 from tenacity import RetryCallState
 
 from bridge.aio import Background, unless_set
-from bridge.consume.claiming import Ledger
+from bridge.consume.claiming import Ledger, ledgers_of
 from bridge.consume.completions import CompletionRouter, EarlyReplies
 from bridge.consume.denials import DenialPolicy, Denials
 from bridge.consume.handler import Handler, HandlerRules
@@ -34,7 +33,7 @@ from bridge.consume.starter import Starter, StartPolicy
 from bridge.consume.suspects import Suspects
 from bridge.consume.sweep import Reconciler, SweepPolicy
 from bridge.consume.waiter import OutcomeWaiter, WaitPolicy
-from bridge.errors import KestraError, KestraUnavailable
+from bridge.errors import KestraUnavailable
 from bridge.retrying import BackOff, Retrying, error_of, retry
 from bridge.settings import Settings
 from bridge.telemetry.metrics import Metrics
@@ -207,7 +206,13 @@ class Service:
         kestra, metrics, policies = self._kestra, self._metrics, self._policies
         retrying = Retrying(self._stop, back_off=policies.back_off)
         lookup = Lookup(kestra=kestra, metrics=metrics, retrying=retrying, policy=policies.lookup)
-        ledgers = self._ledgers()
+        ledgers = ledgers_of(
+            [lane.queue for lane in self._settings.all_lanes],
+            broker=self._broker,
+            kestra=kestra,
+            metrics=metrics,
+            policy=policies.ledger,
+        )
         starter = Starter(
             kestra=kestra,
             metrics=metrics,
@@ -236,38 +241,20 @@ class Service:
             for ledger in ledgers.values():
                 await stack.enter_async_context(background.running(ledger.run()))
             await self._sessions.run(
-                self._stop, background, lambda session: self._handler(session, starter, waiter)
+                self._stop,
+                background,
+                lambda session: self._handler(session, starter, waiter, ledgers.values()),
             )
 
-    def _ledgers(self) -> dict[str, Ledger]:
-        """The ledger of each lane by its queue; none where there are to be none."""
-        policy = self._policies.ledger
-        if policy is None:
-            return {}
-        return {
-            lane.queue: Ledger(
-                lane.queue,
-                broker=self._broker,
-                nothing_before=partial(self._nothing_before, lane.queue, policy.window),
-                metrics=self._metrics,
-                policy=policy,
-                back_off=self._policies.sessions.back_off,
-            )
-            for lane in self._settings.all_lanes
-        }
-
-    async def _nothing_before(self, queue: str, window: float) -> bool:
-        """Whether it is certain that no job of a queue has had an execution in that many
-        seconds.
-        """
-        since = self._kestra.now() - timedelta(seconds=window)
-        try:
-            return not await self._kestra.has_run(queue, since=since)
-        except KestraError as error:
-            log.info("kestra does not say what ran before", queue=queue, error=str(error))
-            return False
-
-    def _handler(self, session: SessionPort, starter: Starter, waiter: OutcomeWaiter) -> Handler:
+    def _handler(
+        self,
+        session: SessionPort,
+        starter: Starter,
+        waiter: OutcomeWaiter,
+        ledgers: Iterable[Ledger],
+    ) -> Handler:
+        for ledger in ledgers:
+            ledger.hope()
         rules = self._policies.rules
         recorder = Recorder(self._metrics, now=self._kestra.now, max_priority=rules.max_priority)
         settler = Settler(

@@ -25,14 +25,13 @@ ANSWER_TIMEOUT = 30.0
 
 
 class LedgerStream:
-    """A ledger that is read, until it ends. `empty`: it had no entries when it was opened.
+    """A ledger that is read, until it ends.
 
     What is written gets no confirm. Its writer reads it back, and a stream shows its readers only
     what a confirm would have promised.
     """
 
-    def __init__(self, name: str, raw: RawChannel, *, empty: bool) -> None:
-        self.empty = empty
+    def __init__(self, name: str, raw: RawChannel) -> None:
         self._name = name
         self._raw = raw
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -102,8 +101,7 @@ async def opened(
             raise
     channel = await connection.channel(publisher_confirms=False)
     raw = await channel.get_underlay_channel()
-    found = await raw.queue_declare(planned.name, passive=True, timeout=ANSWER_TIMEOUT)
-    stream = LedgerStream(planned.name, raw, empty=not found.message_count)
+    stream = LedgerStream(planned.name, raw)
     channel.close_callbacks.add(lambda _, error: stream.end(reason(error)))
     connection.close_callbacks.add(lambda _, error: stream.end(reason(error)))
     raw.on_consumer_cancel_callbacks.add(partial(_cancelled, stream))

@@ -56,7 +56,8 @@ async def notifier(stage: EngineStage, change: Callable[[str], str]) -> AsyncIte
 async def test_a_sound_installation_is_all_ok_and_keeps_nothing_of_the_probes(
     stage: EngineStage,
 ) -> None:
-    async with stage.bridge():
+    async with stage.bridge() as bridge:
+        await eventually(lambda: bridge.count("the ledger is read"), "a ledger")
 
         async def silent() -> bool:
             return await stage.diagnosed() == []

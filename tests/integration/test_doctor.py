@@ -17,7 +17,7 @@ from typing import Any
 
 import aio_pika
 import pytest
-from aio_pika.abc import AbstractChannel
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError
 from pydantic import SecretStr
 
@@ -30,7 +30,7 @@ from bridge.operate.doctor.gather import gather
 from bridge.operate.doctor.probe import KILL, ROUND_TRIP
 from bridge.rabbitmq import declaration
 from bridge.rabbitmq.connection import connected
-from bridge.rabbitmq.topology import lift_limit
+from bridge.rabbitmq.topology import lift_limit, plan_ledger
 from bridge.settings import Lane, Settings
 from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ, Series
@@ -289,6 +289,14 @@ def levels(findings: Sequence[Finding]) -> set[tuple[Level, str]]:
     return {(finding.level, finding.check) for finding in findings}
 
 
+async def declare(connection: AbstractConnection, settings: Settings) -> None:
+    """Declare what a replica does."""
+    await declaration.declare_lanes(connection, settings)
+    for lane in settings.all_lanes:
+        ledger = plan_ledger(lane.queue, window=settings.deduplicate_window)
+        await declaration.declare_one(connection, ledger)
+
+
 async def consume(channel: AbstractChannel, queue: str, *, asking: bool) -> None:
     async def ignore(_: object) -> None:
         """Hold it."""
@@ -321,7 +329,7 @@ async def plant_and_look(rabbit: RabbitMQ, kind: Kind) -> Findings:
     lanes = tuple(Lane(queue=f"{kind}.{fault.plant.__name__}.jobs") for fault in faults)
     settings = settings_for(rabbit, queue_type=kind, lanes=lanes)
     async with virtual_host(rabbit), connected(settings, "test") as connection:
-        await declaration.declare_lanes(connection, settings)
+        await declare(connection, settings)
         channel = await connection.channel()
         await declaration.declare_replies(channel, "")
         for lane, fault in zip(lanes, faults, strict=True):
@@ -389,7 +397,7 @@ async def own(request: pytest.FixtureRequest, node: Node) -> AsyncIterator[Rabbi
 async def declared(rabbit: RabbitMQ) -> None:
     settings = settings_for(rabbit)
     async with connected(settings, "test") as connection:
-        await declaration.declare_lanes(connection, settings)
+        await declare(connection, settings)
         async with connection.channel() as channel:
             await channel.declare_exchange("kestra.replies", "topic", durable=True)
 
@@ -545,7 +553,8 @@ class TestTheCommand:
             found = await asyncio.to_thread(stage.rabbit.api, f"queues/%2F/{stage.queue}")
             return bool(found.get("consumer_details")) and "effective_policy_definition" in found
 
-        async with stage.bridge():
+        async with stage.bridge() as bridge:
+            await eventually(lambda: bridge.count("the ledger is read"), "a ledger")
             await eventually(
                 told, "the management API tells of the new queue and its consumer", every=0.2
             )

@@ -65,6 +65,7 @@ def replica(stage: BrokerStage) -> Bridge:
     return stage.bridge(prefetch=16, adopt_grace=10, ambiguous_wait=20)
 
 
+@pytest.mark.timeout(4 * PATIENCE)
 @pytest.mark.parametrize(("series", "kind"), [("3.10", "classic"), ("4.3", "quorum")])
 async def test_pairs_have_one_execution_each_and_none_is_killed(
     series: Series, kind: Kind, node: Node, tmp_path: Path
@@ -77,12 +78,12 @@ async def test_pairs_have_one_execution_each_and_none_is_killed(
         async with asyncio.TaskGroup() as group:
             group.create_task(submit_pairs(stage))
             group.create_task(trouble(stage, replicas, dice))
-        await eventually(
-            lambda: len(stage.kestra.per_attempt()) == PAIRS, "all created", timeout=PATIENCE
-        )
-        for each in replicas:
-            await each.stop()
-        more = Counter(stage.kestra.per_attempt().values())
+
+        async def taken() -> bool:
+            return await stage.client.depth(stage.queue) == 0
+
+        await eventually(taken, "an empty queue", timeout=PATIENCE, every=0.5)
+        await asyncio.gather(*(each.stop() for each in replicas))
+        executions = Counter(stage.kestra.per_attempt().values())
         left = await stage.client.depth(stage.queue)
-        assert (dict(more), stage.kestra.kills) == ({1: PAIRS}, [])
-        print(f"{PAIRS} pairs: {len(stage.kestra.created)} executions; left in the queue: {left}")
+        assert (dict(executions), stage.kestra.kills, left) == ({1: PAIRS}, [], 0)

@@ -452,15 +452,6 @@ class BrokerSuite:
             entries = await writer.take(3000)
         assert [offset for offset, _ in entries] == list(range(3000))
 
-    async def test_a_new_ledger_is_empty_and_a_used_one_is_not(
-        self, under: BrokerUnderTest
-    ) -> None:
-        async with reading(under) as first:
-            await first.ledger.append(b"one")
-            await first.take(1)
-            async with reading(under) as second:
-                assert (first.ledger.empty, second.ledger.empty) == (True, False)
-
     async def test_a_ledger_that_is_deleted_is_lost(self, under: BrokerUnderTest) -> None:
         async with reading(under) as one:
             await under.delete(ledger_queue(under.queue))

@@ -84,8 +84,8 @@ class MemoryBroker:
     """A broker with these lanes.
 
     What a test may set: `refusal` is raised in place of a session, and `no_ledger` in place of a
-    ledger. `silent` lets a session never be
-    opened. While `confirms` is cleared, messages stand in their queues and nobody is told.
+    ledger. Unless it `takes_entries`, what is written to ledgers is lost. `silent` lets a session
+    never be opened. While `confirms` is cleared, messages stand in their queues and nobody is told.
     `lost_confirms` publishes on the session's own publisher get no confirm, which ends the session.
     A message that `poison` holds for ends every connection that it is published on. With `mute`,
     nobody may publish to the reply exchange.
@@ -100,6 +100,7 @@ class MemoryBroker:
         self.hold = 0.0
         self.refusal: BrokerError | None = None
         self.no_ledger: BrokerError | None = None
+        self.takes_entries = True
         self.silent = False
         self.confirms = asyncio.Event()
         self.confirms.set()
@@ -155,7 +156,7 @@ class MemoryBroker:
         if self.no_ledger:
             raise self.no_ledger
         entries = self.ledgers.setdefault(ledger_queue(queue), [])
-        reader = MemoryLedger(self, ledger_queue(queue), on_entry, empty=not entries)
+        reader = MemoryLedger(self, ledger_queue(queue), on_entry)
         for offset, entry in enumerate(entries):
             on_entry(offset, entry)
         self.readers.append(reader)
@@ -168,7 +169,7 @@ class MemoryBroker:
     def append(self, name: str, entry: bytes) -> None:
         """Add an entry to a ledger, and bring it to all that read it; nothing where it is gone."""
         entries = self.ledgers.get(name)
-        if entries is None:
+        if entries is None or not self.takes_entries:
             return
         entries.append(entry)
         for reader in self.readers:
@@ -418,10 +419,9 @@ class MemorySession:
 class MemoryLedger:
     """A reader of a ledger, as `bridge.consume.ports.LedgerPort` has it."""
 
-    def __init__(self, broker: MemoryBroker, name: str, on_entry: OnEntry, *, empty: bool) -> None:
+    def __init__(self, broker: MemoryBroker, name: str, on_entry: OnEntry) -> None:
         self.name = name
         self.on_entry = on_entry
-        self.empty = empty
         self._broker = broker
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 

@@ -68,7 +68,14 @@ def quick(policies: Policies) -> Policies:
         report=replace(policies.report, interval=0.0),
         denials=replace(policies.denials, hold=0.0),
         ledger=policies.ledger
-        and replace(policies.ledger, grace=0.005, patience=0.01, answer=1.0, settling=0.0),
+        and replace(
+            policies.ledger,
+            grace=0.005,
+            patience=0.01,
+            answer=1.0,
+            settling=0.0,
+            back_off=AT_ONCE,
+        ),
         publishing=AT_ONCE,
         back_off=AT_ONCE,
     )

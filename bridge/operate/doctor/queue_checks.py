@@ -47,6 +47,8 @@ def ledgers(settings: Settings, facts: Facts) -> Iterator[Finding]:
         return
     for lane in facts.broker.lanes:
         name, ledger = ledger_queue(lane.jobs.name), lane.ledger
+        if not lane.jobs.declared.exists:
+            continue
         if not ledger.exists:
             yield warning(
                 f"there is no ledger {name}",

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from bridge.consume.ledger import Mark, to_entry
+from bridge.consume.ledger import Claim, Mark, from_entry, to_entry
 from bridge.consume.service import Policies
 from bridge.errors import BrokerDenied, KestraRejected, KestraUnavailable
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.rabbitmq.topology import ledger_queue
+from bridge.retrying import BackOff
 from tests.support.replica import QUEUE, World
 
 LEDGER = ledger_queue(QUEUE)
@@ -27,6 +28,13 @@ def patient(policies: Policies) -> Policies:
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     async with World() as world:
+        yield world
+
+
+@pytest.fixture
+async def slot() -> AsyncIterator[World]:
+    """A world whose replicas have room for one job each."""
+    async with World(prefetch=1) as world:
         yield world
 
 
@@ -190,6 +198,16 @@ class TestALedgerThatIsAway:
             world.broker.no_ledger = None
             await world.until(lambda: len(world.broker.ledgers.get(LEDGER, [])) == 2, "a claim")
 
+    async def test_that_loses_an_entry_is_read_to_its_end_all_the_same(self, world: World) -> None:
+        def impatient(policies: Policies) -> Policies:
+            assert policies.ledger
+            return replace(policies, ledger=replace(policies.ledger, answer=0.01))
+
+        world.broker.takes_entries = False
+        async with world.replica(impatient):
+            world.broker.takes_entries = True
+            await world.until(lambda: world.events("the ledger is read"), "a reading")
+
     async def test_is_read_again_after_a_cut(self, world: World) -> None:
         async with world.replica() as replica:
             await world.submit("one")
@@ -218,3 +236,61 @@ class TestALedgerThatIsAway:
             await world.submit("one")
             await world.settled(job="one", settlement="ack")
         assert (world.broker.ledgers, world.kestra.requests["find"]) == ({}, 0)
+
+
+class TestAClaimWithoutAnAnswer:
+    async def test_lets_the_job_start_by_looking_it_up(self, world: World) -> None:
+        def impatient(policies: Policies) -> Policies:
+            assert policies.ledger
+            return replace(policies, ledger=replace(policies.ledger, answer=0.01))
+
+        async with world.replica(impatient) as replica:
+            await world.until(lambda: world.events("the ledger is read"), "a reading")
+            world.broker.takes_entries = False
+            await world.submit("one")
+            await world.settled(job="one", settlement="ack", how="created")
+            assert replica.metric("ledger_unanswered_total", lane=QUEUE) == 1
+        assert world.kestra.requests["find"] >= 1
+
+    async def test_is_made_again_once_the_ledger_is_back(self, world: World) -> None:
+        async with world.replica(patient):
+            await world.until(lambda: world.events("the ledger is read"), "a reading")
+            world.broker.takes_entries = False
+            await world.submit("one")
+            await world.until(lambda: world.broker.unsettled(QUEUE), "a delivery")
+            world.broker.takes_entries = True
+            world.broker.cut_ledgers()
+            await world.settled(job="one", settlement="ack")
+        assert world.kestra.requests["find"] == 0
+
+
+class TestAClaimThatIsContended:
+    async def test_is_renewed_before_the_next_create(self, slot: World) -> None:
+        failing = slot.kestra.fail("create", KestraUnavailable("not yet"), times=None)
+        async with slot.replica(patient), slot.replica(patient):
+            await slot.submit("one")
+            await slot.until(lambda: failing.hits, "a create that fails")
+            await slot.submit("one")
+            await slot.until(lambda: slot.kestra.requests["find"], "a look-up")
+            slot.kestra.recover()
+            await slot.settled(2, job="one", settlement="ack")
+        rounds = [note.round for note in claims(slot)]
+        assert (max(rounds), len(slot.kestra.created)) == (2, 1)
+
+    async def test_is_superseded_where_its_replica_creates_nothing(self, slot: World) -> None:
+        def slow(policies: Policies) -> Policies:
+            return replace(policies, back_off=BackOff(shortest=3600.0))
+
+        failing = slot.kestra.fail("create", KestraUnavailable("not yet"))
+        async with slot.replica(slow):
+            await slot.submit("one")
+            await slot.until(lambda: failing.hits, "a create that fails")
+            async with slot.replica():
+                await slot.submit("one")
+                await slot.settled(job="one", settlement="ack", how="created")
+        assert len(slot.kestra.created) == 1
+
+
+def claims(world: World) -> list[Claim]:
+    notes = map(from_entry, world.broker.ledgers[LEDGER])
+    return [note for note in notes if isinstance(note, Claim)]
