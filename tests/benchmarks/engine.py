@@ -204,8 +204,9 @@ class _Bench:
         return found
 
     def warm_up(self) -> None:
-        self.stage.say(f"warming up Kestra with {WARM_UP_JOBS} jobs either way")
-        bench = _Bench(self.stage, self.server, self.clients, WARM_UP_JOBS)
+        jobs = min(self.jobs, WARM_UP_JOBS)
+        self.stage.say(f"warming up Kestra with {jobs} jobs either way")
+        bench = _Bench(self.stage, self.server, self.clients, jobs)
         bench.by_api(0)
         bench.by_consumer("bridge", CASES[0], 0)
 
