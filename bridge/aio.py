@@ -77,6 +77,17 @@ async def first_of(*waits: Awaitable[object], timeout: float | None = None) -> N
                 task.cancel()
 
 
+async def together(*works: Coroutine[Any, Any, None]) -> None:
+    """Do all of it at once. The first failure ends it all, and is raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
 async def unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, Answer]) -> Answer | None:
     """What the work returns, or None where `stop` is set before; the work is cancelled then."""
     task = asyncio.create_task(work)

@@ -163,3 +163,13 @@ class MachineDenied(MachineError):
 
 class MachineUnavailable(MachineError):
     """No machine at the moment: the provider is out of reach or full, or the machine is silent."""
+
+
+class MachineProviderBusy(MachineUnavailable):
+    """The provider is out of reach, short of room, or limits requests. It did nothing, so that
+    asking again may help.
+    """
+
+
+class MachineAnswerLost(MachineUnavailable):
+    """The provider's answer never came or can't be read. It may have done what it was asked."""

@@ -17,6 +17,7 @@ from tests.support import given, scheduling
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("any machine", deadline=None)
+settings.register_profile("few examples", deadline=None, max_examples=10)
 settings.load_profile("any machine")
 
 # A run in the background of a shell ignores Ctrl-C, and would hand that on to every child that is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from bridge.operate.flows import (
     Fate,
     FlowFile,
     Verdict,
+    choose,
     deploy,
     from_paths,
     select,
@@ -51,12 +53,21 @@ Paths = Annotated[
         show_default=False,
     ),
 ]
+Notifier = Annotated[
+    bool,
+    typer.Option(
+        "--notifier",
+        help="The notifier too, which reports each end from inside Kestra. It needs five secrets "
+        "in Kestra, and an execution of its own for each job.",
+    ),
+]
 Tls = Annotated[
     bool,
     typer.Option(
         "--tls",
         help="Take the notifier for a RabbitMQ that demands TLS: it replies through RabbitMQ's "
-        "management API over HTTPS, and needs the secret BRIDGE_AMQP_API_URL in Kestra.",
+        "management API over HTTPS, and needs the secret BRIDGE_AMQP_API_URL in Kestra. Without "
+        "--only, this asks for the notifier as --notifier does.",
     ),
 ]
 Only = Annotated[
@@ -80,61 +91,85 @@ _STYLES = {Fate.CREATED: "green", Fate.UPDATED: "yellow", Fate.REFUSED: "bold re
 )
 def deploy_flows(
     paths: Paths = None,
+    *,
     only: Only = None,
+    notifier: Notifier = False,
     tls: Tls = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Create the flows that Kestra lacks, and update those that differ.
 
-    By default these are the flows that ship with the bridge for the version of Kestra that answers:
-    above all bridge.system/notifier, through which Kestra reports to the bridge that a job has
-    ended. All flows are validated first, and none is deployed if one is refused. No flow is ever
-    deleted, and only flows that the answer names are touched.
+    By default these are the flows for jobs that ship with the bridge, for the version of Kestra
+    that answers. With --notifier, bridge.system/notifier is one of them: an option, with which the
+    bridge learns of an end a little sooner. All flows are validated first, and none is deployed if
+    one is refused. No flow is ever deleted, and only flows that the answer names are touched.
     """
-    settings = _settings(paths, tls=tls)
+    choice = _Choice(paths=paths or (), only=only or (), notifier=notifier, tls=tls)
+    settings = _settings(choice)
 
     async def ask() -> tuple[str, list[Verdict]]:
         async with Kestra(settings) as kestra:
             version = await kestra.probe()
-            return version, await deploy(
-                kestra, _choose(version, paths, only, tls=tls), dry_run=dry_run
-            )
+            return version, await deploy(kestra, choice.flows(version), dry_run=dry_run)
 
     _report(*signals.carry_out(ask()), as_json=as_json, dry_run=dry_run)
 
 
 @app.command("validate", epilog=_EPILOG)
 def validate_flows(
-    paths: Paths = None, only: Only = None, tls: Tls = False, as_json: Json = False
+    paths: Paths = None,
+    *,
+    only: Only = None,
+    notifier: Notifier = False,
+    tls: Tls = False,
+    as_json: Json = False,
 ) -> None:
     """Ask Kestra whether it would take the flows, and change nothing.
 
-    By default these are the flows that ship with the bridge for the version of Kestra that answers.
+    These are the flows that `flows deploy` would deploy with the same options.
     """
-    settings = _settings(paths, tls=tls)
+    choice = _Choice(paths=paths or (), only=only or (), notifier=notifier, tls=tls)
+    settings = _settings(choice)
 
     async def ask() -> tuple[str, list[Verdict]]:
         async with Kestra(settings) as kestra:
             version = await kestra.probe()
-            return version, await validate(kestra, _choose(version, paths, only, tls=tls))
+            return version, await validate(kestra, choice.flows(version))
 
     _report(*signals.carry_out(ask()), as_json=as_json)
 
 
-def _settings(paths: Sequence[Path] | None, *, tls: bool) -> KestraSettings:
-    if paths and tls:
-        raise SettingsError(
-            "--tls chooses among the flows that ship: it can't be used with your own files"
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """The flows that the command line asks for."""
+
+    paths: Sequence[Path]
+    only: Sequence[str]
+    notifier: bool
+    tls: bool
+
+    def flows(self, version: str) -> list[FlowFile]:
+        """These flows, for a server of that version."""
+        if self.paths:
+            return select(from_paths(self.paths), self.only)
+        tls_alone = self.tls and not self.only
+        flows = shipped(version, tls=self.tls)
+        return choose(flows, self.only, notifier=self.notifier or tls_alone)
+
+
+def _settings(choice: _Choice) -> KestraSettings:
+    """The settings.
+
+    Raises:
+        SettingsError: they are faulty, or the options contradict each other.
+    """
+    for option, given in (("--tls", choice.tls), ("--notifier", choice.notifier)):
+        if choice.paths and given:
+            raise SettingsError(
+                f"{option} chooses among the flows that ship: it can't be used with your own files"
+            )
     return load(KestraSettings)
-
-
-def _choose(
-    version: str, paths: Sequence[Path] | None, only: Sequence[str] | None, *, tls: bool
-) -> list[FlowFile]:
-    flows = from_paths(paths) if paths else shipped(version, tls=tls)
-    return select(flows, only or ())
 
 
 def _report(

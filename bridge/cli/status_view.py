@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bridge.durations import in_words
 from bridge.operate.status.report import JobStatus, LaneStatus, ReplicaStatus, ServerStatus, Status
-from bridge.rabbitmq.management import ReplicaMetrics
+from bridge.rabbitmq.management import LedgerMetrics, ReplicaMetrics
 
 WIDE = 110
 """Columns of a terminal from which on a job's flow fits beside the rest."""
@@ -175,21 +175,32 @@ def _job_table(title: str, jobs: Sequence[JobStatus], width: int) -> Table:
 def _replicas(replicas: Sequence[ReplicaStatus]) -> RenderableType:
     if not replicas:
         return Text("Replicas: none", "bold red")
-    table = _table(f"Replicas: {len(replicas)}", "Host", "Since", "Holds at most")
+    table = _table(f"Replicas: {len(replicas)}", "Host", "Since", "Holds at most", "")
     for replica in replicas:
         since = "?"
         if replica.since:
             since = _moment(replica.since)
-        _add_row(table, replica.host, since, _counts(replica.prefetch))
+        role = "reporter" if replica.reporter else ""
+        _add_row(table, replica.host, since, _counts(replica.prefetch), role)
     return table
 
 
 def _metrics(metrics: Mapping[str, ReplicaMetrics]) -> RenderableType:
-    table = _table("Replicas' metrics", "At", "In flight", ">Oldest", "Sessions lost")
+    table = _table("Replicas' metrics", "At", "In flight", ">Oldest", "Sessions lost", "Ledgers")
     for url, replica in metrics.items():
         lost = _counts(replica.restarts) or "none"
-        _add_row(table, url, _counts(replica.in_flight), in_words(replica.oldest), lost)
+        ledgers = ", ".join(f"{lane} {_ledger(ledger)}" for lane, ledger in replica.ledgers.items())
+        row = url, _counts(replica.in_flight), in_words(replica.oldest), lost, ledgers or "none"
+        _add_row(table, *row)
     return table
+
+
+def _ledger(ledger: LedgerMetrics) -> str:
+    """How far back a ledger reaches, and how long its claims take."""
+    text = f"reaches back {in_words(ledger.reach)}"
+    if ledger.p50 is None or ledger.p99 is None:
+        return text
+    return f"{text}; claims take {ledger.p50 * 1000:g} ms (p99 {ledger.p99 * 1000:g} ms)"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge.cli.submit_view import printable
 from bridge.errors import SettingsError
 from bridge.operate.submission import drafts, files
 from bridge.operate.submission.drafts import Draft
 from bridge.operate.submission.files import Format
+from bridge.text import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from rich.text import Text
 from bridge.cli.screen import BAR_FROM, progress
 from bridge.operate.submission.batch import Batch, JobResult
 from bridge.operate.submission.jobs import GENERATED_ID
+from bridge.text import visible
 
 WIDE = 100
 """Columns of a terminal from which on the executions' ids fit beside the rest."""
@@ -42,7 +43,7 @@ class Output:
         """Print which jobs are in the queue."""
         try:
             for job in ids:
-                self._line({"job": job, "queue": self.queue}, job)
+                self._line({"job": job, "queue": self.queue}, visible(job))
         except OSError as error:
             self.failure = error
 
@@ -58,7 +59,7 @@ class Output:
             data.get("execution"),
             result.summary,
         )
-        cells = ["-" if column in (None, "") else str(column) for column in columns]
+        cells = ["-" if column in (None, "") else visible(str(column)) for column in columns]
         self._line({**data, "job": result.job}, "\t".join(cells))
 
     def table(self, batch: Batch) -> None:
@@ -72,7 +73,7 @@ class Output:
         if self.as_json:
             print(json.dumps(data, ensure_ascii=False), flush=True)
         else:
-            print(printable(text), flush=True)
+            print(text, flush=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,6 @@ def progress_bars(total: int) -> Iterator[Bars]:
         )
 
 
-def printable(text: str) -> str:
-    """The text with what UTF-8 can't carry escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _table(batch: Batch, *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     # A generated id stays in one piece, so that it can be copied.
@@ -121,7 +117,7 @@ def _table(batch: Batch, *, wide: bool) -> Table:
             cells, style = _cells(result, wide=wide), ""
         else:
             cells, style = _cells(result, wide=wide), "red"
-        table.add_row(*(Text(printable(cell), style) for cell in (job.id, *cells)))
+        table.add_row(*(Text(visible(cell), style) for cell in (job.id, *cells)))
     return table
 
 

@@ -8,22 +8,9 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
-from pydantic_core import from_json
-
-from bridge.job.execution import State
+from bridge.consume.reports import Completion
 from bridge.telemetry.metrics import Metrics
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """An execution's end. `state` is None when the execution is gone from Kestra."""
-
-    execution_id: str
-    state: State | None
-    ended: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,37 +21,13 @@ class EarlyReplies:
     seconds: float = 120.0
 
 
-def parse_reply(body: bytes) -> Completion:
-    """The completion that a reply carries.
-
-    Raises:
-        ValueError: it is not JSON, or has no `executionId` or `state`.
-    """
-    data: Any = from_json(body)
-    if not isinstance(data, dict):
-        raise ValueError("not a JSON object")
-    execution_id, state = data.get("executionId"), data.get("state")
-    if not isinstance(execution_id, str) or not isinstance(state, str):
-        raise ValueError("no executionId or no state")
-    return Completion(
-        execution_id=execution_id, state=State(state), ended=_moment(data.get("endedAt"))
-    )
-
-
-def _moment(value: Any) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        return None
-    return moment if moment.tzinfo else None
-
-
 class CompletionWaiter:
     """Waits for one execution's end. Not an asyncio.Queue: there are thousands, at 3 KB each."""
 
-    __slots__ = ("_arrived", "_waiter")
+    __slots__ = ("_arrived", "_waiter", "since")
 
     def __init__(self) -> None:
+        self.since = time.monotonic()
         self._arrived: list[Completion] = []
         self._waiter: asyncio.Future[None] | None = None
 
@@ -122,13 +85,8 @@ class CompletionRouter:
             waiter.put(completion)
         return bool(waiters)
 
-    def route_reply(self, body: bytes) -> None:
-        """Take a reply as it came, whatever it is, and bring it to its waiters."""
-        try:
-            completion = parse_reply(body)
-        except (ValueError, RecursionError):
-            self._metrics.replies.labels("malformed").inc()
-            return
+    def route_reply(self, completion: Completion) -> None:
+        """Bring what a reply tells to its waiters; keep it for a while where nobody waits yet."""
         if completion.state is None or not completion.state.terminal:
             self._metrics.replies.labels("not_terminal").inc()
         elif self.route(completion):
@@ -140,6 +98,14 @@ class CompletionRouter:
     def awaited(self) -> set[str]:
         """The executions that somebody waits for."""
         return set(self._waiters)
+
+    def awaited_since(self, moment: float) -> set[str]:
+        """The executions that somebody has waited for since that moment (monotonic) or longer."""
+        return {
+            execution_id
+            for execution_id, waiters in self._waiters.items()
+            if waiters[0].since <= moment
+        }
 
     def _keep(self, completion: Completion) -> None:
         now = time.monotonic()

@@ -12,8 +12,9 @@ from typing import Self
 import structlog
 from prometheus_client import Gauge
 
-from bridge.consume.completions import Completion, CompletionRouter
+from bridge.consume.completions import CompletionRouter
 from bridge.consume.ports import KestraPort
+from bridge.consume.reports import Completion
 from bridge.errors import REFUSALS, KestraError
 from bridge.job.execution import Execution, State
 from bridge.retrying import Retrying

@@ -24,7 +24,6 @@ from bridge.job.settlement import (
     Park,
     Policy,
     Reason,
-    Retry,
     Settlement,
     ToDeadLetter,
     decide,
@@ -210,7 +209,6 @@ class Handler:
             first_attempt=ended.first_attempt,
             machines_lost=ended.machines_lost,
             policy=self._rules.policy,
-            adopted=ended.started.adopted,
         )
 
     def _decide_without_outcome(self, progress: Received, error: Exception) -> Settlement:
@@ -239,8 +237,6 @@ class Handler:
         raise error
 
     async def _settle(self, handling: Handling, settlement: Settlement) -> None:
-        if isinstance(settlement, Retry):
-            await asyncio.sleep(settlement.hold_back)
         handling.settling = True
         with handling.span.step("settle"):
             await self._settler.settle(handling, settlement)

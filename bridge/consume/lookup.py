@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
 from bridge.consume.duplicates import end_duplicates
 from bridge.consume.ports import KestraPort
-from bridge.consume.recent_index import ListingPolicy, RecentIndex
-from bridge.consume.search_gate import SearchGate, SlowSearches
 from bridge.consume.unfinished_index import UnfinishedIndex
 from bridge.job.execution import Execution, choose
 from bridge.job.job import Job
@@ -31,8 +29,6 @@ class LookupPolicy:
     window: float = 604_800.0
     every: float = 1.0
     many: int = 16
-    slow_searches: SlowSearches = field(default_factory=SlowSearches)
-    listing: ListingPolicy = field(default_factory=ListingPolicy)
 
 
 class Lookup:
@@ -51,10 +47,6 @@ class Lookup:
         self._retrying = retrying
         self._policy = policy
         self._window = timedelta(seconds=policy.window)
-        self._gate = SearchGate(policy.slow_searches)
-        self._recent = RecentIndex(
-            kestra, gate=self._gate, window=self._window, listing=policy.listing
-        )
         self._unfinished = UnfinishedIndex(lambda: retrying.ask(kestra.unfinished))
         self._looking = 0
 
@@ -68,33 +60,25 @@ class Lookup:
             KestraError: what `retrying` does not wait out.
         """
         retrying = retrying or self._retrying
-        found = await retrying.ask(partial(self._kestra.find_timed, job, since=since))
-        self._gate.note_search(found.seconds, usual=found.usual)
-        return await self._choose(found.executions, retrying)
+        found = await retrying.ask(partial(self._kestra.find, job, since=since))
+        return await self._choose(found, retrying)
 
-    async def of_earlier_message(self, job: Job) -> Execution | None:
-        """The execution of an earlier message of the same job, if it started within the window."""
-        since = self._kestra.now() - self._window
-        # While searches run one at a time, those that wait learn from how long the first ones take.
-        async with self._gate.turn:
-            if not self._gate.slow:
-                return await self.current(job, since=since)
-        if await self._recent.lacks(job):
-            return None
-        return await self.current(job, since=since)
-
-    async def until(self, job: Job, moment: float) -> Execution | None:
+    async def until(self, job: Job, moment: float, *, fresh: bool = False) -> Execution | None:
         """The attempt's execution, looked for once or, before that moment (monotonic), repeatedly.
+
+        That of a `fresh` message, which is one of an earlier message of the same job, counts only
+        if it started within the window.
 
         One listing serves many jobs, but only a search finds an execution that has ended. What is
         awaited after the first look is a create that comes true late. To end before a listing shows
         it, it has to be quick, and then the last look finds it, which is a search.
         """
+        since = self._kestra.now() - self._window if fresh else None
         self._looking += 1
         try:
             search = True
             while True:
-                found = await self._look(job, search=search, again=moment > time.monotonic())
+                found = await self._look(job, since, search=search, again=moment > time.monotonic())
                 if found is not None:
                     return found
                 left = moment - time.monotonic()
@@ -105,11 +89,9 @@ class Lookup:
         finally:
             self._looking -= 1
 
-    def note_start(self, job: Job) -> None:
-        """Know that this attempt has an execution now."""
-        self._recent.note_start(job)
-
-    async def _look(self, job: Job, *, search: bool, again: bool) -> Execution | None:
+    async def _look(
+        self, job: Job, since: datetime | None, *, search: bool, again: bool
+    ) -> Execution | None:
         many = self._looking >= self._policy.many
         if many and again:
             listed = await self._unfinished.get(job)
@@ -118,7 +100,7 @@ class Lookup:
                 return found
         if many and not search:
             return None
-        return await self.current(job)
+        return await self.current(job, since=since)
 
     async def _choose(
         self, executions: Iterable[Execution], retrying: Retrying

@@ -14,12 +14,13 @@ from typing import Any, Protocol
 from bridge.job.execution import Execution
 from bridge.job.job import Job
 from bridge.job.message import Delivery, Message
-from bridge.kestra import Searched
+from bridge.kestra import always
 from bridge.rabbitmq.topology import Kind
 from bridge.settings import Lane
 
 OnDelivery = Callable[[Lane, Delivery], None]
 OnReply = Callable[[bytes], None]
+OnEntry = Callable[[int, bytes], None]
 
 
 class PublisherPort(Protocol):
@@ -68,6 +69,15 @@ class SessionPort(Protocol):
     def over_a_publish(self) -> bool:
         """Whether RabbitMQ ended the session over something that was published."""
 
+    def leading(self, name: str) -> AbstractAsyncContextManager[PublisherPort | None]:
+        """Lead the replicas in the matter of that name, for as long as the block lasts.
+
+        Gives a publisher with a connection of its own, or None where another session leads.
+
+        Raises:
+            BrokerError: that can't be found out, or the publisher can't be had.
+        """
+
     async def ended(self) -> tuple[str, str]:
         """Wait for the session's end; returns the cause as a word and as a line."""
 
@@ -75,8 +85,29 @@ class SessionPort(Protocol):
         """Take no more deliveries. Those that are here can still be settled."""
 
 
+class LedgerPort(Protocol):
+    """A lane's ledger: entries that all replicas read in one order."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether it had no entries when it was opened."""
+
+    async def append(self, entry: bytes) -> None:
+        """Write an entry; reading it back shows that it stands there.
+
+        Raises:
+            BrokerUnavailable: the ledger is lost.
+        """
+
+    async def ended(self) -> str:
+        """Wait until it is lost; returns why."""
+
+    def end(self, why: str) -> None:
+        """Give it up."""
+
+
 class BrokerPort(Protocol):
-    """Opens sessions with RabbitMQ."""
+    """Opens sessions with RabbitMQ, and ledgers."""
 
     def session(
         self, on_delivery: OnDelivery, on_reply: OnReply, *, hold: float
@@ -86,6 +117,16 @@ class BrokerPort(Protocol):
 
         Raises:
             BrokerError: there is no session to be had.
+        """
+
+    def ledger(
+        self, queue: str, on_entry: OnEntry, *, window: float
+    ) -> AbstractAsyncContextManager[LedgerPort]:
+        """Open a lane's ledger. Its entries of the last `window` seconds are brought in their
+        order, with their offsets, and then those to come.
+
+        Raises:
+            BrokerError: there is none to be had.
         """
 
 
@@ -105,11 +146,14 @@ class KestraPort(Protocol):
     async def probe(self) -> str:
         """The server's version; shows that it answers and lets us in."""
 
-    async def create(self, job: Job) -> Execution:
-        """Start the execution of this attempt."""
+    async def create(self, job: Job, *, permitted: Callable[[], None] = always) -> Execution:
+        """Start the execution of this attempt.
 
-    async def find_timed(self, job: Job, *, since: datetime | None = None) -> Searched:
-        """All executions of this attempt that started since then, and how long Kestra took."""
+        `permitted` is called right before the request is sent; what it raises prevents that.
+        """
+
+    async def find(self, job: Job, *, since: datetime | None = None) -> list[Execution]:
+        """All executions of this attempt that started since then."""
 
     async def find_attempts(self, job: Job) -> list[Execution]:
         """All executions of this job, of any attempt."""
@@ -117,8 +161,11 @@ class KestraPort(Protocol):
     async def unfinished(self) -> list[Execution]:
         """All executions of the bridge's that have not ended."""
 
-    async def started_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], int]:
-        """A page of what started since then, and how many executions all pages have."""
+    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+        """A page of the bridge's executions that ended since then, and whether it is the last."""
+
+    async def has_run(self, queue: str, *, since: datetime) -> bool:
+        """Whether an execution of a job of that queue started since then."""
 
     async def get(self, execution_id: str) -> Execution | None:
         """The execution of that id; None where Kestra does not know it."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from tenacity import RetryCallState
@@ -25,6 +26,7 @@ from bridge.telemetry.metrics import Metrics
 
 Arrivals = asyncio.Queue[tuple[Lane, Delivery]]
 Preflight = Callable[[SessionPort], Awaitable[None]]
+Beside = Callable[[SessionPort], Coroutine[Any, Any, None]]
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +50,8 @@ class SessionPolicy:
 class Sessions:
     """Holds one session after the other.
 
-    `on_reply` takes the replies that come in. `preflight` is called once, during the first session.
+    `on_reply` takes the replies that come in. `beside` is work beside each session, its drain
+    included. `preflight` is called once, during the first session.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Sessions:
         broker: BrokerPort,
         address: str,
         on_reply: OnReply,
+        beside: Beside,
         preflight: Preflight | None,
         in_flight: InFlight,
         suspects: Suspects,
@@ -66,6 +70,7 @@ class Sessions:
         self._broker = broker
         self._address = address
         self._on_reply = on_reply
+        self._beside = beside
         self._preflight = preflight
         self._in_flight = in_flight
         self._suspects = suspects
@@ -133,6 +138,7 @@ class Sessions:
             session = await unless_set(stop, stack.enter_async_context(opening))
             if session is None:
                 return
+            await stack.enter_async_context(background.running(self._beside(session)))
             began, self._had_one = time.monotonic(), True
             self._set_connected(True)
             log.info(

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
 from bridge.aio import KeyedLock
-from bridge.consume.denials import Denials
-from bridge.consume.duplicates import CreateCheck
+from bridge.consume.claiming import Ledger, Turn, TurnOver
+from bridge.consume.denials import Denials, Parked
+from bridge.consume.ledger import Step
 from bridge.consume.lookup import Lookup
 from bridge.consume.ports import KestraPort
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraRejected
 from bridge.job import revival
 from bridge.job.execution import Execution, State
 from bridge.job.job import Job
+from bridge.kestra import always
 from bridge.retrying import Released, Retrying
 from bridge.telemetry.metrics import Metrics
 
@@ -28,16 +31,18 @@ log = structlog.get_logger(__name__)
 class StartPolicy:
     """How executions are started. Times in seconds.
 
-    `always_look` says whether the execution of a fresh message is looked for, too. `adopt_grace` is
-    how long a redelivered message's execution is looked for before another one is created.
-    `ambiguous_wait` is how long an execution is looked for after a create without an answer.
-    `denied_pause` is the pause after a create that Kestra denied.
+    `always_look` says whether the execution of a fresh message is looked for although the ledger
+    says that there is none, and `without_ledger` whether it is looked for where there is no ledger.
+    `adopt_grace` is how long a redelivered message's execution is looked for before another one is
+    created. `ambiguous_wait` is how long an execution is looked for after a create without an
+    answer. `denied_pause` is the pause after a create that Kestra denied.
 
     `many_failures` answers of 500 in a row, while other jobs are created, are no coincidence. The
     job is rejected then, as it must not hold its slot for ever.
     """
 
-    always_look: bool = True
+    always_look: bool = False
+    without_ledger: bool = True
     adopt_grace: float = 10.0
     ambiguous_wait: float = 35.0
     denied_pause: float = 2.0
@@ -89,7 +94,7 @@ class Starter:
         metrics: Metrics,
         retrying: Retrying,
         lookup: Lookup,
-        check: CreateCheck,
+        ledgers: Mapping[str, Ledger],
         denials: Denials,
         policy: StartPolicy = StartPolicy(),
     ) -> None:
@@ -97,7 +102,7 @@ class Starter:
         self._metrics = metrics
         self._retrying = retrying
         self._lookup = lookup
-        self._check = check
+        self._ledgers = ledgers
         self._denials = denials
         self._policy = policy
         self._starting = KeyedLock()
@@ -111,17 +116,12 @@ class Starter:
             Parked: Kestra denies the creates of its flow.
             Released: the bridge is stopping.
         """
-        # A fresh message has no execution of its own yet, only perhaps that of an earlier message
-        # with its id.
-        fresh = not redelivered and job.attempt == job.first_attempt
+        ledger = self._ledgers.get(job.queue)
         async with self._starting.hold(job.key):
-            if fresh:
-                started = await self._start_fresh(job)
+            if ledger is None:
+                started = await self._start_without_ledger(job, suspect=redelivered)
             else:
-                started = await self._look_and_create(job, suspect=redelivered)
-            self._lookup.note_start(job)
-            if not started.adopted and (self._policy.always_look or not fresh):
-                self._check.note_create(started.execution)
+                started = await self._start_in_turn(job, Turn(ledger, job.key), redelivered)
         how = "adopted" if started.adopted else "created"
         self._metrics.executions.labels(job.queue, how).inc()
         return started
@@ -140,14 +140,61 @@ class Starter:
         earlier, execution = found
         return earlier, Started(execution, adopted=True)
 
-    async def _start_fresh(self, job: Job) -> Started:
-        if self._policy.always_look:
-            found = await self._lookup.of_earlier_message(job)
-            if found is not None:
-                return Started(found, adopted=True)
-        return await self._create_once(job)
+    async def _start_in_turn(self, job: Job, turn: Turn, redelivered: bool) -> Started:
+        """Create the execution if the first claim is ours, else adopt that of whoever's it is."""
+        looked_in: int | None = None
+        while await turn.ledger.available():
+            step, standing = turn.step, turn.standing
+            if step is Step.CREATE:
+                until = self._look_until(turn, redelivered)
+                if looked_in == turn.ledger.view.incarnation:
+                    until = None
+                looked_in = turn.ledger.view.incarnation
+                with suppress(TurnOver):
+                    return await self._create_in_turn(job, turn, until, fresh=not redelivered)
+                continue
+            if step is Step.LOOK_UP:
+                found = await self._lookup.until(job, turn.over_from)
+                if found is not None:
+                    return Started(found, adopted=True)
+                looked_in = turn.ledger.view.incarnation
+                if turn.standing != standing:
+                    continue
+            if not await turn.claim(step):
+                break
+        turn.claim_late()
+        claimed = turn.standing is not None
+        return await self._start_without_ledger(job, suspect=redelivered or claimed)
 
-    async def _look_and_create(self, job: Job, *, suspect: bool) -> Started:
+    async def _create_in_turn(
+        self, job: Job, turn: Turn, until: float | None, *, fresh: bool
+    ) -> Started:
+        """Look for the execution until that moment (None: not at all), then create it.
+
+        Raises:
+            TurnOver: another replica has claimed the attempt, or the ledger is away.
+        """
+        try:
+            return await self._adopt_or_create(job, until, fresh=fresh, permitted=turn.check)
+        except (KestraRejected, Parked):
+            turn.give_back()
+            raise
+
+    def _look_until(self, turn: Turn, redelivered: bool) -> float | None:
+        """Until when to look for an execution before the first create (monotonic); None: not at
+        all.
+
+        A redelivered message that nobody has claimed was with a replica that had no ledger, or that
+        is of an earlier release. Its create may still be on its way.
+        """
+        now, ledger = time.monotonic(), turn.ledger
+        if redelivered and turn.first:
+            return now + self._policy.adopt_grace
+        if ledger.view.blind:
+            return max(now, ledger.view.settled_at)
+        return now if self._policy.always_look else None
+
+    async def _start_without_ledger(self, job: Job, *, suspect: bool) -> Started:
         """Adopt the attempt's execution, or create it.
 
         `suspect`: a create of another replica may still be on its way, so that absence means
@@ -155,20 +202,34 @@ class Starter:
         when the last replica died that could have created the execution: it may have been the
         latest, at the moment in which its own grace ended.
         """
-        grace = self._policy.adopt_grace if suspect else 0.0
-        found = await self._lookup.until(job, time.monotonic() + grace)
-        if found is not None:
-            return Started(found, adopted=True)
-        return await self._create_once(job)
+        until: float | None = time.monotonic()
+        if suspect:
+            until = time.monotonic() + self._policy.adopt_grace
+        elif job.attempt == job.first_attempt and not self._policy.without_ledger:
+            until = None
+        return await self._adopt_or_create(job, until, fresh=not suspect, permitted=always)
 
-    async def _create_once(self, job: Job) -> Started:
-        """Create the execution; after a create in doubt, look for it before creating it again."""
+    async def _adopt_or_create(
+        self, job: Job, until: float | None, *, fresh: bool, permitted: Callable[[], None]
+    ) -> Started:
+        """Look for the execution until that moment (None: not at all), then create it."""
+        if until is not None:
+            found = await self._lookup.until(job, until, fresh=fresh)
+            if found is not None:
+                return Started(found, adopted=True)
+        return await self._create_once(job, permitted)
+
+    async def _create_once(self, job: Job, permitted: Callable[[], None]) -> Started:
+        """Create the execution; after a create in doubt, look for it before creating it again.
+
+        `permitted` is called before each create.
+        """
         failures = Failures(self._policy.many_failures)
         while True:
             if self._retrying.stopping.is_set():
                 raise Released
             try:
-                created = await self._create(job)
+                created = await self._create(job, permitted)
             except KestraAmbiguous as error:
                 log.warning(
                     "a create is in doubt, looking for its execution", job=job.id, error=str(error)
@@ -189,17 +250,18 @@ class Starter:
             if found is not None:
                 return Started(found, adopted=True)
 
-    async def _create(self, job: Job) -> Execution:
+    async def _create(self, job: Job, permitted: Callable[[], None]) -> Execution:
         """The execution that Kestra creates, once it lets us.
 
         Raises:
             Parked: Kestra denies the creates of this flow, and perhaps of all.
             KestraError: what `Kestra.create` raises and another try can't change.
         """
+        question = partial(self._kestra.create, job, permitted=permitted)
         while True:
             asked = time.monotonic()
             try:
-                created = await self._retrying.unless_denied.ask(partial(self._kestra.create, job))
+                created = await self._retrying.unless_denied.ask(question)
             except KestraDenied as error:
                 await self._denials.judge(job, error)
                 await self._retrying.pause(self._policy.denied_pause)

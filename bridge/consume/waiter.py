@@ -13,10 +13,11 @@ from functools import partial
 import structlog
 from tenacity import stop_after_delay
 
-from bridge.consume.completions import Completion, CompletionRouter
+from bridge.consume.completions import CompletionRouter
 from bridge.consume.deadline import Deadline, Enforcer, KillPolicy, idle_seconds
 from bridge.consume.lookup import Lookup
 from bridge.consume.ports import KestraPort
+from bridge.consume.reports import Completion
 from bridge.consume.starter import Started
 from bridge.errors import REFUSALS, KestraError
 from bridge.job.execution import Execution, Outcome, State

@@ -37,8 +37,7 @@ class Ack:
 class Retry:
     """The same job again, as attempt `attempt`, `delay` seconds after it is published.
 
-    It is published `hold_back` seconds from now. `machines_lost` counts the attempts so far whose
-    machine was lost.
+    `machines_lost` counts the attempts so far whose machine was lost.
     """
 
     name = "retry"
@@ -46,7 +45,6 @@ class Retry:
     delay: int
     error: str
     machines_lost: int = 0
-    hold_back: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,18 +105,12 @@ class Policy:
 
     `retry_delays` are seconds; the last one repeats. `max_machines_lost` is how many lost machines
     cost a job no attempt.
-
-    `apart` is by how many seconds the retry of a message that adopted its execution follows that of
-    the message which created it. Both learn of the same end at the same instant. Were both put off
-    then, both would come back at the same instant, to two replicas which both find nothing and both
-    create.
     """
 
     max_attempts: int = 3
     retry_delays: Sequence[int] = (30, 300)
     ack_warning: bool = True
     max_machines_lost: int = 5
-    apart: float = 2.0
 
     def accepts(self, state: State) -> bool:
         """Whether an execution that ended in that state did the job."""
@@ -141,12 +133,10 @@ def decide(
     first_attempt: int,
     policy: Policy,
     machines_lost: int = 0,
-    adopted: bool = False,
 ) -> Settlement:
     """What becomes of a delivery after that outcome of its attempt.
 
     `machines_lost`: how many attempts before this one ended because their machine was lost.
-    `adopted`: another message, or an earlier delivery of this one, created the execution.
 
     A failure, a cancellation (Kestra's concurrency limit or SLA) and a time-out are tried again
     while the budget lasts, which counts from `first_attempt` (1, or later for a message that was
@@ -176,7 +166,6 @@ def decide(
         delay=_delay(tries, policy.retry_delays),
         error=error,
         machines_lost=machines_lost,
-        hold_back=policy.apart if adopted else 0.0,
     )
 
 

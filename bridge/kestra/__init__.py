@@ -9,7 +9,7 @@ from bridge.kestra.dialect import Dialect
 from bridge.kestra.limits import DEFAULT_LIMITS, RequestLimits
 from bridge.kestra.logs import FailureReport, LogLine
 from bridge.kestra.parse import StoredFlow, parse_execution
-from bridge.kestra.search import Searched
+from bridge.kestra.transport import always
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -18,8 +18,8 @@ __all__ = [
     "Kestra",
     "LogLine",
     "RequestLimits",
-    "Searched",
     "StoredFlow",
+    "always",
     "execution_url",
     "parse_execution",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any
@@ -15,14 +16,27 @@ from bridge.kestra.executions import ExecutionApi
 from bridge.kestra.flow_api import FlowApi
 from bridge.kestra.limits import DEFAULT_LIMITS, RequestLimits
 from bridge.kestra.logs import LogApi
-from bridge.kestra.search import Searched
 from bridge.kestra.server import KestraServer
-from bridge.kestra.transport import Transport
+from bridge.kestra.transport import Transport, always
 from bridge.settings import KestraSettings
 from bridge.telemetry.metrics import Metrics
 
 
-class Kestra(AbstractAsyncContextManager["Kestra"]):
+class Listings:
+    """What is asked about the executions of all jobs at once."""
+
+    executions: ExecutionApi
+
+    async def unfinished(self) -> list[Execution]:
+        """All executions that carry the bridge's mark and have not ended, of every replica."""
+        return await self.executions.unfinished()
+
+    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+        """A page of the bridge's executions that ended since then, and whether it is the last."""
+        return await self.executions.ended_since(since, page)
+
+
+class Kestra(Listings, AbstractAsyncContextManager["Kestra"]):
     """A client for one tenant of one Kestra server, 1.x or 2.x. Use it as an async context manager.
 
     What a consumer asks for stands here; the rest is in `executions`, `flows` and `logs`. `clock`
@@ -74,30 +88,29 @@ class Kestra(AbstractAsyncContextManager["Kestra"]):
         """
         return await self.server.probe()
 
-    async def create(self, job: Job) -> Execution:
+    async def create(self, job: Job, *, permitted: Callable[[], None] = always) -> Execution:
         """The execution of this (job, attempt), which this starts.
 
+        `permitted` is called right before the request is sent, when its turn has come.
+
         Raises:
+            Exception: what `permitted` raises; nothing was sent.
             KestraRejected: Kestra will never start it; nothing was created.
             KestraAmbiguous: no usable answer; the execution may exist, now or in a moment.
         """
-        return await self.executions.create(job)
+        return await self.executions.create(job, permitted=permitted)
 
-    async def find_timed(self, job: Job, *, since: datetime | None = None) -> Searched:
-        """All executions of this attempt that started since then, and how long Kestra took."""
-        return await self.executions.find_timed(job, since=since)
+    async def find(self, job: Job, *, since: datetime | None = None) -> list[Execution]:
+        """All executions of this attempt that started since then."""
+        return await self.executions.find(job, since=since)
 
     async def find_attempts(self, job: Job) -> list[Execution]:
         """All executions of this job, of any attempt."""
         return await self.executions.find_attempts(job)
 
-    async def unfinished(self) -> list[Execution]:
-        """All executions that carry the bridge's mark and have not ended, of every replica."""
-        return await self.executions.unfinished()
-
-    async def started_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], int]:
-        """A page of all executions that started then or later, and how many all pages have."""
-        return await self.executions.started_since(since, page)
+    async def has_run(self, queue: str, *, since: datetime) -> bool:
+        """Whether an execution of a job of that queue started since then."""
+        return await self.executions.has_run(queue, since=since)
 
     async def get(self, execution_id: str) -> Execution | None:
         """The execution of that id, or None where Kestra doesn't know it (any more)."""

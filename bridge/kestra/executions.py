@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from bridge import exact_json
 from bridge.errors import KestraAmbiguous, KestraUnavailable
-from bridge.job.attempt import ATTEMPT_LABEL, CORRELATION_LABEL, JOB_LABEL, MARK, MARK_LABEL
+from bridge.job.attempt import (
+    ATTEMPT_LABEL,
+    CORRELATION_LABEL,
+    JOB_LABEL,
+    MARK,
+    MARK_LABEL,
+    QUEUE_LABEL,
+)
 from bridge.job.execution import TERMINAL, Execution
 from bridge.job.job import Job
 from bridge.kestra.parse import parse_execution, read_execution
-from bridge.kestra.search import MAIN, ExecutionSearch, Searched, labelled, started_from
+from bridge.kestra.search import MAIN, ExecutionSearch, ended_from, labelled, started_from
 from bridge.kestra.server import KestraServer
-from bridge.kestra.transport import Transport
+from bridge.kestra.transport import Transport, always
 from bridge.telemetry.tracing import outgoing
 
 REWORKED_LABELS = ("system.restarted", "system.replay")
@@ -28,10 +36,13 @@ class ExecutionApi:
         self._server = server
         self._search = ExecutionSearch(transport, page_size)
 
-    async def create(self, job: Job) -> Execution:
+    async def create(self, job: Job, *, permitted: Callable[[], None] = always) -> Execution:
         """The execution of this (job, attempt), which this starts.
 
+        `permitted` is called right before the request is sent.
+
         Raises:
+            Exception: what `permitted` raises; nothing was sent.
             KestraRejected: Kestra will never start it; nothing was created.
             KestraAmbiguous: no usable answer; the execution may exist, now or in a moment.
         """
@@ -52,6 +63,7 @@ class ExecutionApi:
             # Makes Kestra's own spans of the execution part of the trace, where its OpenTelemetry
             # is on.
             headers=outgoing(),
+            permitted=permitted,
         )
         try:
             execution = parse_execution(answer.json())
@@ -65,22 +77,13 @@ class ExecutionApi:
 
         `since` limits what the server has to read to executions that started then or later.
         """
-        searched = await self.find_timed(job, since=since)
-        return searched.executions
-
-    async def find_timed(self, job: Job, *, since: datetime | None = None) -> Searched:
-        """The same as `find`, and how long Kestra took for it."""
         filters = {
             **labelled({JOB_LABEL: job.id, ATTEMPT_LABEL: str(job.attempt)}),
             **MAIN,
             **started_from(since),
         }
         found = await self._search.all("find", filters)
-        return Searched(
-            executions=[execution for execution in found.executions if job.owns(execution)],
-            seconds=found.seconds,
-            usual=self._server.indexed_search_seconds,
-        )
+        return [execution for execution in found.executions if job.owns(execution)]
 
     async def find_attempts(self, job: Job) -> list[Execution]:
         """All executions of this job, of any attempt."""
@@ -101,18 +104,30 @@ class ExecutionApi:
         # Some may have ended while the server searched.
         return [execution for execution in found.executions if not execution.state.terminal]
 
-    async def started_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], int]:
-        """A page of the executions that started then or later, and how many all pages have.
+    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+        """A page of the bridge's executions that ended then or later, and whether it is the last.
 
-        Oldest first, whoever started them, except a trigger or another execution. Without a filter
-        by label a database reads no more than it returns: each of Kestra's has an index by date.
+        They are those of every replica, and what inherited the mark. The earliest end comes first,
+        so that an end that comes meanwhile moves none to an earlier page.
         """
         filters = {
-            **MAIN,
-            **started_from(since, timespec="milliseconds"),
+            **labelled({MARK_LABEL: MARK}),
+            **ended_from(since),
         }
-        found = await self._search.page("recent", filters, page)
-        return found.executions, found.total
+        found = await self._search.page("ended", filters, page, order="state.endDate:asc")
+        # 2.0 dates a pause as an end.
+        ended = [
+            execution
+            for execution in found.executions
+            if execution.state.terminal and execution.labels.get(MARK_LABEL) == MARK
+        ]
+        return ended, found.last
+
+    async def has_run(self, queue: str, *, since: datetime) -> bool:
+        """Whether an execution of a job of that queue started then or later."""
+        filters = {**labelled({QUEUE_LABEL: queue}), **MAIN, **started_from(since)}
+        found = await self._search.page("history", filters, 1)
+        return any(each.labels.get(QUEUE_LABEL) == queue for each in found.executions)
 
     async def reworked(self, *, since: datetime | None = None) -> list[Execution]:
         """All executions with the bridge's mark that were restarted, and those that replays made.

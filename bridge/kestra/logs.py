@@ -89,10 +89,11 @@ def last_errors(logs: Any, task: str | None) -> str:
     They are several, as a task often says what is wrong and after that only that it failed.
     """
     # A dict as an ordered set: Kestra often logs an exception twice, once with the names of its
-    # classes in front.
+    # classes in front. A repeated line counts where it was said last, however often it came before.
     lines: dict[str, None] = {}
     for row in _rows(logs, task):
         line = _without_classes(row["message"])
+        lines.pop(line, None)
         if line:
             lines[line] = None
     return "; ".join(list(lines)[-_ERRORS_SHOWN:])

@@ -19,24 +19,12 @@ MAIN: Mapping[str, str] = {"filters[childFilter][EQUALS]": "MAIN"}
 class SearchPage:
     """One page of a search, and how many executions all its pages have.
 
-    `seconds` is how long Kestra took for it.
+    `last` says that no page follows.
     """
 
     executions: list[Execution]
     total: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Searched:
-    """What a search found.
-
-    `seconds` is how long Kestra took for it, and `usual` for a search that an index answers.
-    """
-
-    executions: list[Execution]
-    seconds: float
-    usual: float
+    last: bool = True
 
 
 def labelled(labels: Mapping[str, str]) -> dict[str, str]:
@@ -44,12 +32,18 @@ def labelled(labels: Mapping[str, str]) -> dict[str, str]:
     return {f"filters[labels][EQUALS][{key}]": value for key, value in labels.items()}
 
 
-def started_from(moment: datetime | None, *, timespec: str = "seconds") -> dict[str, str]:
+def started_from(moment: datetime | None) -> dict[str, str]:
     """The filter for executions that started then or later; none where the moment is None."""
     if moment is None:
         return {}
-    text = moment.isoformat(timespec=timespec)
+    text = moment.isoformat(timespec="seconds")
     return {"filters[startDate][GREATER_THAN_OR_EQUAL_TO]": text}
+
+
+def ended_from(moment: datetime) -> dict[str, str]:
+    """The filter for executions that ended then or later."""
+    text = moment.isoformat(timespec="milliseconds")
+    return {"filters[endDate][GREATER_THAN_OR_EQUAL_TO]": text}
 
 
 class ExecutionSearch:
@@ -62,22 +56,28 @@ class ExecutionSearch:
     async def all(self, operation: str, filters: Mapping[str, str]) -> SearchPage:
         """All pages of a search as one."""
         executions: list[Execution] = []
-        seconds, number = 0.0, 1
+        number = 1
         while True:
             page = await self.page(operation, filters, number)
             executions += page.executions
-            seconds += page.seconds
             number += 1
             if not page.executions or len(executions) >= page.total:
-                return SearchPage(executions=executions, total=page.total, seconds=seconds)
+                return SearchPage(executions=executions, total=page.total)
 
-    async def page(self, operation: str, filters: Mapping[str, str], number: int) -> SearchPage:
+    async def page(
+        self,
+        operation: str,
+        filters: Mapping[str, str],
+        number: int,
+        *,
+        order: str = "state.startDate:asc",
+    ) -> SearchPage:
         """One page of a search; the first has number 1."""
         params = {
             **filters,
             "page": str(number),
             "size": str(self._page_size),
-            "sort": "state.startDate:asc",
+            "sort": order,
         }
         answer = await self._transport.read(operation, "GET", "/executions/search", params=params)
         found = answer.object()
@@ -91,5 +91,5 @@ class ExecutionSearch:
         return SearchPage(
             executions=executions,
             total=total,
-            seconds=answer.seconds,
+            last=not rows or number * self._page_size >= total,
         )

@@ -15,8 +15,6 @@ class KestraServer:
         self._transport = transport
         self._url = url
         self._dialect: Dialect | None = None
-        self.indexed_search_seconds = 0.0
-        """How long the last probe's search took, which an index answers; 0 before the first."""
 
     @property
     def version(self) -> str | None:
@@ -31,6 +29,14 @@ class KestraServer:
             return Dialect(await self.probe())
         return self._dialect
 
+    async def identity(self) -> str:
+        """The id that this installation of Kestra gave itself, or an empty text if it tells none.
+
+        It stands in Kestra's database, so it is the same at every address and on every replica.
+        """
+        answer = await self._transport.read("probe", "GET", "/configs", in_tenant=False)
+        return str(answer.object().get("uuid") or "")
+
     async def probe(self) -> str:
         """The version, once it is certain that the tenant lets us in. Renews the certificates."""
         self._transport.renew_certificates()
@@ -44,6 +50,5 @@ class KestraServer:
         # Any search shows whether the tenant lets us in. An index answers one by state, while one
         # by label reads every execution there is.
         params = {"size": "1", "filters[state][IN]": State.RUNNING.value}
-        answer = await self._transport.read("probe", "GET", "/executions/search", params=params)
-        self.indexed_search_seconds = answer.seconds
+        await self._transport.read("probe", "GET", "/executions/search", params=params)
         return version

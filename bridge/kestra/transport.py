@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
@@ -50,6 +50,10 @@ _ALL_ERRORS = (
 )
 
 log = structlog.get_logger(__name__)
+
+
+def always() -> None:
+    """Permit what is asked."""
 
 
 class KestraAuth(httpx.Auth):
@@ -140,12 +144,20 @@ class Transport:
         return answer
 
     async def send(
-        self, operation: str, method: str, path: str, *, in_tenant: bool = True, **request: Any
+        self,
+        operation: str,
+        method: str,
+        path: str,
+        *,
+        in_tenant: bool = True,
+        permitted: Callable[[], None] = always,
+        **request: Any,
     ) -> Answer | None:
         """The answer to one request; None where Kestra says that its subject does not exist.
 
         `operation` is the name in the metrics, by which the answer is judged. `path` is below the
-        tenant, or without `in_tenant` below the API. `request` are httpx's parameters.
+        tenant, or without `in_tenant` below the API. `permitted` is called right before the request
+        is sent. `request` are httpx's parameters.
 
         Raises:
             KestraError: any other answer, or none.
@@ -153,20 +165,23 @@ class Transport:
         root = f"{self._url}/api/v1"
         if in_tenant:
             root = f"{root}/{self._tenant}"
-        turn, timeout = self._asking, self._timeout
+        turn, timeout, limit = self._asking, self._timeout, None
         if operation == "create":
-            turn, timeout = self._creating, self._create_timeout
+            turn, timeout, limit = self._creating, self._create_timeout, self._create_timeout.read
         async with turn:
+            permitted()
             began = time.perf_counter()
             status: int | None = None
             try:
-                response = await self._http.request(
-                    method, f"{root}{path}", timeout=timeout, **request
-                )
+                # httpx's limits are for each step of a request.
+                async with asyncio.timeout(limit):
+                    response = await self._http.request(
+                        method, f"{root}{path}", timeout=timeout, **request
+                    )
                 status = response.status_code
             except SettingsError as error:
                 raise KestraDenied(str(error)) from error
-            except _ALL_ERRORS as error:
+            except (*_ALL_ERRORS, TimeoutError) as error:
                 raise await self._unanswered(operation, error) from error
             finally:
                 seconds = time.perf_counter() - began

@@ -13,16 +13,19 @@ from typing import TypeVar
 
 from libcloud.compute.base import Node, NodeDriver
 from libcloud.compute.types import NodeState
-from tenacity import stop_after_attempt, wait_exponential
+from tenacity import stop_after_delay, wait_exponential
 
 from bridge.errors import BridgeError, MachineUnavailable
 from bridge.machines.errors import provider_error
 from bridge.machines.identity import SshIdentity
 from bridge.machines.machine import Machine
-from bridge.machines.order import Order, Tags
+from bridge.machines.order import UNKNOWN_TAG, Order, Tags
+from bridge.machines.policy import LIFECYCLE_POLICY, LifecyclePolicy
 from bridge.machines.providers import Provider, choose
 from bridge.machines.settings import MachineSettings
+from bridge.machines.threads import in_thread
 from bridge.retrying import retry
+from bridge.text import visible
 
 Result = TypeVar("Result")
 
@@ -30,42 +33,62 @@ Result = TypeVar("Result")
 class ProviderClient:
     """A provider's API, with its errors translated."""
 
-    def __init__(self, settings: MachineSettings, provider: Provider) -> None:
+    def __init__(
+        self, settings: MachineSettings, provider: Provider, policy: LifecyclePolicy
+    ) -> None:
         self._settings = settings
         self._provider = provider
+        self._policy = policy
         self._driver: NodeDriver | None = None
 
     async def nodes(self, owner: str) -> list[Node]:
         """All nodes that may belong to that owner, without those that are gone or about to go.
 
+        A provider that doesn't answer is asked again for a while.
+
         Raises:
-            MachineError: the provider did not answer, not even when asked again.
+            MachineError: it did not answer in that time either, or refuses.
         """
         nodes = await retry(
             lambda: self._call("list machines", lambda: self._provider.nodes(self.driver, owner)),
             on=(MachineUnavailable,),
-            stop=stop_after_attempt(3),
-            wait=wait_exponential(0.5, max=5),
+            stop=stop_after_delay(self._policy.provider_patience),
+            wait=wait_exponential(self._policy.busy_pause, max=5),
         )
         return [node for node in nodes if not _is_gone(node)]
 
-    async def create(self, order: Order, settings: MachineSettings) -> None:
-        """Create a machine for that order. `settings` may differ from ours in size and image.
+    async def create(
+        self, order: Order, settings: MachineSettings, keep: Callable[[Node], None]
+    ) -> None:
+        """Create a machine for that order, and give its node to `keep`.
+
+        `settings` may differ from ours in size, image and network. A cancelled call ends only when
+        the provider has answered, so that `keep` learns of whatever was made.
 
         Raises:
-            MachineError: it failed; a machine may have been created all the same.
+            MachineError: it failed. A machine may have been created if it is a MachineAnswerLost.
         """
-        await self._call(
-            "create a machine", lambda: self._provider.create(self.driver, order, settings)
-        )
 
-    async def destroy(self, node: Node) -> None:
-        """Ask the provider to destroy a node.
+        def create() -> None:
+            keep(self._provider.create(self.driver, order, settings))
+
+        await self._call("create a machine", create, to_the_end=True)
+
+    async def destroy(self, node: Node) -> bool:
+        """Ask the provider to destroy a node. Whether it says that it does.
 
         Raises:
             MachineError: it failed.
         """
-        await self._call("destroy a machine", lambda: node.driver.destroy_node(node))
+        return await self._call("destroy a machine", lambda: bool(node.driver.destroy_node(node)))
+
+    async def tag(self, node: Node, key: str, value: str) -> None:
+        """Write one tag to a node that exists.
+
+        Raises:
+            MachineError: it failed.
+        """
+        await self._call("tag a machine", lambda: self._provider.tag(self.driver, node, key, value))
 
     @property
     def driver(self) -> NodeDriver:
@@ -76,39 +99,51 @@ class ProviderClient:
             self._driver = self._provider.connect(self._settings)
         return self._driver
 
-    async def _call(self, what: str, function: Callable[[], Result]) -> Result:
-        """Call it in a thread. If cancelled, wait for its end: what it makes must not be lost.
+    async def _call(
+        self, what: str, function: Callable[[], Result], *, to_the_end: bool = False
+    ) -> Result:
+        """Call it in a thread. If cancelled, wait for its end only if asked to.
 
         Raises:
-            MachineError: it failed.
+            MachineError: it failed. If it was cancelled too, this is the cause of the cancellation.
         """
-        task = asyncio.create_task(asyncio.to_thread(function))
+        call = asyncio.ensure_future(in_thread(function))
         try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # Retrieved, so that asyncio doesn't report it as lost.
-            raise
-        except BridgeError:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError as cancelled:
+            if not to_the_end:
+                call.cancel()
+                # The thread may still use it.
+                self._driver = None
+                raise
+            await asyncio.wait([call])
+            error = call.exception()
+            if isinstance(error, Exception):
+                raise cancelled from self._translated(error, what)
             raise
         except Exception as error:
-            secrets = list(self._settings.secrets)
-            if self._settings.machine_access_key:
-                secrets.append(self._settings.machine_access_key)
-            raise provider_error(
-                error, provider=self._settings.machine_provider, what=what, secrets=secrets
-            ) from error
+            raise self._translated(error, what) from error
+
+    def _translated(self, error: Exception, what: str) -> Exception:
+        if isinstance(error, BridgeError):
+            return error
+        secrets = list(self._settings.secrets)
+        if self._settings.machine_access_key:
+            secrets.append(self._settings.machine_access_key)
+        provider = self._provider.name
+        return provider_error(error, provider=provider, what=what, secrets=secrets)
 
 
 class Inventory:
     """The machines of one provider that carry our tags. No others are ever shown."""
 
-    def __init__(self, settings: MachineSettings) -> None:
+    def __init__(
+        self, settings: MachineSettings, policy: LifecyclePolicy = LIFECYCLE_POLICY
+    ) -> None:
         self._settings = settings
         self._secret = settings.machine_secret.get_secret_value()
         self._provider = choose(settings)
-        self.client = ProviderClient(settings, self._provider)
+        self.client = ProviderClient(settings, self._provider, policy)
         self.owner = owner_of(self._secret)
 
     def identity(self, name: str) -> SshIdentity:
@@ -129,12 +164,27 @@ class Inventory:
         machines = await self.all()
         return [machine for machine in machines if machine.tags.execution == execution]
 
-    async def node(self, machine: Machine) -> Node | None:
-        """The provider's node of that machine. None if it is gone."""
+    async def node(self, node_id: str) -> Node | None:
+        """The provider's node of that id. None if none is listed."""
         for node in await self.client.nodes(self.owner):
-            if str(node.id) == machine.id:
+            if str(node.id) == node_id:
                 return node
         return None
+
+    async def mark_unknown(self, machine: Machine, since: float) -> None:
+        """Note on that machine since when Kestra doesn't know its execution; 0 takes it back.
+
+        Raises:
+            MachineError: it failed.
+        """
+        node = await self.node(machine.id)
+        if node is not None:
+            await self.client.tag(node, UNKNOWN_TAG, str(int(since)))
+
+    @property
+    def lists_at_once(self) -> bool:
+        """Whether a list shows every machine that has been made."""
+        return self._provider.lists_at_once
 
     async def current(self, machine: Machine) -> Machine:
         """The machine as it is now.
@@ -161,7 +211,7 @@ class Inventory:
         line = self._provider.console(self.client.driver, machine.name)
         if not line:
             return ""
-        return f"; it last said: {line}"
+        return f"; it last said: {visible(line)}"
 
     def _machine(self, node: Node, tags: Tags) -> Machine:
         public, private = node.public_ips or (), node.private_ips or ()

@@ -9,19 +9,21 @@ import secrets
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
 from bridge.errors import MachineError, MachineUnavailable, SettingsError
 from bridge.machines.booting import booted
-from bridge.machines.destroying import destroy_machine
+from bridge.machines.creating import Creation
+from bridge.machines.destroying import destroy_machines
 from bridge.machines.inventory import Inventory
 from bridge.machines.machine import Machine
 from bridge.machines.order import Order, Tags, is_spot, name_of
 from bridge.machines.policy import LIFECYCLE_POLICY, LifecyclePolicy
 from bridge.machines.polling import until
 from bridge.machines.providers import choose
-from bridge.machines.settings import MachineSettings
+from bridge.machines.settings import MachineSettings, candidates
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +39,7 @@ class Machines:
     ) -> None:
         self._settings = settings
         self._policy = policy
-        self.inventory = Inventory(settings)
+        self.inventory = Inventory(settings, policy)
 
     async def create(
         self,
@@ -49,12 +51,14 @@ class Machines:
         image: str | None = None,
         attempt: int = 1,
         wait: bool = False,
+        server: str = "",
     ) -> Machine:
         """The execution's machine: the existing one, or a new one to live `deadline` seconds.
 
         `attempt` is the job's, on which depends whether a new one is a spot machine.
         With `wait`, returns once the machine answers by SSH. If this fails or is cancelled, it
-        leaves no machine that it has created.
+        leaves no machine that it has created. `server` is the id of the Kestra that runs the
+        execution, if it is known.
 
         Raises:
             SettingsError: a setting for creating is missing, or the execution's id isn't valid.
@@ -76,8 +80,8 @@ class Machines:
         if alive:
             return await self._adopt(alive, wait=wait)
         await self.destroy_all(existing)
+        order = self._order(execution, job, deadline, server=server, attempt=attempt)
         try:
-            order = self._order(execution, job, deadline, attempt)
             return await self._create_new(order, settings, wait)
         except MachineError:
             # Another task may have been faster, and its machine may be what stood in our way.
@@ -106,11 +110,14 @@ class Machines:
         Raises:
             MachineError: one may be left.
         """
-        machines = [
-            machine
-            for machine in await self.all()
-            if machine.tags.execution == execution or machine.name == name
-        ]
+        wanted = partial(self._of, execution, name)
+        machines = await wanted()
+        if machines is None and not self.inventory.lists_at_once:
+            with suppress(TimeoutError):
+                machines = await until(
+                    wanted, timeout=self._policy.unlisted_wait, pause=1, longest_pause=5
+                )
+        machines = machines or []
         await self.destroy_all(machines)
         return machines
 
@@ -118,10 +125,17 @@ class Machines:
         """Destroy those machines, and return once they are gone.
 
         Raises:
-            MachineError: one may be left.
+            MachineError: some may be left; the text names them.
         """
-        for machine in machines:
-            await destroy_machine(self.inventory, machine, timeout=self._policy.gone_timeout)
+        await destroy_machines(self.inventory, machines, timeout=self._policy.gone_timeout)
+
+    async def _of(self, execution: str | None, name: str | None) -> list[Machine] | None:
+        """The machines of that execution or name. None if none is listed."""
+        return [
+            machine
+            for machine in await self.all()
+            if machine.tags.execution == execution or machine.name == name
+        ] or None
 
     async def wait(self, machine: Machine) -> Machine:
         """Wait until the machine's sshd answers, and return the machine as it is then.
@@ -133,18 +147,31 @@ class Machines:
         return await booted(self.inventory, machine, timeout=timeout, policy=self._policy)
 
     async def _create_new(self, order: Order, settings: MachineSettings, wait: bool) -> Machine:
-        """Create a machine for that order. If that fails or is cancelled, nothing is left of it."""
+        """Create a machine for that order. If that fails or is cancelled, nothing is left of it.
+
+        Raises:
+            MachineError: it failed; the text says what may be left all the same.
+        """
+        creation = Creation(self.inventory, order, self._policy)
         try:
-            await self.inventory.client.create(order, settings)
-            machine = await self._settled(order)
+            machine = await creation.carry_out(
+                candidates(settings), self._settings.machine_boot_timeout
+            )
             if wait:
                 machine = await self.wait(machine)
+        except MachineError as error:
+            left = await creation.undo()
+            if left:
+                raise type(error)(f"{error}; {left}") from error
+            raise
         except BaseException:
-            await self._undo(order)
+            await creation.undo()
             raise
         return machine
 
-    def _order(self, execution: str, job: str, deadline: float, attempt: int) -> Order:
+    def _order(
+        self, execution: str, job: str, deadline: float, *, server: str, attempt: int
+    ) -> Order:
         now = time.time()
         name = name_of(execution)
         tags = Tags(
@@ -154,6 +181,7 @@ class Machines:
             call=secrets.token_hex(6),
             created=now,
             deadline=now + deadline,
+            server=server,
         )
         identity = self.inventory.identity(name)
         return Order(
@@ -174,50 +202,6 @@ class Machines:
         except MachineUnavailable:
             await self.destroy_all([machine])
             raise
-
-    async def _settled(self, order: Order) -> Machine:
-        """The machine that stays if two tasks made one each at the same moment: the one that both
-        see first.
-        """
-        timeout = self._policy.listed_timeout
-        try:
-            alive = await until(
-                lambda: self._alive(order), timeout=timeout, pause=0.1, longest_pause=5
-            )
-        except TimeoutError:
-            raise MachineUnavailable(
-                f"machine {order.name} is not listed {timeout:g} s after it was made"
-            ) from None
-        kept = alive[0]
-        await self.destroy_all(other for other in alive[1:] if other.tags.call == order.tags.call)
-        log.info(
-            "machine created", machine=kept.name, execution=order.tags.execution, job=order.tags.job
-        )
-        return kept
-
-    async def _alive(self, order: Order) -> list[Machine] | None:
-        """The execution's living machines. None if none is listed yet."""
-        machines = await self.inventory.of(order.tags.execution)
-        alive = [machine for machine in machines if not machine.dead]
-        if alive:
-            return alive
-        if machines:
-            raise self.inventory.death(machines[0])
-        return None
-
-    async def _undo(self, order: Order) -> None:
-        """Destroy what a call that failed has created."""
-        try:
-            machines = await self.inventory.of(order.tags.execution)
-            await self.destroy_all(
-                machine for machine in machines if machine.tags.call == order.tags.call
-            )
-        except MachineError as error:
-            log.error(
-                "a half-made machine may be left, until the next reap",
-                machine=order.name,
-                error=str(error),
-            )
 
 
 def _first_alive(machines: Iterable[Machine]) -> Machine | None:

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, replace
 
-from bridge.errors import SettingsError
+from bridge.errors import MachineError, SettingsError
 from bridge.machines.identity import SshIdentity
 from bridge.machines.lifecycle import Machines
 from bridge.machines.machine import Machine
+from bridge.machines.policy import LIFECYCLE_POLICY, LifecyclePolicy
 from bridge.machines.settings import MachineSettings
 from bridge.machines.ssh import Address, MachineUnreachable
+
+FIRST_LOOK = 0.5
+"""Seconds until a provider is first asked what became of a machine that doesn't let us in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Asks a machine's provider, every `look_again` seconds, whether the machine has ended."""
+
+    machines: Machines
+    machine: Machine
+    look_again: float
+
+    async def until_gone(self) -> str:
+        """Wait until the machine has ended, and say so."""
+        was_listed = True
+        pause = min(FIRST_LOOK, self.look_again)
+        while True:
+            await asyncio.sleep(pause)
+            pause = self.look_again
+            try:
+                listed = await self.machines.all()
+            except MachineError:
+                continue
+            current = [machine for machine in listed if machine.id == self.machine.id]
+            if current and current[0].dead:
+                return str(self.machines.inventory.death(current[0]))
+            # Not after a single look, since a provider's list may miss a machine for a moment.
+            if not current and not was_listed:
+                return f"machine {self.machine.name} is no longer there"
+            was_listed = bool(current)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +59,7 @@ class Locator:
     host: str | None = None
     port: int = 22
     user: str | None = None
+    policy: LifecyclePolicy = LIFECYCLE_POLICY
 
     def __post_init__(self) -> None:
         if self.name:
@@ -54,7 +88,9 @@ class Locator:
         if machine.host is None:
             machine = await machines.wait(machine)
         assert machine.host is not None
-        return self._address(machine.name, machine.host, machine.port)
+        address = self._address(machine.name, machine.host, machine.port)
+        watch = Watch(machines, machine, self.policy.look_again)
+        return replace(address, until_gone=watch.until_gone)
 
     def _address(self, name: str, host: str, port: int) -> Address:
         secret = self.settings.machine_secret.get_secret_value()

@@ -6,11 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 from bridge.machines.identity import SshIdentity
 
 PREFIX = "kestra-"
+UNKNOWN_TAG = f"{PREFIX}unknown"
+_TEXTS = ("owner", "execution", "job", "call")
+_TIMES = ("created", "deadline", "unknown")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +22,9 @@ class Tags:
 
     `owner` separates bridges that share an account: it is derived from the secret, and only
     machines that carry our owner are ours. `call` identifies the call that made the machine, in
-    case two tasks make one for the same execution at once.
+    case two tasks make one for the same execution at once. `server` is the id of the Kestra that
+    runs the execution, or empty if it wasn't known. `unknown` is the time at which a reap first
+    found that Kestra doesn't know the execution, or 0.
     """
 
     owner: str
@@ -28,13 +33,19 @@ class Tags:
     call: str
     created: float
     deadline: float
+    server: str = ""
+    unknown: float = 0.0
 
     @property
     def texts(self) -> dict[str, str]:
-        """The tags as a provider stores them."""
+        """The tags as a provider stores them. Empty ones are left out."""
         values = asdict(self)
-        values["created"] = str(int(self.created))
-        values["deadline"] = str(int(self.deadline))
+        for name in _TIMES:
+            values[name] = str(int(values[name]))
+        if not self.server:
+            del values["server"]
+        if not self.unknown:
+            del values["unknown"]
         return {f"{PREFIX}{name}": value for name, value in values.items()}
 
     @classmethod
@@ -43,12 +54,15 @@ class Tags:
         if texts is None:
             return None
         try:
-            values = {field.name: texts[f"{PREFIX}{field.name}"] for field in fields(cls)}
-            created = float(values.pop("created"))
-            deadline = float(values.pop("deadline"))
+            values = {name: texts[f"{PREFIX}{name}"] for name in _TEXTS}
+            created = float(texts[f"{PREFIX}created"])
+            deadline = float(texts[f"{PREFIX}deadline"])
+            # Machines of earlier versions lack the rest.
+            unknown = float(texts.get(f"{PREFIX}unknown", 0))
         except (KeyError, ValueError):
             return None
-        return cls(created=created, deadline=deadline, **values)
+        server = texts.get(f"{PREFIX}server", "")
+        return cls(created=created, deadline=deadline, server=server, unknown=unknown, **values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +82,13 @@ class Order:
     def user_data(self) -> str:
         """The text for cloud-init's first boot.
 
-        It sets the host key and makes one ordinary user with our key. There is no other way in.
+        It sets the host key and makes one ordinary user with our key. There is no other way in. It
+        also sets the timer that ends the machine at its deadline, at each boot.
         """
         user = {
             "name": self.user,
-            "shell": "/bin/bash",
+            # Unlike bash, it runs no start-up file of the user's before each of our commands.
+            "shell": "/bin/sh",
             "lock_passwd": True,
             "ssh_authorized_keys": [self.identity.client.public],
         }
@@ -86,6 +102,7 @@ class Order:
                 "ed25519_public": self.identity.host.public,
             },
             "users": [user],
+            "bootcmd": [["sh", "-c", power_off_at(self.tags.deadline)]],
         }
         # JSON is valid YAML, and needs no quoting rules of its own.
         return "#cloud-config\n" + json.dumps(config, indent=1)
@@ -96,6 +113,29 @@ def is_spot(choice: str, attempt: int) -> bool:
     if choice == "first":
         return attempt == 1
     return choice == "only"
+
+
+def power_off_at(deadline: float) -> str:
+    """The shell command that powers a machine off at that time, in seconds since 1970.
+
+    It returns at once. systemd keeps the timer where it runs: it does not wait for it
+    (`--no-block`), since cloud-init's first stages come before what timers wait for. Elsewhere a
+    process sleeps.
+    """
+    return (
+        f"left=$(({int(deadline)} - $(date +%s))); "
+        '[ "$left" -gt 1 ] || left=1; '
+        "systemd-run --no-block --unit=kestra-deadline --timer-property=AccuracySec=1s "
+        '--on-active="$left" systemctl poweroff --force 2>/dev/null '
+        '|| { setsid sh -c "sleep $left; poweroff -f" </dev/null >/dev/null 2>&1 & }'
+    )
+
+
+def server_of(identity: str) -> str:
+    """A Kestra's id as a tag: short, and of characters that every provider takes."""
+    if not identity:
+        return ""
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def name_of(execution: str) -> str:

@@ -27,6 +27,12 @@ def _host_and_port(text: str) -> str:
     return text
 
 
+def _textfile(path: Path) -> Path:
+    if path.suffix != ".prom":
+        raise ValueError("must end with .prom: node_exporter reads no other files")
+    return path
+
+
 def _ordinary_user(text: str) -> str:
     if text == "root" or not re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}", text):
         raise ValueError(
@@ -48,10 +54,11 @@ def _image_directory() -> Path:
 class MachineSettings(CommandSettings):
     """Where machines come from and how they are reached."""
 
-    machine_provider: str = Field(
-        default="qemu",
-        description="`qemu` for machines on this host, or a cloud: `ec2`, `openstack`, `gce`, "
-        "`digitalocean`, `linode`, `vultr`.",
+    machine_provider: str | None = Field(
+        default=None,
+        description="Where machines come from; there is no default. `qemu` for machines on this "
+        "host, or a cloud: `ec2`, `openstack`, `gce`, `digitalocean`, `linode`, `vultr`. `gce` is "
+        "experimental.",
     )
     machine_secret: Annotated[SecretStr, Field(min_length=16)] = Field(
         description="The secret from which the keys of all machines are derived: at least 16 "
@@ -70,7 +77,8 @@ class MachineSettings(CommandSettings):
     machine_size: str | None = Field(
         default=None,
         description="The size: its id or name at the provider. With `qemu`: `small`, "
-        "`medium` or `large`.",
+        "`medium` or `large`. Several, separated by commas, are tried in turn where one is not to "
+        "be had.",
     )
     machine_region: str | None = Field(
         default=None, description="The region. With `gce`, the zone."
@@ -98,9 +106,10 @@ class MachineSettings(CommandSettings):
     )
     machine_network: str | None = Field(
         default=None,
-        description="The network or subnet, if the provider needs one. With `qemu`: `isolated`, or "
-        "`open` for machines that may reach the internet, and also everything that listens on this "
-        "host's loopback.",
+        description="The network or subnet, if the provider needs one. Several, separated by "
+        "commas, are tried in turn: on EC2 each subnet lies in one zone. With `qemu`: `isolated`, "
+        "or `open` for machines that may reach the internet, and also everything that listens on "
+        "this host's loopback.",
     )
     machine_firewall: str | None = Field(
         default=None,
@@ -133,6 +142,31 @@ class MachineSettings(CommandSettings):
         description="With `qemu`: the folder of the images. Default: the one into which `python -m "
         "deploy.local.machine_image` puts them, in the user's cache.",
     )
+    machine_metrics_file: Annotated[Path, AfterValidator(_textfile)] | None = Field(
+        default=None,
+        description="With `reap`: the file into which it writes metrics of the machines, in the "
+        "folder of node_exporter's textfile collector. Its name must end with `.prom`.",
+    )
     machine_boot_timeout: Seconds = Field(
         default=300, description="How long a machine may take until it can be reached, in seconds."
     )
+
+
+def candidates(settings: MachineSettings) -> list[MachineSettings]:
+    """The settings for each network and size that is named, the first ones first.
+
+    All networks are tried with the first size before the next size is.
+    """
+    sizes = _listed(settings.machine_size)
+    networks = _listed(settings.machine_network)
+    return [
+        settings.model_copy(update={"machine_size": size, "machine_network": network})
+        for size in sizes
+        for network in networks
+    ]
+
+
+def _listed(text: str | None) -> list[str | None]:
+    """The items of a list that commas separate; the text itself if it is not set."""
+    items: list[str | None] = [item.strip() for item in (text or "").split(",") if item.strip()]
+    return items or [text]

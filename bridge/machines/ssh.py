@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ class MachineUnreachable(SshError):
 
 
 class WrongHostKey(SshError):
-    """Something else than the machine answers at its address. It is never asked again."""
+    """Something else than the machine answers at its address."""
 
 
 class LoginDenied(SshError):
@@ -46,8 +46,20 @@ class ConnectionLost(SshError):
     """The session with the machine ended before its work was done."""
 
 
+class MachineGone(SshError):
+    """The machine has ended, as its provider says."""
+
+
 class MachineFailed(SshError):
     """The machine can be reached but lacks what a run needs: python3, SFTP, space on its disk."""
+
+
+class SftpMissing(MachineFailed):
+    """SFTP doesn't start. A machine that is going down may be like that as well."""
+
+
+UntilGone = Callable[[], Awaitable[str]]
+"""Returns, once the provider says that the machine has ended, a text that says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,17 +71,18 @@ class Address:
     port: int
     user: str
     identity: SshIdentity
+    until_gone: UntilGone | None = None
 
     def __str__(self) -> str:
         return f"{self.name} ({self.host}:{self.port})"
 
 
 class _NotYetError(Exception):
-    """The machine doesn't let us in; it may be booting."""
+    """The machine doesn't let us in; it may be booting. `final` is the error if it goes on."""
 
-    def __init__(self, reason: str, *, denied: bool = False) -> None:
+    def __init__(self, reason: str, *, final: SshError | None = None) -> None:
         super().__init__(reason)
-        self.denied = denied
+        self.final = final
 
 
 @asynccontextmanager
@@ -80,10 +93,12 @@ async def connected(
 
     Raises:
         MachineUnreachable: it did not answer in time.
-        WrongHostKey: it showed another key than the pinned one.
+        MachineGone: it has ended, as its provider says.
+        WrongHostKey: it showed another key than the pinned one, and not only during its first
+            seconds.
         LoginDenied: it refused us, and not only during its first seconds.
     """
-    connection = await _Login(address, wait, policy).until_let_in()
+    connection = await _let_in(address, _Login(address, wait, policy))
     try:
         yield connection
     finally:
@@ -119,6 +134,34 @@ def translated(address: Address) -> Iterator[None]:
         raise ConnectionLost(f"the connection to {address} was lost: {_reason(error)}") from error
 
 
+def is_lost(error: Exception) -> bool:
+    """Whether an error of SFTP, or of a local file, means that the connection is lost."""
+    lost = (asyncssh.SFTPNoConnection, asyncssh.SFTPConnectionLost, ConnectionError)
+    return isinstance(error, lost)
+
+
+async def _let_in(address: Address, login: _Login) -> asyncssh.SSHClientConnection:
+    """The connection, once the machine lets us in.
+
+    Raises:
+        MachineGone: it ended before that.
+        SshError: as `connected` says.
+    """
+    if address.until_gone is None:
+        return await login.until_let_in()
+    let_in = asyncio.create_task(login.until_let_in())
+    gone = asyncio.ensure_future(address.until_gone())
+    try:
+        await asyncio.wait({let_in, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not let_in.done():
+            raise MachineGone(f"{address} was lost: {gone.result()}")
+        return let_in.result()
+    finally:
+        let_in.cancel()
+        gone.cancel()
+        await asyncio.gather(let_in, gone, return_exceptions=True)
+
+
 class _Login:
     """The attempts to log in to one machine."""
 
@@ -127,7 +170,7 @@ class _Login:
         self._wait = wait
         self._policy = policy
         self._banner = BannerWait(wait, first_wait=policy.first_banner_wait)
-        self._denied_since: float | None = None
+        self._refused_since: dict[type[SshError], float] = {}
         self._last: _NotYetError | None = None
 
     async def until_let_in(self) -> asyncssh.SSHClientConnection:
@@ -137,8 +180,8 @@ class _Login:
                     self._attempt, on=(_NotYetError,), wait=wait_exponential(0.1, max=2)
                 )
         except TimeoutError as error:
-            if self._last and self._last.denied:
-                raise self._denied() from error
+            if self._last and self._last.final:
+                raise self._last.final from error
             reason = f": {self._last}" if self._last else ""
             raise MachineUnreachable(
                 f"{self._address} can't be reached within {self._wait:g} s{reason}"
@@ -151,13 +194,14 @@ class _Login:
         except NoBannerError as error:
             raise self._not_yet(str(error)) from error
         except asyncssh.HostKeyNotVerifiable as error:
-            raise WrongHostKey(
-                f"{self._address} shows another host key than the machine's own"
-            ) from error
+            # An image may bring keys of its own, until cloud-init has put ours there.
+            wrong = WrongHostKey(f"{self._address} shows another host key than the machine's own")
+            raise self._refusal(wrong, self._policy.host_key_grace) from error
         except asyncssh.PermissionDenied as error:
-            if self._is_denied_for_good():
-                raise self._denied() from error
-            raise self._not_yet(_reason(error), denied=True) from error
+            denied = LoginDenied(
+                f"{self._address} refuses user {self._address.user} or the key derived for it"
+            )
+            raise self._refusal(denied, self._policy.denied_grace) from error
         except (asyncssh.Error, OSError) as error:
             raise self._not_yet(_reason(error)) from error
 
@@ -178,23 +222,18 @@ class _Login:
             keepalive_count_max=self._policy.keepalives_missed,
         )
 
-    def _not_yet(self, reason: str, *, denied: bool = False) -> _NotYetError:
+    def _not_yet(self, reason: str, *, final: SshError | None = None) -> _NotYetError:
         log.debug("machine not yet reached", machine=self._address.name, reason=reason)
-        self._last = _NotYetError(reason, denied=denied)
+        self._last = _NotYetError(reason, final=final)
         return self._last
 
-    def _is_denied_for_good(self) -> bool:
-        """Whether the machine has refused us for longer than its boot can explain."""
+    def _refusal(self, final: SshError, first_grace: float) -> Exception:
+        """That error, once the machine has refused us for longer than its boot can explain."""
         now = self._banner.waited
-        if self._denied_since is None:
-            self._denied_since = now
-        grace = answer_wait(self._policy.denied_grace, now, self._wait)
-        return now - self._denied_since >= grace
-
-    def _denied(self) -> LoginDenied:
-        return LoginDenied(
-            f"{self._address} refuses user {self._address.user} or the key derived for it"
-        )
+        since = self._refused_since.setdefault(type(final), now)
+        if now - since >= answer_wait(first_grace, now, self._wait):
+            return final
+        return self._not_yet(str(final), final=final)
 
 
 def _reason(error: BaseException) -> str:

@@ -12,6 +12,9 @@ from bridge.errors import BridgeError, KestraRejected, SettingsError
 from bridge.job.flow_name import FlowName
 from bridge.kestra import Dialect, Kestra
 
+NOTIFIER = FlowName("bridge.system", "notifier")
+"""The flow that reports ends from inside Kestra. It is an option, deployed only on demand."""
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SUFFIXES = (".yaml", ".yml")
 _QUOTED = re.compile(r"""(?P<quote>["'])(?P<text>.*?)(?P=quote)\s*(?:#.*)?""")
@@ -154,6 +157,21 @@ def select(flows: Iterable[FlowFile], only: Sequence[str]) -> list[FlowFile]:
             there = ", ".join(str(flow.name) for flow in found)
             raise SettingsError(f"--only {wanted}: no such flow here; there are {there}")
     return [flow for flow in found if not flow.names.isdisjoint(only)]
+
+
+def choose(flows: Sequence[FlowFile], only: Sequence[str], *, notifier: bool) -> list[FlowFile]:
+    """Of the flows that ship, those with these names; without names all but the notifier. With
+    `notifier`, the notifier as well.
+
+    Raises:
+        SettingsError: a name fits none of them.
+    """
+    chosen = {flow.name for flow in select(flows, only)}
+    if not only:
+        chosen.discard(NOTIFIER)
+    if notifier:
+        chosen.add(NOTIFIER)
+    return [flow for flow in flows if flow.name in chosen]
 
 
 def fate(flow: FlowFile, present: str | None) -> Fate:

@@ -19,6 +19,7 @@ from bridge.rabbitmq.connection import (
 )
 from bridge.rabbitmq.error_translation import reason, translated
 from bridge.rabbitmq.isolation import IsolatedPublisher, ReopeningPublisher, ResultPublisher
+from bridge.rabbitmq.ledger_stream import LedgerStream, OnEntry, opened
 from bridge.rabbitmq.publisher import Publisher
 from bridge.rabbitmq.reply_queue import ReplyQueue
 from bridge.rabbitmq.session import Cause, OnDelivery, OnReply, Session
@@ -75,21 +76,43 @@ class Broker:
                 session = Session(
                     announced_version(consuming),
                     await declaration.declare_lanes(consuming, settings),
+                    consuming,
                     publishing,
                     results=ResultPublisher(results, isolated),
                     isolated=isolated,
+                    publisher_apart=self._publisher_apart,
                 )
                 await session.publisher.open()
                 consuming.close_callbacks.add(
                     lambda _, error: session.end("connection_closed", reason(error))
                 )
                 publishing.close_callbacks.add(lambda _, error: session.publishing_ended(error))
-                await session.consume_replies(consuming, on_reply)
+                await session.consume_replies(on_reply)
                 for lane in settings.all_lanes:
                     tag = f"{self._name}.{lane.queue}"
-                    await session.consume(consuming, lane, on_delivery, tag=tag, hold=hold)
+                    await session.consume(lane, on_delivery, tag=tag, hold=hold)
             with alarms.heard(publishing, _log_alarm):
                 yield session
+
+    @asynccontextmanager
+    async def ledger(
+        self, queue: str, on_entry: OnEntry, *, window: float
+    ) -> AsyncIterator[LedgerStream]:
+        """The ledger of a lane, read from `window` seconds ago on, over a connection of its own.
+
+        Raises:
+            BrokerUnavailable, BrokerDenied, TopologyMismatch: there is none to be had.
+        """
+        settings = self._settings = refreshed(self._settings)
+        async with AsyncExitStack() as stack:
+            with translated(settings):
+                connection = await stack.enter_async_context(
+                    connected(settings, f"{self._name} ledger")
+                )
+                stream = await stack.enter_async_context(
+                    opened(connection, queue, on_entry, window=window)
+                )
+            yield stream
 
     @asynccontextmanager
     async def commands(self) -> AsyncIterator[CommandSession]:

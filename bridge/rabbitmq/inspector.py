@@ -113,19 +113,22 @@ class Inspector:
             pass
 
     async def try_publishing(self) -> None:
-        """Note whether the user may publish to queues by their names.
+        """Note whether the user may publish to queues by their names, and to the reply exchange.
 
         Declaring a queue whose dead letters go the same way needs that right too. Nothing is
         published: during an alarm RabbitMQ stops reading from a connection that did.
         """
-        try:
-            async with self._connection.channel() as channel:
-                await channel.declare_queue(
-                    exclusive=True, auto_delete=True, arguments={"x-dead-letter-exchange": ""}
-                )
-        except ChannelAccessRefused as error:
-            if _on_exchange(error):
-                self.refused.add(Refusal("write", "amq.default"))
+        for exchange, name in (("", "amq.default"), (topology.REPLIES, topology.REPLIES)):
+            try:
+                async with self._connection.channel() as channel:
+                    await channel.declare_queue(
+                        exclusive=True,
+                        auto_delete=True,
+                        arguments={"x-dead-letter-exchange": exchange},
+                    )
+            except ChannelAccessRefused as error:
+                if _on_exchange(error):
+                    self.refused.add(Refusal("write", name))
 
     @asynccontextmanager
     async def replies(self, routing_key: str) -> AsyncIterator[asyncio.Queue[bytes] | None]:

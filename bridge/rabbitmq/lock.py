@@ -1,14 +1,14 @@
-"""Mutual exclusion of commands, through exclusive queues."""
+"""Mutual exclusion of commands, and of replicas, through exclusive queues."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from aio_pika.abc import AbstractConnection
 
-from bridge.errors import BrokerDenied, QueueInUse
+from bridge.errors import BrokerDenied, BrokerError, QueueInUse
 from bridge.rabbitmq.error_translation import translated_on_queue
 
 ANSWER_TIMEOUT = 60.0
@@ -41,6 +41,28 @@ async def exclusive(
         yield
         return
     yield
+    await _release(connection, name)
+
+
+@asynccontextmanager
+async def held_if_free(connection: AbstractConnection, name: str) -> AsyncIterator[bool]:
+    """Whether the lock of that name was free; if so, it is held until the end of the block.
+
+    A connection that is lost gives the lock up: RabbitMQ deletes its exclusive queues.
+
+    Raises:
+        BrokerUnavailable, BrokerDenied: that can't be found out.
+    """
+    held = await _acquire(connection, name)
+    try:
+        yield held
+    finally:
+        if held and not connection.is_closed:
+            with suppress(BrokerError):
+                await _release(connection, name)
+
+
+async def _release(connection: AbstractConnection, name: str) -> None:
     with translated_on_queue(name):
         async with connection.channel(publisher_confirms=False) as channel:
             raw = await channel.get_underlay_channel()
@@ -52,8 +74,13 @@ async def _acquire(connection: AbstractConnection, name: str) -> bool:
         with translated_on_queue(name):
             async with connection.channel(publisher_confirms=False) as channel:
                 raw = await channel.get_underlay_channel()
+                # A virtual host's default may be quorum, and such a queue can't be exclusive.
                 await raw.queue_declare(
-                    name, exclusive=True, auto_delete=True, timeout=ANSWER_TIMEOUT
+                    name,
+                    exclusive=True,
+                    auto_delete=True,
+                    arguments={"x-queue-type": "classic"},
+                    timeout=ANSWER_TIMEOUT,
                 )
     except QueueInUse:
         return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 from urllib.parse import quote
@@ -198,12 +198,26 @@ class Management:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerMetrics:
+    """A lane's ledger as a replica sees it: how many seconds back it reaches, and how many seconds
+    half of the claims take, and 99 of 100. None: it has made no claim.
+    """
+
+    reach: float
+    p50: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaMetrics:
-    """One replica's metrics: `oldest` in seconds, `restarts` since it started."""
+    """One replica's metrics: `oldest` in seconds, `restarts` since it started. `ledgers` has the
+    lanes whose ledger it has read.
+    """
 
     in_flight: Mapping[str, int]
     oldest: float
     restarts: Mapping[str, int]
+    ledgers: Mapping[str, LedgerMetrics] = field(default_factory=dict)
 
 
 async def scrape(url: str, *, transport: httpx.AsyncBaseTransport | None = None) -> ReplicaMetrics:
@@ -234,7 +248,34 @@ async def scrape(url: str, *, transport: httpx.AsyncBaseTransport | None = None)
         oldest=oldest[0],
         # Every cause is there from the start, with a count of 0.
         restarts={cause: count for cause, count in restarts.items() if count},
+        ledgers=_ledgers(samples),
     )
+
+
+def _ledgers(samples: Sequence[Sample]) -> dict[str, LedgerMetrics]:
+    ready = _counts(samples, "bridge_ledger_ready", "lane")
+    reach = _counts(samples, "bridge_ledger_reach_seconds", "lane")
+    return {
+        lane: LedgerMetrics(
+            reach=reach.get(lane, 0),
+            p50=_within(samples, lane, 0.5),
+            p99=_within(samples, lane, 0.99),
+        )
+        for lane in ready
+        if ready[lane]
+    }
+
+
+def _within(samples: Sequence[Sample], lane: str, share: float) -> float | None:
+    """Seconds within which that share of a lane's claims was read back, as the buckets tell."""
+    buckets = sorted(
+        (float(sample.labels["le"]), sample.value)
+        for sample in samples
+        if sample.name == "bridge_claim_seconds_bucket" and sample.labels.get("lane") == lane
+    )
+    if not buckets or not buckets[-1][1]:
+        return None
+    return next(limit for limit, count in buckets if count >= share * buckets[-1][1])
 
 
 def _counts(samples: Sequence[Sample], name: str, label: str) -> dict[str, int]:

@@ -35,7 +35,7 @@ class QueueState:
     is the limit in effect, by argument and policy, -1 for none; only 4.x reports it. `policy` is
     what policies set, and None until the queue has reported about itself. `handing_on` counts
     messages that have left the queue for its dead-letter exchange and have not arrived yet; quorum
-    queues keep those.
+    queues keep those. `owner` names the connection that an exclusive queue belongs to.
     """
 
     name: str
@@ -49,6 +49,7 @@ class QueueState:
     policy: Mapping[str, Any] | None = None
     policy_names: tuple[str, ...] = ()
     consumers: tuple[Consumer, ...] = ()
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,7 @@ def parse_queue(data: Mapping[str, Any]) -> QueueState:
         policy=None if policy is None else mapping(policy),
         policy_names=tuple(str(name) for name in policies if name),
         consumers=tuple(_consumer(row) for row in rows(data.get("consumer_details"))),
+        owner=mapping(data.get("owner_pid_details")).get("name"),
     )
 
 

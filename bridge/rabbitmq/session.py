@@ -8,7 +8,8 @@ outlives the channel that brought it, and the broker delivers again what was not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from aiormq.abc import DeliveredMessage
 
 from bridge.errors import BrokerError, BrokerUnavailable
 from bridge.job.message import Delivery
-from bridge.rabbitmq import declaration
+from bridge.rabbitmq import declaration, lock
 from bridge.rabbitmq.codec import to_message
 from bridge.rabbitmq.connection import parse_version
 from bridge.rabbitmq.error_translation import BROKEN, CAUSED_BY_A_FRAME, reason
@@ -42,13 +43,17 @@ class Session:
         self,
         version: str,
         kinds: Mapping[str, Kind],
+        consuming: AbstractConnection,
         publishing: AbstractConnection,
         *,
         results: ResultPublisher,
         isolated: IsolatedPublisher,
+        publisher_apart: Callable[[str], Awaitable[Publisher]],
     ) -> None:
         self.version = version
         self.kinds = kinds
+        self._consuming = consuming
+        self._publisher_apart = publisher_apart
         self.publisher = Publisher(publishing, lost=self._publisher_lost)
         self.results = results
         self.isolated = isolated
@@ -63,7 +68,6 @@ class Session:
 
     async def consume(
         self,
-        connection: AbstractConnection,
         lane: Lane,
         on_delivery: OnDelivery,
         *,
@@ -71,7 +75,7 @@ class Session:
         hold: float,
     ) -> None:
         """Consume a lane. `hold` is how many seconds a delivery may stay unsettled."""
-        channel = await self._watched_channel(connection)
+        channel = await self._watched_channel()
         await channel.set_qos(prefetch_count=lane.prefetch)
         raw = await channel.get_underlay_channel()
 
@@ -82,9 +86,9 @@ class Session:
         self._consumers.append((raw, tag))
         await raw.basic_consume(lane.queue, take, consumer_tag=tag, arguments=arguments)
 
-    async def consume_replies(self, connection: AbstractConnection, on_reply: OnReply) -> None:
+    async def consume_replies(self, on_reply: OnReply) -> None:
         """Consume what is published to the reply exchange."""
-        channel = await self._watched_channel(connection)
+        channel = await self._watched_channel()
         queue = await declaration.declare_replies(channel, "")
         raw = await channel.get_underlay_channel()
 
@@ -94,6 +98,24 @@ class Session:
         # Without acks: no single reply matters, and the sweep finds what a lost one would have
         # said.
         await raw.basic_consume(queue, take, no_ack=True)
+
+    @asynccontextmanager
+    async def leading(self, name: str) -> AsyncIterator[Publisher | None]:
+        """Hold an exclusive queue of that name; gives a publisher with a connection of its own, or
+        None where another session holds the queue.
+
+        What the publisher meets with ends only its own connection.
+
+        Raises:
+            BrokerUnavailable, BrokerDenied: that can't be found out, or there is no connection.
+        """
+        async with AsyncExitStack() as stack:
+            if not await stack.enter_async_context(lock.held_if_free(self._consuming, name)):
+                yield None
+                return
+            publisher = await self._publisher_apart("reporter")
+            stack.push_async_callback(publisher.close)
+            yield publisher
 
     async def stop_consuming(self) -> None:
         """Take no more deliveries. Those that have arrived can still be settled."""
@@ -119,9 +141,9 @@ class Session:
             self.over_a_publish = True
         self.end("channel_closed", str(error))
 
-    async def _watched_channel(self, connection: AbstractConnection) -> AbstractChannel:
+    async def _watched_channel(self) -> AbstractChannel:
         """A channel whose end is the session's end."""
-        channel = await connection.channel(publisher_confirms=False)
+        channel = await self._consuming.channel(publisher_confirms=False)
         channel.close_callbacks.add(lambda _, error: self.end("channel_closed", reason(error)))
         raw = await channel.get_underlay_channel()
         # Nothing else reports that the broker cancels a consumer, which would stay silent for ever.

@@ -93,6 +93,16 @@ def replay_queue(queue: str) -> str:
     return f"{queue}.replay"
 
 
+def reporter_lock(queue: str) -> str:
+    """The exclusive queue that the reporter of a lane's replicas holds."""
+    return f"{queue}.reporter"
+
+
+def ledger_queue(queue: str) -> str:
+    """The stream in which replicas claim a lane's jobs."""
+    return f"{queue}.ledger"
+
+
 def lead_misrouted(queue: str) -> str:
     """The command that makes an existing exchange send unroutable messages to the dead letters."""
     policy = f'{{"{ALTERNATE}": "{dead_exchange(queue)}"}}'
@@ -178,6 +188,23 @@ def plan_replay(queue: str, *, version: Version) -> Queue:
     return Queue(
         replay_queue(queue),
         {"x-queue-type": "quorum", **_back_to(queue), **_AT_LEAST_ONCE, **_unlimited(version)},
+    )
+
+
+def plan_ledger(queue: str, *, window: float) -> Queue:
+    """The stream of a lane's ledger, which keeps claims for `window` seconds.
+
+    It is bounded too, so that it is read within seconds: to about 200,000 claims of 130 bytes.
+    RabbitMQ drops a segment at a time.
+    """
+    return Queue(
+        ledger_queue(queue),
+        {
+            "x-queue-type": "stream",
+            "x-max-age": f"{int(window)}s",
+            "x-max-length-bytes": 26_000_000,
+            "x-stream-max-segment-size-bytes": 2_000_000,
+        },
     )
 
 

@@ -39,22 +39,27 @@ class Settings(FlowSettings, KestraSettings):
         default=30,
         description="How often to look up ends of executions whose reply may have been lost.",
     )
+    report_interval: Annotated[float, Field(ge=0, le=60)] = Field(
+        default=0.5,
+        description="How often one replica, the reporter, asks Kestra what has ended and tells "
+        "all replicas; 0 keeps this replica from doing so.",
+    )
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = Field(
         default=30,
         description="How long a stopping bridge waits for executions to end, before it leaves "
         "them to the next.",
     )
-    deduplicate: Annotated[Literal["always", "redelivered"], ANY_CASE] = Field(
-        default="always",
-        description="Which messages' executions to look for before one is created: `always` or "
-        "only `redelivered`, which skips the look-up for fresh messages, so duplicate publishes "
-        "go unnoticed.",
+    deduplicate: Annotated[Literal["ledger", "always", "redelivered"], ANY_CASE] = Field(
+        default="ledger",
+        description="How one execution for each attempt is ensured. `ledger`: replicas claim "
+        "attempts in a stream of RabbitMQ before they create. `always`: they look in Kestra, too, "
+        "before each create. `redelivered`: without a ledger, and only redelivered messages are "
+        "looked up, so duplicate publishes go unnoticed.",
     )
     deduplicate_window: Annotated[float, Field(ge=60, le=315_360_000)] = Field(
         default=604_800,
-        description="How far back a duplicate publish is recognised. Kestra on H2 or MySQL reads "
-        "every execution of that time for a search; where searches are slow the bridge remembers "
-        "recent jobs instead, up to 50,000 executions in that time.",
+        description="How far back a duplicate publish is recognised, and how long the ledger keeps "
+        "claims. It keeps about 200,000 claims at most.",
     )
     adopt_grace: Annotated[float, Field(ge=0, le=600)] = Field(
         default=10,

@@ -13,12 +13,19 @@ from bridge import __version__
 from bridge.job.settlement import Reason
 
 _JOB_BUCKETS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
+_CLAIM_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SETTLE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _WAIT_BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 10800, 21600, 43200, 86400, 259200, 604800)
 
 PRIORITIES_FROM_THE_START = 32
 """Priorities of a lane that exist before their first job. Each takes a histogram, and a queue may
 have 256."""
+
+OPERATIONS = (
+    *("create", "find", "history", "get", "kill", "outputs", "attempts", "explain"),
+    *("flow", "probe", "ended", "sweep"),
+)
+"""What the consumer asks of Kestra: for jobs, and at its start or at intervals."""
 
 _HELP: Mapping[str, str] = MappingProxyType(
     {
@@ -40,7 +47,12 @@ _HELP: Mapping[str, str] = MappingProxyType(
         "settlements": "What became of deliveries, and why.",
         "results": "Results sent to a message's reply_to.",
         "replies": "Replies from Kestra: waited for, not ours, or not readable.",
-        "reconciled": "Ends of executions that the sweep found and no reply told.",
+        "reconciled": "Ends of executions that no reply told, and a list of what has not ended "
+        "showed.",
+        "ends_heard": "Replies by who told them.",
+        "ends_told": "Ends that this replica told to all replicas, as the reporter.",
+        "reporter": "Whether this replica is the reporter.",
+        "report_seconds": "The reporter's questions for what has ended, all pages of each.",
         "consumer_restarts": "Sessions with the broker that ended.",
         "kestra_refused": "Answers of Kestra by which it refused the credentials, the rights or "
         "the form of a request.",
@@ -48,6 +60,10 @@ _HELP: Mapping[str, str] = MappingProxyType(
         "attempts.",
         "job_seconds": "From a delivery to its settlement.",
         "settle_seconds": "From the end of an execution (by Kestra's clock) to its settlement.",
+        "ledger_ready": "Whether a lane's ledger is read to its end.",
+        "ledger_reach_seconds": "How far back a lane's ledger reaches.",
+        "ledger_unanswered": "Starts that a lane's ledger did not answer.",
+        "claim_seconds": "From a claim in a lane's ledger until it was read back.",
         "kestra_request_seconds": "Requests to Kestra by operation and status code.",
     }
 )
@@ -55,8 +71,9 @@ _HELP: Mapping[str, str] = MappingProxyType(
 
 _VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
+        "ends_heard": ("notifier", "reporter"),
         "replies": ("awaited", "unknown", "not_terminal", "malformed"),
-        "kestra_refused": ("create", "find", "get", "kill", "probe", "sweep"),
+        "kestra_refused": OPERATIONS,
         "consumer_restarts": ("connection_closed", "channel_closed", "consumer_cancelled"),
         "stuck_executions": (
             "never_started",
@@ -118,8 +135,7 @@ class Metrics:
         self.machine_seconds = self._counter("machine_seconds", "lane", "size")
         self.results = self._counter("results", "lane", "result")
 
-        self.replies = self._counter("replies", "match")
-        self.reconciled = self._counter("reconciled")
+        self._declare_ends()
         self.consumer_restarts = self._counter("consumer_restarts", "cause")
         self.kestra_refused = self._counter("kestra_refused", "operation")
 
@@ -128,20 +144,39 @@ class Metrics:
         )
         self.job_seconds = self._histogram("job_seconds", _JOB_BUCKETS, "lane")
         self.settle_seconds = self._histogram("settle_seconds", _SETTLE_BUCKETS, "lane")
-        self.kestra_request_seconds = self._histogram(
-            "kestra_request_seconds", _SETTLE_BUCKETS, "operation", "code"
-        )
+        self.kestra_request_seconds = self._requests()
+        self._declare_ledger()
 
         for lane, prefetch in lanes.items():
             lane_info.labels(lane, vhost).set(1)
             self.prefetch.labels(lane).set(prefetch)
             self._begin(lane, min(max_priority + 1, PRIORITIES_FROM_THE_START))
 
+    def _declare_ends(self) -> None:
+        """How ends of executions become known."""
+        self.replies = self._counter("replies", "match")
+        self.reconciled = self._counter("reconciled")
+        self.ends_heard = self._counter("ends_heard", "by")
+        self.ends_told = self._counter("ends_told")
+        self.reporter = self._gauge("reporter")
+        self.report_seconds = self._histogram("report_seconds", _SETTLE_BUCKETS)
+
+    def _declare_ledger(self) -> None:
+        """What the ledgers know, and how long a claim takes."""
+        self.ledger_ready = self._gauge("ledger_ready", "lane")
+        self.ledger_reach = self._gauge("ledger_reach_seconds", "lane")
+        self.ledger_unanswered = self._counter("ledger_unanswered", "lane")
+        self.claim_seconds = self._histogram("claim_seconds", _CLAIM_BUCKETS, "lane")
+
     def _begin(self, lane: str, priorities: int) -> None:
         """Create the lane's series before their first event, for the reason given at `_VALUES`."""
         self.in_flight.labels(lane)
         self.job_seconds.labels(lane)
         self.settle_seconds.labels(lane)
+        self.ledger_ready.labels(lane)
+        self.ledger_reach.labels(lane)
+        self.ledger_unanswered.labels(lane)
+        self.claim_seconds.labels(lane)
         for redelivered in ("false", "true"):
             self.deliveries.labels(lane, redelivered)
         for how in ("created", "adopted"):
@@ -154,6 +189,14 @@ class Metrics:
             self.results.labels(lane, result)
         for priority in range(priorities):
             self.queue_wait_seconds.labels(lane, str(priority))
+
+    def _requests(self) -> Histogram:
+        """Requests to Kestra. Each operation has a series before its first request."""
+        name, labels = "kestra_request_seconds", ("operation", "code")
+        histogram = self._histogram(name, _SETTLE_BUCKETS, *labels)
+        for operation in OPERATIONS:
+            histogram.labels(operation, "200")
+        return histogram
 
     def _counter(self, name: str, *labels: str) -> Counter:
         counter = Counter(f"bridge_{name}", _HELP[name], labels, registry=self.registry)

@@ -99,7 +99,7 @@ echo "nameserver 10.0.2.3" >/etc/resolv.conf
 ifconfig lo 127.0.0.1 up
 ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
 route add default gw 10.0.2.2
-echo "$user:x:1000:1000::/home/$user:/bin/bash" >>/etc/passwd
+echo "$user:x:1000:1000::/home/$user:/bin/sh" >>/etc/passwd
 echo "$user:x:1000:" >>/etc/group
 echo "$user:*:20000:0:99999:7:::" >>/etc/shadow
 cp -r /etc/skel "/home/$user"

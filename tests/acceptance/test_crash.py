@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from tests.support.engine_stage import EngineStage
 from tests.support.harness import Bridge, eventually
 
-JOBS = 50
+JOBS = 24
 GRACE = 10
 """The default: on a busy machine a create of the replica that died may take its time to show."""
 

@@ -4,7 +4,8 @@ has succeeded."""
 from __future__ import annotations
 
 from tests.support.engine_stage import EngineStage
-from tests.support.harness import Bridge, Ended, command, eventually
+from tests.support.harness import Bridge, Ended, eventually
+from tests.support.in_process import command
 
 FLOW = """
 id: fails-at-first

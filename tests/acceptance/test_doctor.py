@@ -43,17 +43,14 @@ async def put(stage: EngineStage, path: str, source: str) -> None:
 
 
 @asynccontextmanager
-async def notifier(stage: EngineStage, change: Callable[[str], str] | None) -> AsyncIterator[None]:
-    """The notifier changed so, or gone, and afterwards as it was."""
+async def notifier(stage: EngineStage, change: Callable[[str], str]) -> AsyncIterator[None]:
+    """The notifier changed so, and afterwards as it was."""
     source = (await stage.api.get(NOTIFIER, params={"source": "true"})).json()["source"]
-    if change:
-        await put(stage, NOTIFIER, change(source))
-    else:
-        assert (await stage.api.delete(NOTIFIER)).status_code == 204
+    await put(stage, NOTIFIER, change(source))
     try:
         yield
     finally:
-        await (put(stage, NOTIFIER, source) if change else stage.deploy(source))
+        await put(stage, NOTIFIER, source)
 
 
 async def test_a_sound_installation_is_all_ok_and_keeps_nothing_of_the_probes(
@@ -78,7 +75,6 @@ async def test_a_sound_installation_is_all_ok_and_keeps_nothing_of_the_probes(
 @pytest.mark.parametrize(
     ("change", "level", "words"),
     [
-        (None, Level.FAULT, "is not deployed"),
         (lambda source: source + "\ndisabled: true\n", Level.FAULT, "is disabled"),
         (
             lambda source: replaced(source, {"maxAttempts: 5": "maxAttempts: 6"}),
@@ -86,10 +82,10 @@ async def test_a_sound_installation_is_all_ok_and_keeps_nothing_of_the_probes(
             "not the one that ships",
         ),
     ],
-    ids=["missing", "disabled", "changed"],
+    ids=["disabled", "changed"],
 )
 async def test_a_notifier_that_is_not_right_is_found(
-    stage: EngineStage, change: Callable[[str], str] | None, level: Level, words: str
+    stage: EngineStage, change: Callable[[str], str], level: Level, words: str
 ) -> None:
     async with notifier(stage, change):
         ((found, what),) = of(await stage.diagnosed(), "notifier")

@@ -253,7 +253,7 @@ def rig(
     )
     engine.start()
     try:
-        yield Rig(engine=engine, deployed=run_flows(engine, "deploy", "--json"))
+        yield Rig(engine=engine, deployed=run_flows(engine, "deploy", "--notifier", "--json"))
     finally:
         # Its data die with it: nothing is worth the wait for an orderly end.
         engine.kill()
@@ -412,7 +412,9 @@ def test_the_first_deployment_ends_with_exit_code_0(rig: Rig) -> None:
 
 
 def test_deploying_again_changes_nothing(rig: Rig) -> None:
-    assert set(results(run_flows(rig.engine, "deploy", "--json")).values()) == {"unchanged"}
+    assert set(results(run_flows(rig.engine, "deploy", "--notifier", "--json")).values()) == {
+        "unchanged"
+    }
 
 
 @ON_2
@@ -477,7 +479,9 @@ def test_a_flow_of_somebody_elses_stays(rig: Rig, tmp_path: Path) -> None:
 
 
 def test_every_flow_that_ships_is_valid(rig: Rig) -> None:
-    assert set(results(run_flows(rig.engine, "validate", "--json")).values()) == {"valid"}
+    assert set(results(run_flows(rig.engine, "validate", "--notifier", "--json")).values()) == {
+        "valid"
+    }
 
 
 def test_every_flow_that_ships_for_tls_is_valid(rig: Rig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -65,13 +64,6 @@ async def test_a_job_whose_reply_never_comes_is_settled_by_the_sweep(stage: Engi
     assert (line["state"], line["settlement"]) == ("SUCCESS", "ack")
 
 
-async def test_a_job_that_fails_once_is_tried_again_and_acked(stage: EngineStage) -> None:
-    async with stage.bridge(reconcile_interval=NEVER) as bridge:
-        await stage.submit("one", body={"inputs": {"failures": 1}})
-        await bridge.settled(job="one", settlement="ack")
-    assert [line["attempt"] for line in bridge.events("settled")] == [1, 2]
-
-
 async def test_a_dead_letter_quotes_what_the_failed_task_logged(stage: EngineStage) -> None:
     async with stage.bridge(max_attempts=1) as bridge:
         await stage.submit("one", body={"inputs": {"failures": 9}})
@@ -95,23 +87,6 @@ async def test_an_execution_that_an_operator_kills_is_a_dead_letter(stage: Engin
         await eventually(killed, "the execution is killed", every=1)
         (line,) = await bridge.settled(job="one")
     assert (line["settlement"], line["reason"]) == ("dead_letter", "killed")
-
-
-async def test_a_second_execution_of_the_same_attempt_is_killed(stage: EngineStage) -> None:
-    first = await stage.bridge().start()
-    await stage.submit("one", body={"inputs": {"seconds": 15}})
-    (original,) = await stage.running()
-    labels = {"labels": ["bridge:amqp", "bridgeJob:one", "bridgeAttempt:1"]}
-    answer = await stage.api.post(
-        f"/executions/{stage.name}/job", params=labels, files=[("seconds", (None, "60"))]
-    )
-    assert answer.status_code == 200, answer.text
-    await stage.running(2)
-    first.kill()
-    async with stage.bridge() as second:
-        (line,) = await second.settled(job="one", timeout=60)
-    found = {one.id: one.state.value for one in await stage.executions(bridgeJob="one")}
-    assert (line["execution"], found[answer.json()["id"]]) == (original.id, "KILLED")
 
 
 async def test_a_job_past_its_time_is_killed(stage: EngineStage) -> None:
@@ -169,33 +144,6 @@ async def test_a_retry_by_the_flow_itself_is_followed_to_its_end(stage: EngineSt
     )
 
 
-async def test_a_job_of_a_bridge_that_died_is_adopted_by_the_next(stage: EngineStage) -> None:
-    first = await stage.bridge().start()
-    await stage.submit("one", body={"inputs": {"seconds": 4}})
-    (execution,) = await stage.running()
-    first.kill()
-    async with stage.bridge() as second:
-        (line,) = await second.settled(job="one")
-    assert (line["how"], line["execution"], line["settlement"]) == ("adopted", execution.id, "ack")
-
-
-async def test_a_job_that_ended_while_no_bridge_lived_is_settled_by_the_next(
-    stage: EngineStage,
-) -> None:
-    first = await stage.bridge().start()
-    await stage.submit("one", body={"inputs": {"seconds": 1}})
-    await stage.running()
-    first.kill()
-    await eventually(lambda: _succeeded(stage), "the execution went on to its end")
-    async with stage.bridge() as second:
-        await second.settled(job="one", settlement="ack")
-    assert await states(stage) == ["SUCCESS"]
-
-
-async def _succeeded(stage: EngineStage) -> bool:
-    return await states(stage) == ["SUCCESS"]
-
-
 async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(
     stage: EngineStage,
 ) -> None:
@@ -208,35 +156,6 @@ async def test_a_job_with_a_hostile_id_is_found_again_and_not_run_twice(
     assert len(await stage.executions()) == len(jobs)
 
 
-async def test_a_job_that_kestra_refuses_is_a_dead_letter_at_once(stage: EngineStage) -> None:
-    await stage.deploy(
-        f"{{id: disabled, namespace: {stage.name}, disabled: true,"
-        " tasks: [{id: a, type: io.kestra.plugin.core.log.Log, message: a}]}"
-    )
-    async with stage.bridge(allowed_flows=json.dumps([f"{stage.name}/*"])) as bridge:
-        await stage.submit("input", body={"inputs": {"seconds": "many"}})
-        for flow in ("missing", "disabled"):
-            await stage.submit(flow, body={"flow": f"{stage.name}/{flow}"})
-        lines = await bridge.settled(3)
-    refused = ("dead_letter", "rejected_by_kestra")
-    assert {line["job"]: (line["settlement"], line["reason"]) for line in lines} == {
-        "input": refused,
-        "missing": refused,
-        "disabled": refused,
-    }
-
-
-async def test_a_warning_is_a_success(stage: EngineStage) -> None:
-    await stage.deploy(
-        f"{{id: warns, namespace: {stage.name},"
-        " tasks: [{id: no, type: io.kestra.plugin.core.execution.Fail, allowFailure: true}]}"
-    )
-    async with stage.bridge(flow=f"{stage.name}/warns", reconcile_interval=NEVER) as bridge:
-        await stage.submit("one")
-        (line,) = await bridge.settled(job="one")
-    assert (line["state"], line["settlement"]) == ("WARNING", "ack")
-
-
 async def test_the_doctor_finds_nothing_wrong_and_its_probe_comes_back(stage: EngineStage) -> None:
     async with stage.bridge():
 
@@ -245,8 +164,3 @@ async def test_the_doctor_finds_nothing_wrong_and_its_probe_comes_back(stage: En
 
         await eventually(silent, "nothing is wrong", timeout=20, every=0.5)
         assert await stage.diagnosed(patience=30) == []
-
-
-async def test_the_doctor_misses_the_notifier(stage: EngineStage) -> None:
-    async with no_notifier(stage):
-        assert "notifier" in {finding.check for finding in await stage.diagnosed()}

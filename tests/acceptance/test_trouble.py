@@ -13,8 +13,6 @@ from tests.support.harness import Proxy, eventually
 from tests.support.http_proxy import (
     HttpProxy,
     gateway_timeout_after_the_work,
-    gateway_timeout_without_the_work,
-    late,
 )
 
 NOTIFIER = "/flows/bridge.system/notifier"
@@ -60,31 +58,6 @@ async def test_without_any_reply_every_job_is_settled(stage: EngineStage) -> Non
         assert await bridge.metric("bridge_replies_total") == 0
 
 
-async def test_without_any_reply_a_failure_is_retried_by_the_sweep(stage: EngineStage) -> None:
-    async with no_notifier(stage), stage.bridge(reconcile_interval=1) as bridge:
-        await stage.submit("one", body={"inputs": {"failures": 1}})
-        await bridge.settled(job="one", settlement="ack")
-    assert bridge.count("settled", settlement="retry") == 1
-
-
-async def test_doubled_replies_settle_a_job_once(stage: EngineStage) -> None:
-    async with no_notifier(stage), stage.bridge(reconcile_interval=60) as bridge:
-        await stage.submit("one", body={"inputs": {"seconds": 1}})
-        (execution,) = await stage.running()
-        await eventually(lambda: _ended(stage), "the execution ended")
-        await reply(stage, execution.id, "SUCCESS", times=5)
-        await bridge.settled(job="one")
-        await stage.submit("two")
-        await eventually(
-            lambda: bridge.metric("bridge_replies_total", match="unknown"), "a late reply counted"
-        )
-    assert bridge.count("settled", job="one") == 1
-
-
-async def _ended(stage: EngineStage) -> bool:
-    return all(one.state.terminal for one in await stage.executions())
-
-
 async def test_a_reply_of_failure_that_is_not_true_settles_nothing(stage: EngineStage) -> None:
     async with stage.bridge() as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 4}})
@@ -94,64 +67,12 @@ async def test_a_reply_of_failure_that_is_not_true_settles_nothing(stage: Engine
     assert line["settlement"] == "ack"
 
 
-MALFORMED = (b"", b"{", b"[]", b'{"executionId": 5}', b"\xff\xfe", b"[" * 100_000)
-
-
-async def test_malformed_replies_are_counted_and_harm_nothing(stage: EngineStage) -> None:
-    async with stage.bridge() as bridge:
-        exchange = await stage.client.channel.get_exchange("kestra.replies", ensure=False)
-        for body in MALFORMED:
-            await exchange.publish(aio_pika.Message(body), "SUCCESS.a.b", mandatory=False)
-
-        async def counted() -> bool:
-            return await bridge.metric("bridge_replies_total", match="malformed") == len(MALFORMED)
-
-        await eventually(counted, "every malformed reply is counted")
-        await stage.submit("one")
-        await bridge.settled(job="one", settlement="ack")
-
-
-async def test_a_reply_before_the_answer_to_the_create_call_counts(stage: EngineStage) -> None:
-    async with (
-        HttpProxy(stage.engine.url) as proxy,
-        stage.bridge(kestra_url=proxy.url, reconcile_interval=3600, adopt_grace=10) as bridge,
-    ):
-        proxy.once("POST", f"/executions/{stage.name}", late(3))
-        await stage.submit("one")
-        (line,) = await bridge.settled(job="one")
-    assert (line["settlement"], line["how"]) == ("ack", "created")
-
-
 async def test_a_create_that_answers_504_but_did_create_is_not_repeated(stage: EngineStage) -> None:
     async with HttpProxy(stage.engine.url) as proxy, stage.bridge(kestra_url=proxy.url) as bridge:
         proxy.once("POST", f"/executions/{stage.name}", gateway_timeout_after_the_work)
         await stage.submit("one")
         await bridge.settled(job="one", settlement="ack")
     assert len(await stage.executions(bridgeJob="one")) == 1
-
-
-async def test_a_create_that_answers_504_and_did_nothing_is_repeated_after_the_wait(
-    stage: EngineStage,
-) -> None:
-    async with (
-        HttpProxy(stage.engine.url) as proxy,
-        stage.bridge(kestra_url=proxy.url, ambiguous_wait=2) as bridge,
-    ):
-        proxy.once("POST", f"/executions/{stage.name}", gateway_timeout_without_the_work)
-        await stage.submit("one")
-        await bridge.settled(job="one", settlement="ack")
-    assert len(await stage.executions(bridgeJob="one")) == 1
-
-
-async def test_a_create_whose_answer_never_comes_is_found_by_its_labels(stage: EngineStage) -> None:
-    async with (
-        HttpProxy(stage.engine.url) as proxy,
-        stage.bridge(kestra_url=proxy.url, adopt_grace=2) as bridge,
-    ):
-        proxy.once("POST", f"/executions/{stage.name}", late(10))
-        await stage.submit("one")
-        (line,) = await bridge.settled(job="one", settlement="ack")
-    assert line["how"] == "adopted"
 
 
 async def test_kestra_away_for_a_while_costs_no_job_an_attempt(stage: EngineStage) -> None:

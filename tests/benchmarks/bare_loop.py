@@ -1,11 +1,14 @@
 """The least code that does the bridge's input and output for each job, to measure the bridge
 against.
 
-For each message it asks Kestra by label (unless BRIDGE_DEDUPLICATE is `redelivered`), creates the
-execution, waits for its reply and acks, by the same libraries and with as many messages at once. It
-checks nothing, tries nothing again, counts nothing and logs nothing, so it is no way to run jobs.
-It reads the bridge's settings from the environment; its arguments are how many jobs there are, and
-where to write when each was delivered and acked.
+For each message it asks Kestra by label (only if BRIDGE_DEDUPLICATE is `always`), creates the
+execution, waits for its reply and acks. It uses the same libraries as the bridge, with as many
+messages at once. It checks nothing, repeats nothing, counts nothing and logs nothing, so it is no
+way to run jobs. With `--accepted` it acks as soon as Kestra has accepted the execution. Kestra's
+own RealtimeTrigger guarantees no more than that.
+
+It reads the bridge's settings from the environment. Its arguments are how many jobs there are, and
+the file in which it writes when each was delivered and acked.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ import httpx
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
 from bridge.rabbitmq.topology import REPLIES
+from tests.benchmarks.kestra import Kestra
 
 FLOW = os.environ.get("BRIDGE_FLOW", "")
 PREFETCH = int(os.environ.get("BRIDGE_PREFETCH", "8"))
-LOOKS = os.environ.get("BRIDGE_DEDUPLICATE", "always") == "always"
+LOOKS = os.environ.get("BRIDGE_DEDUPLICATE") == "always"
 REQUESTS_AT_ONCE = 8
 """With more connections than that, the pool of httpx costs more than they give."""
 
@@ -54,7 +58,9 @@ class Replies:
 
 
 class Loop:
-    def __init__(self, http: httpx.AsyncClient, replies: Replies, jobs: int) -> None:
+    """The consumer. Without `replies` it doesn't wait for ends."""
+
+    def __init__(self, http: httpx.AsyncClient, replies: Replies | None, jobs: int) -> None:
         self._http = http
         self._replies = replies
         self._jobs = jobs
@@ -66,7 +72,9 @@ class Loop:
         delivered = time.time()
         job = str(message.message_id)
         if not LOOKS or not await self._find(job):
-            await self._replies.wait(await self._create(job, json.loads(message.body)["inputs"]))
+            execution = await self._create(job, json.loads(message.body)["inputs"])
+            if self._replies:
+                await self._replies.wait(execution)
         await message.ack()
         self.times.append((delivered, time.time()))
         if len(self.times) == self._jobs:
@@ -112,19 +120,13 @@ async def _follow_replies(connection: AbstractConnection) -> Replies:
     return replies
 
 
-async def main(jobs: int, output: Path) -> None:
-    auth = (os.environ["BRIDGE_KESTRA_USERNAME"], os.environ["BRIDGE_KESTRA_PASSWORD"])
+async def main(jobs: int, output: Path, *, waits: bool) -> None:
     limits = httpx.Limits(max_keepalive_connections=REQUESTS_AT_ONCE)
     async with (
         await aio_pika.connect(os.environ["BRIDGE_AMQP_URL"]) as connection,
-        httpx.AsyncClient(
-            base_url=f"{os.environ['BRIDGE_KESTRA_URL']}/api/v1/main",
-            auth=auth,
-            limits=limits,
-            timeout=60,
-        ) as http,
+        httpx.AsyncClient(**Kestra.of(os.environ).client, limits=limits) as http,
     ):
-        loop = Loop(http, await _follow_replies(connection), jobs)
+        loop = Loop(http, await _follow_replies(connection) if waits else None, jobs)
         channel = await connection.channel(publisher_confirms=False)
         await channel.set_qos(prefetch_count=PREFETCH)
         queue = await channel.get_queue(os.environ["BRIDGE_QUEUE"], ensure=False)
@@ -136,4 +138,5 @@ async def main(jobs: int, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), Path(sys.argv[2])))
+    arguments = [each for each in sys.argv[1:] if each != "--accepted"]
+    asyncio.run(main(int(arguments[0]), Path(arguments[1]), waits="--accepted" not in sys.argv))

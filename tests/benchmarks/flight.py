@@ -1,38 +1,28 @@
 """Very many jobs in flight in one process: what holding them costs, and how soon a new process has
 adopted them all.
 
-The executions, of a stand-in for Kestra, never end. So there's nothing to do but to hold the
-deliveries and to sweep.
+The executions, of a stand-in for Kestra, never end. So the process has only to hold the deliveries
+and to ask what has ended.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
 
-from deploy.local.processes import Child
+from tests.benchmarks.bridges import Bridge
+from tests.benchmarks.kestra import Kestra
 from tests.benchmarks.measure import BenchmarkError, Figure
-from tests.benchmarks.stage import (
-    FLOW,
-    QUEUE,
-    SLOWEST_RATE,
-    START_SECONDS,
-    BenchmarkStage,
-    Kestra,
-    standin,
-)
-from tests.support.harness import metric, scrape
+from tests.benchmarks.stage import FLOW, SLOWEST_RATE, START_SECONDS, BenchmarkStage, standin
 
 SWEEP_EVERY = 30
 """Seconds; the bridge's own default."""
 
 SWEEPS = 2
-LOOK_EVERY = 0.05
 MEMORY_AIM = 200.0
 IDLE_AIM = 3.0
 AIMS = {1_000: 10.0, 10_000: 60.0}
@@ -40,23 +30,26 @@ AIMS = {1_000: 10.0, 10_000: 60.0}
 
 
 def measure(stage: BenchmarkStage, *, jobs: int, sweeps: int) -> list[Figure]:
-    """Hold so many, kill the process, and have another one adopt them."""
+    """Hold so many, kill the process, and have another one adopt them.
+
+    Raises:
+        BenchmarkError: a job had no execution, or more than one.
+    """
     with standin(stage) as (_, kestra):
-        bench = _Bench(stage, kestra, jobs, kestra.count())
-        with bench.bridge() as (child, began):
-            bench.until_consuming(child)
-            starting = time.monotonic() - began
+        bench = _Bench(stage, kestra, jobs)
+        with bench.bridge() as bridge:
+            bridge.until_consuming(START_SECONDS)
+            starting = bridge.age
         stage.fill(jobs)
-        with bench.bridge() as (child, began):
-            bench.until(child, "created")
-            stage.say(f"flight: {jobs} in flight {time.monotonic() - began:.1f} s after the start")
-            figures = bench.hold(child, sweeps)
-            child.kill()
-        with bench.bridge() as (child, began):
-            bench.until(child, "adopted")
-            adopting = time.monotonic() - began
+        with bench.bridge() as bridge:
+            bench.until_held(bridge, "created")
+            stage.say(f"flight: {jobs} in flight {bridge.age:.1f} s after the start")
+            figures = bench.hold(bridge, sweeps)
+        with bench.bridge() as bridge:
+            bench.until_held(bridge, "adopted")
+            adopting = bridge.age
         stage.say(f"flight: {jobs} adopted {adopting:.1f} s after the start")
-        if (executions := kestra.count() - bench.before) != jobs:
+        if (executions := kestra.count()) != jobs:
             raise BenchmarkError(f"bridge: {executions} executions for {jobs} jobs")
         stage.drop()
     start = Figure(
@@ -78,60 +71,38 @@ class _Bench:
     stage: BenchmarkStage
     kestra: Kestra
     jobs: int
-    before: int
 
     @contextmanager
-    def bridge(self) -> Iterator[tuple[Child, float]]:
-        """A bridge that takes all jobs at once, and when it was started."""
+    def bridge(self) -> Iterator[Bridge]:
+        """A bridge that takes all jobs at once. It is killed at the end of the block."""
         settings = {
-            "BRIDGE_QUEUE": QUEUE,
             "BRIDGE_FLOW": f"{FLOW.split('/')[0]}/hold",
             "BRIDGE_PREFETCH": str(self.jobs),
             "BRIDGE_RECONCILE_INTERVAL": str(SWEEP_EVERY),
-            "BRIDGE_HTTP_PORT": "0",
-            "BRIDGE_LOG_FORMAT": "json",
             **self.kestra.settings,
         }
-        began = time.monotonic()
-        child = self.stage.child("bridge", ["bridge", "run"], settings)
+        bridge = self.stage.bridge(**settings)
         try:
-            yield child, began
+            yield bridge
         finally:
-            child.kill()
+            bridge.child.kill()
 
-    def until(self, child: Child, how: str) -> None:
-        """Wait until every job has its execution."""
-        seconds = START_SECONDS + self.jobs / SLOWEST_RATE
-        self._until(
-            lambda: _metric(child, "bridge_executions_total", how=how) >= self.jobs,
+    def until_held(self, bridge: Bridge, how: str) -> None:
+        """Wait until every job has its execution, created or adopted."""
+        bridge.until(
+            lambda: bridge.metric("bridge_executions_total", how=how) >= self.jobs,
             f"all {how}",
-            child,
-            seconds,
+            START_SECONDS + self.jobs / SLOWEST_RATE,
         )
 
-    def until_consuming(self, child: Child) -> None:
-        """Wait until it takes messages."""
-        self._until(
-            lambda: '"consuming"' in child.log.read_text(), "consuming", child, START_SECONDS
-        )
-
-    def _until(self, so: Callable[[], bool], what: str, child: Child, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not so():
-            if not child.alive:
-                raise BenchmarkError(f"the bridge ended with {child.returncode}{child.tail()}")
-            if time.monotonic() > deadline:
-                raise BenchmarkError(f"not {what} within {seconds:g} s{child.tail()}")
-            time.sleep(LOOK_EVERY)
-
-    def hold(self, child: Child, sweeps: int) -> list[Figure]:
+    def hold(self, bridge: Bridge, sweeps: int) -> list[Figure]:
         """What holding them costs, over so many sweeps."""
-        process = psutil.Process(child.pid)
-        requests, used, began = self._requests(child), _cpu(process), time.monotonic()
+        process = psutil.Process(bridge.child.pid)
+        requests, used, began = _asked(bridge), _cpu(process), time.monotonic()
         time.sleep(max(1, sweeps * SWEEP_EVERY))
         seconds = time.monotonic() - began
         idle = 100 * (_cpu(process) - used) / seconds
-        per_sweep = (self._requests(child) - requests) * SWEEP_EVERY / seconds
+        rate = (_asked(bridge) - requests) / seconds
         memory = process.memory_info().rss / 2**20
         many = self.jobs == max(AIMS)
         held = f"{self.jobs} in flight"
@@ -153,22 +124,14 @@ class _Bench:
             Figure(
                 benchmark="flight",
                 what=f"{held}, requests to Kestra",
-                value=per_sweep,
-                unit="per sweep",
+                value=rate,
+                unit="a second",
             ),
         ]
 
-    def _requests(self, child: Child) -> float:
-        return _metric(child, "bridge_kestra_request_seconds_count")
 
-
-def _metric(child: Child, name: str, **labels: str) -> float:
-    """0 as long as the bridge doesn't say where its metrics are."""
-    with child.log.open() as lines:
-        for line in lines:
-            if '"starting"' in line and line.endswith("\n"):
-                return metric(scrape(json.loads(line)["http"]), name, **labels)
-    return 0
+def _asked(bridge: Bridge) -> float:
+    return sum(count for count, _ in bridge.requests().values())
 
 
 def _cpu(process: psutil.Process) -> float:

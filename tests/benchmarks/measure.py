@@ -1,5 +1,6 @@
-"""What is measured: when each job was delivered and acked, and what the processes used
-meanwhile."""
+"""What is measured: when each job was delivered and acked, what the processes used meanwhile, and
+what Kestra was asked.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +12,20 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
 import psutil
 
+from bridge.settings import Settings
+
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 SAMPLE_EVERY = 0.05
+DEDUPLICATES: tuple[str, ...] = tuple(
+    dict.fromkeys([Settings.model_fields["deduplicate"].default, "always"])
+)
+"""What is measured: the bridge as it is by default, and with a look-up before each create."""
+
 WARM_UP_SHARE = 10
 """The first tenth of the jobs warms up connections and caches, and doesn't count."""
 
@@ -58,13 +66,21 @@ class Timeline:
         return Span(len(self.acked) - first, self.acked[first - 1], self.acked[-1])
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Requests to Kestra of one operation: how many for each job, and their milliseconds in all."""
+
+    requests: float
+    ms: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One run: its rate, the CPU milliseconds that each process used per job, and the consumer's
     peak memory.
 
     `executions_before` says how many Kestra had at its beginning, which a look-up by label may have
-    to read through.
+    to read through. `asked` says by operation what the bridge asked of Kestra.
     """
 
     who: str
@@ -76,6 +92,7 @@ class Run:
     peak_mb: float
     load: float
     executions_before: int
+    asked: Mapping[str, Asked] = field(default_factory=dict)
 
     @property
     def cpu_of_first(self) -> float:
@@ -114,18 +131,20 @@ class Case:
         return {"BRIDGE_PREFETCH": str(self.prefetch), "BRIDGE_DEDUPLICATE": self.deduplicate}
 
     def __str__(self) -> str:
-        return f"prefetch {self.prefetch}, look-up {self.deduplicate}"
+        return f"prefetch {self.prefetch}, {self.deduplicate}"
 
 
 @dataclass(slots=True)
 class Comparison:
-    """Runs of two taken in turn under the same conditions: `who` is measured against `against`."""
+    """Runs of two taken in turn under the same conditions: `who` is measured against `against`.
+    Without an `aim` the ratio is only told.
+    """
 
     benchmark: Literal["own", "engine"]
     case: Case
     who: str
     against: str
-    aim: float
+    aim: float | None
     runs: list[Run] = field(default_factory=list)
 
     def of(self, who: str) -> list[Run]:
@@ -145,7 +164,7 @@ class Comparison:
 
     @property
     def met(self) -> bool:
-        return self.ratio.median >= self.aim
+        return self.aim is None or self.ratio.median >= self.aim
 
     def as_data(self) -> dict[str, Any]:
         return {
@@ -170,7 +189,7 @@ def _rates(runs: Sequence[Run]) -> Spread:
 class Figure:
     """One measured figure, and what it is to be at most."""
 
-    benchmark: Literal["flight", "replies", "reply path", "peers"]
+    benchmark: Literal["engine", "flight", "replicas", "ends", "failover", "peers"]
     what: str
     value: float
     unit: str
@@ -185,7 +204,7 @@ class Figure:
 
 
 class Sampler:
-    """Notes the CPU time and memory of processes all the while; each name may stand for several."""
+    """Notes the CPU time and memory of processes all the while. A name may stand for several."""
 
     def __init__(self, processes: Mapping[str, Sequence[int]]) -> None:
         self.names = tuple(processes)
@@ -196,8 +215,9 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def cpu_seconds(self, name: str, begin: float, end: float) -> float:
-        """The CPU time that it used between two moments, at least the kernel's tick, which is the
-        least it tells."""
+        """The CPU time that it used between two moments. It is at least the kernel's tick, which is
+        the least that can be told.
+        """
         return max(self._at(name, end) - self._at(name, begin), TICK)
 
     def peak_mb(self, name: str) -> float:
@@ -264,7 +284,15 @@ def _process(pid: int) -> list[psutil.Process]:
         return []
 
 
-def figures(span: Span, sampler: Sampler, *, who: str, round_: int, before: int) -> Run:
+def figures(
+    span: Span,
+    sampler: Sampler,
+    *,
+    who: str,
+    round_: int,
+    before: int,
+    asked: Mapping[str, Asked] = MappingProxyType({}),
+) -> Run:
     """The figures of a span. The first of the processes is the one whose memory counts."""
     seconds = span.end - span.begin
     return Run(
@@ -280,6 +308,7 @@ def figures(span: Span, sampler: Sampler, *, who: str, round_: int, before: int)
         peak_mb=sampler.peak_mb(sampler.names[0]),
         load=os.getloadavg()[0],
         executions_before=before,
+        asked=dict(asked),
     )
 
 

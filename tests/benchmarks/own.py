@@ -4,16 +4,15 @@ the bare loop."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 from deploy.local.processes import Child
-from tests.benchmarks.measure import Case, Comparison, Run, figures
-from tests.benchmarks.stage import BenchmarkStage, Consumer, Kestra, standin
+from tests.benchmarks.kestra import Kestra
+from tests.benchmarks.measure import DEDUPLICATES, Case, Comparison, Run, figures
+from tests.benchmarks.stage import BenchmarkStage, Consumer, standin
 
 AIM = 0.8
-CASES = tuple(
-    Case(prefetch, deduplicate) for deduplicate in ("always", "redelivered") for prefetch in (8, 64)
-)
+CASES = tuple(Case(prefetch, deduplicate) for deduplicate in DEDUPLICATES for prefetch in (8, 64))
+WHO: tuple[Consumer, ...] = ("bridge", "bare loop")
 
 
 def compare(stage: BenchmarkStage, *, jobs: int, rounds: int) -> list[Comparison]:
@@ -23,7 +22,7 @@ def compare(stage: BenchmarkStage, *, jobs: int, rounds: int) -> list[Comparison
         bench = _Bench(stage, child, kestra, jobs)
         for number in range(1, rounds + 1):
             for comparison in found:
-                for who in get_args(Consumer):
+                for who in WHO:
                     run = bench.run(who, comparison.case, number)
                     comparison.runs.append(run)
                     what = f"own cost, {comparison.case}, round {number} of {rounds}"
@@ -47,6 +46,13 @@ class _Bench:
             ) as consumer,
             self.stage.sampler(consumer=consumer.child.pid, kestra=self.standin.pid) as sampler,
         ):
-            timeline = consumer.timeline()
+            timeline, asked = consumer.timeline(), consumer.asked()
         self.stage.check(who, executions=self.kestra.count() - before, jobs=self.jobs)
-        return figures(timeline.without_warm_up(), sampler, who=who, round_=number, before=before)
+        return figures(
+            timeline.without_warm_up(),
+            sampler,
+            who=who,
+            round_=number,
+            before=before,
+            asked=asked,
+        )

@@ -11,6 +11,8 @@ import aio_pika
 import httpx
 from aio_pika.abc import AbstractIncomingMessage
 
+from tests.benchmarks.kestra import Kestra
+
 FLOW = os.environ.get("BRIDGE_FLOW", "")
 PREFETCH = int(os.environ.get("BRIDGE_PREFETCH", "8"))
 ASK_EVERY = 0.25
@@ -32,12 +34,9 @@ def ended(execution: dict[str, Any]) -> bool:
 
 
 async def main() -> None:
-    auth = (os.environ["BRIDGE_KESTRA_USERNAME"], os.environ["BRIDGE_KESTRA_PASSWORD"])
     async with (
         await aio_pika.connect_robust(os.environ["BRIDGE_AMQP_URL"]) as connection,
-        httpx.AsyncClient(
-            base_url=f"{os.environ['BRIDGE_KESTRA_URL']}/api/v1/main", auth=auth, timeout=60
-        ) as http,
+        httpx.AsyncClient(**Kestra.of(os.environ).client) as http,
     ):
 
         async def handle(message: AbstractIncomingMessage) -> None:

@@ -19,15 +19,15 @@ import httpx
 
 from bridge.job.attempt import JOB_LABEL
 from deploy.local.processes import Child
+from tests.benchmarks.bridges import LOOK_EVERY
+from tests.benchmarks.kestra import Kestra
 from tests.benchmarks.measure import BenchmarkError, Figure
 from tests.benchmarks.stage import (
     FLOW,
-    LOOK_EVERY,
     QUEUE,
     SLOWEST_RATE,
     START_SECONDS,
     BenchmarkStage,
-    Kestra,
     standin,
 )
 

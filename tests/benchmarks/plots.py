@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tests.benchmarks.plots", description="Draw a benchmark's result."
     )
     parser.add_argument("result", type=Path, help="the JSON file that the benchmarks wrote")
-    parser.add_argument("directory", type=Path, help="where the PNG files go; made if need be")
+    parser.add_argument("directory", type=Path, help="the folder for the PNG files")
     options = parser.parse_args(arguments)
     try:
         result = json.loads(options.result.read_text())
@@ -60,7 +60,7 @@ Bar = tuple[str, float, float | None, bool]
 
 
 def bars(result: dict[str, Any]) -> dict[str, list[Bar]]:
-    """A chart for each benchmark and unit, as the bars that it has.
+    """A chart for each benchmark and unit, as its bars.
 
     Raises:
         KeyError, TypeError: it is no result of the benchmarks.
@@ -68,9 +68,7 @@ def bars(result: dict[str, Any]) -> dict[str, list[Bar]]:
     charts: defaultdict[str, list[Bar]] = defaultdict(list)
     for one in result["comparisons"]:
         case = one["case"]
-        what = (
-            f"prefetch {case['prefetch']}, look-up {case['deduplicate']}, against {one['against']}"
-        )
+        what = f"{_named(case)}, against {one['against']}"
         charts[f"{one['benchmark']} ratio"].append(
             (what, one["ratio"]["median"], one["aim"], one["met"])
         )
@@ -83,8 +81,8 @@ def bars(result: dict[str, Any]) -> dict[str, list[Bar]]:
 
 
 def growth(result: dict[str, Any]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """A chart for each benchmark that compares: the rates of each that ran, by how many executions
-    Kestra had before.
+    """A chart for each benchmark that compares: the rates of all that were run, by the number of
+    executions that Kestra had before.
 
     Raises:
         KeyError, TypeError: it is no result of the benchmarks.
@@ -95,12 +93,9 @@ def growth(result: dict[str, Any]) -> dict[str, dict[str, list[tuple[int, float]
     for one in result["comparisons"]:
         case = one["case"]
         for run in one["runs"]:
-            ours = run["who"] == one["measured"]
-            who = (
-                f"{run['who']}, prefetch {case['prefetch']}, look-up {case['deduplicate']}"
-                if ours
-                else run["who"]
-            )
+            who = run["who"]
+            if who == one["measured"]:
+                who = f"{who}, {_named(case)}"
             charts[f"{one['benchmark']} rate"][who].add(
                 (run["executions_before"], run["jobs_per_second"])
             )
@@ -108,6 +103,10 @@ def growth(result: dict[str, Any]) -> dict[str, dict[str, list[tuple[int, float]
         title: {who: sorted(points) for who, points in lines.items()}
         for title, lines in charts.items()
     }
+
+
+def _named(case: Mapping[str, Any]) -> str:
+    return f"prefetch {case['prefetch']}, {case['deduplicate']}"
 
 
 def _draw_lines(
@@ -130,7 +129,9 @@ def _draw_bars(pyplot: Any, title: str, rows: Sequence[Bar], path: Path) -> None
         figsize=(WIDTH, 1.2 + HEIGHT_EACH * len(rows)), layout="constrained"
     )
     for number, (what, value, aim, met) in enumerate(reversed(rows)):
-        color = NO_AIM if aim is None else MET if met else MISSED
+        color = NO_AIM
+        if aim is not None:
+            color = MET if met else MISSED
         axes.barh(what, value, color=color)
         axes.annotate(f" {value:.3g}", (value, number), va="center")
         if aim is not None:

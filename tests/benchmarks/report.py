@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.measure import Comparison, Figure, Run, Spread
+from tests.benchmarks.measure import Asked, Comparison, Figure, Run, Spread
 
 PACKAGES = (
     "kestra-bridge",
@@ -28,11 +29,12 @@ PACKAGES = (
 )
 TITLES = {
     "own": "The bridge's own cost, Kestra answering at once",
+    "engine": "On Kestra, a flow of one Log task",
     "flight": "Very many jobs in flight in one process",
-    "replies": "From the end of an execution to the ack of its message",
-    "reply path": "What it costs Kestra's engine to tell of ends",
+    "replicas": "What is asked of Kestra, by the number of replicas",
+    "ends": "From the end of an execution to the ack of its message",
+    "failover": "The reporter is killed",
     "peers": "Against what one would write instead, with one kill -9 in the middle",
-    "engine": "On Kestra's own engine, one-Log flow, with the notifier",
 }
 
 
@@ -70,7 +72,9 @@ def show(
         ", ".join(f"{name} {version}" for name, version in versions.items()), soft_wrap=True
     )
     for benchmark in dict.fromkeys(comparison.benchmark for comparison in comparisons):
-        console.print(_table(benchmark, [one for one in comparisons if one.benchmark == benchmark]))
+        these = [one for one in comparisons if one.benchmark == benchmark]
+        console.print(_table(benchmark, these))
+        console.print(_asked(benchmark, these))
     for title in dict.fromkeys(figure.benchmark for figure in figures):
         console.print(_figures(title, [one for one in figures if one.benchmark == title]))
 
@@ -91,7 +95,7 @@ def _figures(benchmark: str, figures: Sequence[Figure]) -> Table:
 
 def _table(benchmark: str, comparisons: Sequence[Comparison]) -> Table:
     table = Table(title=TITLES[benchmark], caption="medians of the rounds, with least and greatest")
-    for heading in ("prefetch", "look-up", "against"):
+    for heading in ("prefetch", "deduplicate", "against"):
         table.add_column(heading)
     for heading in (
         "bridge jobs/s",
@@ -111,11 +115,43 @@ def _table(benchmark: str, comparisons: Sequence[Comparison]) -> Table:
             _spread(_rates(bridge), "{:.1f}"),
             _spread(_rates(other), "{:.1f}"),
             _spread(one.ratio, "{:.2f}"),
-            f"{one.aim} {'met' if one.met else 'missed'}",
+            _aim(one),
             f"{_cpu_per_job(bridge):.2f}, {_cpu_per_job(other):.2f}",
             f"{_peak(bridge):.0f}, {_peak(other):.0f}",
         )
     return table
+
+
+def _aim(one: Comparison) -> str:
+    if one.aim is None:
+        return ""
+    return f"{one.aim} {'met' if one.met else 'missed'}"
+
+
+def _asked(benchmark: str, comparisons: Sequence[Comparison]) -> Table:
+    """What the bridge asks of Kestra for each job, by operation."""
+    table = Table(title=f"{TITLES[benchmark]}: what the bridge asks of it", caption="medians")
+    for heading in ("prefetch", "deduplicate", "operation"):
+        table.add_column(heading)
+    for heading in ("requests a job", "ms each", "ms a job"):
+        table.add_column(heading, justify="right")
+    for case, runs in {one.case: one.of(one.who) for one in comparisons}.items():
+        for operation, asked in _medians(runs).items():
+            each = f"{asked.ms / asked.requests:.1f}"
+            numbers = f"{asked.requests:.3f}", each, f"{asked.ms:.2f}"
+            table.add_row(str(case.prefetch), case.deduplicate, operation, *numbers)
+    return table
+
+
+def _medians(runs: Sequence[Run]) -> dict[str, Asked]:
+    """The medians of what was asked, of the operations that mostly were."""
+    medians: dict[str, Asked] = {}
+    for operation in sorted({name for run in runs for name in run.asked}):
+        found = [run.asked.get(operation, Asked(0, 0)) for run in runs]
+        requests = statistics.median(asked.requests for asked in found)
+        if requests:
+            medians[operation] = Asked(requests, statistics.median(asked.ms for asked in found))
+    return medians
 
 
 def _spread(spread: Spread, style: str) -> str:

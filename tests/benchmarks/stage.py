@@ -1,5 +1,6 @@
-"""What both benchmarks need: a RabbitMQ with a full queue, and a consumer of it as a child
-process."""
+"""What all benchmarks need: a RabbitMQ with jobs in a queue, and consumers of it as child
+processes.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +15,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import aio_pika
-import httpx
 from pydantic import SecretStr
 
-from bridge.rabbitmq import declaration
-from bridge.rabbitmq.connection import connected
+from bridge.rabbitmq import declaration, topology
+from bridge.rabbitmq.connection import announced_version, connected
 from bridge.settings import BrokerSettings
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
 from deploy.local.rabbitmq import RabbitMQ, Series
-from tests.benchmarks.measure import BenchmarkError, Sampler, Timeline, tree
+from tests.benchmarks.bridges import Bridge, asked_for
+from tests.benchmarks.kestra import Kestra
+from tests.benchmarks.measure import Asked, BenchmarkError, Sampler, Timeline, tree
 
 QUEUE = "benchmark.jobs"
 FLOW = "benchmark/log"
@@ -38,62 +40,49 @@ SLOWEST_RATE = 2.0
 """Jobs per second below which a run is given up."""
 
 Say = Callable[[str], None]
-Consumer = Literal["bridge", "bare loop"]
+Consumer = Literal["bridge", "bare loop", "accepting loop"]
+OPTIONS: Mapping[Consumer, Sequence[str]] = {"bare loop": (), "accepting loop": ("--accepted",)}
+CONSUMER: Mapping[str, str] = {
+    "BRIDGE_QUEUE": QUEUE,
+    "BRIDGE_FLOW": FLOW,
+    "BRIDGE_HTTP_PORT": "0",
+    "BRIDGE_LOG_FORMAT": "json",
+}
+"""The settings of all consumers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kestra:
-    """Where Kestra, or what stands for it, is to be found."""
+class Broker:
+    """Where the RabbitMQ is that is used, and its processes as far as they are ours."""
 
-    url: str
-    username: str
-    password: str
-
-    @property
-    def settings(self) -> dict[str, str]:
-        return {
-            "BRIDGE_KESTRA_URL": self.url,
-            "BRIDGE_KESTRA_USERNAME": self.username,
-            "BRIDGE_KESTRA_PASSWORD": self.password,
-        }
-
-    @property
-    def client(self) -> dict[str, Any]:
-        """How an httpx client is made for it."""
-        return {
-            "base_url": f"{self.url}/api/v1/main",
-            "auth": (self.username, self.password),
-            "timeout": 60,
-        }
-
-    def count(self, **filters: str) -> int:
-        """How many executions it has, with those filters."""
-        params = {f"filters[{key}][EQUALS]": value for key, value in filters.items()}
-        with httpx.Client(**self.client) as http:
-            answer = http.get("/executions/search", params={"size": "1", **params})
-            answer.raise_for_status()
-            return int(answer.json()["total"])
+    amqp_url: str
+    version: str
+    pids: Sequence[int] = ()
 
 
 class BenchmarkStage:
     """A broker, and a folder for all that is written."""
 
-    def __init__(self, directory: Path, rabbit: RabbitMQ, say: Say) -> None:
+    def __init__(self, directory: Path, rabbit: Broker, say: Say) -> None:
         self.directory = directory
         self.rabbit = rabbit
         self.say = say
         self._runs = 0
+        # No id of an earlier run may be known to the servers, which can be somebody's own.
+        self._name = f"{time.time_ns():x}"
         self._broker = BrokerSettings(amqp_url=SecretStr(rabbit.amqp_url), queue=QUEUE)
 
     def sampler(self, **pids: int) -> Sampler:
-        """A sampler of these processes and the broker."""
-        child = self.rabbit._child
-        assert child is not None
-        return Sampler({**{name: [pid] for name, pid in pids.items()}, "broker": tree(child.pid)})
+        """A sampler of these processes, and of the broker if it is ours."""
+        processes: dict[str, Sequence[int]] = {name: [pid] for name, pid in pids.items()}
+        if self.rabbit.pids:
+            processes["broker"] = self.rabbit.pids
+        return Sampler(processes)
 
     def child(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Child:
-        """A Python module as a child process that no setting of the caller's reaches, nor a `.env`
-        file."""
+        """A Python module as a child process. Neither the caller's own settings nor a `.env` file
+        reach it.
+        """
         self._runs += 1
         others = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")}
         return Child(
@@ -109,10 +98,14 @@ class BenchmarkStage:
             cwd=self.directory,
         )
 
+    def bridge(self, **settings: str) -> Bridge:
+        """A bridge that is started on the queue. The caller ends it."""
+        return Bridge(self.child("bridge", ["bridge", "run"], {**CONSUMER, **settings}))
+
     def fill(self, jobs: int) -> None:
-        """Put so many jobs into the queue, by confirm."""
+        """Put so many new jobs into the queue, by confirm."""
         self._runs += 1
-        self.publish([f"{self._runs}-{number}" for number in range(jobs)])
+        self.publish([f"{self._name}-{self._runs}-{number}" for number in range(jobs)])
 
     def publish(self, jobs: Sequence[str]) -> None:
         """Put these jobs into the queue, by confirm."""
@@ -141,29 +134,19 @@ class BenchmarkStage:
     def consumer(
         self, who: Consumer, jobs: int, settings: Mapping[str, str]
     ) -> Iterator[RunningConsumer]:
-        """The bridge or the bare loop, at work on the queue; it is gone at the end of the block."""
-        environment = {
-            "BRIDGE_QUEUE": QUEUE,
-            "BRIDGE_FLOW": FLOW,
-            "BRIDGE_HTTP_PORT": "0",
-            "BRIDGE_LOG_FORMAT": "json",
-        }
-        environment |= settings
-        results = self.directory / f"{self._runs}-times.json"
-        command = (
-            ["bridge", "run"]
-            if who == "bridge"
-            else ["tests.benchmarks.bare_loop", str(jobs), str(results)]
-        )
-        child = self.child(who, command, environment)
+        """A consumer at work on the queue. It is gone at the end of the block."""
+        running: RunningConsumer
+        if who == "bridge":
+            running = BridgeAtWork(self.bridge(**settings), jobs)
+        else:
+            results = self.directory / f"{self._runs}-times.json"
+            command = ["tests.benchmarks.bare_loop", str(jobs), str(results), *OPTIONS[who]]
+            child = self.child(who, command, {**CONSUMER, **settings})
+            running = LoopAtWork(child, jobs, results)
         try:
-            yield (
-                BridgeAtWork(child, jobs)
-                if who == "bridge"
-                else BareLoopAtWork(child, jobs, results)
-            )
+            yield running
         finally:
-            child.stop()
+            running.child.stop()
 
     async def _fill(self, jobs: Sequence[str]) -> None:
         at_once = asyncio.Semaphore(CONFIRMS_AT_ONCE)
@@ -223,6 +206,10 @@ class RunningConsumer:
             time.sleep(LOOK_EVERY)
         return self._timeline()
 
+    def asked(self) -> Mapping[str, Asked]:
+        """By operation, what it has asked of Kestra for each job, as far as it counts that."""
+        return {}
+
     def _done(self) -> bool:
         raise NotImplementedError
 
@@ -233,10 +220,14 @@ class RunningConsumer:
 class BridgeAtWork(RunningConsumer):
     """The bridge, followed by its log."""
 
-    def __init__(self, child: Child, jobs: int) -> None:
-        super().__init__(child, jobs)
-        self._log = child.log.open("rb")
+    def __init__(self, bridge: Bridge, jobs: int) -> None:
+        super().__init__(bridge.child, jobs)
+        self._bridge = bridge
+        self._log = bridge.child.log.open("rb")
         self._settled = 0
+
+    def asked(self) -> Mapping[str, Asked]:
+        return asked_for(self._bridge.requests(), self._jobs)
 
     def _done(self) -> bool:
         self._settled += self._log.read().count(b'"settled"')
@@ -244,9 +235,7 @@ class BridgeAtWork(RunningConsumer):
 
     def _timeline(self) -> Timeline:
         self._log.close()
-        settled = [
-            line for line in map(json.loads, self.child.log.open()) if line["event"] == "settled"
-        ]
+        settled = self._bridge.events("settled")
         if wrong := [line for line in settled if line["settlement"] != "ack"]:
             raise BenchmarkError(
                 f"the bridge settled {len(wrong)} jobs otherwise than by an ack, such as {wrong[0]}"
@@ -258,8 +247,8 @@ class BridgeAtWork(RunningConsumer):
         return Timeline.of((end - seconds, end) for end, seconds in ends)
 
 
-class BareLoopAtWork(RunningConsumer):
-    """The bare loop, which writes down its times at the end."""
+class LoopAtWork(RunningConsumer):
+    """A loop of bare_loop.py, which writes down its times at the end."""
 
     def __init__(self, child: Child, jobs: int, results: Path) -> None:
         super().__init__(child, jobs)
@@ -276,25 +265,72 @@ class BareLoopAtWork(RunningConsumer):
 
 @contextmanager
 def open_stage(series: Series, say: Say) -> Iterator[BenchmarkStage]:
-    """A stage on a RabbitMQ of that series; nothing of it is left at the end of the block."""
+    """A stage on a RabbitMQ of that series. Nothing of it is left at the end of the block."""
     with ExitStack() as stack:
-        directory = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="kestra-bridge-benchmark-"))
-        )
+        directory = stack.enter_context(_directory())
         rabbit = RabbitMQ(directory / "rabbitmq", series=series, say=say)
         # What ends now is thrown away with its folder: there's no reason to end it slowly.
         stack.callback(rabbit.kill)
         say(f"starting RabbitMQ {rabbit.version}")
         rabbit.start()
-        ready = BenchmarkStage(directory, rabbit, say)
+        assert rabbit._child is not None
+        broker = Broker(rabbit.amqp_url, rabbit.version, tree(rabbit._child.pid))
+        ready = BenchmarkStage(directory, broker, say)
         ready.fill(0)
         yield ready
 
 
 @contextmanager
-def standin(stage: BenchmarkStage) -> Iterator[tuple[Child, Kestra]]:
-    """The stand-in for Kestra as a process of its own."""
-    with stage.child("stand-in", ["tests.benchmarks.standin_server"], {}) as child:
+def given_stage(amqp_url: str, say: Say) -> Iterator[BenchmarkStage]:
+    """A stage on somebody's own RabbitMQ. Its queue, and what belongs to it, is deleted at the end
+    of the block.
+
+    Raises:
+        BenchmarkError: there are jobs in the queue, which this run would disturb.
+    """
+    with _directory() as directory:
+        stage = BenchmarkStage(directory, Broker(amqp_url, asyncio.run(_version(amqp_url))), say)
+        stage.fill(0)
+        if ready := stage.ready():
+            raise BenchmarkError(f"the queue {QUEUE} holds {ready} jobs already: purge it first")
+        try:
+            yield stage
+        finally:
+            asyncio.run(_delete(amqp_url))
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="kestra-bridge-benchmark-") as directory:
+        yield Path(directory)
+
+
+async def _version(amqp_url: str) -> str:
+    async with await aio_pika.connect(amqp_url) as connection:
+        return announced_version(connection)
+
+
+async def _delete(amqp_url: str) -> None:
+    delays = BrokerSettings.model_fields["retry_delays"].default
+    retries = [topology.retry_queue(QUEUE, delay) for delay in delays]
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        dead, ledger = topology.dead_queue(QUEUE), topology.ledger_queue(QUEUE)
+        for name in (QUEUE, dead, ledger, *retries):
+            await channel.queue_delete(name)
+        for name in (QUEUE, topology.dead_exchange(QUEUE)):
+            await channel.exchange_delete(name)
+
+
+@contextmanager
+def standin(stage: BenchmarkStage, *, tells: bool = True) -> Iterator[tuple[Child, Kestra]]:
+    """The stand-in for Kestra as a process of its own. Unless it `tells`, it publishes no
+    replies.
+    """
+    command = ["tests.benchmarks.standin_server"]
+    if not tells:
+        command.append("--silent")
+    with stage.child("stand-in", command, {}) as child:
         child.wait_until(
             lambda: child.log.read_text().endswith("}\n"), timeout=30, what="listening"
         )

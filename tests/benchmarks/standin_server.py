@@ -1,8 +1,8 @@
 """The stand-in for Kestra as a process of its own, whose replies go to RabbitMQ.
 
-Its executions end at once; those of a flow `hold` never, and of a flow whose name begins with
-`second` after a second. It publishes what the notifier flow would. Where it listens is printed as
-one line of JSON.
+Its executions end at once; those of a flow `hold` never, and those of a flow whose name begins with
+`second` after a second. It publishes what the notifier flow would, unless it is started with
+`--silent`. It prints where it listens as one line of JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from typing import Any
 
 import aio_pika
@@ -39,7 +40,8 @@ async def _serve(amqp_url: str) -> None:
             )
 
         kestra.any_flow = _behave
-        kestra.replies.on_end = publish
+        if "--silent" not in sys.argv:
+            kestra.replies.on_end = publish
         print(
             json.dumps(
                 {"url": kestra.url, "username": kestra.username, "password": kestra.password}

@@ -34,15 +34,13 @@ FIGURE = {
 
 def test_comparisons_are_a_chart_of_ratios() -> None:
     charts = bars({"comparisons": [COMPARISON], "figures": []})
-    assert charts == {
-        "own ratio": [("prefetch 8, look-up always, against bare loop", 0.84, 0.8, True)]
-    }
+    assert charts == {"own ratio": [("prefetch 8, always, against bare loop", 0.84, 0.8, True)]}
 
 
 def test_rates_are_a_chart_by_how_many_executions_there_were() -> None:
     assert growth({"comparisons": [COMPARISON]}) == {
         "own rate": {
-            "bridge, prefetch 8, look-up always": [(0, 360.0), (1000, 350.0)],
+            "bridge, prefetch 8, always": [(0, 360.0), (1000, 350.0)],
             "bare loop": [(2000, 450.0)],
         }
     }

@@ -129,7 +129,7 @@ class EngineProcess:
             "BRIDGE_AMQP_URL": self._amqp,
             **settings(self),
         }
-        command = [sys.executable, "-m", "bridge", "flows", "deploy"]
+        command = [sys.executable, "-m", "bridge", "flows", "deploy", "--notifier"]
         with Child(
             "flows deploy", command, log=self._directory / "deploy.log", env=environment
         ) as deploying:

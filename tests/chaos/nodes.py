@@ -76,23 +76,20 @@ class Nodes:
         return await asyncio.to_thread(cluster.leader, queue) or self.all[0]
 
     async def limit(self, queue: str, most: int | None) -> None:
-        """Have a queue refuse what is more than so many messages, or let it take any number
-        again."""
-        path = f"policies/%2F/limit-{queue}"
-        if most is None:
-            await self._ask(path, method="DELETE")
-            return
-        # First how it is to refuse: a classic queue drops what it has too much of before it learns
-        # that.
-        for limit in (10**9, most):
-            definition = {"max-length": limit, "overflow": "reject-publish"}
-            body = {
-                "pattern": f"^{queue}$".replace(".", r"\."),
-                "definition": definition,
-                "apply-to": "queues",
-            }
-            await self._ask(path, method="PUT", body=body)
-            await asyncio.sleep(0.2)
+        """Have a queue refuse what is more than so many messages, or let it take any number.
+
+        A queue has to know from the start that it refuses: a classic queue that learns of a limit
+        and of its overflow at once drops what it has too much of first.
+        """
+        definition: dict[str, object] = {"overflow": "reject-publish"}
+        if most is not None:
+            definition["max-length"] = most
+        body = {
+            "pattern": f"^{queue}$".replace(".", r"\."),
+            "definition": definition,
+            "apply-to": "queues",
+        }
+        await self._ask(f"policies/%2F/limit-{queue}", method="PUT", body=body)
 
     async def _ask(self, path: str, *, method: str, body: object = None) -> None:
         """Ask a node's management API, one after the other, until one does it: others are down and
@@ -100,9 +97,7 @@ class Nodes:
         for node in itertools.cycle(self.all):
             try:
                 await asyncio.to_thread(node.api, path, method=method, body=body)
-            except (ProcessError, OSError) as error:
-                if ": 404 " in str(error):
-                    return
+            except (ProcessError, OSError):
                 await asyncio.sleep(0.5)
             else:
                 return

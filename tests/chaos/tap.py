@@ -16,7 +16,7 @@ from pamqp.header import ContentHeader
 
 from bridge.job.message import ATTEMPT
 from bridge.rabbitmq import codec
-from bridge.rabbitmq.topology import REPLIES
+from bridge.rabbitmq.topology import REPLIES, ledger_queue
 from tests.chaos.history import Acked, Delivered, Event, Moved
 from tests.support.harness import Proxy, Watcher
 
@@ -110,13 +110,14 @@ class Conversation:
                 # The confirm that follows only says that nothing more is to be expected of it.
                 job = str(properties.message_id)
                 returned = [tag for tag, (_, told, _) in channel.unconfirmed.items() if told == job]
-                del channel.unconfirmed[returned[0]]
+                for tag in returned[:1]:
+                    del channel.unconfirmed[tag]
         channel.incoming = None
 
     def _delivered(
         self, number: int, channel: _Channel, deliver: Basic.Deliver, properties: Any
     ) -> None:
-        if deliver.exchange == REPLIES:
+        if not _carries_a_job(deliver):
             return
         assert deliver.delivery_tag is not None
         channel.unsettled[deliver.delivery_tag] = None
@@ -140,7 +141,7 @@ class Conversation:
     def _published(self, channel: _Channel, publish: Basic.Publish, properties: Any) -> None:
         channel.outgoing = None
         channel.published += 1
-        if channel.confirming:
+        if channel.confirming and _carries_a_job(publish):
             to = publish.exchange or publish.routing_key
             told = (to, str(properties.message_id), _attempt(properties.headers))
             channel.unconfirmed[channel.published] = told
@@ -158,6 +159,12 @@ def _tags(known: Mapping[int, object], tag: int, *, multiple: bool) -> list[int]
     if multiple:
         return [one for one in known if tag == 0 or one <= tag]
     return [tag] if tag in known else []
+
+
+def _carries_a_job(said: Basic.Deliver | Basic.Publish) -> bool:
+    """Whether it is about a job's message, and no claim on one and no news of its end."""
+    is_claim = (said.routing_key or "").endswith(ledger_queue(""))
+    return said.exchange != REPLIES and not is_claim
 
 
 def _attempt(headers: Mapping[str, Any] | None) -> int:

@@ -4,13 +4,14 @@ break."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from deploy.local.rabbitmq import RabbitMQ
-from tests.support.broker_stage import BrokerStage, memory_alarm, open_stage
+from deploy.local.rabbitmq import RabbitMQ, Series
+from tests.support.broker_stage import BrokerStage, Kind, memory_alarm, open_stage
 from tests.support.harness import Bridge, Client, Proxy, eventually
 from tests.support.standin import Ends, Run
 
@@ -21,7 +22,8 @@ def jobs_of(runs: list[Run]) -> list[str]:
     return [run.labels["bridgeJob"] for run in runs]
 
 
-async def test_jobs_start_in_the_order_of_their_priority(stage: BrokerStage) -> None:
+async def test_jobs_start_in_the_order_of_their_priority(one_stage: BrokerStage) -> None:
+    stage = one_stage
     await stage.declare()
     for number, priority in enumerate([0, 5, 1, 9, 5, 10]):
         await stage.submit(f"{number}-of-{priority}", priority=priority)
@@ -37,32 +39,8 @@ async def test_jobs_start_in_the_order_of_their_priority(stage: BrokerStage) -> 
     ]
 
 
-async def test_jobs_of_one_priority_start_in_the_order_of_their_arrival(stage: BrokerStage) -> None:
-    await stage.declare()
-    for number in range(10):
-        await stage.submit(f"job-{number}", priority=3)
-    async with stage.bridge(prefetch=1) as bridge:
-        await bridge.settled(10)
-    assert jobs_of(stage.kestra.created) == [f"job-{number}" for number in range(10)]
-
-
-async def test_a_late_job_of_high_priority_overtakes_all_that_is_not_in_flight(
-    stage: BrokerStage,
-) -> None:
-    stage.kestra.flow("test", "job", Ends(after=None))
-    await stage.declare()
-    for number in range(5):
-        await stage.submit(f"low-{number}", priority=1)
-    async with stage.bridge(prefetch=2) as bridge:
-        await stage.kestra.until(lambda: len(stage.kestra.created) == 2, "two jobs in flight")
-        await stage.submit("high", priority=9)
-        await stage.kestra.end(stage.kestra.created[0].id)
-        await bridge.settled(1)
-        await stage.kestra.until(lambda: len(stage.kestra.created) == 3, "a third job")
-    assert jobs_of(stage.kestra.created)[-1] == "high"
-
-
-async def test_in_flight_never_exceeds_the_prefetch(stage: BrokerStage) -> None:
+async def test_in_flight_never_exceeds_the_prefetch(one_stage: BrokerStage) -> None:
+    stage = one_stage
     most = 0
 
     def behave(_: Run) -> Ends:
@@ -79,41 +57,37 @@ async def test_in_flight_never_exceeds_the_prefetch(stage: BrokerStage) -> None:
     assert 1 < most + 1 <= 5
 
 
-async def test_a_retry_waits_for_its_delay_and_keeps_its_priority(stage: BrokerStage) -> None:
+async def test_a_lane_takes_no_slot_of_another(one_stage: BrokerStage) -> None:
+    stage, slow, fast = one_stage, f"{one_stage.queue}.slow", f"{one_stage.queue}.fast"
+    stage.kestra.flow("test", "job", Ends(after=None))
+    lanes = [{"queue": queue, "prefetch": 1, "flow": "test/job"} for queue in (slow, fast)]
+    async with stage.bridge(lanes=json.dumps(lanes)):
+        await stage.client.submit(slow, job="slow-1")
+        await stage.kestra.until(lambda: len(stage.kestra.created) == 1, "the first job runs")
+        await stage.client.submit(fast, job="fast-1")
+        await stage.kestra.until(lambda: len(stage.kestra.created) == 2, "the other lane's job")
+    assert jobs_of(stage.kestra.created) == ["slow-1", "fast-1"]
+
+
+async def test_a_retry_waits_for_its_delay(one_stage: BrokerStage) -> None:
+    stage = one_stage
     stage.kestra.flow(
         "test",
         "job",
         lambda run: Ends("FAILED" if run.labels["bridgeAttempt"] == "1" else "SUCCESS"),
     )
     async with stage.bridge(retry_delays="[2]") as bridge:
-        await stage.submit("one", priority=7)
+        await stage.submit("one")
         await bridge.settled(2)
     first, second = stage.kestra.created
     assert first.ended is not None
     assert (second.started - first.ended).total_seconds() >= 2
 
 
-async def test_a_retry_comes_back_with_its_priority(stage: BrokerStage) -> None:
-    stage.kestra.flow("test", "job", Ends("FAILED"))
-    async with stage.bridge(retry_delays="[1]", max_attempts=2) as bridge:
-        await stage.submit("one", priority=7)
-        await bridge.settled(2)
-        assert (await stage.dead_letter()).priority == 7
-
-
-async def test_delays_grow_as_the_operator_says_and_the_last_repeats(
+async def test_a_connection_that_is_cut_costs_no_job_and_runs_none_twice(
     one_stage: BrokerStage,
 ) -> None:
-    one_stage.kestra.flow("test", "job", Ends("FAILED"))
-    async with one_stage.bridge(retry_delays="[1, 2]", max_attempts=4) as bridge:
-        await one_stage.submit("one")
-        await bridge.settled(4, timeout=40)
-    assert [line.get("delay") for line in bridge.events("settled")] == [1, 2, 2, None]
-
-
-async def test_a_connection_that_is_cut_costs_no_job_and_runs_none_twice(
-    stage: BrokerStage,
-) -> None:
+    stage = one_stage
     stage.kestra.flow("test", "job", Ends(after=0.5))
     async with Proxy(stage.rabbit.host, stage.rabbit.port) as proxy:
         url = stage.rabbit.amqp_url.replace(f":{stage.rabbit.port}/", f":{proxy.port}/")
@@ -127,24 +101,6 @@ async def test_a_connection_that_is_cut_costs_no_job_and_runs_none_twice(
     assert stage.kestra.per_attempt() == Counter(
         {(f"job-{number}", "1"): 1 for number in range(30)}
     )
-
-
-async def test_of_two_executions_of_one_attempt_the_later_is_ended_long_before_the_sweep(
-    one_stage: BrokerStage,
-) -> None:
-    stage = one_stage
-    stage.kestra.flow("test", "job", Ends(after=None))
-    stage.kestra.faults.add(
-        "create", times=2, delay=4.0
-    )  # so that both replicas look before either creates
-    alone = {"prefetch": 1, "reconcile_interval": 600}
-    async with stage.bridge(**alone) as one, stage.bridge(**alone) as other:
-        await asyncio.gather(stage.submit("twice"), stage.submit("twice"))
-        await stage.kestra.until(lambda: bool(stage.kestra.kills), "the second execution is killed")
-        first, second = stage.kestra.created
-        await stage.kestra.end(first.id)
-        lines = [(await each.settled(job="twice"))[0] for each in (one, other)]
-    assert (second.state, [line["execution"] for line in lines]) == ("KILLED", [first.id, first.id])
 
 
 async def test_two_copies_of_a_job_that_fails_come_back_one_after_the_other(
@@ -200,14 +156,14 @@ async def test_a_connection_that_goes_silent_is_given_up(one_stage: BrokerStage)
     assert (line["how"], len(stage.kestra.created)) == ("adopted", 1)
 
 
+@pytest.mark.parametrize(("series", "kind"), [("3.10", "classic"), ("4.3", "quorum")])
 async def test_a_broker_that_restarts_costs_no_job_and_runs_none_twice(
-    stage: BrokerStage, tmp_path: Path
+    series: Series, kind: Kind, tmp_path: Path
 ) -> None:
-    series = stage.rabbit.series
     rabbit = RabbitMQ(tmp_path / "own", series=series)
     rabbit.start()
     try:
-        async with open_stage(tmp_path, rabbit, stage.kind) as own:
+        async with open_stage(tmp_path, rabbit, kind) as own:
             own.kestra.flow("test", "job", Ends(after=0.5))
             bridge = await own.bridge(prefetch=10, **PATIENT).start()
             names = [f"job-{number}" for number in range(20)]

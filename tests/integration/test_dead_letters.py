@@ -35,12 +35,12 @@ from tests.support.harness import (
     Client,
     Ended,
     Proxy,
-    command,
     commanding,
     ended,
     eventually,
     on_a_terminal,
 )
+from tests.support.in_process import command
 from tests.support.standin import Run, Standin
 
 MANY, SOME = 1000, 400
@@ -698,15 +698,15 @@ async def half_way(place: Place, least: int = 1) -> None:
     await eventually(lambda: place.has_back(least), "some jobs are back", every=0.002)
 
 
-async def each_is_back_once(place: Place, count: int = MANY) -> None:
+async def each_is_back_once(place: Place, count: int) -> None:
     assert await place.back(count) == Counter({(f"job-{number}", 4): 1 for number in range(count)})
     left = [await place.client.depth(queue) for queue in (place.dead, f"{place.queue}.replay")]
     assert left == [0, 0]
 
 
 async def test_killed_in_the_middle_and_run_again_each_job_is_back_once(place: Place) -> None:
-    await place.put_many(MANY)
-    for least in (1, 500):
+    await place.put_many(SOME)
+    for least in (1, 200):
         async with place.running("replay", "--all", "--unchecked") as process:
             await half_way(place, least)
             process.kill()
@@ -714,7 +714,7 @@ async def test_killed_in_the_middle_and_run_again_each_job_is_back_once(place: P
     done = await place.run("replay", "--all", "--unchecked")
     print(done.out)
     assert done.code == 0, done.err
-    await each_is_back_once(place)
+    await each_is_back_once(place, SOME)
 
 
 async def test_a_connection_cut_in_the_middle_is_one_line_and_run_again_each_job_is_back_once(
@@ -814,7 +814,11 @@ async def test_a_job_that_is_discarded_does_not_come_back_by_an_ended_replay(
 
 async def test_two_replays_at_once_put_each_job_back_once(one_place: Place) -> None:
     await one_place.put_many(300)
-    await asyncio.gather(*(one_place.run("replay", "--all", "--unchecked") for _ in range(2)))
+    async with (
+        one_place.running("replay", "--all", "--unchecked") as one,
+        one_place.running("replay", "--all", "--unchecked") as other,
+    ):
+        await asyncio.gather(ended(one), ended(other))
     await each_is_back_once(one_place, 300)
 
 

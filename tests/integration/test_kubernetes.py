@@ -72,7 +72,7 @@ def settings(manifests: list[Manifest]) -> dict[str, str]:
 # What Kubernetes takes.
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "components/notifier"])
 def test_every_manifest_is_of_its_kind(overlay: str) -> None:
     assert [fault for manifest in built(overlay) for fault in faults(manifest)] == []
 
@@ -306,14 +306,16 @@ def test_everything_is_durable_and_in_the_one_cluster(complete: list[Manifest]) 
 
 
 @pytest.mark.parametrize(
-    ("user", "who"),
-    [("kestra-bridge", "run"), ("kestra-publisher", "submit"), ("kestra-notifier", "notifier")],
+    ("folder", "user", "who"),
+    [
+        ("overlays/complete", "kestra-bridge", "run"),
+        ("overlays/complete", "kestra-publisher", "submit"),
+        ("components/notifier", "kestra-notifier", "notifier"),
+    ],
 )
-def test_users_have_the_rights_that_the_readme_names(
-    user: str, who: str, complete: list[Manifest]
-) -> None:
+def test_users_have_the_rights_that_the_readme_names(folder: str, user: str, who: str) -> None:
     (permission,) = (
-        one["spec"] for one in every(complete, "Permission") if one["metadata"]["name"] == user
+        one["spec"] for one in every(built(folder), "Permission") if one["metadata"]["name"] == user
     )
     assert permission["userReference"]["name"] == user
     assert permission["permissions"] == rights_in_the_readme()[who]

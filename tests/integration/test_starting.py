@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from bridge.rabbitmq import declaration, topology
-from deploy.local.paths import REPOSITORY, free_port
+from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ
 from tests.support.broker_stage import BrokerStage, Kind, Node, open_stage
 from tests.support.harness import Bridge, Client, Proxy, eventually
+from tests.support.in_process import command
 from tests.support.rights import rights_in_the_readme
 from tests.support.standin import Ends
 
@@ -212,11 +211,7 @@ async def test_the_rights_that_the_readme_names_suffice(realm: Realm, tmp_path: 
 
 async def submit(url: str, flow: str, *options: str) -> int:
     """The exit status of `kestra-bridge submit`."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bridge", "submit", "--flow", flow, *options),
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "BRIDGE_AMQP_URL": url},
-    )
-    return await process.wait()
+    return (await command("submit", "--flow", flow, *options, BRIDGE_AMQP_URL=url)).code
 
 
 async def test_a_broker_that_says_nothing_does_not_keep_the_bridge_from_stopping(

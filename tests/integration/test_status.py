@@ -16,6 +16,7 @@ import pytest
 from deploy.local.paths import free_port
 from tests.support.broker_stage import BrokerStage, Node, open_stage
 from tests.support.harness import Bridge, eventually
+from tests.support.in_process import command
 from tests.support.standin import Ends
 
 JOBS, PREFETCH = 5, 2
@@ -39,11 +40,9 @@ async def status(stage: BrokerStage, *words: str, **settings: object) -> Shown:
     environment = stage.bridge(
         **{"management_url": stage.rabbit.management_url, **settings}
     ).environment
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bridge", "status", *words, env=environment, stdout=-1, stderr=-1
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    return Shown(process.returncode or 0, out.decode(), err.decode())
+    ours = {name: value for name, value in environment.items() if name.startswith("BRIDGE_")}
+    done = await command("status", *words, **ours)
+    return Shown(done.code, done.out, done.err)
 
 
 @pytest.fixture(params=[("3.10", "classic"), ("4.3", "quorum")], ids=lambda it: f"{it[0]}-{it[1]}")
@@ -104,7 +103,7 @@ async def test_queues_jobs_and_replicas_are_shown(stage: BrokerStage, busy: Brid
             job["url"].startswith(f"{stage.kestra.url}/ui/main/executions/test/slow/")
             for job in found["jobs"]
         },
-        "replicas": [replica["prefetch"] for replica in found["replicas"]],
+        "replicas": [(each["prefetch"], each["reporter"]) for each in found["replicas"]],
         "oldest": found["oldest"]["what"],
     }
     assert shown == {
@@ -116,7 +115,7 @@ async def test_queues_jobs_and_replicas_are_shown(stage: BrokerStage, busy: Brid
         "dead": (2, {"invalid_message": 2}),
         "jobs": [(queue, "test/slow", "RUNNING")] * PREFETCH,
         "links": {True},
-        "replicas": [{queue: PREFETCH}],
+        "replicas": [({queue: PREFETCH}, True)],
         "oldest": "delivery",
     }
 

@@ -4,8 +4,6 @@ change."""
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from deploy.local.rabbitmq import RabbitMQ
 from tests.support.broker_stage import BrokerStage, Kind, Node, open_stage
 from tests.support.certificates import Authority
 from tests.support.harness import Bridge, Proxy, eventually
+from tests.support.in_process import command
 
 
 @dataclass
@@ -136,20 +135,10 @@ async def test_a_job_is_submitted_with_tls_and_a_password_from_a_file(one_secure
         for name, value in one_secure.settings().items()
         if value
     }
-    process = await asyncio.create_subprocess_exec(
-        *(
-            sys.executable,
-            "-m",
-            "bridge",
-            "submit",
-            "--flow",
-            "test/job",
-            "--queue",
-            one_secure.stage.queue,
-        ),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **settings},
+    done = await command(
+        "submit", "--flow", "test/job", "--queue", one_secure.stage.queue, **settings
     )
-    assert await process.wait() == 0
+    assert done.code == 0, done.err
 
 
 # Secrets that change while the bridge runs.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import psutil
 from bridge.machines.identity import SshIdentity
 from bridge.machines.lifecycle import Machines
 from bridge.machines.machine import Machine
+from bridge.machines.policy import LifecyclePolicy
 from bridge.machines.settings import MachineSettings
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
@@ -32,12 +34,22 @@ class Commands:
 
     def __init__(self, directory: Path, settings: Mapping[str, str]) -> None:
         self.directory = directory
-        self.settings = {"machine_secret": SECRET, "log_level": "warning", **settings}
+        self.settings = {
+            "machine_secret": SECRET,
+            "machine_provider": "qemu",
+            "log_level": "warning",
+            **settings,
+        }
         self._started: list[Child] = []
 
     def machines(self, **more: Any) -> Machines:
         """The machines as this process sees them."""
         return Machines(MachineSettings(**{**self.settings, **more}))
+
+    def impatient(self, **more: Any) -> Machines:
+        """The same, with hardly any waiting for lists and answers."""
+        policy = LifecyclePolicy(provider_patience=0.5, unlisted_wait=0.5)
+        return Machines(MachineSettings(**{**self.settings, **more}), policy)
 
     def __call__(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
@@ -120,6 +132,8 @@ class Host(Commands):
         for process in self.processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        # The guards end when their machines' folders are gone.
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 NOTHING: tuple[list[str], list[psutil.Process]] = ([], [])

@@ -18,7 +18,7 @@ import pytest
 from bridge.errors import MachineDenied, MachineRejected, MachineUnavailable
 from bridge.machines.identity import SshIdentity
 from bridge.machines.order import name_of
-from bridge.machines.reaping import reap
+from bridge.machines.reaping import ReapPolicy, reap
 from tests.machines.host import SECRET, TIMEOUT, Commands
 
 pytestmark = pytest.mark.timeout(1200)
@@ -142,7 +142,7 @@ async def test_find_knows_an_instance_by_its_execution(ec2: Commands) -> None:
 async def test_destroying_twice_is_fine(ec2: Commands) -> None:
     machine = await ec2.machines().create("3xAbC", "job", 600)
     assert [gone.id for gone in await ec2.machines().destroy(name=machine.name)] == [machine.id]
-    assert await ec2.machines().destroy(name=machine.name) == []
+    assert await ec2.impatient().destroy(name=machine.name) == []
     assert _running(ec2) == 0
 
 
@@ -159,9 +159,12 @@ async def test_reap_leaves_an_instance_whose_execution_runs_or_may_be_new(ec2: C
     assert [(len(sweep.reaped), sweep.kept) for sweep in sweeps] == [(0, 1), (0, 1)]
 
 
-async def test_reap_destroys_what_kestra_has_not_known_for_long(ec2: Commands) -> None:
+async def test_reap_destroys_what_two_rounds_find_unknown_to_kestra(ec2: Commands) -> None:
     await ec2.machines().create("3xAbC", "job", 600)
-    sweep = await reap(ec2.machines(), is_unknown, unknown_after=-1)
+    policy = ReapPolicy(unknown_after=-1, confirmed_after=-1, most_unknown=1)
+    marking = await reap(ec2.machines(), is_unknown, policy=policy)
+    assert (len(marking.marked), _running(ec2)) == (1, 1)
+    sweep = await reap(ec2.machines(), is_unknown, policy=policy)
     assert [row.reason for row in sweep.reaped] == ["Kestra doesn't know execution 3xAbC"]
 
 
@@ -195,7 +198,7 @@ async def test_two_reaps_side_by_side_are_fine(ec2: Commands) -> None:
         ("machine_image", "debian", "InvalidAMIID.Malformed"),
         ("machine_size", "t9.enormous", "InvalidInstanceType"),
         ("machine_network", "subnet-00000000", "InvalidSubnetID"),
-        ("machine_region", "mars-north-1", "Invalid region: mars-north-1"),
+        ("machine_region", "mars", "Invalid region: mars"),
     ],
 )
 async def test_what_ec2_does_not_have_is_rejected_in_its_words(
@@ -210,7 +213,27 @@ async def test_an_address_where_nothing_listens_is_named_unreachable(ec2: Comman
     with pytest.raises(
         MachineUnavailable, match=r"^can't reach ec2 to list machines: Connection refused$"
     ):
-        await ec2.machines(machine_endpoint="http://127.0.0.1:1").all()
+        await ec2.impatient(machine_endpoint="http://127.0.0.1:1").all()
+
+
+async def test_an_instance_on_a_later_page_of_the_list_is_found(
+    ec2: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.machines.providers.ec2.Ec2Driver.page_size", 5)
+    for number in range(7):
+        await ec2.machines().create(f"execution-{number}", "job", 600)
+    assert len(await ec2.machines().all()) == 7
+
+
+async def test_an_instance_that_powers_itself_off_is_terminated(ec2: Commands) -> None:
+    machine = await ec2.machines().create("3xAbC", "job", 600)
+    answer = _asked(
+        ec2,
+        Action="DescribeInstanceAttribute",
+        InstanceId=machine.id,
+        Attribute="instanceInitiatedShutdownBehavior",
+    )
+    assert answer.findtext(".//{*}instanceInitiatedShutdownBehavior/{*}value") == "terminate"
 
 
 async def test_credentials_that_are_refused_are_said_to_be(strict_ec2: str, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ async def test_a_batch_with_a_job_that_no_machine_could_run_is_refused_before_an
 ) -> None:
     bad = [
         {"script": "true"},
-        {"script": "true", "git_branch": "main\n"},
+        {"script": "true", "git_branch": "main\n", "variables": {"A": 5, "B": "b"}},
         {"script": ["true"], "variables": "A=1", "time_limit": "soon"},
         {"script": "true", "input_file": "/etc/hostname"},
         {"script": "true", "git_secret": "') ~ secret('X", "git_lfs": "yes"},
@@ -111,6 +111,7 @@ async def test_a_batch_with_a_job_that_no_machine_could_run_is_refused_before_an
         (line,) = await bridge.settled(job="one", timeout=PATIENCE)
     faults = [
         "job 1: git_branch is no text of one line",
+        "job 1: the variable A is no text",
         "job 2: script is no text",
         "job 2: variables is no object",
         "job 2: time_limit is no number from 1 to 2592000",
@@ -165,6 +166,16 @@ async def test_a_message_can_name_no_file_but_a_task_s(stage: MachineStage) -> N
         "is not authorized"
     )
     assert [line["error"] for line in lines if not refusal.search(line["error"])] == []
+
+
+@on_both
+async def test_a_variable_that_is_no_text_is_named_before_a_machine_is_made(
+    stage: MachineStage,
+) -> None:
+    async with stage.bridge(max_attempts=1) as bridge:
+        await stage.submit("one", script="true", variables={"A": 5, "B": "b"})
+        (line,) = await bridge.settled(job="one", timeout=PATIENCE)
+    assert line["error"].startswith("task refuse_variables ended FAILED: the variable A is no text")
 
 
 HANDS_ON_AN_EMPTY_TEXT = """

@@ -180,6 +180,7 @@ class Machine:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")}
         ours = {
             "BRIDGE_MACHINE_SECRET": SECRET,
+            "BRIDGE_MACHINE_PROVIDER": "qemu",
             "BRIDGE_MACHINE_BOOT_TIMEOUT": str(PATIENCE),
             "PYTHONPATH": str(REPOSITORY),
         }
@@ -637,6 +638,34 @@ def test_a_result_is_not_written_through_a_link(machine: Machine) -> None:
     assert (machine.directory / "results" / "b").read_text() == "x\n"
 
 
+def test_a_link_to_a_file_comes_with_the_file_s_content(machine: Machine) -> None:
+    finished = machine.run(
+        "ln -s /proc/cpuinfo cpus; exit 5", "--result", "cpus", "--results-directory", "results"
+    )
+
+    assert finished.code == 5
+    assert b"processor" in (machine.directory / "results" / "cpus").read_bytes()
+
+
+def test_a_result_that_can_not_be_read_is_named_and_the_others_come(machine: Machine) -> None:
+    # Nobody can read the first page of a process's memory, not even root.
+    script = "ln -s /proc/self/mem a; echo x >b"
+    finished = machine.run(script, "--result", "*", "--results-directory", "results")
+
+    assert finished.code == 73
+    assert "but a result is missing: 'a': it can't be read on the machine" in finished.last
+    assert _tree(machine.directory / "results") == {"b": b"x\n"}
+
+
+def test_a_result_whose_name_kestra_can_not_keep_is_named(machine: Machine) -> None:
+    script = "echo x >$'a\\nb'; echo x >c"
+    options = ("--result", "*", "--results-directory", "results", "--outputs")
+    finished = machine.run(script, *options)
+
+    assert (finished.code, _tree(machine.directory / "results")) == (73, {"c": b"x\n"})
+    assert r"'a\nb': Kestra can't keep a name with a line break" in finished.last
+
+
 def test_pipes_devices_and_loops_of_links_are_no_results(machine: Machine) -> None:
     script = (
         "mkdir out; mkfifo out/pipe; ln -s . out/loop; ln -s /dev/zero out/zero; echo x >out/file"
@@ -845,16 +874,44 @@ def test_a_machine_that_never_answers_is_unreachable(machine: Machine) -> None:
     assert (finished.code, "can't be reached within 1 s" in finished.last) == (69, True)
 
 
-def test_another_host_key_is_never_asked_again(machine: Machine) -> None:
-    # It ends before `run` gives it up, which is long before the end of this wait.
-    longer = str(10 * PATIENCE)
+def test_another_host_key_is_not_waited_out_for_longer_than_a_boot_may_take(
+    machine: Machine,
+) -> None:
     finished = machine.run(
-        "true",
-        BRIDGE_MACHINE_SECRET="another secret of sixteen",
-        BRIDGE_MACHINE_BOOT_TIMEOUT=longer,
+        "true", BRIDGE_MACHINE_SECRET="another secret of sixteen", BRIDGE_MACHINE_BOOT_TIMEOUT="2"
     )
 
     assert (finished.code, "shows another host key" in finished.last) == (76, True)
+
+
+def _start_up_file(machine: Machine, text: str, *, before_sftp: bool) -> None:
+    """Let the user's shell do that before each command, and before SFTP where sshd starts SFTP by
+    that shell."""
+    session = machine.directory / "session"
+    always = "*" if before_sftp else "exec*"
+    session.write_text(
+        f"cd {machine.home}; case $SSH_ORIGINAL_COMMAND in {always}) {text};; esac\n"
+        'exec bash -c "$SSH_ORIGINAL_COMMAND"\n'
+    )
+
+
+@pytest.mark.parametrize("before_sftp", [True, False])
+def test_a_start_up_file_may_change_the_folder(machine: Machine, before_sftp: bool) -> None:
+    _start_up_file(machine, f"cd {machine.directory}", before_sftp=before_sftp)
+    finished = machine.run("echo x >r; exit 3", "--result", "r", "--results-directory", "results")
+
+    assert (finished.code, _tree(machine.directory / "results")) == (3, {"r": b"x\n"})
+
+
+@pytest.mark.parametrize("before_sftp", [True, False])
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_start_up_file_that_ends_the_shell_is_no_lost_machine(
+    machine: Machine, code: int, before_sftp: bool
+) -> None:
+    _start_up_file(machine, f"exit {code}", before_sftp=before_sftp)
+    finished = machine.run("true", "--reconnect", "1")
+
+    assert (finished.code, "start-up file" in finished.last) == (70, True)
 
 
 def test_a_machine_without_python_says_what_is_missing(machine: Machine) -> None:

@@ -18,7 +18,8 @@ import pytest
 from bridge.machines.identity import SshIdentity
 from bridge.machines.policy import SshPolicy
 from bridge.machines.run.remote_run import RemoteRun
-from bridge.machines.run.results import ResultsFailed
+from bridge.machines.run.report import ScriptOutcome
+from bridge.machines.run.results import ResultsFolder
 from bridge.machines.run.work import Work, environment_of
 from bridge.machines.ssh import Address, ConnectionLost, LoginDenied
 from deploy.local.paths import free_port
@@ -81,7 +82,7 @@ def remote(
         boot_timeout=PATIENCE,
         reconnect=reconnect,
         policy=policy,
-        results_directory=machine.directory / "results",
+        results_folder=ResultsFolder(machine.directory / "results"),
     )
 
 
@@ -183,9 +184,50 @@ async def test_cancelling_between_two_connections_stops_the_script_as_well(
     assert (run.stopped, machine.processes(MARK)) == (True, [])
 
 
-async def test_results_that_can_not_be_written_are_no_trouble_of_the_machine(
-    machine: Machine,
+@pytest.mark.parametrize(("exit_code", "code"), [(0, 73), (5, 5)])
+async def test_results_that_can_not_be_written_hide_no_exit_code(
+    machine: Machine, exit_code: int, code: int
 ) -> None:
     (machine.directory / "results").write_text("a file where the folder should be")
-    with pytest.raises(ResultsFailed, match="can't write the result file 'r'"):
-        await remote(machine, "echo x >r", Memory(), results=("r",)).run_to_end()
+    script = f"echo x >r; exit {exit_code}"
+    report = await remote(machine, script, Memory(), results=("r",)).run_to_end()
+    assert (report.code, report.missing) == (code, ("'r': it can't be written here (File exists)",))
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "code", "outcome"), [(0, 74, ScriptOutcome.LOST), (5, 5, ScriptOutcome.EXITED)]
+)
+async def test_a_machine_that_is_lost_with_its_results_hides_no_failure_of_the_script(
+    machine: Machine, exit_code: int, code: int, outcome: ScriptOutcome
+) -> None:
+    script = f"head -c 300M /dev/zero >big; exit {exit_code}"
+    run = remote(machine, script, Memory(), reconnect=1, results=("big",))
+    running = asyncio.create_task(run.run_to_end())
+    partial = (machine.directory / "results").glob
+    await eventually(
+        lambda: list(partial(".partial-*")), "the results are being fetched", timeout=PATIENCE
+    )
+    machine.vanish()
+    report = await asyncio.wait_for(running, PATIENCE)
+    assert (report.code, report.outcome) == (code, outcome)
+    assert "was lost and not regained in 1 s" in report.message
+
+
+async def test_a_host_key_of_the_image_s_own_is_waited_out(tmp_path: Path) -> None:
+    port = free_port()
+    image, machine = (Machine(tmp_path / name, port, name=name) for name in ("image", NAME))
+    try:
+        image.directory.mkdir()
+        machine.directory.mkdir()
+        image.start()
+        running = asyncio.create_task(remote(machine, "exit 3", Memory()).run_to_end())
+        log = image.directory / "sshd.log"
+        await eventually(
+            lambda: "Connection closed" in log.read_text(), "the other key", timeout=PATIENCE
+        )
+        image.vanish()
+        machine.start()
+        assert (await asyncio.wait_for(running, PATIENCE)).code == 3
+    finally:
+        image.end()
+        machine.end()

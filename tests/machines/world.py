@@ -86,8 +86,9 @@ class World:
         return self.host.folders, [process.info["cmdline"] for process in self._processes()]
 
     def _processes(self) -> Iterator[psutil.Process]:
-        # Whatever the workers start has their surroundings, however far it goes off.
+        # Whatever the workers start has their surroundings, however far it goes off, but for QEMU.
         mark = ("BRIDGE_MACHINE_DIRECTORY", str(self.host.folder))
+        yield from self.host.processes
         for process in psutil.process_iter(["cmdline", "environ", "pid"]):
             ours = mark in (process.info["environ"] or {}).items()
             if ours and not (self.engine.alive and process.info["pid"] == self.engine.pid):

@@ -10,10 +10,16 @@ from typing import Protocol
 
 import pytest
 
-from bridge.consume.ports import BrokerPort, SessionPort
+from bridge.consume.ports import BrokerPort, LedgerPort, SessionPort
 from bridge.errors import BrokerUnavailable, PublishFailed, QueueFull
 from bridge.job.message import Delivery, Message
-from bridge.rabbitmq.topology import dead_exchange, dead_queue, retry_queue
+from bridge.rabbitmq.topology import (
+    REPLIES,
+    dead_exchange,
+    dead_queue,
+    ledger_queue,
+    retry_queue,
+)
 from bridge.settings import Lane
 
 PREFETCH = 2
@@ -103,10 +109,49 @@ async def ended(session: SessionPort) -> str:
         return cause
 
 
+async def leads_within(session: SessionPort, name: str, *, seconds: float) -> bool:
+    """Whether a session leads in the matter of that name, tried for that many seconds."""
+    async with asyncio.timeout(seconds):
+        while True:
+            async with session.leading(name) as publisher:
+                if publisher is not None:
+                    return True
+            await asyncio.sleep(0.1)
+
+
 async def overfill(session: SessionPort, exchange: str) -> None:
     """Publish more than a queue takes that has room for one; quorum queues take a few more."""
     for _ in range(20):
         await session.publisher.publish(job("one"), exchange=exchange)
+
+
+@dataclass
+class Reading:
+    """A ledger that is read, and its entries with their offsets."""
+
+    ledger: LedgerPort
+    entries: asyncio.Queue[tuple[int, bytes]]
+
+    async def take(self, count: int) -> list[tuple[int, bytes]]:
+        async with asyncio.timeout(20):
+            return [await self.entries.get() for _ in range(count)]
+
+
+@asynccontextmanager
+async def reading(under: BrokerUnderTest) -> AsyncIterator[Reading]:
+    entries: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+
+    def take(offset: int, body: bytes) -> None:
+        entries.put_nowait((offset, body))
+
+    async with under.broker.ledger(under.queue, take, window=3600) as ledger:
+        yield Reading(ledger, entries)
+
+
+async def lost(ledger: LedgerPort) -> str:
+    """Why a ledger was lost, once it is."""
+    async with asyncio.timeout(20):
+        return await ledger.ended()
 
 
 class BrokerSuite:
@@ -304,6 +349,46 @@ class BrokerSuite:
             async with asyncio.timeout(20):
                 assert await consumption.replies.get() == b"told"
 
+    async def test_one_session_leads_at_a_time(self, under: BrokerUnderTest) -> None:
+        name = f"{under.queue}.reporter"
+        async with (
+            consuming(under) as one,
+            consuming(under) as other,
+            one.session.leading(name) as first,
+            other.session.leading(name) as second,
+        ):
+            assert (first is not None, second) == (True, None)
+
+    async def test_another_session_leads_once_the_first_has_given_up(
+        self, under: BrokerUnderTest
+    ) -> None:
+        name = f"{under.queue}.reporter"
+        async with consuming(under) as one, consuming(under) as other:
+            async with one.session.leading(name):
+                pass
+            async with other.session.leading(name) as publisher:
+                assert publisher is not None
+
+    async def test_another_session_leads_once_the_first_has_ended(
+        self, under: BrokerUnderTest
+    ) -> None:
+        name = f"{under.queue}.reporter"
+        async with consuming(under) as one, one.session.leading(name):
+            await under.cut()
+            await ended(one.session)
+            async with consuming(under) as other:
+                assert await leads_within(other.session, name, seconds=20)
+
+    async def test_every_session_hears_what_the_leader_tells(self, under: BrokerUnderTest) -> None:
+        async with consuming(under) as one, consuming(under) as other:
+            async with one.session.leading(f"{under.queue}.reporter") as publisher:
+                assert publisher is not None
+                told = Message(body=b"told")
+                await publisher.publish(told, exchange=REPLIES, routing_key="SUCCESS.test.job")
+            async with asyncio.timeout(20):
+                heard = [await each.replies.get() for each in (one, other)]
+        assert heard == [b"told", b"told"]
+
     async def test_after_the_stop_nothing_new_comes_and_what_is_here_can_be_acked(
         self, under: BrokerUnderTest
     ) -> None:
@@ -340,3 +425,67 @@ class BrokerSuite:
     async def test_a_session_says_of_which_type_the_queue_is(self, under: BrokerUnderTest) -> None:
         async with consuming(under) as consumption:
             assert consumption.session.kinds[under.queue] in ("classic", "quorum")
+
+    async def test_all_who_read_a_ledger_read_the_same_in_one_order(
+        self, under: BrokerUnderTest
+    ) -> None:
+        async with reading(under) as one, reading(under) as other:
+            for number in range(20):
+                writer = (one, other)[number % 2]
+                await writer.ledger.append(b"%d" % number)
+            assert await one.take(20) == await other.take(20)
+
+    async def test_a_ledger_is_read_from_its_beginning(self, under: BrokerUnderTest) -> None:
+        async with reading(under) as first:
+            await first.ledger.append(b"one")
+            await first.ledger.append(b"two")
+            await first.take(2)
+        async with reading(under) as later:
+            assert await later.take(2) == [(0, b"one"), (1, b"two")]
+
+    async def test_more_entries_come_than_are_under_way_at_once(
+        self, under: BrokerUnderTest
+    ) -> None:
+        async with reading(under) as writer:
+            for number in range(3000):
+                await writer.ledger.append(b"%d" % number)
+            entries = await writer.take(3000)
+        assert [offset for offset, _ in entries] == list(range(3000))
+
+    async def test_a_new_ledger_is_empty_and_a_used_one_is_not(
+        self, under: BrokerUnderTest
+    ) -> None:
+        async with reading(under) as first:
+            await first.ledger.append(b"one")
+            await first.take(1)
+            async with reading(under) as second:
+                assert (first.ledger.empty, second.ledger.empty) == (True, False)
+
+    async def test_a_ledger_that_is_deleted_is_lost(self, under: BrokerUnderTest) -> None:
+        async with reading(under) as one:
+            await under.delete(ledger_queue(under.queue))
+            assert await lost(one.ledger)
+
+    async def test_a_ledger_that_was_deleted_begins_anew(self, under: BrokerUnderTest) -> None:
+        async with reading(under) as one:
+            await one.ledger.append(b"old")
+            await one.take(1)
+            await under.delete(ledger_queue(under.queue))
+            await lost(one.ledger)
+        async with reading(under) as one:
+            await one.ledger.append(b"new")
+            assert await one.take(1) == [(0, b"new")]
+
+    async def test_a_ledger_is_lost_with_its_connection(self, under: BrokerUnderTest) -> None:
+        async with reading(under) as one:
+            await under.cut()
+            assert await lost(one.ledger)
+
+    async def test_nothing_can_be_written_to_a_ledger_after_a_cut(
+        self, under: BrokerUnderTest
+    ) -> None:
+        async with reading(under) as one:
+            await under.cut()
+            await lost(one.ledger)
+            with pytest.raises(BrokerUnavailable):
+                await one.ledger.append(b"late")

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from bridge.machines.metrics import registry_of
+from bridge.machines.reaping import Sweep
 from bridge.telemetry.metrics import Metrics
 from deploy.local.paths import REPOSITORY
 
@@ -52,6 +55,13 @@ def exported(*, label: str | None = None) -> set[str]:
         if family.type == "histogram" and (names or label is None):
             found |= histogram
     return found
+
+
+def exported_of_machines() -> set[str]:
+    """The names of the series in the file that `machine reap` writes."""
+    nothing = Sweep(reaped=[], kept=0, troubles=[])
+    families = registry_of(nothing, Counter(), now=0.0).collect()
+    return {sample.name for family in families for sample in family.samples}
 
 
 def named(text: str) -> set[str]:

@@ -60,9 +60,11 @@ class Broker:
 
 
 def deploy_flows(engine: Engine | Server, *, timeout: float | None = None) -> None:
-    """As an operator would: the command itself finds out which notifier this server needs."""
+    """Deploy the flows that ship, with the notifier, as an operator would: the command finds out
+    which ones this server needs.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "bridge", "flows", "deploy"],
+        [sys.executable, "-m", "bridge", "flows", "deploy", "--notifier"],
         env={"PATH": "", "PYTHONPATH": str(REPOSITORY), **kestra_settings(engine)},
         capture_output=True,
         text=True,

@@ -25,8 +25,8 @@ from aio_pika.abc import AbstractIncomingMessage
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
+from bridge.consume.claiming import Ledger
 from bridge.consume.denials import DenialPolicy, Denials
-from bridge.consume.duplicates import CreateCheck
 from bridge.consume.lookup import Lookup, LookupPolicy
 from bridge.consume.ports import KestraPort
 from bridge.consume.starter import Starter, StartPolicy
@@ -232,7 +232,7 @@ async def commanding(*words: str, **settings: str) -> AsyncIterator[asyncio.subp
         "-m",
         "bridge",
         *words,
-        env=_surroundings(settings),
+        env=surroundings(settings),
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,
@@ -253,18 +253,12 @@ async def ended(process: asyncio.subprocess.Process, stdin: str = "") -> Ended:
     return Ended(process.returncode, out.decode(), err.decode())
 
 
-async def command(*words: str, stdin: str = "", **settings: str) -> Ended:
-    """Run `kestra-bridge` with these words and settings."""
-    async with commanding(*words, **settings) as process:
-        return await ended(process, stdin)
-
-
 def on_a_terminal(*words: str, columns: int, answer: str = "", **settings: str) -> str:
     """What a person with so many columns sees of `kestra-bridge`, who types that answer where
     something is asked."""
     pid, terminal = pty.fork()
     if pid == 0:
-        environment = _surroundings(settings) | {"COLUMNS": str(columns), "TERM": "xterm"}
+        environment = surroundings(settings) | {"COLUMNS": str(columns), "TERM": "xterm"}
         os.execve(sys.executable, [sys.executable, "-m", "bridge", *words], environment)  # noqa: S606 (no shell on purpose)
     shown = b""
     deadline = time.monotonic() + 60
@@ -281,7 +275,8 @@ def on_a_terminal(*words: str, columns: int, answer: str = "", **settings: str) 
     return shown.decode()
 
 
-def _surroundings(settings: Mapping[str, str]) -> dict[str, str]:
+def surroundings(settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a command: ours, and these settings in the place of those in it."""
     ours = {
         key: value for key, value in os.environ.items() if not key.startswith(("BRIDGE_", "OTEL_"))
     }
@@ -325,7 +320,7 @@ def starter_of(
     *,
     grace: float = 0.2,
     lookup: Lookup | None = None,
-    check: CreateCheck | None = None,
+    ledger: Ledger | None = None,
     denials: DenialPolicy = DENIALS,
     policy: StartPolicy = START,
 ) -> Starter:
@@ -336,7 +331,7 @@ def starter_of(
         metrics=metrics,
         retrying=Retrying(),
         lookup=lookup or lookup_of(kestra, metrics),
-        check=check or CreateCheck(kestra=kestra, metrics=metrics),
+        ledgers={"": ledger} if ledger else {},
         denials=Denials(kestra, denials),
         policy=replace(policy, adopt_grace=grace, ambiguous_wait=grace),
     )

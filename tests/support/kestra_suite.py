@@ -90,20 +90,18 @@ class KestraSuite:
         own = await under.kestra.create(job())
         for other in (job("two"), job(attempt=2), job(queue="other")):
             await under.kestra.create(other)
-        assert ids((await under.kestra.find_timed(job())).executions) == [own.id]
+        assert ids(await under.kestra.find(job())) == [own.id]
 
     async def test_every_execution_of_the_attempt_is_found(self, under: KestraUnderTest) -> None:
         created = [await under.kestra.create(job()) for _ in range(2)]
-        assert sorted(ids((await under.kestra.find_timed(job())).executions)) == sorted(
-            ids(created)
-        )
+        assert sorted(ids(await under.kestra.find(job()))) == sorted(ids(created))
 
     async def test_what_started_before_the_window_is_not_found(
         self, under: KestraUnderTest
     ) -> None:
         await under.kestra.create(job())
         later = under.kestra.now() + timedelta(hours=1)
-        assert (await under.kestra.find_timed(job(), since=later)).executions == []
+        assert await under.kestra.find(job(), since=later) == []
 
     async def test_all_attempts_of_a_job_are_found(self, under: KestraUnderTest) -> None:
         created = [await under.kestra.create(job(attempt=number)) for number in (1, 2)]
@@ -117,13 +115,30 @@ class KestraSuite:
         await under.server.end(ended.id)
         assert ids(await under.kestra.unfinished()) == [runs.id]
 
-    async def test_what_started_since_is_listed_with_its_number(
+    async def test_what_ended_since_is_listed_with_the_earliest_end_first(
         self, under: KestraUnderTest
     ) -> None:
         since = under.kestra.now() - timedelta(minutes=1)
-        created = [await under.kestra.create(job(name)) for name in ("a", "b")]
-        rows, total = await under.kestra.started_since(since)
-        assert (ids(rows), total) == (ids(created), 2)
+        one, two, _runs = [await under.kestra.create(job(name)) for name in ("a", "b", "c")]
+        for ended in (two, one):
+            await under.server.end(ended.id)
+        rows, last = await under.kestra.ended_since(since)
+        assert (ids(rows), last) == ([two.id, one.id], True)
+
+    async def test_what_ended_before_is_not_listed_as_ended(self, under: KestraUnderTest) -> None:
+        created = await under.kestra.create(job())
+        await under.server.end(created.id)
+        later = under.kestra.now() + timedelta(hours=1)
+        assert await under.kestra.ended_since(later) == ([], True)
+
+    async def test_a_queue_has_run_once_a_job_of_it_has_an_execution(
+        self, under: KestraUnderTest
+    ) -> None:
+        since = under.kestra.now() - timedelta(minutes=1)
+        await under.kestra.create(job(queue="other"))
+        before = await under.kestra.has_run("own", since=since)
+        await under.kestra.create(job(queue="own"))
+        assert (before, await under.kestra.has_run("own", since=since)) == (False, True)
 
     async def test_a_kill_ends_an_execution(self, under: KestraUnderTest) -> None:
         created = await under.kestra.create(job())

@@ -28,11 +28,19 @@ from bridge.errors import (
 )
 from bridge.job.message import Delivery, Message
 from bridge.rabbitmq.isolation import IsolatedPublisher, ReopeningPublisher, ResultPublisher
-from bridge.rabbitmq.topology import Kind, dead_exchange, dead_queue, retry_queue
+from bridge.rabbitmq.topology import (
+    REPLIES,
+    Kind,
+    dead_exchange,
+    dead_queue,
+    ledger_queue,
+    retry_queue,
+)
 from bridge.settings import Lane
 
 OnDelivery = Callable[[Lane, Delivery], None]
 OnReply = Callable[[bytes], None]
+OnEntry = Callable[[int, bytes], None]
 
 
 @dataclass(order=True, slots=True)
@@ -75,10 +83,12 @@ class Consumer:
 class MemoryBroker:
     """A broker with these lanes.
 
-    What a test may set: `refusal` is raised in place of a session. `silent` lets a session never be
+    What a test may set: `refusal` is raised in place of a session, and `no_ledger` in place of a
+    ledger. `silent` lets a session never be
     opened. While `confirms` is cleared, messages stand in their queues and nobody is told.
     `lost_confirms` publishes on the session's own publisher get no confirm, which ends the session.
-    A message that `poison` holds for ends every connection that it is published on.
+    A message that `poison` holds for ends every connection that it is published on. With `mute`,
+    nobody may publish to the reply exchange.
     """
 
     def __init__(
@@ -89,16 +99,23 @@ class MemoryBroker:
         self.opened = 0
         self.hold = 0.0
         self.refusal: BrokerError | None = None
+        self.no_ledger: BrokerError | None = None
         self.silent = False
         self.confirms = asyncio.Event()
         self.confirms.set()
         self.lost_confirms = 0
         self.poison: Callable[[Message], bool] = lambda _: False
         self.acked: list[Message] = []
+        self.mute = False
+        self.leaders: dict[str, MemorySession] = {}
+        self.told: list[tuple[str, Message]] = []
+        """What the bridge published to the reply exchange, each with its routing key."""
         self.violations: list[str] = []
         """What no bridge may do: settle a delivery twice, or exceed its prefetch."""
         self._retry_delays = tuple(retry_delays)
         self._max_priority = max_priority
+        self.ledgers: dict[str, list[bytes]] = {}
+        self.readers: list[MemoryLedger] = []
         self._queues: dict[str, MemoryQueue] = {}
         self._order = 0
         self._now = 0.0
@@ -129,10 +146,45 @@ class MemoryBroker:
             session.end("connection_closed", "the bridge closed it")
             self.sessions.remove(session)
 
+    @asynccontextmanager
+    async def ledger(
+        self, queue: str, on_entry: OnEntry, *, window: float
+    ) -> AsyncIterator[MemoryLedger]:
+        """Read a lane's ledger from its beginning on: in memory nothing is older than `window`."""
+        del window
+        if self.no_ledger:
+            raise self.no_ledger
+        entries = self.ledgers.setdefault(ledger_queue(queue), [])
+        reader = MemoryLedger(self, ledger_queue(queue), on_entry, empty=not entries)
+        for offset, entry in enumerate(entries):
+            on_entry(offset, entry)
+        self.readers.append(reader)
+        try:
+            yield reader
+        finally:
+            reader.end("the bridge closed it")
+            self.readers.remove(reader)
+
+    def append(self, name: str, entry: bytes) -> None:
+        """Add an entry to a ledger, and bring it to all that read it; nothing where it is gone."""
+        entries = self.ledgers.get(name)
+        if entries is None:
+            return
+        entries.append(entry)
+        for reader in self.readers:
+            if reader.name == name:
+                reader.on_entry(len(entries) - 1, entry)
+
     async def publish(self, message: Message, *, exchange: str = "", routing_key: str = "") -> None:
         """Put a message into its queue and confirm it; raises as a real publisher does."""
         if self.poison(message):
             raise BrokerUnavailable("the connection was closed", blames_message=True)
+        if exchange == REPLIES and self.mute:
+            raise BrokerUnavailable("a publish was not confirmed: write access refused")
+        if exchange == REPLIES:
+            self.told.append((routing_key, message))
+            self.reply(message.body)
+            return
         queue = self._route(exchange, routing_key)
         if queue.most is not None and len(queue.ready) >= queue.most:
             raise QueueFull(f"the broker refused a message for {queue.name!r}")
@@ -181,16 +233,26 @@ class MemoryBroker:
                 self._store(self._queue(queue.back_to), stored.message)
 
     def cut(self, cause: str = "connection_closed") -> None:
-        """End every session, as a broken network does."""
+        """End every session and every ledger's reader, as a broken network does."""
         for session in list(self.sessions):
             session.end(cause, "cut by the test")
+        self.cut_ledgers()
+
+    def cut_ledgers(self) -> None:
+        """End every ledger's reader."""
+        for reader in self.readers:
+            reader.end("cut by the test")
 
     def limit(self, queue: str, most: int | None) -> None:
         """Let a queue refuse what is published to it beyond that many messages."""
         self._queue(queue).most = most
 
     def delete(self, queue: str) -> None:
-        """Delete a queue, which ends the sessions that consume it."""
+        """Delete a queue or a ledger, which ends the sessions that consume it."""
+        if queue in self.ledgers:
+            del self.ledgers[queue]
+            self.cut_ledgers()
+            return
         for consumer in list(self._queues.pop(queue).consumers):
             consumer.unsettled.clear()
             consumer.session.end("consumer_cancelled", f"queue {queue} was deleted")
@@ -298,6 +360,25 @@ class MemorySession:
         """Wait for the session's end; returns the cause and a line."""
         return await asyncio.shield(self._ended)
 
+    @asynccontextmanager
+    async def leading(self, name: str) -> AsyncIterator[Line | None]:
+        """Lead in the matter of that name, unless another session does."""
+        if self.over:
+            raise BrokerUnavailable("the connection was lost")
+        if name in self._broker.leaders:
+            yield None
+            return
+        self._broker.leaders[name] = self
+        try:
+            yield Line(self._broker)
+        finally:
+            self.lead_no_more()
+
+    def lead_no_more(self) -> None:
+        """Give up what it leads in."""
+        for name in [name for name, held_by in self._broker.leaders.items() if held_by is self]:
+            del self._broker.leaders[name]
+
     async def stop_consuming(self) -> None:
         """Take no more deliveries."""
         for consumer in self.consumers:
@@ -307,6 +388,7 @@ class MemorySession:
         """Declare it over: the broker delivers again what is unsettled."""
         if not self.over:
             self._ended.set_result((cause, why))
+        self.lead_no_more()
         for consumer in self.consumers:
             self._broker.take_back(consumer)
 
@@ -331,6 +413,32 @@ class MemorySession:
             reject=partial(settle, reject=True),
         )
         self._on_delivery(consumer.lane, delivery)
+
+
+class MemoryLedger:
+    """A reader of a ledger, as `bridge.consume.ports.LedgerPort` has it."""
+
+    def __init__(self, broker: MemoryBroker, name: str, on_entry: OnEntry, *, empty: bool) -> None:
+        self.name = name
+        self.on_entry = on_entry
+        self.empty = empty
+        self._broker = broker
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def append(self, entry: bytes) -> None:
+        """Write an entry, which all readers get in a moment."""
+        if self._ended.done():
+            raise BrokerUnavailable("the ledger is away")
+        asyncio.get_running_loop().call_soon(self._broker.append, self.name, entry)
+
+    async def ended(self) -> str:
+        """Wait until it is lost; returns why."""
+        return await asyncio.shield(self._ended)
+
+    def end(self, why: str) -> None:
+        """Give it up."""
+        if not self._ended.done():
+            self._ended.set_result(why)
 
 
 class MemoryPublisher:

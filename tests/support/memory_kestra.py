@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bridge.errors import KestraError, KestraRejected
-from bridge.job.attempt import MARK, MARK_LABEL
+from bridge.job.attempt import MARK, MARK_LABEL, QUEUE_LABEL
 from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
-from bridge.kestra import DEFAULT_LIMITS, Searched
+from bridge.kestra import DEFAULT_LIMITS, always
 from tests.support.standin import Ends
 
 Behaviour = Ends | Callable[[Execution], Ends]
@@ -120,8 +120,9 @@ class MemoryKestra:
         await self._request("probe")
         return "2.0.0"
 
-    async def create(self, job: Job) -> Execution:
+    async def create(self, job: Job, *, permitted: Callable[[], None] = always) -> Execution:
         """Start an execution."""
+        permitted()
         failure = self._failure("create", job)
         if failure and not failure.worked:
             raise failure.error
@@ -135,13 +136,13 @@ class MemoryKestra:
         await self.answers.wait()
         return run
 
-    async def find_timed(self, job: Job, *, since: datetime | None = None) -> Searched:
-        """All executions of an attempt, at no cost."""
+    async def find(self, job: Job, *, since: datetime | None = None) -> list[Execution]:
+        """All executions of an attempt."""
         await self._request("find", job)
         found = [run for run in self.executions.values() if job.owns(run)]
         if since is not None:
             found = [run for run in found if run.started and run.started >= since]
-        return Searched(executions=found, seconds=0.0, usual=0.0)
+        return found
 
     async def find_attempts(self, job: Job) -> list[Execution]:
         """All executions of a job."""
@@ -154,12 +155,23 @@ class MemoryKestra:
         marked = [run for run in self.executions.values() if run.labels.get(MARK_LABEL) == MARK]
         return [run for run in marked if not run.state.terminal]
 
-    async def started_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], int]:
-        """A page of what started since then, oldest first."""
-        await self._request("started_since")
-        found = [run for run in self.executions.values() if run.started and run.started >= since]
+    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+        """A page of the bridge's executions that ended since then, the earliest end first."""
+        await self._request("ended_since")
+        found = [
+            run
+            for run in self.executions.values()
+            if run.ended and run.ended >= since and run.labels.get(MARK_LABEL) == MARK
+        ]
+        found.sort(key=lambda run: run.ended or since)
         size = DEFAULT_LIMITS.page_size
-        return found[(page - 1) * size : page * size], len(found)
+        return found[(page - 1) * size : page * size], page * size >= len(found)
+
+    async def has_run(self, queue: str, *, since: datetime) -> bool:
+        """Whether an execution of a job of that queue started since then."""
+        await self._request("history")
+        found = [run for run in self.executions.values() if run.started and run.started >= since]
+        return any(run.labels.get(QUEUE_LABEL) == queue for run in found)
 
     async def get(self, execution_id: str) -> Execution | None:
         """An execution by its id."""

@@ -46,13 +46,12 @@ Change = Callable[[Policies], Policies]
 
 
 def quick(policies: Policies) -> Policies:
-    """The same rules with waits of milliseconds. The sweep and the check of creates never come."""
+    """The same rules with waits of milliseconds. The sweep and the reporter never come."""
     rules = policies.rules
     return replace(
         policies,
         rules=replace(
             rules,
-            policy=replace(rules.policy, apart=0.0),
             after_a_fault=0.001,
             after_faults_at_most=0.002,
         ),
@@ -66,10 +65,12 @@ def quick(policies: Policies) -> Policies:
             kill=KillPolicy(again_after=0.002, again_at_most=0.004, look_again_after=0.002),
         ),
         sweep=replace(policies.sweep, interval=3600.0),
+        report=replace(policies.report, interval=0.0),
         denials=replace(policies.denials, hold=0.0),
+        ledger=policies.ledger
+        and replace(policies.ledger, grace=0.005, patience=0.01, answer=1.0, settling=0.0),
         publishing=AT_ONCE,
         back_off=AT_ONCE,
-        check_after=3600.0,
     )
 
 

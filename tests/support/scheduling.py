@@ -1,7 +1,8 @@
 """Which tests stay together where several workers share them, and which begin first.
 
 What a unit's tests share, such as a broker or an engine, is started once for each worker that has
-one of them. So a unit is a file, or in the contract all that asks the same server.
+one of them. So a unit is a file, in the contract all that asks the same server, and in acceptance
+all files that use the engine of `conftest.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 # As measured on a busy host, with --durations=0: only the order counts.
 SECONDS = {
+    "tests/acceptance with the shared engine": 300,
     "tests/integration/test_dead_letters.py": 230,
     "tests/contract engine-1.3": 190,
     "tests/containers/test_containers.py": 160,
@@ -26,6 +28,11 @@ SECONDS = {
 USUAL = {"machines": 240, "acceptance": 200, "chaos": 180, "integration": 60}
 """What is assumed of a unit that isn't listed, by its folder."""
 
+OF_ACCEPTANCE = "tests/acceptance with the shared engine"
+WITH_ENGINES_OF_THEIR_OWN = frozenset(
+    f"tests/acceptance/{name}.py" for name in ("test_executor_down", "test_flows", "test_kestra_1")
+)
+
 _SERVER = re.compile(r"\[(?:(engine-[\d.]+)|standin)")
 
 
@@ -35,6 +42,8 @@ def unit_of(nodeid: str) -> str:
     found = _SERVER.search(test)
     if file.startswith("tests/contract/") and found:
         return f"tests/contract {found[1] or 'standin'}"
+    if file.startswith("tests/acceptance/") and file not in WITH_ENGINES_OF_THEIR_OWN:
+        return OF_ACCEPTANCE
     return file
 
 

@@ -8,7 +8,7 @@ from collections.abc import Hashable
 
 import pytest
 
-from bridge.aio import Background, KeyedLock, SingleFlight, first_of, unless_set
+from bridge.aio import Background, KeyedLock, SingleFlight, first_of, together, unless_set
 
 
 @pytest.fixture
@@ -175,6 +175,24 @@ class TestFirstOf:
         await first_of(task, timeout=0)
         assert not task.done()
         task.cancel()
+
+
+class TestTogether:
+    async def test_ends_all_of_it_with_the_first_failure(self) -> None:
+        ended = asyncio.Event()
+
+        async def fail() -> None:
+            raise KeyError
+
+        async def go_on() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        with pytest.raises(KeyError):
+            await together(go_on(), fail())
+        assert ended.is_set()
 
 
 class TestUnlessSet:

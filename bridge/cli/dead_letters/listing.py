@@ -13,6 +13,7 @@ from rich.text import Text
 from bridge.cli.dead_letters.output import count_of, dumps, reasons_of
 from bridge.durations import format_span
 from bridge.operate.dead_letters.letter import DeadLetter
+from bridge.text import visible
 
 ROWS_AT_MOST = 100
 """Rows of a table without --limit: a person reads no more."""
@@ -74,7 +75,7 @@ def _print_table(letters: Sequence[DeadLetter], now: datetime, *, queues: int, r
             cells.append(letter.queue)
         cells.append(letter.reason)
         if wide:
-            cells += [str(letter.flow or "-"), str(letter.attempt)]
+            cells += [visible(str(letter.flow or "-")), str(letter.attempt)]
         cells += [_age(letter, now), letter.error]
         table.add_row(*map(Text, cells))
     console.print(table)

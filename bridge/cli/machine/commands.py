@@ -12,9 +12,9 @@ from bridge.cli.machine.run import EPILOG as RUN_EPILOG
 from bridge.cli.machine.run import run
 
 _SETTINGS = (
-    "Needs BRIDGE_MACHINE_SECRET, and for a cloud BRIDGE_MACHINE_PROVIDER (ec2, openstack, gce, "
-    "digitalocean, linode or vultr), BRIDGE_MACHINE_ACCESS_KEY, _ACCESS_SECRET, _REGION, _IMAGE "
-    "and _SIZE. Without a provider, QEMU runs the machines on this host. Exit codes: 0 done, 1 "
+    "Needs BRIDGE_MACHINE_SECRET and BRIDGE_MACHINE_PROVIDER: qemu for machines on this host, or a "
+    "cloud (ec2, openstack, gce, digitalocean, linode or vultr; gce is experimental) with "
+    "BRIDGE_MACHINE_ACCESS_KEY, _ACCESS_SECRET, _REGION, _IMAGE and _SIZE. Exit codes: 0 done, 1 "
     "failed, 2 wrong usage or settings, which includes refused credentials, 143 or 130 ended by a "
     "signal."
 )

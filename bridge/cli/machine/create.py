@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from bridge.cli.common import Json, load
+from bridge.cli.machine.kestra import server_to_name
 from bridge.cli.machine.table import print_table
 from bridge.cli.signals import carry_out
 from bridge.machines.lifecycle import Machines
@@ -32,7 +34,7 @@ def create(
         float,
         typer.Option(
             metavar="SECONDS",
-            help="How long the machine may live. After that, `reap` destroys it.",
+            help="How long the machine may live. Then it ends itself, and `reap` destroys it.",
             min=1,
             max=31_536_000,
         ),
@@ -63,24 +65,25 @@ def create(
     """Create the machine of an execution, or find the one that it has.
 
     If it is run twice, even at the same time, both runs end with the same machine. If it fails or
-    is ended, it leaves no half-made machine.
+    is ended, it leaves no half-made machine; where it can't be certain of that, it says so.
 
-    If Kestra doesn't know the execution, `reap` destroys the machine once it is ten minutes old.
+    Where the provider has no room or no quota, limits requests or doesn't answer, it asks again for
+    BRIDGE_MACHINE_BOOT_TIMEOUT.
+
+    If Kestra doesn't know the execution, `reap` destroys the machine once it is ten minutes old and
+    two rounds have found so.
     """
     settings = load(MachineSettings, json_logs=as_json)
     machines = Machines(settings)
     # A flow passes its unset optional inputs as empty texts.
-    machine = carry_out(
-        machines.create(
-            execution,
-            job,
-            deadline,
-            size=size or None,
-            image=image or None,
-            attempt=attempt,
-            wait=wait,
-        )
+    create = partial(
+        machines.create, size=size or None, image=image or None, attempt=attempt, wait=wait
     )
+
+    async def create_for_kestra() -> Machine:
+        return await create(execution, job, deadline, server=await server_to_name())
+
+    machine = carry_out(create_for_kestra())
     if as_json:
         print(json.dumps(machine.data))
     elif outputs:

@@ -35,7 +35,10 @@ def destroy(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Destroy a machine, and return once it is gone. It is no failure if there is none."""
+    """Destroy a machine, and return once it is gone. It is no failure if there is none.
+
+    In a cloud it looks for 30 s before it says that there is none, since a list may be late.
+    """
     if bool(execution) == bool(name):
         raise SettingsError("one of --execution and --name is needed")
     settings = load(MachineSettings, json_logs=as_json)

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bridge.errors import BridgeError, MachineDenied, MachineUnavailable
+from bridge.errors import (
+    BridgeError,
+    MachineAnswerLost,
+    MachineDenied,
+    MachineProviderBusy,
+    MachineUnavailable,
+)
 from bridge.machines.run.remote_run import RunRefused, RunVanished
 from bridge.machines.run.report import EXIT_CODES, ScriptOutcome
-from bridge.machines.run.results import ResultsFailed
-from bridge.machines.ssh import ConnectionLost, LoginDenied, MachineUnreachable, WrongHostKey
+from bridge.machines.ssh import (
+    ConnectionLost,
+    LoginDenied,
+    MachineGone,
+    MachineUnreachable,
+    WrongHostKey,
+)
 
 OUTCOMES: Mapping[type[BridgeError], ScriptOutcome] = {
     RunRefused: ScriptOutcome.REFUSED,
     RunVanished: ScriptOutcome.LOST,
     ConnectionLost: ScriptOutcome.LOST,
+    MachineGone: ScriptOutcome.LOST,
     MachineUnreachable: ScriptOutcome.UNREACHABLE,
     MachineUnavailable: ScriptOutcome.UNREACHABLE,
+    MachineProviderBusy: ScriptOutcome.UNREACHABLE,
+    MachineAnswerLost: ScriptOutcome.UNREACHABLE,
     MachineDenied: ScriptOutcome.DENIED,
     WrongHostKey: ScriptOutcome.WRONG_HOST_KEY,
     LoginDenied: ScriptOutcome.DENIED,
-    ResultsFailed: ScriptOutcome.RESULTS_MISSING,
 }
 """Any other error of ours is FAILED."""
 
@@ -30,7 +43,7 @@ MEANINGS: Mapping[ScriptOutcome, str] = {
     ScriptOutcome.FAILED: "the machine lacks what a run needs (python3, SFTP, space on its disk)",
     ScriptOutcome.RESULTS_MISSING: "the script succeeded, but results are missing or can't be "
     "written here",
-    ScriptOutcome.LOST: "the machine was lost: how the script ended isn't known",
+    ScriptOutcome.LOST: "the machine was lost, and with it how the script ended or its results",
     ScriptOutcome.WRONG_HOST_KEY: "another host key than the machine's own",
     ScriptOutcome.DENIED: "the machine refuses the user or the key, or its provider our account",
     ScriptOutcome.TIMED_OUT: "stopped at --time-limit",

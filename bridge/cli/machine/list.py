@@ -8,13 +8,14 @@ from bridge.cli.common import Json, load
 from bridge.cli.machine.table import print_table
 from bridge.cli.signals import carry_out
 from bridge.machines.lifecycle import Machines
+from bridge.machines.policy import IMPATIENT
 from bridge.machines.settings import MachineSettings
 
 
 def list_(as_json: Json = False) -> None:
     """List the machines that carry our tags."""
     settings = load(MachineSettings, json_logs=as_json)
-    machines = carry_out(Machines(settings).all())
+    machines = carry_out(Machines(settings, IMPATIENT).all())
     if as_json:
         print(json.dumps([machine.data for machine in machines]))
     elif machines:

@@ -23,9 +23,11 @@ from bridge.machines.locate import Locator
 from bridge.machines.run.remote_run import RemoteRun
 from bridge.machines.run.report import Report, ScriptOutcome
 from bridge.machines.run.repository import GitCredentials, parse_credentials
+from bridge.machines.run.results import ResultsFolder
 from bridge.machines.run.work import Work, environment_from, environment_of, file_of
 from bridge.machines.settings import MachineSettings
 from bridge.machines.ssh import Address
+from bridge.text import visible
 
 EPILOG = f"""\
 Exits with the script's own exit code, with 128 + n if signal n killed it, with 143 or 130 after
@@ -165,7 +167,9 @@ def run(
     outputs: Annotated[
         bool,
         typer.Option(
-            "--outputs", help="End standard output with the result as Kestra's ::{…}:: line."
+            "--outputs",
+            help="End standard output with the result as Kestra's ::{…}:: line. A result whose "
+            "name Kestra can't keep counts as missing then.",
         ),
     ] = False,
     as_json: Json = False,
@@ -203,7 +207,7 @@ def run(
         work=work,
         boot_timeout=settings.machine_boot_timeout,
         reconnect=reconnect,
-        results_directory=results_directory,
+        results_folder=_results_folder(results_directory, for_kestra=outputs),
     )
     code = asyncio.run(_run_and_report(locator, remote_run, as_json=as_json, outputs=outputs))
     raise typer.Exit(code)
@@ -212,6 +216,12 @@ def run(
 def _unset(text: str | None) -> str | None:
     """The option's value. A flow passes an optional input that isn't set as an empty text."""
     return text or None
+
+
+def _results_folder(directory: Path | None, *, for_kestra: bool) -> ResultsFolder | None:
+    if directory is None:
+        return None
+    return ResultsFolder(directory, for_kestra=for_kestra)
 
 
 def _repository(url: str | None, file: str | None) -> str | None:
@@ -273,7 +283,7 @@ async def _run_and_report(
             await out.line("::" + json.dumps({"outputs": report.data}) + "::")
         if as_json:
             await out.line(json.dumps({"machine": locator.name, **report.data}))
-        await err.line(f"kestra-bridge: {locator}: {report.message}")
+        await err.line(f"kestra-bridge: {locator}: {visible(report.message)}")
     except OutputClosed:
         # The run goes on: whoever takes over finds it by its id.
         raise BrokenPipeError from None

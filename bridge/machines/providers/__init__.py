@@ -36,21 +36,25 @@ def choose(settings: MachineSettings, *, to_create: bool = False) -> Provider:
         SettingsError: it is unknown, has no spot machines, or lacks settings that it needs. Those
             that only creating needs count with `to_create`.
     """
-    provider = PROVIDERS.get(settings.machine_provider)
-    if provider is None:
+    name = settings.machine_provider
+    known = ", ".join(sorted(PROVIDERS))
+    if name is None:
         raise SettingsError(
-            f"BRIDGE_MACHINE_PROVIDER must be one of {', '.join(sorted(PROVIDERS))}, "
-            f"not {settings.machine_provider!a}"
+            "BRIDGE_MACHINE_PROVIDER is not set: qemu for machines on this host, or a cloud, of "
+            f"{known}"
         )
+    provider = PROVIDERS.get(name)
+    if provider is None:
+        raise SettingsError(f"BRIDGE_MACHINE_PROVIDER must be one of {known}, not {name!a}")
     if settings.machine_spot != "off" and not provider.has_spot:
         raise SettingsError(
             f"BRIDGE_MACHINE_SPOT must be off: {provider.name} has no spot machines"
         )
     missing = []
-    for name in provider.needs:
-        needed = to_create or name not in _FOR_CREATING
-        if needed and getattr(settings, name) is None:
-            missing.append(f"BRIDGE_{name.upper()}")
+    for setting in provider.needs:
+        needed = to_create or setting not in _FOR_CREATING
+        if needed and getattr(settings, setting) is None:
+            missing.append(f"BRIDGE_{setting.upper()}")
     if missing:
-        raise SettingsError(f"the provider {settings.machine_provider} needs {', '.join(missing)}")
+        raise SettingsError(f"the provider {name} needs {', '.join(missing)}")
     return provider

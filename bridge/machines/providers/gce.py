@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from libcloud.compute.base import Node, NodeDriver
 
@@ -16,6 +16,7 @@ class Gce(Provider):
     """Google Compute Engine."""
 
     name = "gce"
+    experimental = True
     needs = (*ACCOUNT, "machine_project", "machine_region")
     has_spot = True
 
@@ -39,6 +40,10 @@ class Gce(Provider):
         if settings.machine_address == "private":
             options["external_ip"] = None
         return options
+
+    def tag(self, driver: NodeDriver, node: Node, key: str, value: str) -> None:
+        metadata = {**self.tags(node), key: value}
+        cast("Any", driver).ex_set_node_metadata(node, metadata)
 
     def tags(self, node: Node) -> Mapping[str, str]:
         tags = {}

@@ -1,10 +1,10 @@
-"""OpenStack. Experimental: not tested against a real cloud."""
+"""OpenStack. Held to the conformance suite; not tested against the real service."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from libcloud.compute.base import Node, NodeDriver
 
@@ -30,6 +30,8 @@ class OpenStack(Provider):
             "openstack",
             settings.machine_access_key,
             access_secret(settings),
+            # The driver's default is 1.1, which reads the first page of a list alone.
+            api_version="2.2",
             ex_force_auth_url=settings.machine_endpoint,
             ex_force_auth_version="3.x_password",
             ex_tenant_name=settings.machine_project,
@@ -47,6 +49,10 @@ class OpenStack(Provider):
         if settings.machine_firewall:
             options["ex_security_groups"] = [SimpleNamespace(name=settings.machine_firewall)]
         return options
+
+    def tag(self, driver: NodeDriver, node: Node, key: str, value: str) -> None:
+        metadata = {**(self.tags(node) or {}), key: value}
+        cast("Any", driver).ex_set_metadata(node, metadata)
 
     def tags(self, node: Node) -> Mapping[str, str] | None:
         tags: Mapping[str, str] | None = node.extra.get("metadata")

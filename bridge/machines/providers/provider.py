@@ -32,10 +32,14 @@ class Provider(ABC):
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     """The settings that it can't do without."""
+    experimental: ClassVar[bool] = False
+    """Whether no stand-in of its API has shown that it behaves as the others do."""
     dead_states: ClassVar[frozenset[Any]] = frozenset({NodeState.TERMINATED, NodeState.ERROR})
     """The states from which no machine comes back."""
     has_spot: ClassVar[bool] = False
     """Whether spot machines can be ordered there."""
+    lists_at_once: ClassVar[bool] = False
+    """Whether its list shows every machine that has been made. A cloud's may be late."""
     default_image: ClassVar[str] = ""
     default_size: ClassVar[str] = ""
 
@@ -50,6 +54,10 @@ class Provider(ABC):
     @abstractmethod
     def tags(self, node: Node) -> Mapping[str, str] | None:
         """The tags that a node carries."""
+
+    @abstractmethod
+    def tag(self, driver: NodeDriver, node: Node, key: str, value: str) -> None:
+        """Write one tag to a node that exists."""
 
     def image(self, driver: NodeDriver, text: str) -> Any:
         """The image of that id or name. The provider itself judges whether it exists."""
@@ -150,3 +158,9 @@ def parse_tag_pairs(pairs: Sequence[str] | None) -> dict[str, str]:
         key, _, value = str(pair).partition(":")
         tags[key] = value
     return tags
+
+
+def with_pair(pairs: Sequence[str] | None, key: str, value: str) -> list[str]:
+    """Those `key:value` texts, with the value of that key."""
+    others = [str(pair) for pair in pairs or () if not str(pair).startswith(f"{key}:")]
+    return [*others, f"{key}:{value}"]

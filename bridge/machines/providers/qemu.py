@@ -22,6 +22,7 @@ class Qemu(Provider):
     name = qemu.NAME
     needs = ()
     dead_states = frozenset({NodeState.STOPPED})
+    lists_at_once = True
     default_image = qemu.DEFAULT_IMAGE
     default_size = qemu.DEFAULT_SIZE
 
@@ -53,11 +54,15 @@ class Qemu(Provider):
             "ex_authorized_key": order.identity.client.public,
             "ex_host_key": order.identity.host.private,
             "ex_tags": order.tags.texts,
+            "ex_deadline": order.tags.deadline,
         }
 
     def tags(self, node: Node) -> Mapping[str, str]:
         tags: Mapping[str, str] = node.extra["tags"]
         return tags
+
+    def tag(self, driver: NodeDriver, node: Node, key: str, value: str) -> None:
+        cast("qemu.QemuDriver", driver).ex_tag(node, key, value)
 
     def image(self, driver: NodeDriver, text: str) -> Any:
         return choose_by_name(driver.list_images(), "image", text)

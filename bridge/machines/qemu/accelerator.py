@@ -12,6 +12,7 @@ from typing import Literal
 
 from bridge.machines.qemu.command import probe_command
 from bridge.machines.qemu.folders import locked, write_private
+from bridge.machines.qemu.processes import environment
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 
@@ -37,6 +38,7 @@ def kvm_boots(image: Path) -> bool:
     try:
         done = subprocess.run(
             probe_command(image),
+            env=environment(os.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=limit,

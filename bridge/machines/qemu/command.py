@@ -10,7 +10,7 @@ from pathlib import Path
 
 from libcloud.compute.base import NodeSize
 
-from bridge.machines.qemu import tcp_pipe
+from bridge.machines.qemu import deadline_guard, tcp_pipe
 
 PROGRAM = "qemu-system-x86_64"
 HOST = "127.0.0.1"
@@ -95,6 +95,15 @@ def overlay_command(image: Path, folder: Path) -> list[str]:
     """The command that makes the machine's disk. It stores only what differs from the image."""
     backing = ["-f", "qcow2", "-F", "qcow2", "-b", str(image / "disk.qcow2")]
     return ["qemu-img", "create", "-q", *backing, str(folder / "disk.qcow2")]
+
+
+def guard_command(directory: Path, name: str, *, machine_id: str, deadline: float) -> list[str]:
+    """The command that starts the process that ends the machine at its deadline.
+
+    It has an empty environment: it outlives the command that has the secrets in its own.
+    """
+    program = ["env", "-i", sys.executable, "-I", "-S", deadline_guard.__file__]
+    return [*program, str(directory), name, machine_id, str(deadline)]
 
 
 def _forwarder(host: str, port: int) -> str:

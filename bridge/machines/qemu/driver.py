@@ -13,7 +13,13 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from bridge.errors import MachineRejected, MachineUnavailable
 from bridge.machines.qemu.accelerator import Accelerator, choose_accelerator
-from bridge.machines.qemu.command import HOST, GuestNetwork, overlay_command, qemu_command
+from bridge.machines.qemu.command import (
+    HOST,
+    GuestNetwork,
+    guard_command,
+    overlay_command,
+    qemu_command,
+)
 from bridge.machines.qemu.folders import (
     QemuState,
     locked,
@@ -85,9 +91,10 @@ class QemuDriver(NodeDriver):
         ex_authorized_key: str,
         ex_host_key: str,
         ex_tags: Mapping[str, str],
+        ex_deadline: float,
     ) -> Node:
         """The running machine of that name: the existing one, or a new one that replaces whatever
-        is left of an earlier one.
+        is left of an earlier one. It ends itself at `ex_deadline`, in seconds since 1970.
 
         Raises:
             MachineRejected: the name can't be a machine's.
@@ -115,6 +122,8 @@ class QemuDriver(NodeDriver):
             state = QemuState.new(name, size=size.id, tags=ex_tags)
             try:
                 folder = make_folder(self._directory, state, files)
+                # First, so that no machine is ever without it.
+                self._guard(state, ex_deadline)
                 run(overlay_command(image_folder, folder))
 
                 def command(port: int) -> list[str]:
@@ -147,6 +156,14 @@ class QemuDriver(NodeDriver):
                     remove(self._directory, node.name)
         return True
 
+    def ex_tag(self, node: Node, key: str, value: str) -> None:
+        """Write one tag to the machine's state, unless the machine has gone."""
+        with locked(self._directory):
+            folder = self._directory / node.name
+            state = QemuState.read(folder)
+            if state and state.id == node.id:
+                replace(state, tags={**state.tags, key: value}).write(folder)
+
     def console(self, name: str) -> str:
         """The last line that the machine wrote to its serial console, or an empty text."""
         try:
@@ -154,6 +171,9 @@ class QemuDriver(NodeDriver):
         except OSError:
             return ""
         return text.strip().rpartition("\n")[2].strip()
+
+    def _guard(self, state: QemuState, deadline: float) -> None:
+        run(guard_command(self._directory, state.name, machine_id=state.id, deadline=deadline))
 
     def _node(self, state: QemuState, *, running: bool) -> Node:
         extra = {"tags": dict(state.tags), "port": state.port, "created": state.created}

@@ -8,13 +8,18 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from bridge.errors import MachineUnavailable
 from bridge.machines.qemu.command import HOST, PROGRAM
 
+KEPT_VARIABLES = (
+    *("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ"),
+    *("LD_LIBRARY_PATH", "QEMU_MODULE_DIR"),
+)
+"""What QEMU's programs, and what they start, get of our environment, which holds our secrets."""
 START_TIMEOUT = 60.0
 KILL_TIMEOUT = 20.0
 _PORTS_PROBED = 200
@@ -65,6 +70,11 @@ def kill(pid: int) -> None:
         raise MachineUnavailable(f"the machine's process {pid} does not end")
 
 
+def environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """The environment of QEMU's programs."""
+    return {name: ours[name] for name in KEPT_VARIABLES if name in ours}
+
+
 def run(command: Sequence[str]) -> None:
     """Run one of QEMU's programs to its end, which for QEMU itself is that it has daemonized.
 
@@ -75,6 +85,7 @@ def run(command: Sequence[str]) -> None:
     try:
         done = subprocess.run(
             command,
+            env=environment(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -11,9 +11,12 @@ later and the standard library.
 
 A run is a folder. It comes into being when a staged folder is renamed: if two clients start the
 same run, one of them starts it and the other follows. The client puts `request.json`,
-`environment`, `files/`, `script`, `digest` and both programs into it. The supervisor
+`environment`, `files/`, `script`, `digest` and the programs into it. The supervisor
 (`remote_supervisor`) adds the rest, last `status.json`. It holds a lock on `lock` as long as it
 lives. So a follower knows when the supervisor has vanished.
+
+A script may fill the disk. So the room for the status is taken before the run begins, and a run is
+stopped by removing a file, `may-run`, which needs no room.
 """
 
 # It works on bytes and descriptors, and imports little, as the machine may be slow: the functions
@@ -22,15 +25,19 @@ lives. So a follower knows when the supervisor has vanished.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
 import shutil
 import sys
 
-DONE, GONE, REFUSED = 0, 3, 4
+DONE, GONE, REFUSED, FULL = 0, 203, 204, 205
 """Exit statuses of a follower: the run has ended, and its status says how; it has vanished; it was
-made for other work."""
+made for other work; the disk has no room for it. They are numbers with which no start-up file of a
+user's shell is likely to end."""
+STATUS_ROOM = 65_536
+"""Bytes that are kept for `status.json`."""
 TICK = 0.05
 """Seconds between looks for more output."""
 BLOCK_SIZE = 65_536
@@ -38,11 +45,13 @@ BLOCK_SIZE = 65_536
 
 def start(staged: str, run: str) -> int:
     """Start the staged run, unless it exists already, and follow it. Returns an exit status."""
-    lock = os.open(os.path.join(staged, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    # Made before the run exists, so that whoever follows it finds them.
-    for name in ("stdout", "stderr"):
-        os.close(os.open(os.path.join(staged, name), os.O_WRONLY | os.O_CREAT, 0o600))
+    try:
+        lock = _prepare(staged)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        shutil.rmtree(staged, ignore_errors=True)
+        return FULL
     try:
         os.rename(staged, run)
     except OSError:
@@ -78,6 +87,18 @@ def follow(run: str, out_seen: int, err_seen: int) -> int:
             return end
         if reader_gone.poll(TICK * 1000):
             return GONE
+
+
+def _prepare(staged: str) -> int:
+    """Make what must be there before the run exists, and return the descriptor of its lock."""
+    lock = os.open(os.path.join(staged, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    for name in ("stdout", "stderr", "may-run"):
+        os.close(os.open(os.path.join(staged, name), os.O_WRONLY | os.O_CREAT, 0o600))
+    # Not zeros, for which some file systems take no room.
+    with open(os.path.join(staged, "status.json.new"), "wb") as room:
+        room.write(os.urandom(STATUS_ROOM))
+    return lock
 
 
 def _become_supervisor(run: str, lock: int) -> None:

@@ -7,20 +7,22 @@ it needs only Python 3.8 or later and the standard library.
 
     python3 supervisor.py
 
-It makes `work/` (where the script runs), `results`, and last `status.json`. The client makes
-`stop` to have the run stopped.
+It makes `work/` (where the script runs), and last `status.json`. The client removes `may-run` to
+have the run stopped.
 """
 
 # It works on bytes and descriptors, and imports little, as the machine may be slow: the functions
 # of `os`, not pathlib.
-# ruff: noqa: PTH100, PTH101, PTH102, PTH103, PTH105, PTH108, PTH110, PTH113, PTH116, PTH118, PTH123
+# ruff: noqa: PTH100, PTH101, PTH102, PTH103, PTH105, PTH108, PTH110, PTH116, PTH118, PTH123
 
 from __future__ import annotations
 
 import ctypes
-import fnmatch
+import errno
 import json
 import os
+import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -33,6 +35,10 @@ TICK = 0.05
 """Seconds between looks at the script and at reasons to stop it."""
 KILL_TIMEOUT = 10.0
 _PR_SET_CHILD_SUBREAPER = 36
+_FULL_BELOW = 1_000_000  # bytes
+_LONGEST_ERROR = 4000
+_LONGEST_FIRST_LINE = 256  # bytes, as in Linux
+_BYTE_ORDER_MARK, _ELF = b"\xef\xbb\xbf", b"\x7fELF"
 
 
 class PrepareFailed(Exception):
@@ -50,12 +56,13 @@ class Run:
         self.request = json.loads(_read("request.json"))
         self.began = time.monotonic()
         self.phase = "prepare"
-        os.mkdir("work", 0o700)
 
     def run_to_end(self) -> None:
-        """Prepare, run the script, list the results, and record how it ended."""
+        """Prepare, run the script, and record how it ended."""
         status: dict[str, Any] = {}
+        out_of_memory_before = _out_of_memory_kills()
         try:
+            os.mkdir("work", 0o700)
             self._check_out()
             self._place_files()
             self.phase = "script"
@@ -64,15 +71,17 @@ class Run:
             status = {"stopped": str(stopped)}
         except PrepareFailed as failed:
             self.phase = "prepare"
-            status = {"error": str(failed)}
+            status = {"error": str(failed)[:_LONGEST_ERROR]}
         except Exception as error:  # noqa: BLE001  (the client must hear of it, whatever it is)
-            status = {"error": f"{type(error).__name__}: {error}"}
-        _kill_descendants()
-        results = _find_results(self.request["results"])
-        _write("results", b"".join(name + b"\0" for name in results))
+            status = {"error": f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]}
         status["phase"] = self.phase
         status["seconds"] = round(time.monotonic() - self.began, 3)
-        _write("status.json", json.dumps(status).encode())
+        # Whatever fails from here on must not hide how the script ended.
+        with suppress(Exception):
+            _kill_descendants()
+        with suppress(Exception):
+            status.update(_shortages(out_of_memory_before))
+        _write_status(status)
 
     def _check_out(self) -> None:
         if not self.request["git_repository"]:
@@ -86,36 +95,55 @@ class Run:
         """Put the input files where the script runs, over what a checkout may have brought."""
         for folder, _, names in os.walk("files"):
             inside = os.path.relpath(folder, "files")
-            try:
-                os.makedirs(os.path.join("work", inside), exist_ok=True)
-                for name in names:
-                    os.replace(os.path.join(folder, name), os.path.join("work", inside, name))
-            except OSError as error:
-                name = os.path.join(inside, *names[:1])
+            target = os.path.join("work", inside)
+            shown = repr(os.path.join(inside, *names[:1]))
+            if not _is_in_work(target):
                 raise PrepareFailed(
-                    f"can't place the input file {name!r}: {error.strerror}"
+                    f"can't place the input file {shown}: its folder is a link out of the checkout"
+                )
+            try:
+                os.makedirs(target, exist_ok=True)
+                for name in names:
+                    os.replace(os.path.join(folder, name), os.path.join(target, name))
+            except OSError as error:
+                raise PrepareFailed(
+                    f"can't place the input file {shown}: {error.strerror}"
                 ) from error
 
     def _execute(self) -> dict[str, Any]:
         """Run the script to its end, and return its part of the status."""
-        path = "script"
-        if self.request["script"]:
-            path = os.path.join("work", self.request["script"])
-        path = os.path.abspath(path)
+        path = self._script()
+        head = b""
         try:
             os.chmod(path, os.stat(path).st_mode | stat.S_IRUSR | stat.S_IXUSR)
             with open(path, "rb") as script:
-                is_executable = script.read(4).startswith((b"#!", b"\x7fELF"))
-            command = [path] if is_executable else ["bash", path]
-            environment = {**os.environb, **_take_environment()}
+                head = script.read(_LONGEST_FIRST_LINE)
+            command = _command(path, head)
+            environment = _environment()
             process = _spawn(command, "work", environment, "stdout", "stderr")
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = _why_not_started(head, error)
             raise PrepareFailed(f"the script can't be started: {reason}") from error
         code = self._wait(process)
         if code < 0:
             return {"signal": -code}
         return {"exit_code": code}
+
+    def _script(self) -> str:
+        """The absolute path of the script.
+
+        Raises:
+            PrepareFailed: the checkout has no such script, or its file is elsewhere.
+        """
+        name = self.request["script"]
+        if not name:
+            return os.path.abspath("script")
+        path = os.path.join("work", name)
+        if not os.path.lexists(path):
+            raise PrepareFailed(f"the checkout has no script {name!r}")
+        if not _is_in_work(path):
+            raise PrepareFailed(f"the script {name!r} is a link out of the checkout")
+        return os.path.abspath(path)
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
         """Wait for the process's end, or stop its process group when it is time.
@@ -138,7 +166,7 @@ class Run:
                 raise Stopped(reason)
 
     def _reason_to_stop(self) -> str | None:
-        if os.path.exists("stop"):
+        if not os.path.exists("may-run"):
             return "asked"
         limit = self.request["time_limit"]
         if limit and time.monotonic() >= self.began + limit:
@@ -146,53 +174,45 @@ class Run:
         return None
 
 
-def _find_results(texts: list[str]) -> list[bytes]:
-    """The files in `work` that match any of the patterns.
+def _is_in_work(path: str) -> bool:
+    """Whether the path, with all its links followed, is the folder of the checkout or in it."""
+    work = os.path.realpath("work")
+    return os.path.commonpath((work, os.path.realpath(path))) == work
 
-    Not by `glob`, which follows links to folders, and so may never end.
+
+def _command(path: str, head: bytes) -> list[str]:
+    """The command that runs the script, which begins with `head`.
+
+    Raises:
+        ValueError: the script would be run by something else than its first line says.
     """
-    if not texts:
-        return []
-    patterns = [os.path.normpath(text).split("/") for text in texts]
-    found = []
-    for folder, _, names in os.walk("work"):
-        for name in names:
-            path = os.path.join(folder, name)
-            parts = os.path.relpath(path, "work").split("/")
-            is_wanted = any(matches(parts, pattern) for pattern in patterns)
-            # A pipe or a device would block its reader.
-            if is_wanted and os.path.isfile(path):
-                found.append(os.fsencode("/".join(parts)))
-    return sorted(found)
+    if head.startswith(_BYTE_ORDER_MARK + b"#!"):
+        raise ValueError(
+            "it begins with a byte order mark, which hides its #! line: save it without one"
+        )
+    if head.startswith((b"#!", _ELF)):
+        return [path]
+    # Found by our own PATH: the script's may be given, and lead elsewhere.
+    return [shutil.which("bash") or "/bin/bash", path]
 
 
-def matches(path: list[str], pattern: list[str]) -> bool:
-    """Whether a file, or a folder above it, matches a pattern, both given as their parts.
-
-    `*`, `?` and `[...]` match within a name, `**` matches any folders. As in a shell, a leading dot
-    must be matched by a dot.
-    """
-    if not pattern:
-        return True
-    if pattern == ["**"]:
-        return not any(part.startswith(".") for part in path)
-    if not path:
-        return False
-    name, rest = path[0], path[1:]
-    if pattern[0] == "**":
-        is_hidden = name.startswith(".")
-        if matches(path, pattern[1:]):
-            return True
-        return not is_hidden and matches(rest, pattern)
-    return _name_matches(name, pattern[0]) and matches(rest, pattern[1:])
-
-
-def _name_matches(name: str, pattern: str) -> bool:
-    if name == pattern:
-        return True
-    if name.startswith(".") and not pattern.startswith("."):
-        return False
-    return fnmatch.fnmatchcase(name, pattern)
+def _why_not_started(head: bytes, error: Exception) -> str:
+    """The reason on one line, with what is missing."""
+    reason = str(getattr(error, "strerror", None) or error)
+    number = getattr(error, "errno", None)
+    if number == errno.E2BIG:
+        return reason + ": its variables are too long together"
+    if number not in (errno.ENOENT, errno.EACCES):
+        return reason
+    if head.startswith(_ELF):
+        return reason + ": it is a program whose loader the machine lacks"
+    if not head.startswith(b"#!"):
+        return reason + ": bash"
+    first_line = head[2:].partition(b"\n")[0].strip(b" \t")
+    interpreter = re.split(rb"[ \t]", first_line)[0]
+    if interpreter.endswith(b"\r"):
+        return reason + ": its first line ends with a carriage return, as on Windows"
+    return reason + f": its first line names the program {os.fsdecode(interpreter)!a}"
 
 
 def _spawn(
@@ -234,9 +254,15 @@ def _kill_descendants() -> None:
         time.sleep(0.01)
 
 
-def _take_environment() -> dict[bytes, bytes]:
-    """The script's variables. Their file is removed: it may hold secrets."""
-    variables = {}
+def _environment() -> dict[bytes, bytes]:
+    """The script's environment: the user's, with the run's variables.
+
+    Their file is removed: it may hold secrets.
+    """
+    variables = dict(os.environb)
+    # The user's shell is sh for our commands' sake. Programs that ask for a shell want the usual.
+    if variables.get(b"SHELL") == b"/bin/sh":
+        variables[b"SHELL"] = b"/bin/bash"
     for pair in _read("environment").split(b"\0"):
         name, equals, value = pair.partition(b"=")
         if equals:
@@ -254,11 +280,37 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def _write(path: str, data: bytes) -> None:
-    """Write the file, all at once or not at all."""
-    with open(path + ".new", "wb") as file:
-        file.write(data)
-    os.replace(path + ".new", path)
+def _shortages(out_of_memory_before: int) -> dict[str, Any]:
+    """What the machine ran out of, as a part of the status."""
+    shortages = {
+        "disk_full": _is_disk_full(),
+        "out_of_memory": _out_of_memory_kills() > out_of_memory_before,
+    }
+    return {name: True for name, is_short in shortages.items() if is_short}
+
+
+def _is_disk_full() -> bool:
+    disk = os.statvfs(".")
+    has_no_more_files = disk.f_files > 0 and disk.f_favail == 0
+    return has_no_more_files or disk.f_bavail * disk.f_frsize < _FULL_BELOW
+
+
+def _out_of_memory_kills() -> int:
+    """The processes that the kernel has killed for want of memory since it started."""
+    for line in _read("/proc/vmstat").splitlines():
+        name, _, number = line.partition(b" ")
+        if name == b"oom_kill":
+            return int(number)
+    return 0
+
+
+def _write_status(status: dict[str, Any]) -> None:
+    """Write the status into the room that is kept for it. It appears all at once."""
+    descriptor = os.open("status.json.new", os.O_WRONLY | os.O_CREAT, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(json.dumps(status).encode())
+        file.truncate()
+    os.replace("status.json.new", "status.json")
 
 
 def main() -> None:

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from bridge.machines.run.result_list import Missing, RunResults
+
 _SIGTERM = 15
+RESULTS_NAMED = 1000
+"""The results that a report names at most."""
+_MISSING_NAMED = 3
+"""The missing results that a message names at most."""
 
 
 class ScriptOutcome(StrEnum):
@@ -56,6 +62,14 @@ class Report:
     attached: bool = False
     """Whether the run existed already and was only followed."""
     results: tuple[str, ...] = ()
+    """The names of the files that were fetched."""
+    missing: tuple[str, ...] = ()
+    """The results that could not be fetched, each with the reason."""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the script ended well."""
+        return self.outcome is ScriptOutcome.EXITED and self.code == 0
 
     @property
     def code(self) -> int:
@@ -76,21 +90,66 @@ class Report:
             "signal": self.signal,
             "seconds": round(self.seconds, 3),
             "attached": self.attached,
-            "results": list(self.results),
+            "results": list(self.results[:RESULTS_NAMED]),
+            "resultCount": len(self.results),
+            "missingResults": list(self.missing[:RESULTS_NAMED]),
             "message": self.message,
         }
 
-    def with_results(self, results: tuple[str, ...], *, wanted: tuple[str, ...]) -> Report:
-        """The report with the files that were fetched. A success without any is none."""
-        succeeded = self.outcome is ScriptOutcome.EXITED and self.code == 0
-        if results or not succeeded:
-            return dataclasses.replace(self, results=results)
-        patterns = ", ".join(map(ascii, wanted))
-        return dataclasses.replace(
+    def with_results(self, fetched: RunResults, *, wanted: tuple[str, ...]) -> Report:
+        """The report with the files that were fetched. A success that lacks any is none."""
+        report = dataclasses.replace(
             self,
-            outcome=ScriptOutcome.RESULTS_MISSING,
-            message=f"{self.message}, but left nothing that matches {patterns}",
+            results=tuple(_text(name) for name in fetched.names),
+            missing=tuple(map(str, fetched.missing)),
         )
+        fault = _fault_of(fetched, wanted)
+        if fault and self.succeeded:
+            message = f"{self.message}, but {fault}"
+            return dataclasses.replace(
+                report, outcome=ScriptOutcome.RESULTS_MISSING, message=message
+            )
+        if fetched.missing:
+            return dataclasses.replace(report, message=f"{self.message}; {fault}")
+        if len(fetched.names) > RESULTS_NAMED:
+            named = f"the report names {RESULTS_NAMED} of {len(fetched.names)} results"
+            return dataclasses.replace(report, message=f"{self.message}; {named}")
+        return report
+
+    def without_results(self, reason: str, *, lost: bool) -> Report:
+        """The report if the results could not even be asked for, because the machine was `lost` or
+        for another reason. A script that failed keeps its own end.
+        """
+        if not self.succeeded:
+            return dataclasses.replace(self, message=f"{self.message}; no results: {reason}")
+        if lost:
+            message = f"{reason}; the script had ended well, but its results are lost"
+            return dataclasses.replace(self, outcome=ScriptOutcome.LOST, message=message)
+        message = f"{self.message}, but its results are missing: {reason}"
+        return dataclasses.replace(self, outcome=ScriptOutcome.RESULTS_MISSING, message=message)
+
+
+def _fault_of(fetched: RunResults, wanted: tuple[str, ...]) -> str:
+    """What is missing, empty if nothing is."""
+    if fetched.missing:
+        return _in_words(fetched.missing)
+    if not fetched.names:
+        return f"left nothing that matches {', '.join(map(ascii, wanted))}"
+    return ""
+
+
+def _in_words(missing: tuple[Missing, ...]) -> str:
+    named = "; ".join(map(str, missing[:_MISSING_NAMED]))
+    more = len(missing) - _MISSING_NAMED
+    if more > 0:
+        named += f"; and {more} more"
+    if len(missing) == 1:
+        return f"a result is missing: {named}"
+    return f"{len(missing)} results are missing: {named}"
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
 
 
 def report_of(status: Mapping[str, Any], *, time_limit: float | None, attached: bool) -> Report:
@@ -104,7 +163,7 @@ def report_of(status: Mapping[str, Any], *, time_limit: float | None, attached: 
         signal = status["signal"]
     return Report(
         outcome=outcome,
-        message=f"{what} after {seconds:.1f} s",
+        message=f"{what} after {seconds:.1f} s{_shortages(status)}",
         seconds=seconds,
         exit_code=exit_code,
         signal=signal,
@@ -129,6 +188,16 @@ def _outcome_of(status: Mapping[str, Any], time_limit: float) -> tuple[ScriptOut
     if "signal" in status:
         return ScriptOutcome.SIGNALLED, f"the script was killed by signal {status['signal']}"
     return ScriptOutcome.EXITED, f"the script exited with {status['exit_code']}"
+
+
+def _shortages(status: Mapping[str, Any]) -> str:
+    """What the machine ran out of, as the end of a message."""
+    text = ""
+    if status.get("out_of_memory") and status.get("exit_code") != 0:
+        text = "; the machine ran out of memory, for which its kernel kills processes"
+    if status.get("disk_full"):
+        text += "; the machine's disk is full"
+    return text
 
 
 def redacted(text: str) -> str:

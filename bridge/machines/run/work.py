@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -17,7 +18,7 @@ from bridge.machines.run.repository import GitCredentials, Repository, parse_rep
 
 LARGEST_VARIABLE = 131_071
 """Bytes. Linux accepts no longer `NAME=value`, whatever the limit for all variables together."""
-_TEXTS = TypeAdapter(dict[str, str])
+_OBJECT = TypeAdapter(dict[str, Any])
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _VARIABLE = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
 _RUNS_CODE = re.compile(rb"BASH_ENV|BASHOPTS|SHELLOPTS|PS4|LD_.*")
@@ -194,10 +195,18 @@ def environment_from(text: bytes, *, option: str) -> dict[bytes, bytes]:
         SettingsError: it isn't one.
     """
     try:
-        pairs = _TEXTS.validate_json(text)
-        return {name.encode(): value.encode() for name, value in pairs.items()}
+        pairs = _OBJECT.validate_json(text)
     except ValueError as error:
         raise SettingsError(f"{option} must be a JSON object whose values are strings") from error
+    variables = {}
+    for name, value in pairs.items():
+        if not isinstance(value, str):
+            raise SettingsError(f"{option} must be an object of strings: {name!a} is no string")
+        try:
+            variables[name.encode()] = value.encode()
+        except UnicodeEncodeError as error:
+            raise SettingsError(f"{option} must be in UTF-8: {name!a} isn't") from error
+    return variables
 
 
 def file_of(text: str) -> InputFile:

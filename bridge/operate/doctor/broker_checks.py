@@ -52,9 +52,12 @@ def rights(_: Settings, facts: Facts) -> Iterator[Finding]:
     for refusal in sorted(facts.broker.refused, key=lambda refusal: (refusal.right, refusal.on)):
         by_right.setdefault(refusal.right, []).append(refusal.on)
     for right, names in by_right.items():
-        yield fault(
+        found, why = fault, "`kestra-bridge run` ends at once with exit code 2, or can't settle"
+        if (right, names) == ("write", [REPLIES]):
+            found, why = warning, f"no replica can report ends to the others: {_REPLIES_LOST}"
+        yield found(
             f"the user of BRIDGE_AMQP_URL has no {right} right on {', '.join(names)}",
-            why="`kestra-bridge run` ends at once with exit code 2, or can't settle",
+            why=why,
             fix="rabbitmqctl set_permissions -p VHOST USER '^(kestra\\.|amq\\.gen-).*$' "
             "'^(kestra\\.|amq\\.gen-).*$|^amq\\.default$' '^(kestra\\.|amq\\.gen-).*$', with the "
             "names of your queues",

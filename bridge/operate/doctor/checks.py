@@ -100,6 +100,12 @@ CHECKS: tuple[Check, ...] = (
         judge=queue_checks.queues,
     ),
     Check(
+        name="ledger",
+        means="every lane has a ledger of the jobs that were started",
+        judge=queue_checks.ledgers,
+        needs_lanes=True,
+    ),
+    Check(
         name="priorities",
         means="every priority is honoured",
         judge=queue_checks.priorities,
@@ -162,7 +168,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="notifier",
-        means="the notifier is deployed, enabled and the one for this Kestra",
+        means="ends are told, and a notifier that there is fits this Kestra",
         judge=kestra_checks.notifier,
         needs_kestra=True,
         at_start=True,

@@ -74,6 +74,7 @@ class LaneFacts:
     jobs: QueueFacts
     dead: QueueFacts
     retries: Sequence[QueueFacts] = ()
+    ledger: DeclareResult = ABSENT
     exchanges: Mapping[str, DeclareResult] = field(default_factory=dict)
 
     @property

@@ -23,7 +23,7 @@ from bridge.operate.doctor.facts import (
     LaneFacts,
     QueueFacts,
 )
-from bridge.operate.doctor.kestra_checks import NOTIFIER
+from bridge.operate.flows import NOTIFIER
 from bridge.operate.sources import (
     ANSWER_WITHIN,
     KESTRA,
@@ -184,6 +184,9 @@ async def _lane(
         kind=found,
         jobs=QueueFacts(name=lane.queue, declared=jobs, depth=await inspector.depth(lane.queue)),
         dead=QueueFacts(name=planned.dead.name, declared=await inspector.check(planned.dead)),
+        ledger=await inspector.check(
+            topology.plan_ledger(lane.queue, window=settings.deduplicate_window)
+        ),
         retries=[
             QueueFacts(name=queue.name, declared=await inspector.check(queue))
             for queue in planned.retries

@@ -10,22 +10,20 @@ from bridge.kestra import Dialect, StoredFlow
 from bridge.operate import flows
 from bridge.operate.doctor.facts import Facts, KestraFacts, ProbeResult
 from bridge.operate.doctor.finding import Finding, fault, warning
-from bridge.operate.flows import Fate
+from bridge.operate.flows import NOTIFIER, Fate
 from bridge.operate.sources import Unavailable
 from bridge.settings import Settings
 
 TRIED = frozenset({(1, 3), (2, 0)})
 """The series of Kestra that the bridge was tried with."""
 
-NOTIFIER = FlowName("bridge.system", "notifier")
-
 _PROBE_RIGHTS = (
     "let the user of BRIDGE_KESTRA_… create, run and delete a flow in bridge.system, "
     "or pass --no-probe"
 )
-_LATE = (
-    "the sweep notices every end instead, up to BRIDGE_RECONCILE_INTERVAL late, and the job keeps "
-    "its place in flight until then"
+_FOR_NOTHING = (
+    "each job costs Kestra an execution of it for nothing; the bridge learns of ends all the same, "
+    "as without a notifier"
 )
 
 
@@ -51,29 +49,34 @@ def version(_: Settings, facts: Facts) -> Iterator[Finding]:
         )
 
 
-def notifier(_: Settings, facts: Facts) -> Iterator[Finding]:
-    """The notifier is deployed, enabled, and the one for this Kestra."""
+def notifier(settings: Settings, facts: Facts) -> Iterator[Finding]:
+    """The notifier, if there is one, is enabled and the one for this Kestra."""
     kestra = _kestra(facts)
     found = kestra.notifier
-    deploy = (
-        f"kestra-bridge flows deploy --only {NOTIFIER.id}, with --tls where RabbitMQ demands TLS"
-    )
     if found is None:
-        yield fault(
-            f"the flow {NOTIFIER} is not deployed",
-            why=f"nothing reports ends to the bridge: {_LATE}",
-            fix=deploy,
-        )
-    elif _ships_for_another(kestra.version, found):
+        if not settings.report_interval:
+            yield warning(
+                f"nobody tells of ends: there is no flow {NOTIFIER}, and BRIDGE_REPORT_INTERVAL=0 "
+                "turns the reporter off",
+                why="a job keeps its place in flight for up to three times "
+                "BRIDGE_RECONCILE_INTERVAL after its end",
+                fix="remove BRIDGE_REPORT_INTERVAL from the settings",
+            )
+        return
+    deploy = (
+        "kestra-bridge flows deploy --only notifier, with --tls where RabbitMQ demands TLS; or "
+        "delete the flow, which is an option"
+    )
+    if _ships_for_another(kestra.version, found):
         yield fault(
             f"the flow {NOTIFIER} is the one for another version than Kestra {kestra.version}",
-            why=f"its trigger doesn't work here: {_LATE}",
+            why="its trigger doesn't work here, so it reports nothing",
             fix=deploy,
         )
     elif found.disabled:
         yield fault(
             f"the flow {NOTIFIER} is disabled",
-            why=f"nothing reports ends to the bridge: {_LATE}",
+            why="it reports nothing, which nobody who sees it there expects",
             fix=f"enable it in Kestra, or {deploy}",
         )
     elif not _ships_for(kestra.version, found):
@@ -107,9 +110,9 @@ def round_trip(_: Settings, facts: Facts) -> Iterator[Finding]:
         not_started="the probe could not be started",
         not_tried="whether the notifier's secrets are right was not tried",
         failed="the notifier did not report the end of a probe",
-        why=_LATE,
+        why=_FOR_NOTHING,
         fix="see the last executions of bridge.system/notifier in Kestra, and the secrets that "
-        "flows/README.md lists",
+        "flows/README.md lists; or delete the flow, which is an option",
     )
 
 

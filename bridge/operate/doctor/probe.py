@@ -26,7 +26,7 @@ from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.kestra import Kestra
 from bridge.operate.doctor.facts import ProbeResult
-from bridge.operate.doctor.kestra_checks import NOTIFIER
+from bridge.operate.flows import NOTIFIER
 
 QUEUE = "kestra-bridge doctor"
 """Stands in a probe's label instead of a queue, so that the probe belongs to no lane."""
@@ -166,9 +166,17 @@ async def _reply_for(execution: Execution, replies: asyncio.Queue[bytes]) -> Non
     while True:
         body = await replies.get()
         with suppress(ValueError):
-            reply = json.loads(body)
-            if isinstance(reply, dict) and reply.get("executionId") == execution.id:
+            if is_from_notifier(json.loads(body), execution):
                 return
+
+
+def is_from_notifier(reply: object, execution: Execution) -> bool:
+    """Whether a reply is the notifier's word of an execution. A replica's reporter tells of every
+    end too, and names itself in `by`.
+    """
+    if not isinstance(reply, dict):
+        return False
+    return reply.get("executionId") == execution.id and reply.get("by") != "reporter"
 
 
 async def _explain(kestra: Kestra, job: Job, execution: Execution, patience: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bridge.operate.doctor.facts import Facts, LaneFacts, QueueFacts
 from bridge.operate.doctor.finding import Finding, fault, warning
-from bridge.rabbitmq.topology import dead_exchange, lead_misrouted
+from bridge.rabbitmq.topology import dead_exchange, lead_misrouted, ledger_queue
 from bridge.settings import Settings
 
 STRICT_PRIORITIES = (4, 3)
@@ -39,6 +39,29 @@ def queues(_: Settings, facts: Facts) -> Iterator[Finding]:
                     fix="delete it once it is empty (`kestra-bridge run` declares it anew), or "
                     "set BRIDGE_QUEUE_TYPE and BRIDGE_MAX_PRIORITY to what it was made with",
                 )
+
+
+def ledgers(settings: Settings, facts: Facts) -> Iterator[Finding]:
+    """Every lane has the ledger that the settings ask for."""
+    if settings.deduplicate == "redelivered":
+        return
+    for lane in facts.broker.lanes:
+        name, ledger = ledger_queue(lane.jobs.name), lane.ledger
+        if not ledger.exists:
+            yield warning(
+                f"there is no ledger {name}",
+                why="no replica of this release runs, or none may declare it: each start costs "
+                "Kestra a search, and copies of a job at the same instant can both start",
+                fix="kestra-bridge run, which declares it; its log says why it can't",
+            )
+        elif ledger.differs:
+            yield warning(
+                f"{name} is not as the settings ask for: {ledger.differs}",
+                why="duplicate publishes are recognised for another time than "
+                "BRIDGE_DEDUPLICATE_WINDOW, or not at all if it is no stream",
+                fix="set BRIDGE_DEDUPLICATE_WINDOW to what it was made with; or delete it, after "
+                "which replicas search Kestra until the new one is as old as the window",
+            )
 
 
 def priorities(settings: Settings, facts: Facts) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ from bridge.operate.status.snapshot import (
 from bridge.rabbitmq.broker import Broker
 from bridge.rabbitmq.inspector import Depth
 from bridge.rabbitmq.management import Management, scrape
-from bridge.rabbitmq.topology import dead_queue
+from bridge.rabbitmq.topology import dead_queue, reporter_lock
 from bridge.settings import BrokerSettings, KestraSettings, Lane
 from bridge.telemetry.log import masked
 
@@ -169,7 +169,9 @@ class Collector:
             consumer.connection for state in queues.values() for consumer in state.consumers
         }
         since = await self._connected_since(connections)
-        return ManagementSnapshot(alarms=alarms, queues=queues, since=since)
+        lock = await self._management.queue(reporter_lock(self._settings.all_lanes[0].queue))
+        reporter = lock.owner if lock else None
+        return ManagementSnapshot(alarms=alarms, queues=queues, since=since, reporter=reporter)
 
     async def _connected_since(self, connections: set[str]) -> Mapping[str, datetime]:
         times = await asyncio.gather(

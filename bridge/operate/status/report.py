@@ -78,11 +78,15 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaStatus:
-    """A consuming connection: its host, when it connected, and its prefetch in each lane."""
+    """A consuming connection: its host, when it connected, and its prefetch in each lane.
+
+    `reporter`: it reports ends to all replicas.
+    """
 
     host: str
     since: datetime | None
     prefetch: Mapping[str, int]
+    reporter: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

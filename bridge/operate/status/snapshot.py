@@ -29,12 +29,13 @@ class BrokerSnapshot:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManagementSnapshot:
     """What RabbitMQ's management API said. `since` has only the connections that this user may
-    see.
+    see. `reporter` is the connection of the replica that reports ends to the others.
     """
 
     alarms: Sequence[str]
     queues: Mapping[str, QueueState]
     since: Mapping[str, datetime] = field(default_factory=dict)
+    reporter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,17 +184,23 @@ def _replicas(snapshot: Snapshot) -> list[ReplicaStatus] | None:
         for consumer in state.consumers:
             by_connection.setdefault(consumer.connection, []).append((lane.queue, consumer))
     return [
-        _replica(snapshot.management.since.get(connection), consumers)
+        _replica(
+            snapshot.management.since.get(connection),
+            consumers,
+            reporter=connection == snapshot.management.reporter,
+        )
         for connection, consumers in sorted(by_connection.items())
     ]
 
 
-def _replica(since: datetime | None, consumers: Sequence[tuple[str, Consumer]]) -> ReplicaStatus:
+def _replica(
+    since: datetime | None, consumers: Sequence[tuple[str, Consumer]], *, reporter: bool
+) -> ReplicaStatus:
     prefetch: Counter[str] = Counter()
     for queue, consumer in consumers:
         prefetch[queue] += consumer.prefetch
     _, first = consumers[0]
-    return ReplicaStatus(host=first.host, since=since, prefetch=dict(prefetch))
+    return ReplicaStatus(host=first.host, since=since, prefetch=dict(prefetch), reporter=reporter)
 
 
 def _replicas_are_late(snapshot: Snapshot) -> bool:

@@ -116,6 +116,7 @@ class Demo:
                 raise DemoError(f"the flows could not be deployed{deploying.tail()}")
         self.say(f"submitting {len(CASES)} messages (kestra-bridge submit), the least urgent first")
         submitted = [self._submit_first(stack, children)]
+        stack.listener.open()
         self.say(f"starting the bridge (kestra-bridge run), {LANE['prefetch']} jobs at once")
         bridge = stack.bridge = stack.start("run")
         children.callback(bridge.kill)
@@ -140,6 +141,8 @@ class Demo:
                 verdict.order_check(first, executions, LANE["prefetch"]),
                 verdict.single_check(executions),
                 *(self._machine_checks(stack.host) if stack.host else ()),
+                self._reporter_check(stack, executions),
+                self._notifier_check(stack),
             ]
 
     def _engine(self, directory: Path, rabbit: RabbitMQ, host: Host | None) -> Engine:
@@ -152,6 +155,7 @@ class Demo:
         }
         return Engine(
             directory / "engine",
+            # For the notifier, which comes last: Kestra takes secrets only when it starts.
             amqp=AmqpAddress.from_url(rabbit.amqp_url),
             environment=host.environment(kestra) if host else None,
             port=port,
@@ -278,11 +282,35 @@ class Demo:
             verdicts.append(verdict.judge(case, runs, dead.get(case.id), result, returned))
         return verdicts
 
+    def _reporter_check(self, stack: Stack, executions: Executions) -> Check:
+        ended = [run.id for runs in executions.values() for run in runs if run.state.terminal]
+        return _held(lambda: verdict.reporter_check(ended, stack.listener.told()))
+
+    def _notifier_check(self, stack: Stack) -> Check:
+        """Deploy the notifier, and run one more job."""
+        self.say("deploying the notifier (kestra-bridge flows deploy --notifier), for one more job")
+        job = ("--queue", QUEUE, "--input", "seconds=1", "--wait", "--wait-timeout", "60", "--json")
+        commands = [("flows", ("deploy", "--notifier")), ("submit", job)]
+        for name, arguments in commands:
+            with stack.start(name, *arguments, log="notifier") as command:
+                if command.wait(90) != 0:
+                    raise DemoError(f"kestra-bridge {name} failed{command.tail()}")
+        (result,) = [line for line in stack.lines("notifier") if "execution" in line]
+        return _held(lambda: verdict.notifier_check(result["execution"], stack.listener.told()))
+
     def _machine_checks(self, host: Host) -> list[Check]:
         deadline = time.monotonic() + CLEANED_WITHIN
         while (host.processes() or host.folders()) and time.monotonic() < deadline:
             time.sleep(LOOK_EVERY)
         return verdict.machine_checks(self._most, len(host.processes()), len(host.folders()))
+
+
+def _held(check: Callable[[], Check]) -> Check:
+    """A check, once it holds or it took too long."""
+    deadline = time.monotonic() + CHECKED_WITHIN
+    while not (found := check()).ok and time.monotonic() < deadline:
+        time.sleep(LOOK_EVERY)
+    return found
 
 
 def _submit(

@@ -19,6 +19,7 @@ from bridge.job.execution import Execution
 from bridge.kestra import parse_execution
 from deploy.local.demo.host import Host
 from deploy.local.demo.jobs import FLOW, MACHINE_FLOW, MACHINE_QUEUE, QUEUE, Case
+from deploy.local.demo.telling import Listener
 from deploy.local.kestra_engine import Engine
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import Child
@@ -32,7 +33,6 @@ MACHINE_LANE: Mapping[str, Any] = {"queue": MACHINE_QUEUE, "prefetch": 4, "flow"
 SETTINGS = {
     "BRIDGE_MAX_ATTEMPTS": "2",
     "BRIDGE_RETRY_DELAYS": f"[{RETRY_DELAY}]",
-    "BRIDGE_RECONCILE_INTERVAL": "2",
     "BRIDGE_DRAIN_TIMEOUT": "5",
     "BRIDGE_HTTP_PORT": "0",
     "BRIDGE_LOG_FORMAT": "json",
@@ -66,6 +66,7 @@ class Stack:
         self.directory = directory
         self.host = host
         self.bridge: Child | None = None
+        self.listener = Listener(rabbit)
         self._http = httpx.Client(
             base_url=f"{engine.url}/api/v1/main",
             auth=httpx.BasicAuth(engine.username, engine.password),

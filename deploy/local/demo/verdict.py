@@ -4,7 +4,7 @@ Kestra and the bridge report.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from bridge.job.attempt import JOB_LABEL
 from bridge.job.execution import Execution
 from deploy.local.demo.jobs import Case, Ending
 from deploy.local.demo.stack import Executions, attempt
+from deploy.local.demo.telling import Replies
 
 SAME_MOMENT = 0.5
 
@@ -184,6 +185,21 @@ def single_check(executions: Executions) -> Check:
     return Check(
         "Each attempt was one execution", len(set(runs)) == len(runs), f"{len(runs)} executions"
     )
+
+
+def reporter_check(executions: Collection[str], replies: Replies) -> Check:
+    """The reporter told of each of these ends, and nobody else did."""
+    told = [each for each in executions if replies.get(each) == {"reporter"}]
+    seen = f"{len(told)} of {len(executions)} ends"
+    what = "The reporter told of every end, with no notifier in Kestra"
+    return Check(what, len(told) == len(executions), seen)
+
+
+def notifier_check(execution: str | None, replies: Replies) -> Check:
+    """The notifier told of an end."""
+    by = sorted(replies.get(execution or "", ()))
+    what = "The notifier told of an end, once it was deployed"
+    return Check(what, "notifier" in by, f"told by {', '.join(by) or 'nobody'}")
 
 
 def machine_checks(most: int, processes: int, folders: int) -> list[Check]:

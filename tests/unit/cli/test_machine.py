@@ -1,20 +1,25 @@
-"""`machine run`: its output and its exit codes."""
+"""What the commands for machines print, and the exit codes of `machine run`."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.cli.machine.exit_codes import OUTCOMES
 from bridge.cli.machine.output import LineWriter
 from bridge.cli.machine.run import EPILOG
+from bridge.cli.machine.table import print_table
+from bridge.machines.machine import Machine
 from bridge.machines.run.report import EXIT_CODES
 from bridge.machines.ssh import LoginDenied
+from tests.unit.machines.support import TAGS
 
 
 def _through(lines: Callable[[LineWriter], Any]) -> bytes:
@@ -72,3 +77,31 @@ def test_a_user_that_the_machine_refuses_has_the_exit_code_of_the_help() -> None
     code = EXIT_CODES[OUTCOMES[LoginDenied]]
     assert code == 77
     assert f"{code}  the machine refuses the user or the key" in EPILOG
+
+
+MACHINE = Machine(
+    id="1",
+    name="kestra-" + "n" * 56,
+    state="running",
+    host="2001:db8:1111:2222:3333:4444:5555:6666",
+    port=22,
+    user="job",
+    host_key="",
+    tags=replace(TAGS, execution="e" * 33, job="j" * 200),
+    dead=False,
+)
+
+
+def test_a_table_of_machines_is_as_wide_in_a_pipe_as_it_needs_to_be(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table([MACHINE])
+    _, row = capsys.readouterr().out.splitlines()
+    cells = row.split()
+    assert cells[:2] == [MACHINE.name, f"[{MACHINE.host}]:22"]
+    assert cells[3:5] == [MACHINE.tags.execution, MACHINE.tags.job]
+
+
+def test_a_terminal_gets_no_escape_code_of_a_jobs_name(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([replace(MACHINE, tags=replace(TAGS, job="a\x1b[31mb\r\n"))])
+    assert r"a\x1b[31mb\r\n" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,12 +19,15 @@ from bridge.errors import (
     KestraRejected,
     KestraUnavailable,
 )
+from bridge.job.execution import Execution
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.job.message import Message
+from bridge.kestra import always
 from bridge.rabbitmq.topology import retry_queue
 from tests.support.memory_broker import MemoryQueue
-from tests.support.replica import DEAD, QUEUE, World
+from tests.support.memory_kestra import MemoryKestra
+from tests.support.replica import DEAD, QUEUE, Replica, World
 from tests.support.standin import Ends
 
 SOON, LATE = retry_queue(QUEUE, 30), retry_queue(QUEUE, 300)
@@ -98,6 +102,20 @@ class TestSuccess:
             await world.settled(settlement="retry", state="WARNING")
 
 
+class OneThatTakesItsTime(MemoryKestra):
+    """A Kestra that shows an execution only a while after it was asked to create it."""
+
+    async def create(self, job: Job, *, permitted: Callable[[], None] = always) -> Execution:
+        await asyncio.sleep(0.01)
+        return await super().create(job, permitted=permitted)
+
+
+def executions_of(replica: Replica) -> float:
+    """How many executions a replica has created or adopted."""
+    hows = ("created", "adopted")
+    return sum(replica.metric("executions_total", lane=QUEUE, how=how) for how in hows)
+
+
 class TestLookingUp:
     """Whether an execution exists already is found out before one is created."""
 
@@ -165,6 +183,15 @@ class TestLookingUp:
             await world.settled(2, job="one", settlement="ack")
         assert len(world.kestra.created) == 1
 
+    async def test_duplicates_that_arrive_at_the_same_instant_share_an_execution(self) -> None:
+        async with World(kestra=OneThatTakesItsTime()) as world:
+            world.run_until_ended()
+            await world.submit("one")
+            await world.submit("one")
+            async with world.replica() as replica:
+                await world.until(lambda: executions_of(replica) == 2, "both have an execution")
+        assert len(world.kestra.created) == 1
+
     async def test_a_fresh_message_costs_no_search_where_only_redelivered_ones_are_looked_up(
         self,
     ) -> None:
@@ -226,17 +253,6 @@ class TestSecondExecutions:
                 await world.kestra.end(run.id)
                 await world.settled(settlement="ack")
         assert set(world.kestra.kills) == {second.id}
-
-    async def test_are_killed_soon_after_a_create_of_the_same_instant(self) -> None:
-        async with World() as world:
-            world.run_until_ended()
-            async with world.replica(lambda policies: replace(policies, check_after=0.002)):
-                await world.submit("one")
-                await world.running()
-                job = Job(id="one", flow=FlowName("test", "job"), queue=QUEUE)
-                second = await world.kestra.create(job)
-                await world.until(lambda: world.kestra.kills, "a kill")
-        assert world.kestra.kills == [second.id]
 
     async def test_are_left_to_the_next_look_where_a_kill_is_refused(self) -> None:
         async with World() as world:
@@ -337,22 +353,6 @@ class TestARetry:
             await world.submit("one")
             await world.settled(settlement="retry", state="CANCELLED")
 
-    async def test_of_a_message_that_adopted_its_execution_is_held_back(self) -> None:
-        def apart(policies: Policies) -> Policies:
-            policy = replace(policies.rules.policy, apart=3600.0)
-            return replace(policies, rules=replace(policies.rules, policy=policy))
-
-        async with World() as world, world.replica(apart):
-            world.run_until_ended()
-            await world.submit("one")
-            (run,) = await world.running()
-            await world.submit("one")
-            await world.until(lambda: world.broker.unsettled(QUEUE) == 2, "both are in flight")
-            await world.kestra.end(run.id, "FAILED")
-            await world.settled(settlement="retry", how="created")
-            await world.until(lambda: world.kestra.requests["explain"] == 2, "both have ended")
-            assert (world.broker.depth(SOON), world.broker.unsettled(QUEUE)) == (1, 1)
-
     async def test_waits_for_room_in_its_queue(self) -> None:
         async with World() as world, world.replica():
             world.kestra.flow("test", "job", Ends("FAILED"))
@@ -396,6 +396,17 @@ class TestADeadLetter:
             "x-bridge-queue": QUEUE,
             "x-bridge-execution": world.kestra.created[0].id,
         }
+
+    async def test_keeps_its_body_and_its_properties(self) -> None:
+        body = b'{"flow": "test/job"}'
+        async with World() as world, world.replica(max_attempts=1):
+            world.kestra.flow("test", "job", Ends("FAILED"))
+            more = {"correlation_id": "c", "message_type": "report", "headers": {"mine": "kept"}}
+            await world.submit("one", body, priority=7, **more)
+            letter = await self.dead_letter(world)
+        kept = letter.correlation_id, letter.message_type, letter.headers["mine"]
+        assert (letter.message_id, letter.body, letter.priority) == ("one", body, 7)
+        assert kept == ("c", "report", "kept")
 
     async def test_follows_the_last_attempt(self) -> None:
         async with World() as world, world.replica(max_attempts=2):
@@ -830,6 +841,15 @@ class TestAResult:
             "invalid_message",
             0,
         )
+
+    async def test_tells_the_outputs_of_a_job_that_failed_too(self) -> None:
+        async with World() as world, world.replica(max_attempts=1):
+            self.listen(world)
+            world.kestra.flow("test", "job", Ends("FAILED", outputs={"answer": 42}))
+            await world.submit("one", reply_to="results")
+            await world.settled(settlement="dead_letter")
+            (result,) = self.listen(world)
+        assert (result["state"], result["outputs"]) == ("FAILED", {"answer": 42})
 
     async def test_is_not_sent_for_a_retry(self) -> None:
         async with World() as world, world.replica():

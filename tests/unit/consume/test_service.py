@@ -51,7 +51,7 @@ class TestTheStart:
     async def test_says_that_kestra_answers_and_that_it_consumes(self) -> None:
         async with World() as world, world.replica():
             events = [line["event"] for line in world.lines]
-        assert events == ["kestra answers", "consuming"]
+        assert events == ["kestra answers", "the ledger is read", "consuming"]
 
     async def test_takes_nothing_before_kestra_answers(self) -> None:
         async with World() as world:

@@ -232,6 +232,18 @@ class TestTwoLanes:
             ("of-b", "b", "test/b"),
         }
 
+    async def test_take_no_slot_of_one_another(self) -> None:
+        async with World() as world:
+            lanes = [Lane(queue=name, prefetch=1, flow="test/job") for name in ("slow", "fast")]
+            world.broker = MemoryBroker(*lanes)
+            world.run_until_ended()
+            async with world.replica():
+                await world.broker.submit("slow", Message(body=b"{}", message_id="slow-1"))
+                await world.running()
+                await world.broker.submit("fast", Message(body=b"{}", message_id="fast-1"))
+                runs = await world.running(2)
+        assert [run.labels["bridgeJob"] for run in runs] == ["slow-1", "fast-1"]
+
 
 class TestAMessageThatEndsConnections:
     @staticmethod

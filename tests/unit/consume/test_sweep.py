@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from bridge.consume.completions import CompletionRouter, CompletionWaiter
-from bridge.consume.sweep import Reconciler, SweepPolicy
+from bridge.consume.hearing import Hearing
+from bridge.consume.sweep import Reconciler, SweepPolicy, must_sweep
 from bridge.job.execution import State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
@@ -40,7 +41,12 @@ async def rig() -> AsyncIterator[Rig]:
                 kestra,
                 client,
                 completions,
-                Reconciler(kestra=client, completions=completions, metrics=metrics),
+                Reconciler(
+                    kestra=client,
+                    completions=completions,
+                    hearing=Hearing(reporter="q", completions=completions, metrics=metrics),
+                    metrics=metrics,
+                ),
             )
 
 
@@ -64,7 +70,7 @@ async def test_an_execution_that_runs_on_is_no_news(rig: Rig) -> None:
 async def test_nobody_waiting_costs_no_listing(rig: Rig) -> None:
     await rig.create()
     await rig.reconciler.sweep()
-    assert rig.kestra.requests["search"] == 1  # the probe's
+    assert rig.kestra.requests["search"] == 0
 
 
 async def test_a_hundred_that_run_cost_one_listing(rig: Rig) -> None:
@@ -73,7 +79,7 @@ async def test_a_hundred_that_run_cost_one_listing(rig: Rig) -> None:
     for waiter in waiters:
         waiter.__enter__()
     await rig.reconciler.sweep()
-    assert (rig.kestra.requests["search"], rig.kestra.requests["get"]) == (2, 0)
+    assert (rig.kestra.requests["search"], rig.kestra.requests["get"]) == (1, 0)
 
 
 async def test_a_second_execution_of_one_attempt_is_killed(rig: Rig) -> None:
@@ -81,6 +87,25 @@ async def test_a_second_execution_of_one_attempt_is_killed(rig: Rig) -> None:
     with rig.completions.waiting_for(second):
         await rig.reconciler.sweep()
     assert (rig.kestra.kills, rig.kestra.executions[first].state) == ([second], "RUNNING")
+
+
+@pytest.mark.parametrize(
+    ("reporting", "unlisted_for", "sweeps"),
+    [(True, 31, False), (True, 60, True), (False, 30, True), (False, 29, False)],
+)
+def test_a_replica_sweeps_once_it_has_missed_the_reporters_lists(
+    *, reporting: bool, unlisted_for: float, sweeps: bool
+) -> None:
+    policy = SweepPolicy(interval=30, reporting=reporting)
+    assert must_sweep(policy, unlisted_for=unlisted_for) is sweeps
+
+
+async def test_only_what_a_list_lacks_is_asked_for(rig: Rig) -> None:
+    ended, _runs = await rig.create("one"), await rig.create("two")
+    with rig.completions.waiting_for(ended) as waiter:
+        await rig.kestra.end(ended, "FAILED")
+        assert await rig.reconciler.look_for({ended}) == 1
+        assert (await state_of(waiter), rig.kestra.requests["get"]) == (State.FAILED, 1)
 
 
 async def test_an_execution_that_is_unknown_once_is_not_gone(rig: Rig) -> None:

@@ -11,8 +11,9 @@ from datetime import timedelta
 
 import pytest
 
-from bridge.consume.completions import Completion, CompletionRouter
+from bridge.consume.completions import CompletionRouter
 from bridge.consume.deadline import KillPolicy
+from bridge.consume.reports import Completion
 from bridge.consume.starter import Started, Starter, StartPolicy
 from bridge.consume.waiter import OutcomeWaiter, Vanished, WaitPolicy
 from bridge.errors import KestraRejected

@@ -24,6 +24,7 @@ from deploy.local.demo.__main__ import _how_to_reach, forget_settings
 from deploy.local.demo.host import TOOLS, Host, NoMachinesError, check
 from deploy.local.demo.jobs import CASES, Case, Ending, machine_cases
 from deploy.local.demo.stack import Stack, script_lines
+from deploy.local.demo.telling import Replies, tellers
 from deploy.local.demo.verdict import Check, Look, Returned, Verdict
 from tests.support.commands import unknown_in
 
@@ -209,6 +210,50 @@ def test_a_dead_letter_that_stands_there_twice_is_found() -> None:
         for each in (letters, [*letters, letters[0]], letters[1:])
     ]
     assert found == [True, False, False]
+
+
+RUNS = ["low-1", "high-1"]
+
+
+@pytest.mark.parametrize(
+    ("replies", "ok", "seen"),
+    [
+        ({"low-1": {"reporter"}, "high-1": {"reporter"}}, True, "2 of 2 ends"),
+        ({"low-1": {"reporter"}}, False, "1 of 2 ends"),
+        ({"low-1": {"reporter"}, "high-1": {"reporter", "notifier"}}, False, "1 of 2 ends"),
+    ],
+    ids=["all", "one missing", "somebody else, too"],
+)
+def test_the_reporter_alone_must_have_told_of_every_end(
+    replies: Replies, ok: bool, seen: str
+) -> None:
+    check = verdict.reporter_check(RUNS, replies)
+    assert (check.ok, check.seen) == (ok, seen)
+
+
+@pytest.mark.parametrize(
+    ("replies", "ok", "seen"),
+    [
+        ({"low-1": {"reporter", "notifier"}}, True, "told by notifier, reporter"),
+        ({"low-1": {"reporter"}}, False, "told by reporter"),
+        ({}, False, "told by nobody"),
+    ],
+    ids=["both", "the reporter", "nobody"],
+)
+def test_the_notifier_must_have_told_of_the_end_once_it_is_deployed(
+    replies: Replies, ok: bool, seen: str
+) -> None:
+    check = verdict.notifier_check("low-1", replies)
+    assert (check.ok, check.seen) == (ok, seen)
+
+
+def test_what_the_reporter_says_to_replicas_tells_of_no_end() -> None:
+    bodies: list[dict[str, object]] = [
+        {"executionId": "a"},
+        {"executionId": "b", "by": "reporter"},
+        {"by": "reporter", "unfinished": ["c"]},
+    ]
+    assert list(tellers(bodies)) == [("a", "notifier"), ("b", "reporter")]
 
 
 def test_of_a_log_only_what_the_script_printed_is_its_output() -> None:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from bridge.consume.sessions import SessionPolicy
+from bridge.machines.settings import MachineSettings
 from bridge.rabbitmq import topology
 from bridge.settings import Settings, load
 from deploy.local.kestra_engine import AmqpAddress
@@ -23,6 +24,7 @@ from deploy.local.paths import REPOSITORY
 DEPLOY = REPOSITORY / "deploy"
 COMPOSE_FILE = REPOSITORY / "docker-compose.yml"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+NOTIFIER_FILE = DEPLOY / "compose-notifier.yml"
 COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 HTTP_PORT: int = Settings.model_fields["http_port"].default
@@ -43,10 +45,11 @@ def value(text: str, **given: str) -> str:
 
 
 def environment(service_name: str, **given: str) -> dict[str, str]:
-    return {
-        name: value(str(text), **given)
-        for name, text in SERVICES[service_name]["environment"].items()
-    }
+    return replaced(SERVICES[service_name]["environment"], **given)
+
+
+def replaced(variables: dict[str, Any], **given: str) -> dict[str, str]:
+    return {name: value(str(text), **given) for name, text in variables.items()}
 
 
 def seconds(text: str) -> int:
@@ -172,7 +175,7 @@ def test_those_who_share_an_account_are_given_the_same_name() -> None:
     bridge, kestra, flows = (environment(name) for name in ("bridge", "kestra", "flows"))
     assert (
         bridge["BRIDGE_AMQP_USERNAME"]
-        == kestra["NOTIFIER_AMQP_USERNAME"]
+        == notifier_environment()["NOTIFIER_AMQP_USERNAME"]
         == environment("rabbitmq")["RABBITMQ_DEFAULT_USER"]
     )
     assert (
@@ -182,9 +185,30 @@ def test_those_who_share_an_account_are_given_the_same_name() -> None:
     )
 
 
+def notifier_environment() -> dict[str, str]:
+    """What the file for the notifier adds to Kestra's environment."""
+    services = yaml.safe_load(NOTIFIER_FILE.read_text())["services"]
+    return replaced(services["kestra"]["environment"])
+
+
+def test_kestra_knows_nothing_of_rabbitmq_unless_the_notifier_is_asked_for() -> None:
+    assert "rabbitmq" not in str(SERVICES["kestra"])
+
+
+def test_the_file_for_the_notifier_changes_services_that_there_are() -> None:
+    services = yaml.safe_load(NOTIFIER_FILE.read_text())["services"]
+    assert set(services) <= set(SERVICES)
+    assert services["flows"]["command"] == [*SERVICES["flows"]["command"], "--notifier"]
+
+
+def test_the_notifier_gets_all_of_its_secrets() -> None:
+    given = {name.removesuffix("_FILE") for name in notifier_environment()}
+    assert given == {f"NOTIFIER_AMQP_{key}" for key in NOTIFIER_KEYS}
+
+
 def test_the_notifier_finds_the_broker_that_the_bridge_consumes_from() -> None:
     kestra, address = (
-        environment("kestra"),
+        notifier_environment(),
         AmqpAddress.from_url(environment("bridge")["BRIDGE_AMQP_URL"]),
     )
     assert (
@@ -238,6 +262,7 @@ def test_default_passwords_say_what_they_are_for() -> None:
     "path",
     [
         COMPOSE_FILE,
+        NOTIFIER_FILE,
         *sorted(
             path
             for folder in ("grafana", "kestra", "prometheus", "rabbitmq")
@@ -249,9 +274,11 @@ def test_default_passwords_say_what_they_are_for() -> None:
     ids=lambda path: str(path.relative_to(REPOSITORY)),
 )
 def test_every_setting_that_is_named_exists(path: Path) -> None:
-    known = {f"BRIDGE_{name.upper()}" for name in Settings.model_fields}
-    # Not settings: names of images, and of the notifier's secrets, which the shell puts together.
-    others = {"BRIDGE_IMAGE", "BRIDGE_AMQP_", "BRIDGE_AMQP_PASSWORD"}
+    fields = {*Settings.model_fields, *MachineSettings.model_fields}
+    known = {f"BRIDGE_{name.upper()}" for name in fields}
+    # Not settings: names of images, and of the notifier's secrets, which the shell puts together;
+    # and all settings of machines together.
+    others = {"BRIDGE_IMAGE", "BRIDGE_AMQP_", "BRIDGE_AMQP_PASSWORD", "BRIDGE_MACHINE_"}
     found = set(
         re.findall(r"\bBRIDGE_[A-Z_]+", path.read_text().replace("SECRET_BRIDGE", "SECRET BRIDGE"))
     )
@@ -385,7 +412,14 @@ def test_kestra_starts_with_what_stands_in_files(tmp_path: Path) -> None:
     assert not any("_FILE=" in line for line in lines)
 
 
-def test_kestra_does_not_start_without_a_secret_and_says_which(tmp_path: Path) -> None:
+def test_kestra_starts_without_any_secret_for_the_notifier(tmp_path: Path) -> None:
+    done = start("kestra/start", tmp_path, "server", "standalone")
+    assert (done.returncode, "SECRET_" in done.stdout) == (0, False)
+
+
+def test_kestra_does_not_start_without_one_of_the_notifiers_secrets_and_says_which(
+    tmp_path: Path,
+) -> None:
     done = start("kestra/start", tmp_path, NOTIFIER_AMQP_HOST="rabbitmq")
     assert done.returncode != 0
     assert "NOTIFIER_AMQP_PORT" in done.stderr

@@ -36,7 +36,7 @@ def longest(chosen: Settings) -> float:
         ("3 × 21,600 + 30 + 300 = {} s", longest(settings())),
         ("or `BRIDGE_CONSUMER_TIMEOUT` | {} s", settings().hold),
         ("grace period | drain time-out + 15 s | {} s", settings().drain_timeout + 15),
-        ("reconcile interval, and the sweep | {} s", settings().reconcile_interval),
+        ("reconcile interval, and the list | {} s", settings().reconcile_interval),
         ("2 × 900 + 3,600 = {} s", settings(job_timeout=900).hold),
         ("3 × 900 + 30 + 300 = {} s", longest(settings(job_timeout=900))),
     ],
@@ -51,7 +51,7 @@ def test_a_grace_period_is_enough_to_settle_after_the_drain() -> None:
 
 def test_limits_are_those_of_the_code() -> None:
     assert f"at most {DEFAULT_LIMITS.concurrent_creates} at once in a replica" in TEXT
-    assert f"2 + one for each {DEFAULT_LIMITS.page_size} unfinished executions" in TEXT
+    assert f"one for each {DEFAULT_LIMITS.page_size} unfinished executions" in TEXT
     assert f"{settings().prefetch} for a replica" in TEXT
     assert f"Bodies may have {MAX_BODY // 2**20} MiB" in TEXT
 
@@ -67,8 +67,8 @@ def test_the_example_is_calculated_rightly() -> None:
         f"90 ÷ 40 = {seconds / slots:.2f} s",
         f"(40 − 30) = {600 * seconds / (slots - rate * seconds):,.0f} s",
         f"60 slots bring it to {600 * seconds / (60 - rate * seconds):,.0f} s",
-        f"= {rate * 3:.1f}/s for the jobs (look-up, create, second look)",
-        f"5 × 3 ÷ 30 = {5 * 3 / settings().reconcile_interval:.1f}/s for the sweeps",
+        f"= {rate:.2f}/s for the jobs",
+        f"1 ÷ 0.5 = {1 / settings().report_interval:.0f}/s for the ends",
         f"= {50_000 * 2.3 / 1000:.0f} MB",
     ]
     assert [figure for figure in figures if figure not in TEXT] == []

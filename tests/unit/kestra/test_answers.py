@@ -33,10 +33,10 @@ IN_KESTRAS_WORDS = """
 probe                      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.create          U   R   D   D   R   I   I   A   R   R   R   R   R   U   U   A   A   A   A
 executions.find            U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.find_timed      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.find_attempts   U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.unfinished      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.started_since   U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.ended_since     U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.has_run         U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.reworked        U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.correlated      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.get             U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
@@ -59,10 +59,10 @@ UNREADABLE = """
 probe                      -     -
 executions.create          A     A
 executions.find            U     U
-executions.find_timed      U     U
 executions.find_attempts   U     U
 executions.unfinished      U     U
-executions.started_since   U     U
+executions.ended_since     U     U
+executions.has_run         U     U
 executions.reworked        U     U
 executions.correlated      U     U
 executions.get             U     U

@@ -68,9 +68,9 @@ HANDED_OVER: dict[str, tuple[Call, Call]] = {
         lambda kestra: kestra.create(JOB),
         lambda kestra: kestra.executions.create(JOB),
     ),
-    "find_timed": (
-        lambda kestra: kestra.find_timed(JOB, since=SINCE),
-        lambda kestra: kestra.executions.find_timed(JOB, since=SINCE),
+    "find": (
+        lambda kestra: kestra.find(JOB, since=SINCE),
+        lambda kestra: kestra.executions.find(JOB, since=SINCE),
     ),
     "find_attempts": (
         lambda kestra: kestra.find_attempts(JOB),
@@ -80,9 +80,13 @@ HANDED_OVER: dict[str, tuple[Call, Call]] = {
         lambda kestra: kestra.unfinished(),
         lambda kestra: kestra.executions.unfinished(),
     ),
-    "started_since": (
-        lambda kestra: kestra.started_since(SINCE, 2),
-        lambda kestra: kestra.executions.started_since(SINCE, 2),
+    "ended_since": (
+        lambda kestra: kestra.ended_since(SINCE, 2),
+        lambda kestra: kestra.executions.ended_since(SINCE, 2),
+    ),
+    "has_run": (
+        lambda kestra: kestra.has_run("q", since=SINCE),
+        lambda kestra: kestra.executions.has_run("q", since=SINCE),
     ),
     "get": (
         lambda kestra: kestra.get("e1"),
@@ -163,12 +167,6 @@ class TestProbe:
             standin.faults.add("configs", status=200, body={"name": "grafana"})
             with pytest.raises(KestraUnavailable, match="does not answer as Kestra does"):
                 await kestra.probe()
-
-    async def test_measures_a_search_by_an_index(self) -> None:
-        async with Standin() as standin, against(standin) as kestra:
-            standin.faults.add("search", delay=0.1)
-            await kestra.probe()
-        assert kestra.server.indexed_search_seconds >= 0.1
 
     async def test_follows_an_upgraded_server(self) -> None:
         async with Standin(version="1.3.25") as standin, against(standin) as kestra:

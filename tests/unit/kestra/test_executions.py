@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -219,24 +219,6 @@ class TestFind:
         async with answering(lambda _: answer) as kestra:
             assert await kestra.executions.find(JOB) == []
 
-    async def test_says_how_long_it_took_beside_a_search_by_an_index(self) -> None:
-        async with Standin() as standin, against(standin) as kestra:
-            await kestra.probe()
-            standin.faults.add("search", delay=0.1)
-            searched = await kestra.executions.find_timed(JOB)
-        usual = kestra.server.indexed_search_seconds
-        assert (searched.seconds >= 0.1, searched.usual) == (True, usual)
-
-    async def test_that_takes_several_pages_takes_as_long_as_all_of_them(self) -> None:
-        limits = RequestLimits(page_size=1)
-        async with Standin() as standin, against(standin, limits=limits) as kestra:
-            standin.flow(FLOW.namespace, FLOW.id)
-            for _ in range(2):
-                await kestra.create(JOB)
-            standin.faults.add("search", times=2, delay=0.1)
-            searched = await kestra.executions.find_timed(JOB)
-        assert (searched.seconds >= 0.2, len(searched.executions)) == (True, 2)
-
 
 class TestUnfinished:
     async def test_lists_what_has_not_ended(self) -> None:
@@ -250,6 +232,31 @@ class TestUnfinished:
         row = {**ROW, "state": {"current": "SUCCESS"}}
         async with finding(row) as kestra:
             assert await kestra.unfinished() == []
+
+
+class TestEndedSince:
+    async def test_says_whether_a_page_is_the_last(self) -> None:
+        limits = RequestLimits(page_size=2)
+        async with Standin() as standin, against(standin, limits=limits) as kestra:
+            standin.flow(FLOW.namespace, FLOW.id, Ends(after=None))
+            for number in range(3):
+                created = await kestra.create(Job(id=f"job-{number}", flow=FLOW))
+                await standin.end(created.id)
+            since = kestra.now() - timedelta(minutes=1)
+            pages = [await kestra.ended_since(since, page) for page in (1, 2)]
+        assert [(len(rows), last) for rows, last in pages] == [(2, False), (1, True)]
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {**ROW, "state": {"current": "PAUSED", "endDate": "2026-11-27T12:00:00Z"}},
+            {**ROW, "state": {"current": "SUCCESS"}, "labels": []},
+        ],
+        ids=["paused", "somebody else's"],
+    )
+    async def test_leaves_out_what_the_filters_should_have(self, row: dict[str, Any]) -> None:
+        async with finding(row) as kestra:
+            assert await kestra.ended_since(datetime(2026, 11, 27, tzinfo=UTC)) == ([], True)
 
 
 class TestOutputs:

@@ -40,6 +40,23 @@ class TestExplain:
     async def test_says_what_it_knows_where_there_are_no_logs(self, logs: Any) -> None:
         assert await self.explained(FAILED_RUN, logs) == "task boom ended FAILED"
 
+    @pytest.mark.parametrize(
+        ("said", "told"),
+        [
+            (["", "no data", "exit 3"], "no data; exit 3"),
+            (["no data", " \n ", "exit 3"], "no data; exit 3"),
+            (["no data for that day", "no data"], "no data for that day; no data"),
+            (["full", "full"], "full"),
+            (["late", "a", "b", "late"], "a; b; late"),
+        ],
+        ids=["an empty line", "a blank line", "a part", "a repeat", "a repeat after others"],
+    )
+    async def test_drops_blank_lines_and_true_repeats_alone(
+        self, said: list[str], told: str
+    ) -> None:
+        logs = [{"taskId": "boom", "message": message} for message in said]
+        assert await self.explained(FAILED_RUN, logs) == f"task boom ended FAILED: {told}"
+
     async def test_stays_short_however_much_was_logged(self) -> None:
         logs = [{"taskId": "boom", "message": f"{n} " + "x" * 10_000} for n in range(100)]
         assert len(await self.explained(FAILED_RUN, logs)) < 1500

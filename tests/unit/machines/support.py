@@ -12,6 +12,7 @@ from libcloud.compute.types import NodeState
 
 from bridge.machines import providers
 from bridge.machines.order import Order, Tags
+from bridge.machines.policy import LifecyclePolicy
 from bridge.machines.providers import Provider
 from bridge.machines.settings import MachineSettings
 
@@ -27,7 +28,7 @@ TAGS = Tags(
 
 
 def settings(**more: Any) -> MachineSettings:
-    return MachineSettings(**{"machine_secret": SECRET, **more})
+    return MachineSettings(**{"machine_secret": SECRET, "machine_provider": "qemu", **more})
 
 
 @dataclass
@@ -39,6 +40,15 @@ class MemoryDriver:
     destroys_late: int = 0
     fails: list[Exception] = field(default_factory=list)
     """Errors of the next creates, raised after the machine was made."""
+    refuses: list[Exception] = field(default_factory=list)
+    """Errors of the next creates, raised instead of making the machine."""
+    asked: list[tuple[str | None, str | None]] = field(default_factory=list)
+    """The size and the network of each create."""
+    drops_tags: bool = False
+    refuses_unknown: bool = False
+    """Whether it is an error to destroy a machine that there isn't."""
+    listed: int = 0
+    """How many lists there were."""
     state_of_new: Any = NodeState.RUNNING
     host: str = "127.0.0.1"
     port: int = 22
@@ -47,9 +57,11 @@ class MemoryDriver:
     ordered: list[Order] = field(default_factory=list)
 
     def create(self, order: Order) -> Node:
+        if self.refuses:
+            raise self.refuses.pop(0)
         self.ordered.append(order)
         number = str(len(self.nodes) + 1)
-        extra = {"tags": order.tags.texts}
+        extra = {"tags": {} if self.drops_tags else order.tags.texts}
         node = Node(
             number, order.name, self.state_of_new, [self.host], [], cast("Any", self), extra=extra
         )
@@ -59,6 +71,7 @@ class MemoryDriver:
         return node
 
     def list_nodes(self) -> list[Node]:
+        self.listed += 1
         if self.lists_late:
             self.lists_late -= 1
             return []
@@ -67,8 +80,10 @@ class MemoryDriver:
     def destroy_node(self, node: Node) -> bool:
         if self.destroys_late:
             self.destroys_late -= 1
-        else:
-            self.nodes.pop(str(node.id), None)
+            return False
+        if self.refuses_unknown and str(node.id) not in self.nodes:
+            raise ValueError("invalid id")
+        self.nodes.pop(str(node.id), None)
         return True
 
 
@@ -89,8 +104,13 @@ class MemoryProvider(Provider):
         raise NotImplementedError
 
     def create(self, driver: NodeDriver, order: Order, settings: MachineSettings) -> Node:
-        del driver, settings
+        del driver
+        self.memory.asked.append((settings.machine_size, settings.machine_network))
         return self.memory.create(order)
+
+    def tag(self, driver: NodeDriver, node: Node, key: str, value: str) -> None:
+        del driver
+        node.extra["tags"] = {**node.extra["tags"], key: value}
 
     def tags(self, node: Node) -> Mapping[str, str]:
         tags: Mapping[str, str] = node.extra["tags"]
@@ -103,6 +123,17 @@ class MemoryProvider(Provider):
     def console(self, driver: NodeDriver, name: str) -> str:
         del driver, name
         return self.memory.console
+
+
+QUICK = LifecyclePolicy(
+    provider_patience=0.3,
+    busy_pause=0.02,
+    listed_timeout=0.3,
+    lost_answer_timeout=0.3,
+    unlisted_wait=0.1,
+    gone_timeout=0.3,
+    look_again=0.1,
+)
 
 
 def use_memory(monkeypatch: pytest.MonkeyPatch) -> MemoryDriver:

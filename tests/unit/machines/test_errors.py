@@ -9,9 +9,16 @@ import pytest
 import requests
 from libcloud.common.exceptions import BaseHTTPError
 from libcloud.common.google import GoogleAuthError, ResourceNotFoundError
-from libcloud.common.types import InvalidCredsError, MalformedResponseError
+from libcloud.common.types import InvalidCredsError, LibcloudError, MalformedResponseError
+from libcloud.common.vultr import VultrException
 
-from bridge.errors import MachineDenied, MachineError, MachineRejected, MachineUnavailable
+from bridge.errors import (
+    MachineAnswerLost,
+    MachineDenied,
+    MachineError,
+    MachineProviderBusy,
+    MachineRejected,
+)
 from bridge.machines.errors import provider_error
 
 
@@ -34,8 +41,8 @@ def made(kind: Any, *arguments: Any) -> Exception:
         (made(BaseHTTPError, 403, "Forbidden"), MachineDenied, "Forbidden"),
         (
             made(BaseHTTPError, 403, "Quota exceeded for cores"),
-            MachineUnavailable,
-            "failed to x: Quota exceeded",
+            MachineProviderBusy,
+            "has no quota left for this account, and did not x: Quota exceeded",
         ),
         (
             made(BaseHTTPError, 400, "InvalidAMIID.NotFound: no"),
@@ -43,38 +50,64 @@ def made(kind: Any, *arguments: Any) -> Exception:
             "refuses to x: InvalidAMIID",
         ),
         (made(BaseHTTPError, 422, "size is invalid"), MachineRejected, "size is invalid"),
-        (made(BaseHTTPError, 500, "oops"), MachineUnavailable, "oops"),
-        (made(BaseHTTPError, 429, "slow down"), MachineUnavailable, "slow down"),
+        (made(BaseHTTPError, 500, "oops"), MachineAnswerLost, "oops"),
+        (made(BaseHTTPError, 429, "slow down"), MachineProviderBusy, "slow down"),
+        (
+            made(BaseHTTPError, 503, "RequestLimitExceeded: slow down"),
+            MachineProviderBusy,
+            "asks for fewer requests, and did not x",
+        ),
+        (
+            made(BaseHTTPError, 400, "VcpuLimitExceeded: 32 vCPU"),
+            MachineProviderBusy,
+            "has no quota left",
+        ),
         (made(BaseHTTPError, 400, ""), MachineRejected, "HTTP 400, without a reason"),
         (
             made(BaseHTTPError, 400, "InsufficientInstanceCapacity: none"),
-            MachineUnavailable,
-            "InsufficientInstance",
+            MachineProviderBusy,
+            "has no room at the moment, and did not x: InsufficientInstance",
+        ),
+        (
+            LibcloudError("image is not valid Status code: 400."),
+            MachineRejected,
+            "refuses to x",
+        ),
+        (made(VultrException, 404, "Invalid instance"), MachineRejected, "Invalid instance"),
+        (
+            made(VultrException, 400, "Insufficient capacity"),
+            MachineProviderBusy,
+            "has no room at the moment",
         ),
         (made(ResourceNotFoundError, "no image", 404, "notFound"), MachineRejected, "no image"),
         (ValueError("Invalid region: mars"), MachineRejected, "Invalid region: mars"),
-        (ValueError("not enough values to unpack"), MachineUnavailable, "not enough values"),
-        (KeyError("droplet"), MachineUnavailable, "droplet"),
-        (MalformedResponseError("bad", "<html>"), MachineUnavailable, "its answer can't be read"),
+        (ValueError("not enough values to unpack"), MachineAnswerLost, "not enough values"),
+        (KeyError("droplet"), MachineAnswerLost, "droplet"),
+        (MalformedResponseError("bad", "<html>"), MachineAnswerLost, "its answer can't be read"),
         (
             requests.ConnectTimeout("timed out"),
-            MachineUnavailable,
+            MachineProviderBusy,
             "can't reach cloud to x: timed out",
         ),
         (
             requests.ConnectionError(
                 "pool(host='h'): Max retries (Caused by E('c: [Errno 111] Connection refused'))"
             ),
-            MachineUnavailable,
+            MachineProviderBusy,
             "can't reach cloud to x: Connection refused",
         ),
         (
             ssl.SSLCertVerificationError(1, "self-signed"),
-            MachineUnavailable,
+            MachineProviderBusy,
             "can't reach cloud to x: self-signed",
         ),
-        (Exception("two\nlines"), MachineUnavailable, "two lines"),
-        (RuntimeError(), MachineUnavailable, "RuntimeError"),
+        (
+            requests.ReadTimeout("read timed out"),
+            MachineAnswerLost,
+            "can't reach cloud to x: read timed out",
+        ),
+        (Exception("two\nlines"), MachineAnswerLost, "two lines"),
+        (RuntimeError(), MachineAnswerLost, "RuntimeError"),
     ],
 )
 def test_libclouds_errors_become_ours(

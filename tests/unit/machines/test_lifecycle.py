@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from libcloud.common.exceptions import BaseHTTPError
 from libcloud.compute.base import Node
 from libcloud.compute.types import NodeState
 
-from bridge.errors import MachineUnavailable, SettingsError
+from bridge.errors import (
+    MachineAnswerLost,
+    MachineProviderBusy,
+    MachineUnavailable,
+    SettingsError,
+)
 from bridge.machines.inventory import owner_of
 from bridge.machines.lifecycle import Machines
 from bridge.machines.order import Order, name_of
-from bridge.machines.policy import LifecyclePolicy
 from bridge.machines.providers import PROVIDERS
-from tests.unit.machines.support import MemoryDriver, settings, use_memory
+from tests.support.harness import eventually
+from tests.unit.machines.support import QUICK, MemoryDriver, settings, use_memory
 
 executions = st.from_regex(r"[A-Za-z0-9_-]{1,33}", fullmatch=True)
 
@@ -47,8 +55,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryDriver:
 @pytest.fixture
 def machines(memory: MemoryDriver) -> Machines:
     del memory
-    policy = LifecyclePolicy(listed_timeout=0.3, gone_timeout=0.3, look_again=0.1)
-    return Machines(settings(machine_provider="memory"), policy)
+    return Machines(settings(machine_provider="memory"), QUICK)
 
 
 @pytest.mark.parametrize(("attempt", "spot"), [(1, True), (2, False)])
@@ -149,3 +156,168 @@ async def test_an_execution_with_an_invalid_id_gets_no_machine(
     with pytest.raises(SettingsError, match="is not a valid execution id"):
         await machines.create(execution, "job", 600)
     assert memory.nodes == {}
+
+
+async def test_a_machine_that_no_list_shows_is_destroyed_by_its_id(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    memory.lists_late = 1000
+    with pytest.raises(MachineUnavailable, match=r"is not listed with its tags 0\.3 s after"):
+        await machines.create("3xAbC", "job", 600)
+    assert memory.nodes == {}
+
+
+async def test_a_create_that_is_cancelled_while_no_list_shows_the_machine_destroys_it(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    memory.lists_late = 1000
+    task = asyncio.create_task(machines.create("3xAbC", "job", 600))
+    await eventually(lambda: memory.nodes, "the machine is made")
+    task.cancel()
+    await asyncio.wait([task])
+    assert (task.cancelled(), memory.nodes) == (True, {})
+
+
+async def test_a_cancelled_create_ends_with_what_the_provider_made_after_all(
+    machines: Machines, memory: MemoryDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, begun, go = MemoryDriver.create, threading.Event(), threading.Event()
+
+    def slow(self: MemoryDriver, order: Order) -> Node:
+        begun.set()
+        assert go.wait(60)
+        return create(self, order)
+
+    monkeypatch.setattr(MemoryDriver, "create", slow)
+    task = asyncio.create_task(machines.create("3xAbC", "job", 600))
+    await eventually(begun.is_set, "the provider is asked")
+    task.cancel()
+    go.set()
+    await asyncio.wait([task])
+    assert (task.cancelled(), memory.nodes) == (True, {})
+
+
+async def test_a_list_that_hangs_does_not_hold_up_a_cancelled_create(
+    machines: Machines, memory: MemoryDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def hang(_: MemoryDriver) -> list[Node]:
+        begun.set()
+        go.wait(60)
+        return []
+
+    monkeypatch.setattr(MemoryDriver, "list_nodes", hang)
+    task = asyncio.create_task(machines.create("3xAbC", "job", 600))
+    await eventually(begun.is_set, "the provider is asked")
+    task.cancel()
+    await asyncio.wait([task], timeout=30)
+    go.set()
+    assert (task.cancelled(), memory.nodes) == (True, {})
+
+
+async def test_a_create_whose_answer_is_lost_looks_for_a_machine_that_is_listed_late(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    memory.fails = [TimeoutError("no answer")]
+    memory.lists_late = 3
+    with pytest.raises(MachineAnswerLost):
+        await machines.create("3xAbC", "job", 600)
+    assert memory.nodes == {}
+
+
+async def test_a_create_says_what_may_be_left(machines: Machines, memory: MemoryDriver) -> None:
+    memory.fails = [TimeoutError("no answer")]
+    memory.lists_late = 1000
+    with pytest.raises(MachineAnswerLost, match="did not say whether it made the machine"):
+        await machines.create("3xAbC", "job", 600)
+
+
+async def test_a_create_names_the_machine_that_it_could_not_destroy(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    memory.lists_late, memory.destroys_late = 1000, 1000
+    said = f"{name_of('3xAbC')} is still there"
+    with pytest.raises(MachineUnavailable, match=said):
+        await machines.create("3xAbC", "job", 600)
+
+
+async def test_a_destroy_waits_for_a_machine_that_is_listed_late(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    machine = await machines.create("3xAbC", "job", 600)
+    memory.lists_late = 1
+    patient = Machines(settings(machine_provider="memory"), replace(QUICK, unlisted_wait=60.0))
+    assert await patient.destroy(execution="3xAbC") == [machine]
+    assert memory.nodes == {}
+
+
+def busy(text: str) -> Exception:
+    error: Exception = BaseHTTPError(503, text)  # type: ignore[no-untyped-call]
+    return error
+
+
+@pytest.mark.parametrize(
+    "text", ["InsufficientInstanceCapacity", "RequestLimitExceeded", "VcpuLimitExceeded"]
+)
+async def test_a_provider_without_room_is_asked_again(
+    machines: Machines, memory: MemoryDriver, text: str
+) -> None:
+    memory.refuses = [busy(text)]
+    await machines.create("3xAbC", "job", 600)
+    assert len(memory.nodes) == 1
+
+
+async def test_a_provider_without_room_is_told_as_that_after_the_boot_time(
+    memory: MemoryDriver,
+) -> None:
+    memory.refuses = [busy("InsufficientInstanceCapacity") for _ in range(100)]
+    machines = Machines(settings(machine_provider="memory", machine_boot_timeout=0.2), QUICK)
+    with pytest.raises(
+        MachineProviderBusy, match=r"memory has no room at the moment.*asked again for 0\.2 s"
+    ):
+        await machines.create("3xAbC", "job", 600)
+    assert memory.nodes == {}
+
+
+async def test_the_next_size_is_tried_at_once_where_one_is_not_to_be_had(
+    memory: MemoryDriver,
+) -> None:
+    memory.refuses = [busy("InsufficientInstanceCapacity") for _ in range(3)]
+    machines = Machines(
+        settings(machine_provider="memory", machine_size="a, b", machine_network="n,m"), QUICK
+    )
+    await machines.create("3xAbC", "job", 600)
+    assert memory.asked == [("a", "n"), ("a", "m"), ("b", "n"), ("b", "m")]
+
+
+async def test_tags_that_the_provider_drops_leave_no_machine(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    memory.drops_tags = True
+    with pytest.raises(MachineUnavailable, match="is not listed with its tags"):
+        await machines.create("3xAbC", "job", 600)
+    assert memory.nodes == {}
+
+
+async def test_the_loser_of_two_creates_at_once_destroys_its_own_machine_once(
+    machines: Machines, memory: MemoryDriver
+) -> None:
+    other = Machines(settings(machine_provider="memory"), QUICK)
+    first, second = await asyncio.gather(
+        machines.create("3xAbC", "job", 600), other.create("3xAbC", "job", 600)
+    )
+    assert [*memory.nodes] == [first.id] == [second.id]
+
+
+async def test_a_machine_that_was_destroyed_while_it_booted_is_not_said_to_be_left(
+    memory: MemoryDriver,
+) -> None:
+    machines = Machines(settings(machine_provider="memory", machine_boot_timeout=5), QUICK)
+    memory.refuses_unknown = True
+    task = asyncio.create_task(machines.create("3xAbC", "job", 600, wait=True))
+    await eventually(lambda: memory.nodes, "the machine is made")
+    await eventually(lambda: memory.listed > 2, "the machine is listed")
+    memory.nodes.clear()
+    with pytest.raises(MachineUnavailable, match=r"is no longer there$"):
+        await task

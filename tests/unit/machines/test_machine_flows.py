@@ -15,6 +15,8 @@ from typing import Any, cast
 import pytest
 import typer
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.core import TyperGroup
 
 from bridge.cli.machine import commands as machine_commands
@@ -33,7 +35,7 @@ NAMES = {
     "bridge.system/vm-cleanup",
 }
 OUTSIDE = re.compile(r"\b(inputs|labels|trigger)\.(\w+)")
-NUMBERS = {"time_limit", "git_submodules", "git_lfs"}
+NUMBERS = {"time_limit", "reconnect", "git_submodules", "git_lfs"}
 """The inputs whose value can be no expression, though some are no numbers."""
 CHECKS = {"check", "refuse", "judge"}
 
@@ -123,10 +125,14 @@ def call(name: str, given: dict[str, Any], folder: Path) -> Called:
 def rendered(expression: str, given: dict[str, Any]) -> str:
     """What Kestra makes of the few expressions that vm-job has."""
     (name,) = set(re.findall(r"(?:inputs|labels|execution)\.(\w+)", expression))
-    value = given.get(
-        name,
-        {"id": "3xAbC", "time_limit": "60", "variables": {}, "bridgeAttempt": "1"}.get(name, ""),
-    )
+    usual = {
+        "id": "3xAbC",
+        "time_limit": "60",
+        "reconnect": "300",
+        "variables": {},
+        "bridgeAttempt": "1",
+    }
+    value = given.get(name, usual.get(name, ""))
     text = json.dumps(value) if "toJson" in expression else str(value)
     return base64.b64encode(text.encode()).decode() if "base64encode" in expression else text
 
@@ -152,6 +158,31 @@ def test_kestra_accepts_every_text_that_would_reach_its_option(name: str, value:
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "bridgeJob"])
 def test_kestra_refuses_a_text_that_would_reach_its_option_changed(name: str, value: str) -> None:
     assert not re.fullmatch(validator(name), value)
+
+
+@pytest.mark.parametrize("name", ["results", "repository_script"])
+@given(path=st.text(alphabet="./a*", min_size=1, max_size=8))
+def test_kestra_refuses_the_paths_that_lead_out_of_the_folder(name: str, path: str) -> None:
+    leads_out = path.startswith("/") or ".." in path.split("/")
+    assert bool(re.fullmatch(validator(name), path)) is not leads_out
+
+
+def test_jobs_and_batches_check_the_variables_alike() -> None:
+    check = re.compile(r"\(\$job\.variables \| objects .*? else empty end\)", re.DOTALL)
+    found = [text for path in (VM_JOB, *BATCHES) for text in check.findall(path.read_text())]
+    assert (len(found), len({" ".join(text.split()) for text in found})) == (4, 1)
+
+
+def test_variables_are_checked_before_a_machine_is_made() -> None:
+    names = [task["id"] for task in read(VM_JOB)["tasks"]]
+    assert names.index("refuse_variables") < names.index("create")
+
+
+def test_a_lost_connection_is_given_up_before_the_task_is() -> None:
+    (given,) = [given for given in read(VM_JOB)["inputs"] if given["id"] == "reconnect"]
+    (task,) = [task for task in shell_tasks(VM_JOB) if task["id"] == "run"]
+    assert task["timeout"] == "PT{{ inputs.time_limit + 1800 }}S"
+    assert given["max"] < 1800
 
 
 def validator(name: str) -> str:

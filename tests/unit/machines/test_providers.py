@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import asyncssh
 import pytest
 
-from bridge.errors import SettingsError
+from bridge.errors import MachineRejected, SettingsError
 from bridge.machines.identity import SshIdentity
-from bridge.machines.order import Order, Tags, is_spot
+from bridge.machines.order import Order, Tags, is_spot, power_off_at
 from bridge.machines.providers import PROVIDERS, choose
 from bridge.machines.providers.provider import LONGEST_TAG, NETWORK_TIMEOUT
 from tests.unit.machines.support import SECRET, TAGS, settings
@@ -49,7 +52,7 @@ def returned(provider: str) -> Any:
         ),
         "digitalocean": lambda: node(tags=given_options["ex_create_attr"]["tags"]),
         "linode": lambda: node(tags=given_options["ex_tags"]),
-        "vultr": lambda: node(tag=given_options["ex_tag"]),
+        "vultr": lambda: node(tags=given_options["tags"]),
         "qemu": lambda: node(tags=given_options["ex_tags"]),
     }[provider]()
 
@@ -57,6 +60,8 @@ def returned(provider: str) -> Any:
 def user_data(provider: str) -> str:
     given_options = options(provider)
     keys = ("ex_userdata", "ex_user_data")
+    if "user_data" in given_options:
+        return base64.b64decode(given_options["user_data"]).decode()
     return next((given_options[key] for key in keys if key in given_options), None) or str(
         given_options["ex_metadata"]["user-data"]
     )
@@ -111,6 +116,35 @@ def test_cloud_init_makes_one_ordinary_user_and_leaves_no_other_way_in() -> None
     assert config["users"][0]["ssh_authorized_keys"] == [ORDER.identity.client.public]
 
 
+def programs(folder: Path, **scripts: str) -> dict[str, str]:
+    """An environment in which those programs note how they are called, in the file `called`."""
+    for name, script in scripts.items():
+        program = folder / name
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >>{folder}/called\n{script}\n')
+        program.chmod(0o755)
+    return {"PATH": f"{folder}:/usr/bin:/bin"}
+
+
+@pytest.mark.parametrize(("deadline", "left"), [(1_060, 60), (999, 1), (1_000, 1)])
+def test_the_timer_of_a_machine_is_set_to_its_deadline(
+    tmp_path: Path, deadline: float, left: int
+) -> None:
+    environment = programs(tmp_path, date="echo 1000", **{"systemd-run": "true"})
+    subprocess.run(["sh", "-c", power_off_at(deadline)], env=environment, check=True)
+    called = (tmp_path / "called").read_text().splitlines()[-1]
+    assert called.startswith("systemd-run --no-block ")
+    assert called.endswith(f" --on-active={left} systemctl poweroff --force")
+
+
+def test_without_systemd_a_process_waits_for_the_deadline(tmp_path: Path) -> None:
+    environment = programs(
+        tmp_path, date="echo 1000", sleep="true", poweroff="true", **{"systemd-run": "exit 1"}
+    )
+    subprocess.run(["sh", "-c", f"{power_off_at(1_060)}; wait"], env=environment, check=True)
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called[-2:] == ["sleep 60", "poweroff -f"]
+
+
 @pytest.mark.parametrize("endpoint", [None, "http://127.0.0.1:1"])
 @pytest.mark.parametrize("provider", ["digitalocean", "ec2", "linode", "vultr"])
 def test_a_providers_driver_can_be_made_and_has_our_time_out(
@@ -120,6 +154,28 @@ def test_a_providers_driver_can_be_made_and_has_our_time_out(
         settings(machine_provider=provider, machine_endpoint=endpoint)
     )
     assert driver.connection.timeout == NETWORK_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("region", "host"),
+    [
+        ("eu-west-1", "ec2.eu-west-1.amazonaws.com"),
+        ("eu-central-9", "ec2.eu-central-9.amazonaws.com"),
+        ("cn-north-1", "ec2.cn-north-1.amazonaws.com.cn"),
+        ("us-gov-west-1", "ec2.us-gov-west-1.amazonaws.com"),
+    ],
+)
+def test_ec2s_address_follows_from_the_region_also_where_libcloud_does_not_know_it(
+    region: str, host: str
+) -> None:
+    driver: Any = PROVIDERS["ec2"].connect(settings(machine_provider="ec2", machine_region=region))
+    assert (driver.connection.host, driver.region_name) == (host, region)
+
+
+@pytest.mark.parametrize("region", ["mars", "mars-north-1", "EU-west-1", "x/y-z-1"])
+def test_a_text_that_is_no_region_is_rejected(region: str) -> None:
+    with pytest.raises(MachineRejected, match=f"Invalid region: {region}"):
+        PROVIDERS["ec2"].connect(settings(machine_provider="ec2", machine_region=region))
 
 
 def test_the_table_has_the_providers_that_the_help_names() -> None:
@@ -154,7 +210,7 @@ def test_the_table_has_the_providers_that_the_help_names() -> None:
             {"ex_tags": ["ssh"], "ex_network": "n"},
         ),
         ("gce", {"machine_address": "private"}, {"external_ip": None}),
-        ("vultr", {"machine_firewall": "f-1"}, {"ex_firewall_group_id": "f-1"}),
+        ("vultr", {"machine_firewall": "f-1"}, {"firewall_group_id": "f-1"}),
         ("linode", {"machine_address": "private"}, {"ex_private_ip": True}),
     ],
 )
@@ -208,6 +264,11 @@ def test_all_settings_that_a_provider_lacks_are_named_at_once() -> None:
 def test_looking_and_destroying_need_neither_image_nor_size() -> None:
     account = {"machine_access_key": "A", "machine_access_secret": "B"}
     assert choose(settings(machine_provider="ec2", **account)) is PROVIDERS["ec2"]
+
+
+def test_a_provider_that_is_not_set_is_asked_for_by_its_setting() -> None:
+    with pytest.raises(SettingsError, match=r"^BRIDGE_MACHINE_PROVIDER is not set: qemu for"):
+        choose(settings(machine_provider=None))
 
 
 def test_machines_on_this_host_need_no_setting_but_the_secret() -> None:

@@ -12,6 +12,7 @@ from bridge.errors import MachineRejected
 from bridge.machines.qemu import driver as qemu
 from bridge.machines.qemu.accelerator import choose_accelerator, probe_limit
 from bridge.machines.qemu.command import GuestNetwork
+from bridge.machines.qemu.processes import run
 from deploy.local import machine_image
 
 
@@ -95,6 +96,16 @@ def test_a_busy_host_gives_kvm_more_time_to_show_that_it_works(
     assert probe_limit(load, processors) == seconds
 
 
+def test_the_programs_of_qemu_get_nothing_of_our_environment_that_they_need_not_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BRIDGE_MACHINE_SECRET", "hidden")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    run(["sh", "-c", f"env >{tmp_path}/seen"])
+    seen = (tmp_path / "seen").read_text()
+    assert ("PATH=" in seen, "hidden" in seen) == (True, False)
+
+
 @pytest.mark.parametrize("name", ["../x", "A", "a_b", "", "-a", "a-", "a" * 64, "a/b"])
 def test_a_name_that_could_lead_out_of_the_folder_is_rejected(name: str, tmp_path: Path) -> None:
     driver = driver_in(tmp_path)
@@ -108,4 +119,5 @@ def test_a_name_that_could_lead_out_of_the_folder_is_rejected(name: str, tmp_pat
             ex_authorized_key="",
             ex_host_key="",
             ex_tags={},
+            ex_deadline=0.0,
         )

@@ -9,7 +9,7 @@ import pytest
 from bridge.cli.machine.create import create
 from bridge.cli.machine.exit_codes import MEANINGS
 from bridge.machines.providers import PROVIDERS
-from bridge.machines.reaping import UNKNOWN_AFTER
+from bridge.machines.reaping import REAP_POLICY
 from bridge.machines.run.report import EXIT_CODES, ScriptOutcome
 from bridge.machines.settings import MachineSettings
 from bridge.settings import Settings
@@ -41,6 +41,6 @@ def test_it_names_every_provider() -> None:
 
 
 def test_it_and_the_help_say_when_a_machine_of_an_unknown_execution_is_reaped() -> None:
-    assert UNKNOWN_AFTER == 600
+    assert REAP_POLICY.unknown_after == 600
     assert "ten minutes old" in str(create.__doc__)
     assert "ten minutes old" in README

@@ -35,6 +35,15 @@ def test_what_machines_may_reach_must_be_host_and_port(
         load(MachineSettings)
 
 
+def test_a_file_of_metrics_that_nobody_would_read_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BRIDGE_MACHINE_SECRET", SECRET)
+    monkeypatch.setenv("BRIDGE_MACHINE_METRICS_FILE", "/var/lib/node/machines.txt")
+    with pytest.raises(SettingsError, match=r"BRIDGE_MACHINE_METRICS_FILE must end with \.prom"):
+        load(MachineSettings)
+
+
 def test_the_images_are_looked_for_where_they_are_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

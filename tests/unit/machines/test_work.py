@@ -110,6 +110,11 @@ def test_variables_of_a_file_must_be_an_object_of_strings(text: bytes) -> None:
         environment_from(text, option="--env-file")
 
 
+def test_a_variable_that_is_no_string_is_named() -> None:
+    with pytest.raises(SettingsError, match="'B' is no string"):
+        environment_from(b'{"A": "a", "B": 5}', option="--env-file")
+
+
 def test_a_file_keeps_its_name_unless_another_is_given() -> None:
     assert [(f.local, f.remote) for f in map(file_of, ("a/b", "a/b:c/d"))] == [
         (Path("a/b"), "b"),

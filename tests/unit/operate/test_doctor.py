@@ -14,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from bridge.errors import BrokerDenied, KestraUnavailable
+from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.kestra import StoredFlow
 from bridge.operate import flows
@@ -28,7 +29,7 @@ from bridge.operate.doctor.facts import (
     QueueFacts,
 )
 from bridge.operate.doctor.finding import Finding, Level, fault
-from bridge.operate.doctor.kestra_checks import NOTIFIER
+from bridge.operate.doctor.probe import ROUND_TRIP, is_from_notifier
 from bridge.operate.sources import Unavailable
 from bridge.rabbitmq.inspector import DeclareResult, Depth, Refusal
 from bridge.rabbitmq.management import Binding, Consumer, QueueState
@@ -57,7 +58,7 @@ def configured(**changed: Any) -> Settings:
 
 @cache
 def shipped(version: str, *, tls: bool = False) -> StoredFlow:
-    (found,) = [flow for flow in flows.shipped(version, tls=tls) if flow.name == NOTIFIER]
+    (found,) = [flow for flow in flows.shipped(version, tls=tls) if flow.name == flows.NOTIFIER]
     return StoredFlow(source=found.source)
 
 
@@ -89,6 +90,7 @@ def sound() -> Facts:
         jobs=replace(jobs, depth=Depth(0, 1), state=replace(jobs.state, consumers=(ours,))),
         dead=queue(f"{QUEUE}.dead", {}, exchange=f"{QUEUE}.dead"),
         retries=[queue(f"{QUEUE}.retry.30", back)],
+        ledger=THERE,
         exchanges={QUEUE: THERE, f"{QUEUE}.dead": THERE},
     )
     return Facts(
@@ -187,6 +189,10 @@ def on(version: tuple[int, int], kind: str | None, *more: Change) -> Change:
     )
 
 
+def no_round_trip(facts: Facts) -> Facts:
+    return replace(facts, round_trip=None)
+
+
 def troubles(change: Change, **settings: Any) -> list[Finding]:
     found = examine(configured(**settings), change(sound()))
     return [finding for finding in found if finding.level is not Level.OK]
@@ -211,12 +217,17 @@ SOUND: dict[str, tuple[Change, dict[str, Any]]] = {
     "a later release of Kestra 1.3": (kestra(version="1.3.44", notifier=shipped("1.3.44")), {}),
     "a later release of Kestra 2.0": (kestra(version="2.0.8", notifier=shipped("2.0.8")), {}),
     "the notifier for a broker that demands TLS": (kestra(notifier=shipped("2.0.0", tls=True)), {}),
+    "no notifier": (everything(kestra(notifier=None), no_round_trip), {}),
     "encrypted": (
         everything(),
         {"amqp_url": SecretStr("amqps://rabbit"), "kestra_url": "https://kestra"},
     ),
     "a limit that is just met": (kestra(flows={REPORT: StoredFlow(source="", limit=8)}), {}),
     "clocks that differ by less than the grace": (kestra(skew=timedelta(seconds=9)), {}),
+    "no ledger where none is wanted": (
+        lane(ledger=DeclareResult(False)),
+        {"deduplicate": "redelivered"},
+    ),
     "no probe": (lambda facts: replace(facts, round_trip=None, kill=None), {}),
     "a shorter job time-out": (
         everything(consumer(own_timeout=1900)),
@@ -246,6 +257,22 @@ words of it."""
 WRONG: list[Wrong] = [
     ("old broker", on((3, 9), "classic"), {}, FAULT, "rabbitmq", "older than 3.10"),
     ("new broker", on((4, 4), "quorum"), {}, WARNING, "rabbitmq", "newer than 4.3"),
+    (
+        "no ledger",
+        lane(ledger=DeclareResult(False)),
+        {},
+        WARNING,
+        "ledger",
+        "there is no ledger kestra.jobs.ledger",
+    ),
+    (
+        "another ledger",
+        lane(ledger=DeclareResult(exists=True, differs="x-max-age")),
+        {},
+        WARNING,
+        "ledger",
+        "not as the settings ask for: x-max-age",
+    ),
     ("alarm", broker(alarms=["memory on rabbit@a"]), {}, FAULT, "alarms", "memory on rabbit@a"),
     (
         "right",
@@ -254,6 +281,14 @@ WRONG: list[Wrong] = [
         FAULT,
         "rights",
         "no write right on amq.default",
+    ),
+    (
+        "right to report",
+        broker(refused=[Refusal("write", "kestra.replies")]),
+        {},
+        WARNING,
+        "rights",
+        "no write right on kestra.replies",
     ),
     (
         "no queue",
@@ -561,12 +596,12 @@ WRONG: list[Wrong] = [
         "neither 1.3 nor 2.0",
     ),
     (
-        "no notifier",
-        kestra(notifier=None),
-        {},
-        FAULT,
+        "neither a notifier nor a reporter",
+        everything(kestra(notifier=None), no_round_trip),
+        {"report_interval": 0},
+        WARNING,
         "notifier",
-        "bridge.system/notifier is not deployed",
+        "nobody tells of ends",
     ),
     (
         "a notifier for 1.x",
@@ -868,7 +903,10 @@ def test_executions_beyond_a_limit_that_cancels_cost_attempts() -> None:
 
 
 def test_the_consumer_judges_at_its_start_only_what_it_knows_then() -> None:
-    change = everything(broker(alarms=["disk on a"]), kestra(notifier=None, flows={REPORT: None}))
+    disabled = StoredFlow(source="", disabled=True)
+    change = everything(
+        broker(alarms=["disk on a"]), kestra(notifier=disabled, flows={REPORT: None})
+    )
     assert [finding.check for finding in at_start(configured(), change(sound()))] == [
         "notifier",
         "flows",
@@ -881,6 +919,22 @@ def test_a_limit_of_dead_letters_without_a_policy_is_fixed_by_a_policy() -> None
         r"rabbitmqctl set_policy -p VHOST kestra.jobs.dead '^kestra\.jobs\.dead$' "
         """'{"delivery-limit": -1}' --apply-to queues"""
     )
+
+
+@pytest.mark.parametrize(
+    ("reply", "counts"),
+    [
+        ({"executionId": "e1"}, True),
+        ({"executionId": "e1", "by": "notifier"}, True),
+        ({"executionId": "e1", "by": "reporter"}, False),
+        ({"executionId": "e2"}, False),
+        (["e1"], False),
+    ],
+    ids=["an older notifier's", "the notifier's", "the reporter's", "of another", "no object"],
+)
+def test_a_round_trip_ends_with_the_notifiers_own_reply(reply: object, counts: bool) -> None:
+    execution = Execution(id="e1", flow=ROUND_TRIP.flow, state=State.SUCCESS)
+    assert is_from_notifier(reply, execution) is counts
 
 
 def test_no_secret_is_in_a_finding() -> None:

@@ -577,8 +577,38 @@ def test_the_server_s_version_decides_on_the_notifier(
     shell: Shell, version: str, sign: str
 ) -> None:
     shell.server.version = version
-    shell("deploy")
+    shell("deploy", "--notifier")
     assert sign in shell.server.flows["bridge.system/notifier"]
+
+
+NOTIFIER = "bridge.system/notifier"
+FOR_JOBS = {str(found.name) for found in flows.shipped("2.0.0")} - {NOTIFIER}
+
+
+@pytest.mark.parametrize(
+    ("options", "deployed"),
+    [
+        ([], FOR_JOBS),
+        (["--notifier"], {*FOR_JOBS, NOTIFIER}),
+        (["--tls"], {*FOR_JOBS, NOTIFIER}),
+        (["--only", "notifier"], {NOTIFIER}),
+        (["--only", "example"], {"bridge.jobs/example"}),
+        (["--only", "example", "--tls"], {"bridge.jobs/example"}),
+        (["--only", "example", "--notifier"], {"bridge.jobs/example", NOTIFIER}),
+    ],
+    ids=lambda value: " ".join(value) or "no option" if isinstance(value, list) else "",
+)
+def test_the_notifier_is_deployed_only_where_it_is_asked_for(
+    shell: Shell, options: list[str], deployed: set[str]
+) -> None:
+    shell("deploy", *options)
+    assert set(shell.server.flows) == deployed
+
+
+def test_a_notifier_that_is_there_is_left_alone_where_none_is_asked_for(shell: Shell) -> None:
+    shell.server.flows = {NOTIFIER: "theirs"}
+    shell("deploy")
+    assert shell.server.flows[NOTIFIER] == "theirs"
 
 
 def test_tls_takes_the_notifier_for_it(shell: Shell) -> None:
@@ -596,14 +626,14 @@ def test_flows_of_one_s_own_are_deployed_instead_of_those_that_ship(
 
 @pytest.mark.parametrize("command", ["deploy", "validate"])
 def test_a_refused_flow_ends_with_exit_code_1(shell: Shell, command: str) -> None:
-    shell.server.refuse = {"bridge.system/notifier": "Invalid type: io.kestra.plugin.amqp.Publish"}
-    assert shell(command) == 1
+    shell.server.refuse = {NOTIFIER: "Invalid type: io.kestra.plugin.amqp.Publish"}
+    assert shell(command, "--notifier") == 1
 
 
 @pytest.mark.parametrize("command", ["deploy", "validate"])
 def test_a_refused_flow_is_named_with_the_reason_on_one_line(shell: Shell, command: str) -> None:
-    shell.server.refuse = {"bridge.system/notifier": "Invalid type: io.kestra.plugin.amqp.Publish"}
-    shell(command)
+    shell.server.refuse = {NOTIFIER: "Invalid type: io.kestra.plugin.amqp.Publish"}
+    shell(command, "--notifier")
     reason = "bridge.system/notifier is refused: Invalid type: io.kestra.plugin.amqp.Publish"
     assert shell.err == f"kestra-bridge: {reason}\n"
 
@@ -640,6 +670,7 @@ def test_a_missing_setting_ends_with_exit_code_2(
     [
         ["deploy", "--only", "nothing"],
         ["deploy", "--tls", "."],
+        ["deploy", "--notifier", "."],
         ["deploy", "nowhere"],
         ["deploy", "--wrong"],
         ["upload"],

@@ -230,6 +230,12 @@ class TestReplicas:
             ("10.0.0.7", None, {QUEUE: 8}),
         ]
 
+    def test_are_shown_with_the_one_that_reports(self) -> None:
+        queues = {QUEUE: replace(STATE, consumers=(consumer("a -> b"), consumer("c -> b")))}
+        management = replace(MANAGEMENT, queues=queues, reporter="c -> b")
+        found = seen(management=management).replicas or ()
+        assert [replica.reporter for replica in found] == [False, True]
+
     def test_are_unknown_if_the_management_api_is_away(self) -> None:
         assert seen(management=AWAY).replicas is None
 

@@ -24,6 +24,7 @@ from bridge.errors import BridgeError, BrokerDenied, BrokerUnavailable
 from bridge.rabbitmq.management import (
     Binding,
     Consumer,
+    LedgerMetrics,
     Management,
     QueueState,
     ReplicaMetrics,
@@ -165,11 +166,16 @@ class TestAQueue:
             "messages_by_priority",
             "consumer_details",
             "delivery_limit",
+            "owner_pid_details",
         ],
     )
     @given(data=JSON)
     def test_is_read_whatever_json_a_part_of_it_is(self, field: str, data: Any) -> None:
         assert parse_queue({"name": "q", field: data}).name == "q"
+
+    async def test_tells_whose_an_exclusive_one_is(self) -> None:
+        data = {"name": "q", "owner_pid_details": {"name": "a -> b", "peer_host": "a"}}
+        assert (await queue(data)).owner == "a -> b"
 
     async def test_tells_what_is_on_its_way_to_the_dead_letter_exchange(self) -> None:
         assert (await queue({"name": "q", "messages_dlx": 2})).handing_on == 2
@@ -427,6 +433,25 @@ class TestScraping:
         assert await scrape("http://a/metrics", transport=self.serving(text)) == ReplicaMetrics(
             in_flight={"q": 3}, oldest=12.5, restarts={"channel_closed": 1}
         )
+
+    async def test_reads_how_far_back_ledgers_reach_and_how_long_claims_take(self) -> None:
+        metrics = Metrics({"q": 8, "unread": 8})
+        metrics.ledger_ready.labels("q").set(1)
+        metrics.ledger_reach.labels("q").set(3600)
+        for _ in range(98):
+            metrics.claim_seconds.labels("q").observe(0.002)
+        for _ in range(2):
+            metrics.claim_seconds.labels("q").observe(0.3)
+        text = generate_latest(metrics.registry).decode()
+        found = await scrape("http://a/metrics", transport=self.serving(text))
+        assert found.ledgers == {"q": LedgerMetrics(reach=3600, p50=0.0025, p99=0.5)}
+
+    async def test_reads_of_a_ledger_without_claims_only_how_far_back_it_reaches(self) -> None:
+        metrics = Metrics({"q": 8})
+        metrics.ledger_ready.labels("q").set(1)
+        text = generate_latest(metrics.registry).decode()
+        found = await scrape("http://a/metrics", transport=self.serving(text))
+        assert found.ledgers == {"q": LedgerMetrics(reach=0, p50=None, p99=None)}
 
     @pytest.mark.parametrize(
         ("status", "text"),

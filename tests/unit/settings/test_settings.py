@@ -48,7 +48,7 @@ class TestDefaults:
             ("job_timeout", 21_600),
             ("reconcile_interval", 30),
             ("drain_timeout", 30),
-            ("deduplicate", "always"),
+            ("deduplicate", "ledger"),
             ("adopt_grace", 10),
             ("http_port", 9464),
             ("log_format", "auto"),
@@ -274,7 +274,7 @@ class TestFaults:
             ("MAX_PRIORITY", "256", "less than or equal to 255"),
             ("JOB_TIMEOUT", "nan", "input should be"),
             ("JOB_TIMEOUT", "0", "greater than 0"),
-            ("DEDUPLICATE", "never", "input should be 'always' or 'redelivered'"),
+            ("DEDUPLICATE", "never", "input should be 'ledger', 'always' or 'redelivered'"),
             ("ACK_WARNING", "perhaps", "valid boolean"),
         ],
     )

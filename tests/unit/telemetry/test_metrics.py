@@ -3,6 +3,7 @@ uses."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import get_args
 
@@ -18,6 +19,7 @@ from bridge.job.message import Delivery, Message
 from bridge.job.settlement import Policy, Reason, Retry, Settlement, decide
 from bridge.rabbitmq.broker import Cause
 from bridge.telemetry.metrics import PRIORITIES_FROM_THE_START, Metrics
+from deploy.local.paths import REPOSITORY
 
 EXECUTION = Execution(id="e1", flow=FlowName("a", "b"), state=State.SUCCESS)
 
@@ -67,6 +69,21 @@ def reasons(settlement: str) -> set[str]:
 
 def test_every_reason_of_a_dead_letter_is_there_from_the_start() -> None:
     assert reasons("dead_letter") == set(Reason)
+
+
+def operations() -> set[str]:
+    """All that is asked of Kestra, by the name in the metrics."""
+    asks = re.compile(r"""(?:read|send|_send_yaml|all|page)\(\s*"([a-z]+)\"""")
+    sources = (REPOSITORY / "bridge" / "kestra").glob("*.py")
+    return {name for path in sources for name in asks.findall(path.read_text())}
+
+
+OF_COMMANDS = {"correlated", "delete", "deploy", "reworked", "story", "validate"}
+
+
+@pytest.mark.parametrize("name", ["kestra_refused", "kestra_request_seconds"])
+def test_every_operation_of_the_consumer_is_there_from_the_start(name: str) -> None:
+    assert values(name, "operation") == operations() - OF_COMMANDS
 
 
 def test_every_outcome_that_is_tried_again_is_there_from_the_start() -> None:

@@ -1,0 +1,286 @@
+"""Claims in the ledger of a lane: written, read back, and what follows from them.
+
+The ledger is read over a connection of its own, from the beginning whenever that is new. While it
+is away, or not read to its end yet, there are no claims. Starts wait for it a little, and then look
+up in Kestra instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import structlog
+from tenacity import RetryCallState
+
+from bridge.aio import first_of
+from bridge.consume.ledger import (
+    NOBODY,
+    Claim,
+    LedgerPolicy,
+    Mark,
+    Standing,
+    Step,
+    key_of,
+    round_for,
+    step,
+    to_entry,
+)
+from bridge.consume.ledger_view import LedgerView
+from bridge.consume.ports import BrokerPort, LedgerPort
+from bridge.errors import BrokerError, BrokerUnavailable
+from bridge.job.attempt import AttemptKey
+from bridge.retrying import BackOff, error_of, retry
+from bridge.telemetry.metrics import Metrics
+
+MOST_UNWRITTEN = 10_000
+"""How many claims are kept that are to be written (again) once the ledger is back."""
+
+log = structlog.get_logger(__name__)
+
+
+class TurnOver(Exception):
+    """A claim does not allow a create any more, or its ledger is away."""
+
+
+class Ledger:
+    """The ledger of one lane.
+
+    `nothing_before` tells whether no attempt of the lane has an execution yet, which a replica that
+    begins a ledger asks.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        *,
+        broker: BrokerPort,
+        nothing_before: Callable[[], Awaitable[bool]],
+        metrics: Metrics,
+        policy: LedgerPolicy,
+        back_off: BackOff,
+    ) -> None:
+        self.policy = policy
+        self._queue = queue
+        self._broker = broker
+        self._nothing_before = nothing_before
+        self._back_off = back_off
+        self.view = LedgerView(policy)
+        self._stream: LedgerPort | None = None
+        self._ready = asyncio.Event()
+        self._lost_at = time.monotonic()
+        self._mark = NOBODY
+        self._awaited: dict[int, asyncio.Future[None]] = {}
+        self._recent: deque[Claim] = deque(maxlen=MOST_UNWRITTEN)
+        self._unwritten: deque[Claim] = deque(maxlen=MOST_UNWRITTEN)
+        self._catching_up: asyncio.Task[None] | None = None
+        self._seconds = metrics.claim_seconds.labels(queue)
+        self._unanswered = metrics.ledger_unanswered.labels(queue)
+        metrics.ledger_ready.labels(queue).set_function(self._ready.is_set)
+        metrics.ledger_reach.labels(queue).set_function(lambda: self.view.reach)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is read to its end."""
+        return self._ready.is_set()
+
+    async def available(self) -> bool:
+        """Whether claims can be made, for which a ledger that went lately is waited for."""
+        if not self.ready:
+            left = self._lost_at + self.policy.patience - time.monotonic()
+            await first_of(self._ready.wait(), timeout=max(0.0, left))
+        return self.ready
+
+    async def claim(self, key: int, number: int, *, token: int) -> bool:
+        """Claim a round of an attempt; returns whether the claim was read back.
+
+        It may have been written all the same. What it is worth says `standing` then.
+        """
+        claim = Claim(key, number, token, time.time())
+        began = time.monotonic()
+        while await self.available():
+            try:
+                async with asyncio.timeout(self.policy.answer):
+                    await self._write(claim)
+            except TimeoutError:
+                if self._stream is not None:
+                    self._stream.end("it did not answer a claim")
+                self._note_loss()
+            except BrokerError:
+                continue
+            else:
+                self._seconds.observe(time.monotonic() - began)
+                self._recent.append(claim)
+                return True
+        self._unanswered.inc()
+        return False
+
+    def claim_later(self, key: int, number: int, *, token: int) -> None:
+        """Have a claim written, now or once the ledger is back; nobody waits for it."""
+        self._unwritten.append(Claim(key, number, token, time.time()))
+        if self.ready:
+            self._catch_up()
+
+    async def run(self) -> None:
+        """Read the ledger for ever."""
+        while True:
+            await retry(
+                self._read_once, on=(BrokerError,), wait=self._back_off, before_sleep=self._log_away
+            )
+
+    async def _read_once(self) -> None:
+        """Read until the ledger is lost.
+
+        Raises:
+            BrokerError: there is none, or it was lost before it was read to its end.
+        """
+        self._mark = _new_token()
+        self.view.begin()
+        opening = self._broker.ledger(self._queue, self._take, window=self.policy.window)
+        async with opening as self._stream:
+            try:
+                complete = self._stream.empty and not self.view and await self._nothing_before()
+                await self._stream.append(to_entry(Mark(self._mark, time.time(), complete)))
+                why = await self._stream.ended()
+                was_read = self.ready
+            finally:
+                self._note_loss()
+        if not was_read:
+            raise BrokerUnavailable(why)
+        log.warning("the ledger was lost, reading it again", queue=self._queue, why=why)
+
+    async def _write(self, claim: Claim) -> None:
+        """Write a claim and wait until it is read back.
+
+        Raises:
+            BrokerUnavailable: the ledger was lost before that.
+        """
+        if self._stream is None:
+            raise BrokerUnavailable("the ledger is away")
+        read_back = self._awaited[claim.token] = asyncio.get_running_loop().create_future()
+        try:
+            await self._stream.append(to_entry(claim))
+            await read_back
+        finally:
+            self._awaited.pop(claim.token, None)
+
+    def _take(self, offset: int, body: bytes) -> None:
+        """Take note of the next entry, and tell who waits for it."""
+        before = self.view.incarnation
+        token = self.view.take(offset, body)
+        if before not in (NOBODY, self.view.incarnation):
+            since = time.time() - self.policy.settling
+            self._unwritten.extend(claim for claim in self._recent if claim.at >= since)
+        read_back = self._awaited.get(token)
+        if read_back is not None and not read_back.done():
+            read_back.set_result(None)
+        if token == self._mark:
+            log.info(
+                "the ledger is read",
+                queue=self._queue,
+                claims=len(self.view),
+                reach=round(self.view.reach),
+                blind=self.view.blind,
+            )
+            self._ready.set()
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Have all claims written that nobody waits for."""
+        if self._catching_up is None or self._catching_up.done():
+            self._catching_up = asyncio.create_task(self._write_all(), name="claims made late")
+
+    async def _write_all(self) -> None:
+        while self._unwritten and self._stream is not None and self.ready:
+            try:
+                await self._stream.append(to_entry(self._unwritten[0]))
+            except BrokerError:
+                return
+            self._unwritten.popleft()
+
+    def _note_loss(self) -> None:
+        """Have all claims fail that are under way."""
+        if self._stream is None:
+            return
+        self._stream = None
+        if self.ready:
+            self._lost_at = time.monotonic()
+        self._ready.clear()
+        for read_back in self._awaited.values():
+            if not read_back.done():
+                read_back.set_exception(BrokerUnavailable("the ledger was lost"))
+
+    def _log_away(self, state: RetryCallState) -> None:
+        if state.attempt_number > 1:
+            return
+        log.warning(
+            "no ledger, looking up in kestra what may have been started",
+            queue=self._queue,
+            error=str(error_of(state)),
+        )
+
+
+class Turn:
+    """A start's claims on one attempt, of which the latest has the token `token`."""
+
+    def __init__(self, ledger: Ledger, attempt: AttemptKey) -> None:
+        self._key = key_of(attempt)
+        self._token: int | None = None
+        self.ledger = ledger
+
+    @property
+    def standing(self) -> Standing | None:
+        """The claim that counts."""
+        return self.ledger.view.standing(self._key)
+
+    @property
+    def step(self) -> Step:
+        """What is to be done."""
+        return step(self.standing, self._token)
+
+    @property
+    def first(self) -> bool:
+        """Whether the claim that counts is the attempt's first."""
+        return self.standing is not None and self.standing.claim.round == 1
+
+    @property
+    def over_from(self) -> float:
+        """From when on another's claim that counts may be superseded, by the monotonic clock."""
+        standing = self.standing
+        assert standing is not None, "somebody's claim counts"
+        return standing.superseded_from(self.ledger.policy.grace)
+
+    async def claim(self, wanted: Step) -> bool:
+        """Make the claim that a step asks for; False where the ledger does not answer."""
+        token = _new_token()
+        number = round_for(wanted, self.standing)
+        if not await self.ledger.claim(self._key, number, token=token):
+            return False
+        self._token = token
+        return True
+
+    def check(self) -> None:
+        """Return where a create may be sent now.
+
+        Raises:
+            TurnOver: it may not.
+        """
+        if not self.ledger.ready or self.step is not Step.CREATE:
+            raise TurnOver
+
+    def give_back(self) -> None:
+        """Let whoever comes next create without waiting, since no create is on its way."""
+        number = round_for(Step.SUPERSEDE, self.standing)
+        self.ledger.claim_later(self._key, number, token=NOBODY)
+
+    def claim_late(self) -> None:
+        """Have the attempt claimed once the ledger is back, since it is created without a claim."""
+        number = round_for(Step.CONTEND, self.standing)
+        self.ledger.claim_later(self._key, number, token=_new_token())
+
+
+def _new_token() -> int:
+    return random.getrandbits(64) or 1
