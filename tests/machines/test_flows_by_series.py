@@ -123,6 +123,33 @@ async def test_a_batch_with_a_job_that_no_machine_could_run_is_refused_before_an
     assert await jobs_of(stage) == before
 
 
+@on_2
+async def test_a_batch_in_which_only_a_lost_machine_failed_runs_again_at_no_cost(
+    stage: MachineStage,
+) -> None:
+    known = await jobs_of(stage)
+
+    async def speaking() -> list[str]:
+        new = [one for one in await jobs_of(stage) if one not in known]
+        return [one for one in new if "started" in await stage.said(one)]
+
+    script = "echo started; until [ -e ~/go ]; do sleep 0.1; done"
+    async with stage.bridge(flow=BATCH, max_attempts=1) as bridge:
+        await stage.submit("one", jobs=[{"script": script}])
+        (first,) = await eventually(speaking, "the job of the first attempt", timeout=PATIENCE)
+        (machine,) = stage.world.host.processes
+        machine.kill()
+        await bridge.settled(job="one", settlement="retry", timeout=PATIENCE)
+        known.append(first)
+        (second,) = await eventually(speaking, "the job of the second", timeout=PATIENCE)
+        await stage.let_go(second)
+        await bridge.settled(job="one", settlement="ack", timeout=PATIENCE)
+    of_jobs = await stage.search(**{"filters[flowId][EQUALS]": "vm-job"})
+    attempts = {one.id: one.labels.get("bridgeAttempt") for one in of_jobs}
+    assert (attempts[first], attempts[second]) == ("1", "2")
+    assert await stage.nothing_is_left()
+
+
 @on_both
 async def test_a_message_can_name_no_file_but_a_task_s(stage: MachineStage) -> None:
     files = (

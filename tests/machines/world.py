@@ -43,7 +43,7 @@ pytestmark = [
 
 KEY = "a-key-that-nobody-guesses"
 PASSWORD = "Aa0secret"
-GIT_SECRET, GIT_LOGIN = "TESTS", "https://user:{{ 1 + 1 }}@git.example.org"
+GIT_SECRET, GIT_LOGIN = "TESTS", "https://user:{{1+1}}@git.example.org"
 NAMESPACE = "bridge.jobs"
 PATIENCE = TIMEOUT
 """How long a job may take, or a step of one."""

@@ -21,6 +21,9 @@ from bridge.machines.settings import MachineSettings
 def _billed(settings: MachineSettings, size: str | None, machine: Machine) -> dict[str, Any]:
     """What tells later how long which machine was there. `created` is in seconds since 1970."""
     chosen = size or settings.machine_size or choose(settings).default_size
+    if "," in chosen:
+        # Which of several sizes it became isn't known here, and a wrong price is worse than none.
+        chosen = ""
     return {"size": chosen, "created": int(machine.tags.created)}
 
 

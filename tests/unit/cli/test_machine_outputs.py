@@ -36,6 +36,12 @@ def test_create_tells_the_size_and_when_the_machine_was_created() -> None:
 
 
 @pytest.mark.usefixtures("memory")
+def test_create_tells_no_size_where_several_are_possible() -> None:
+    told = outputs("create", "--execution", "e", "--deadline", "60", "--size", "small,large")
+    assert told["size"] == ""
+
+
+@pytest.mark.usefixtures("memory")
 def test_destroy_tells_for_how_long_a_machine_was_there_that_is_gone_already() -> None:
     told = outputs("destroy", "--execution", "e", "--created", str(time.time() - 100))
     assert 100 <= told["seconds"] < 1000

@@ -19,6 +19,7 @@ OWN_END = "kestra-bridge: kestra-a: the script exited with 74 after 3.0 s"
         f"task run ended FAILED: Command failed with exit code 74; {LOST}",
         f"task run ended FAILED: {NEVER_IN}; Command failed with exit code 69",
         f"task run ended FAILED: {OWN_END}; {LOST}; Command failed with exit code 74",
+        "task judge ended FAILED: kestra-bridge: exit code 74, as only jobs failed whose machine",
     ],
 )
 def test_the_code_and_the_last_word_of_machine_run_say_that_the_machine_was_lost(
