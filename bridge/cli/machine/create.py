@@ -20,8 +20,9 @@ from bridge.machines.settings import MachineSettings
 
 def _billed(settings: MachineSettings, size: str | None, machine: Machine) -> dict[str, Any]:
     """What tells later how long which machine was there. `created` is in seconds since 1970."""
-    chosen = size or settings.machine_size or choose(settings).default_size
-    return {"size": chosen, "created": int(machine.tags.created)}
+    # The settings may name several sizes, of which the machine has one.
+    wanted = size or settings.machine_size or choose(settings).default_size
+    return {"size": machine.tags.size or wanted, "created": int(machine.tags.created)}
 
 
 def create(
