@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle
 
 import structlog
@@ -90,8 +91,10 @@ class Creation:
         return None
 
     async def _create(self, settings: MachineSettings) -> None:
+        tags = replace(self._order.tags, size=settings.machine_size or "")
+        order = replace(self._order, tags=tags)
         try:
-            await self._inventory.client.create(self._order, settings, self._made.append)
+            await self._inventory.client.create(order, settings, self._made.append)
         except MachineAnswerLost:
             self._answer_lost = True
             raise

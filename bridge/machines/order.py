@@ -13,6 +13,7 @@ from bridge.machines.identity import SshIdentity
 PREFIX = "kestra-"
 UNKNOWN_TAG = f"{PREFIX}unknown"
 _TEXTS = ("owner", "execution", "job", "call")
+_OPTIONAL = ("size", "server")
 _TIMES = ("created", "deadline", "unknown")
 
 
@@ -22,7 +23,8 @@ class Tags:
 
     `owner` separates bridges that share an account: it is derived from the secret, and only
     machines that carry our owner are ours. `call` identifies the call that made the machine, in
-    case two tasks make one for the same execution at once. `server` is the id of the Kestra that
+    case two tasks make one for the same execution at once. `size` is the one that the settings
+    chose, or empty if it is the provider's default. `server` is the id of the Kestra that
     runs the execution, or empty if it wasn't known. `unknown` is the time at which a reap first
     found that Kestra doesn't know the execution, or 0.
     """
@@ -33,6 +35,7 @@ class Tags:
     call: str
     created: float
     deadline: float
+    size: str = ""
     server: str = ""
     unknown: float = 0.0
 
@@ -42,11 +45,13 @@ class Tags:
         values = asdict(self)
         for name in _TIMES:
             values[name] = str(int(values[name]))
-        if not self.server:
-            del values["server"]
         if not self.unknown:
             del values["unknown"]
-        return {f"{PREFIX}{name}": value for name, value in values.items()}
+        return {
+            f"{PREFIX}{name}": value
+            for name, value in values.items()
+            if value or name not in _OPTIONAL
+        }
 
     @classmethod
     def parse(cls, texts: Mapping[str, str] | None) -> Tags | None:
@@ -61,8 +66,8 @@ class Tags:
             unknown = float(texts.get(f"{PREFIX}unknown", 0))
         except (KeyError, ValueError):
             return None
-        server = texts.get(f"{PREFIX}server", "")
-        return cls(created=created, deadline=deadline, server=server, unknown=unknown, **values)
+        values |= {name: texts.get(f"{PREFIX}{name}", "") for name in _OPTIONAL}
+        return cls(created=created, deadline=deadline, unknown=unknown, **values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

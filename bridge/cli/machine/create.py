@@ -14,17 +14,15 @@ from bridge.cli.machine.table import print_table
 from bridge.cli.signals import carry_out
 from bridge.machines.lifecycle import Machines
 from bridge.machines.machine import Machine
-from bridge.machines.providers import choose
 from bridge.machines.settings import MachineSettings
 
 
-def _billed(settings: MachineSettings, size: str | None, machine: Machine) -> dict[str, Any]:
-    """What tells later how long which machine was there. `created` is in seconds since 1970."""
-    chosen = size or settings.machine_size or choose(settings).default_size
-    if "," in chosen:
-        # Which of several sizes it became isn't known here, and a wrong price is worse than none.
-        chosen = ""
-    return {"size": chosen, "created": int(machine.tags.created)}
+def _billed(machine: Machine) -> dict[str, Any]:
+    """What tells later how long which machine was there. `created` is in seconds since 1970.
+
+    `size` is empty for a machine of a version that did not note it.
+    """
+    return {"size": machine.tags.size, "created": int(machine.tags.created)}
 
 
 def create(
@@ -90,7 +88,7 @@ def create(
     if as_json:
         print(json.dumps(machine.data))
     elif outputs:
-        told = {**machine.data, **_billed(settings, size, machine)}
+        told = {**machine.data, **_billed(machine)}
         print("::" + json.dumps({"outputs": told}) + "::")
     else:
         print_table([machine])

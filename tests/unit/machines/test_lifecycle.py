@@ -287,7 +287,8 @@ async def test_the_next_size_is_tried_at_once_where_one_is_not_to_be_had(
     machines = Machines(
         settings(machine_provider="memory", machine_size="a, b", machine_network="n,m"), QUICK
     )
-    await machines.create("3xAbC", "job", 600)
+    machine = await machines.create("3xAbC", "job", 600)
+    assert machine.tags.size == "b"
     assert memory.asked == [("a", "n"), ("a", "m"), ("b", "n"), ("b", "m")]
 
 
