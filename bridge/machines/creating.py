@@ -23,6 +23,7 @@ from bridge.machines.machine import Machine
 from bridge.machines.order import Order
 from bridge.machines.policy import LifecyclePolicy
 from bridge.machines.polling import until
+from bridge.machines.providers import choose
 from bridge.machines.settings import MachineSettings
 from bridge.retrying import retry
 
@@ -91,7 +92,8 @@ class Creation:
         return None
 
     async def _create(self, settings: MachineSettings) -> None:
-        tags = replace(self._order.tags, size=settings.machine_size or "")
+        size = settings.machine_size or choose(settings).default_size
+        tags = replace(self._order.tags, size=size)
         order = replace(self._order, tags=tags)
         try:
             await self._inventory.client.create(order, settings, self._made.append)
