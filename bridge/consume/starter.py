@@ -184,15 +184,16 @@ class Starter:
         """Until when to look for an execution before the first create (monotonic); None: not at
         all.
 
-        A redelivered message that nobody has claimed was with a replica that had no ledger, or that
-        is of an earlier release. Its create may still be on its way.
+        A redelivered message that nobody has claimed was with nobody, or with a replica that had no
+        ledger or is of an earlier release. RabbitMQ calls a whole backlog redelivered after a
+        restart of classic queues. So one look has to do, and the grace, for a create that is still
+        on its way, is left to ledgers that don't tell what ran before them.
         """
-        now, ledger = time.monotonic(), turn.ledger
-        if redelivered and turn.first:
-            return now + self._policy.adopt_grace
-        if ledger.view.blind:
-            return max(now, ledger.view.settled_at)
-        return now if self._policy.always_look else None
+        now, view = time.monotonic(), turn.ledger.view
+        suspect = redelivered and turn.first
+        if view.blind:
+            return max(now + self._policy.adopt_grace if suspect else now, view.settled_at)
+        return now if suspect or self._policy.always_look else None
 
     async def _start_without_ledger(self, job: Job, *, suspect: bool) -> Started:
         """Adopt the attempt's execution, or create it.

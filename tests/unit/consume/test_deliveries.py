@@ -150,17 +150,27 @@ class TestLookingUp:
                 (line,) = await world.settled(job="one", settlement="ack")
         assert (line["how"], len(world.kestra.created)) == ("created", 1)
 
-    async def test_a_redelivered_message_waits_for_a_create_on_its_way(self) -> None:
+    async def test_a_redelivered_message_that_nobody_claimed_is_looked_for_once(self) -> None:
+        async with World() as world:
+            await self.deliver_again(world)
+            async with world.replica():
+                await world.settled(job="one", settlement="ack")
+        assert world.kestra.requests["find"] == 1
+
+    async def test_beside_replicas_that_claim_nothing_a_create_on_its_way_is_waited_for(
+        self,
+    ) -> None:
         def patient(policies: Policies) -> Policies:
             return replace(policies, start=replace(policies.start, adopt_grace=20.0))
 
         async with World() as world:
+            await self.execution_of(world, "earlier")
             await self.deliver_again(world)
             async with world.replica(patient):
                 await world.until(lambda: world.kestra.requests["find"] >= 3, "looks")
                 existing = await self.execution_of(world)
                 (line,) = await world.settled(job="one", settlement="ack")
-        assert (line["execution"], len(world.kestra.created)) == (existing, 1)
+        assert (line["execution"], len(world.kestra.created)) == (existing, 2)
 
     async def test_a_duplicate_message_adopts_the_execution_of_the_first(self) -> None:
         async with World() as world, world.replica():
