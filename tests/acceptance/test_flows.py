@@ -6,10 +6,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -36,15 +33,16 @@ from bridge.kestra import Kestra
 from bridge.operate.flows import home
 from bridge.settings import KestraSettings
 from deploy.local.kestra_engine import AmqpAddress, Engine
-from deploy.local.paths import REPOSITORY, free_port
+from deploy.local.paths import free_port
 from deploy.local.rabbitmq import RabbitMQ
 from tests.support.given import given
+from tests.support.harness import Ended
+from tests.support.in_process import command_and_wait
 
 # The engine and the broker are built on first use.
 pytestmark = pytest.mark.timeout(600)
 
 REPLY_SECONDS = 60.0
-COMMAND_SECONDS = 60.0
 VHOST = "a b/c"
 """A virtual host whose name is not fit for a URL as it is."""
 
@@ -202,7 +200,7 @@ class Rig:
     """An engine, and the notifier's way to the broker."""
 
     engine: Engine
-    deployed: subprocess.CompletedProcess[str]
+    deployed: Ended
     """The first deployment on this engine, which was empty before."""
 
     def settings(self) -> KestraSettings:
@@ -215,30 +213,19 @@ class Rig:
         )
 
 
-def run_flows(engine: Engine, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_flows(engine: Engine, *arguments: str | Path) -> Ended:
     """Run `kestra-bridge flows …` as a user would."""
     own = {
         "BRIDGE_KESTRA_URL": engine.url,
         "BRIDGE_KESTRA_USERNAME": engine.username,
         "BRIDGE_KESTRA_PASSWORD": engine.password,
     }
-    return subprocess.run(
-        [sys.executable, "-m", "bridge", "flows", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")},
-            **own,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=COMMAND_SECONDS,
-    )
+    return command_and_wait("flows", *map(str, arguments), **own)
 
 
-def results(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+def results(done: Ended) -> dict[str, str]:
     """The result of each flow, from what `--json` prints."""
-    return {row["flow"]: row["result"] for row in json.loads(done.stdout)["flows"]}
+    return {row["flow"]: row["result"] for row in json.loads(done.out)["flows"]}
 
 
 @pytest.fixture(scope="module", params=["2.0", "1.3"])
@@ -408,7 +395,7 @@ def test_on_an_empty_server_every_flow_is_created(rig: Rig) -> None:
 
 
 def test_the_first_deployment_ends_with_exit_code_0(rig: Rig) -> None:
-    assert (rig.deployed.returncode, rig.deployed.stderr) == (0, "")
+    assert (rig.deployed.code, rig.deployed.err) == (0, "")
 
 
 def test_deploying_again_changes_nothing(rig: Rig) -> None:
@@ -452,12 +439,12 @@ async def test_a_dry_run_deploys_nothing(rig: Rig, kestra: Kestra, tmp_path: Pat
 @ON_2
 def test_a_broken_flow_is_refused_with_exit_code_1(rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text(BROKEN)
-    assert run_flows(rig.engine, "deploy", tmp_path).returncode == 1
+    assert run_flows(rig.engine, "deploy", tmp_path).code == 1
 
 
 def test_a_broken_flow_is_named_with_the_reason_on_one_line(rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text(BROKEN)
-    (line,) = run_flows(rig.engine, "deploy", tmp_path).stderr.splitlines()
+    (line,) = run_flows(rig.engine, "deploy", tmp_path).err.splitlines()
     assert re.fullmatch(
         rf"kestra-bridge: {NAMESPACE}/broken is refused: .*io\.kestra\.plugin\.nowhere.*", line
     )
@@ -491,7 +478,7 @@ def test_every_flow_that_ships_for_tls_is_valid(rig: Rig) -> None:
 @ON_2
 def test_wrong_credentials_are_wrong_settings(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rig.engine, "password", "Wrong0password")
-    assert run_flows(rig.engine, "deploy").returncode == 2
+    assert run_flows(rig.engine, "deploy").code == 2
 
 
 # The example

@@ -228,11 +228,11 @@ async def test_on_1_3_a_batch_tells_of_each_job_and_fails_with_the_one_that_fail
 
 
 @on_2
-async def test_of_a_batch_of_twenty_four_at_a_time_have_machines_and_the_one_that_fails_is_named(
+async def test_of_a_batch_of_six_four_at_a_time_have_machines_and_the_one_that_fails_is_named(
     stage: MachineStage,
 ) -> None:
-    jobs: list[dict[str, Any]] = [{"script": "true", "time_limit": 900} for _ in range(20)]
-    jobs[7]["script"], jobs[11] = "exit 5", await copying(stage)
+    jobs: list[dict[str, Any]] = [{"script": "true", "time_limit": 900} for _ in range(6)]
+    jobs[2]["script"], jobs[5] = "exit 5", await copying(stage)
     reply_queue, results = await stage.client.reply_queue()
     async with stage.bridge(flow=BATCH, max_attempts=1) as bridge:
         await stage.client.submit(
@@ -244,12 +244,12 @@ async def test_of_a_batch_of_twenty_four_at_a_time_have_machines_and_the_one_tha
     told = (await stage.outputs(batch.id))["jobs"]
     states = [(job["number"], job["state"]) for job in told]
     error = str(letter.headers["x-bridge-error"])
-    assert states == [(number, "FAILED" if number == 7 else "SUCCESS") for number in range(20)]
+    assert states == [(number, "FAILED" if number == 2 else "SUCCESS") for number in range(6)]
     assert error.endswith(
-        f"not all jobs went well: job 7 ended in FAILED (execution {told[7]['execution']})"
+        f"not all jobs went well: job 2 ended in FAILED (execution {told[2]['execution']})"
     )
     assert most == (4, 4)
     assert most_at_once([await stage.lifetime(job["execution"]) for job in told]) == 4
-    assert [await stage.stored(address) for address in told[11]["results"].values()] == [COPIED]
+    assert [await stage.stored(address) for address in told[5]["results"].values()] == [COPIED]
     assert (await asyncio.wait_for(results.get(), PATIENCE))["outputs"]["jobs"] == told
     assert await stage.nothing_is_left()
