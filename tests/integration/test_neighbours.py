@@ -257,7 +257,10 @@ class TestAForgedReplyTo:
             reply_queue, results = await stage.client.reply_queue()
             for job in jobs:
                 await stage.submit(job, reply_to=FORGED if job == jobs[4] else reply_queue)
-            told = {(await asyncio.wait_for(results.get(), 30))["job"] for _ in jobs[1:]}
+            told: set[str] = set()
+            while len(told) < len(jobs) - 1:
+                # A result can come twice: the forged address ends the connection under way.
+                told.add((await asyncio.wait_for(results.get(), 30))["job"])
             await bridge.settled(len(jobs), settlement="ack")
             counted = [
                 await bridge.metric("bridge_results_total", result=each)
