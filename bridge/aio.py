@@ -11,6 +11,9 @@ from typing import Any, Generic, TypeVar
 
 Answer = TypeVar("Answer")
 
+CANCEL_AGAIN = 2.0
+"""Seconds after which a task that goes on is cancelled again; what it tidies up takes less."""
+
 
 class KeyedLock:
     """Serialises work on the same key; work on different keys runs concurrently."""
@@ -77,15 +80,27 @@ async def first_of(*waits: Awaitable[object], timeout: float | None = None) -> N
                 task.cancel()
 
 
+async def cancelled(*tasks: asyncio.Task[Any], again: float = CANCEL_AGAIN) -> None:
+    """Cancel tasks and return when all are done.
+
+    A cancellation can be lost: before Python 3.12, `asyncio.wait_for` returns the result of a call
+    that is done in the same moment (python/cpython#86296), and aiormq waits for each answer with
+    it. So what goes on is cancelled again, after `again` seconds.
+    """
+    going_on = set(tasks)
+    while going_on:
+        for task in going_on:
+            task.cancel()
+        _, going_on = await asyncio.wait(going_on, timeout=again)
+
+
 async def together(*works: Coroutine[Any, Any, None]) -> None:
     """Do all of it at once. The first failure ends it all, and is raised."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        await cancelled(*tasks)
 
 
 async def unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, Answer]) -> Answer | None:
@@ -96,8 +111,7 @@ async def unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, Answer]) -> 
         if task.done():
             return task.result()
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await cancelled(task)
     return None
 
 
@@ -116,8 +130,7 @@ class Background:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            await cancelled(task)
 
     def _note_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()):

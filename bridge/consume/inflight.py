@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from bridge.aio import first_of
+from bridge.aio import cancelled, first_of
 from bridge.consume.handling import Handling
 from bridge.consume.ports import SessionPort
 from bridge.telemetry.metrics import Metrics
@@ -60,9 +60,7 @@ class InFlight:
         count.
         """
         tasks = list(self._handlings)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(*tasks)
         if tasks:
             log.info("left to the broker", deliveries=len(tasks))
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable
+from contextlib import suppress
 
 import pytest
 
-from bridge.aio import Background, KeyedLock, SingleFlight, first_of, together, unless_set
+from bridge.aio import (
+    Background,
+    KeyedLock,
+    SingleFlight,
+    cancelled,
+    first_of,
+    together,
+    unless_set,
+)
 
 
 @pytest.fixture
@@ -175,6 +184,20 @@ class TestFirstOf:
         await first_of(task, timeout=0)
         assert not task.done()
         task.cancel()
+
+
+class TestCancelled:
+    async def test_cancels_again_what_missed_its_cancellation(self) -> None:
+        async def misses_the_first() -> None:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(misses_the_first())
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await cancelled(task, again=0.01)
+        assert task.cancelled()
 
 
 class TestTogether:
