@@ -93,10 +93,9 @@ async def _nobody_consumes(stage: EngineStage) -> bool:
 
 
 async def test_with_two_replicas_one_may_die(stage: EngineStage) -> None:
-    await declared(stage)
-    names = await publish_jobs(stage)
     first = await stage.bridge(prefetch=10, adopt_grace=GRACE).start()
     second = await stage.bridge(prefetch=10, adopt_grace=GRACE).start()
+    names = await publish_jobs(stage)
     await eventually(
         lambda: first.count("settled") >= 3 and second.count("settled") >= 3, "both settle jobs"
     )

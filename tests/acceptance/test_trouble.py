@@ -87,6 +87,7 @@ async def test_kestra_away_for_a_while_costs_no_job_an_attempt(stage: EngineStag
         await eventually(
             lambda: bridge.count("kestra does not answer, asking again") >= 3,
             "the bridge asks again",
+            timeout=60,
         )
         proxy.refusing = False
         (line,) = await bridge.settled(job="one", settlement="ack")
