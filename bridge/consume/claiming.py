@@ -133,8 +133,7 @@ class Ledger:
         while True:
             await retry(
                 self._read_once,
-                # aiormq fails what waits on a channel that is cut with a bare Exception.
-                on=(Exception,),
+                on=(BrokerError,),
                 wait=self.policy.back_off,
                 before_sleep=self._log_away,
             )
@@ -245,7 +244,7 @@ class Ledger:
         log.warning(
             "no ledger, looking up in kestra what may have been started",
             queue=self._queue,
-            error=str(error_of(state)) or repr(error_of(state)),
+            error=str(error_of(state)),
         )
 
 

@@ -14,6 +14,7 @@ import structlog
 from bridge.consume.hearing import Hearing
 from bridge.consume.ports import KestraPort, PublisherPort, SessionPort
 from bridge.consume.reporting import Reporting, ReportPolicy, look_back
+from bridge.errors import BrokerError, KestraError
 from bridge.rabbitmq.topology import reporter_lock
 from bridge.telemetry.metrics import Metrics
 
@@ -48,10 +49,8 @@ class Reporter:
                 async with session.leading(reporter_lock(self._queue)) as publisher:
                     if publisher is not None:
                         await self._report(publisher)
-            except Exception as error:  # noqa: BLE001
-                # Whatever it is, other replicas can report, and jobs go on here. aiormq fails what
-                # waits on a channel that is cut with a bare Exception.
-                log.warning("no reports from here", error=str(error) or repr(error))
+            except (BrokerError, KestraError) as error:
+                log.warning("no reports from here", error=str(error))
                 if time.monotonic() - began > self._policy.rest_at_most:
                     failures = 0
                 pause = self._policy.rest_after(failures)

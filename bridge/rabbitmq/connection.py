@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.errors import BrokerDenied, SettingsError
 from bridge.rabbitmq import codec
-from bridge.rabbitmq.error_translation import BROKEN
+from bridge.rabbitmq.error_translation import BROKEN, closed_named
 from bridge.rabbitmq.topology import Version
 from bridge.settings import BrokerSettings
 
@@ -89,7 +89,7 @@ async def connect(settings: BrokerSettings, name: str) -> AbstractConnection:
 
 async def close(connection: AbstractConnection) -> None:
     """Close a connection. One that is lost already is no error."""
-    with suppress(*BROKEN):
+    with suppress(*BROKEN), closed_named():
         await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT)
 
 

@@ -50,6 +50,23 @@ _REFUSED_CONNECT = re.compile(r"\[Errno (\d+)\] Connect call failed \('([^']*)',
 
 
 @contextmanager
+def closed_named() -> Iterator[None]:
+    """Give a channel that is closed without a reason its name.
+
+    aiormq fails what waits on such a channel with a bare Exception (`aiormq.base.FutureStore`).
+
+    Raises:
+        ChannelInvalidStateError: instead of that Exception; it is one of `BROKEN`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is Exception:
+            raise ChannelInvalidStateError from error
+        raise
+
+
+@contextmanager
 def translated(settings: BrokerSettings) -> Iterator[None]:
     """Translate errors of connecting, logging in and declaring.
 
@@ -59,7 +76,8 @@ def translated(settings: BrokerSettings) -> Iterator[None]:
     """
     where = settings.broker_address
     try:
-        yield
+        with closed_named():
+            yield
     except AuthenticationError as error:
         offered = ", ".join(str(*error.args[:1]).split()) or "nothing"
         raise BrokerDenied(
@@ -90,7 +108,8 @@ def translated_on_queue(queue: str) -> Iterator[None]:
         BrokerUnavailable: the connection or the channel is lost.
     """
     try:
-        yield
+        with closed_named():
+            yield
     except ChannelNotFoundEntity as error:
         raise QueueMissing(
             f"RabbitMQ has no queue {queue}: is BRIDGE_QUEUE right, and has a bridge run?"

@@ -14,7 +14,7 @@ from aiormq.abc import DeliveredMessage
 
 from bridge.errors import BrokerUnavailable, TopologyMismatch
 from bridge.rabbitmq.declaration import declare_one
-from bridge.rabbitmq.error_translation import BROKEN, reason
+from bridge.rabbitmq.error_translation import BROKEN, closed_named, reason
 from bridge.rabbitmq.topology import plan_ledger
 
 OnEntry = Callable[[int, bytes], None]
@@ -43,7 +43,8 @@ class LedgerStream:
             BrokerUnavailable: the connection is lost.
         """
         try:
-            await self._raw.basic_publish(entry, routing_key=self._name, timeout=ANSWER_TIMEOUT)
+            with closed_named():
+                await self._raw.basic_publish(entry, routing_key=self._name, timeout=ANSWER_TIMEOUT)
         except BROKEN as error:
             self.end(reason(error))
             raise BrokerUnavailable(f"the ledger is away: {reason(error)}") from error
@@ -76,7 +77,8 @@ class LedgerStream:
 
     async def _ack(self, tag: int) -> None:
         try:
-            await self._raw.basic_ack(tag, multiple=True)
+            with closed_named():
+                await self._raw.basic_ack(tag, multiple=True)
         except BROKEN as error:
             self.end(reason(error))
 

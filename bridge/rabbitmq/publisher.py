@@ -14,7 +14,7 @@ from bridge.errors import BrokerError, BrokerUnavailable, PublishFailed, QueueFu
 from bridge.job.message import OWN_REPLIES, Message
 from bridge.rabbitmq.connection import close, frame_max, version_of
 from bridge.rabbitmq.content_header import properties_of
-from bridge.rabbitmq.error_translation import BROKEN, CAUSED_BY_A_FRAME, reason
+from bridge.rabbitmq.error_translation import BROKEN, CAUSED_BY_A_FRAME, closed_named, reason
 from bridge.text import short
 
 CONFIRM_TIMEOUT = 30.0
@@ -58,15 +58,16 @@ class Publisher:
         # id must not be under way at once.
         async with self._ids.hold(message.message_id or object()):
             try:
-                raw = await self._channel()
-                await raw.basic_publish(
-                    message.body,
-                    exchange=exchange,
-                    routing_key=short(routing_key),
-                    properties=properties_of(message, frame_max(self._connection)),
-                    mandatory=not self._returned_although_delivered(exchange, routing_key),
-                    timeout=CONFIRM_TIMEOUT,
-                )
+                with closed_named():
+                    raw = await self._channel()
+                    await raw.basic_publish(
+                        message.body,
+                        exchange=exchange,
+                        routing_key=short(routing_key),
+                        properties=properties_of(message, frame_max(self._connection)),
+                        mandatory=not self._returned_although_delivered(exchange, routing_key),
+                        timeout=CONFIRM_TIMEOUT,
+                    )
             except PublishError as error:
                 # Somebody removed a queue or a binding; a new session declares them again.
                 failed = PublishFailed(f"no queue takes {routing_key!r} of exchange {exchange!r}")

@@ -23,7 +23,7 @@ from bridge.job.message import Delivery
 from bridge.rabbitmq import declaration, lock
 from bridge.rabbitmq.codec import to_message
 from bridge.rabbitmq.connection import parse_version
-from bridge.rabbitmq.error_translation import BROKEN, CAUSED_BY_A_FRAME, reason
+from bridge.rabbitmq.error_translation import BROKEN, CAUSED_BY_A_FRAME, closed_named, reason
 from bridge.rabbitmq.isolation import IsolatedPublisher, ResultPublisher
 from bridge.rabbitmq.publisher import Publisher
 from bridge.rabbitmq.topology import Kind, Version
@@ -121,7 +121,8 @@ class Session:
         """Take no more deliveries. Those that have arrived can still be settled."""
         for raw, tag in self._consumers:
             try:
-                await raw.basic_cancel(tag, timeout=CANCEL_TIMEOUT)
+                with closed_named():
+                    await raw.basic_cancel(tag, timeout=CANCEL_TIMEOUT)
             except BROKEN:
                 continue
 
@@ -160,7 +161,8 @@ class Session:
 
         async def settle(send: Callable[[], Awaitable[None]]) -> None:
             try:
-                await send()
+                with closed_named():
+                    await send()
             except CONNECTION_EXCEPTIONS as error:
                 self.end("channel_closed", f"a settlement could not be sent: {reason(error)}")
                 raise BrokerUnavailable(
