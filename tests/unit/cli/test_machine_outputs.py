@@ -36,9 +36,9 @@ def test_create_tells_the_size_and_when_the_machine_was_created() -> None:
 
 
 @pytest.mark.usefixtures("memory")
-def test_create_tells_no_size_where_several_are_possible() -> None:
+def test_create_tells_which_of_several_sizes_it_got() -> None:
     told = outputs("create", "--execution", "e", "--deadline", "60", "--size", "small,large")
-    assert told["size"] == ""
+    assert told["size"] == "small"
 
 
 @pytest.mark.usefixtures("memory")
