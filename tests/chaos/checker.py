@@ -37,7 +37,7 @@ class Kind(StrEnum):
     LOST = "lost"
     EARLY_ACK = "early ack"
     SECOND_EXECUTION = "second execution"
-    UNEXPLAINED_DUPLICATE = "unexplained duplicate killed"
+    KILLED_DUPLICATE = "second execution killed"
     WRONG_KILL = "wrong execution killed"
     KILLED_TOO_SOON = "killed too soon"
     PARKED = "parked without a reason"
@@ -160,7 +160,7 @@ def _expected(job: _Job, published: Published) -> Published:
 def _of_job(name: str, job: _Job, published: Published, limits: Limits) -> Iterator[Violation]:
     yield from _lost(name, job, published)
     yield from _early_acks(name, job)
-    yield from _second_executions(name, job, published)
+    yield from _second_executions(name, job)
     yield from _attempts(name, job, published, limits)
     yield from _late(name, job, limits)
     yield from _dead_letters(name, job, published)
@@ -223,30 +223,15 @@ def _succeeded(execution: Execution, attempt: int, by: float) -> bool:
     return counts and execution.state in GOOD and ended is not None and ended <= by
 
 
-def _second_executions(name: str, job: _Job, published: Published) -> Iterator[Violation]:
-    """There must be none, but where two replicas had two messages of one attempt before it had any
-    execution."""
+def _second_executions(name: str, job: _Job) -> Iterator[Violation]:
+    """There must be none, also not of two copies of one message."""
     for attempt, extra in job.extras():
-        if _at_the_same_instant(job, published, attempt):
-            continue
         if extra[-1].state != "KILLED":
             yield Violation(
                 Kind.SECOND_EXECUTION, name, f"attempt {attempt} ran again to {_states(extra)}"
             )
         else:
-            yield Violation(Kind.UNEXPLAINED_DUPLICATE, name, f"attempt {attempt}: {extra[-1].id}")
-
-
-def _at_the_same_instant(job: _Job, published: Published, attempt: int) -> bool:
-    """The documented limit: Kestra has no idempotency key, and a look-up can't find what isn't
-    there yet."""
-    if attempt == 1:
-        messages = published.confirmed + published.in_doubt
-    else:
-        messages = sum(one.attempt == attempt and not one.to.endswith(".dead") for one in job.moved)
-    first = job.chains(attempt)[0][0].created
-    holders = {one.replica for one in job.delivered if one.attempt == attempt and one.at < first}
-    return messages > 1 and len(holders) > 1
+            yield Violation(Kind.KILLED_DUPLICATE, name, f"attempt {attempt}: {extra[-1].id}")
 
 
 def _attempts(name: str, job: _Job, published: Published, limits: Limits) -> Iterator[Violation]:
@@ -429,10 +414,6 @@ def _counts(events: Sequence[Event], jobs: dict[str, _Job]) -> Counter[str]:
         counts["acks"] += len(job.acked)
         counts["executions"] += len(job.executions)
         counts["dead letters"] += len(job.dead)
-        if published is not None:
-            counts["second executions of messages sent twice"] += sum(
-                _at_the_same_instant(job, published, attempt) for attempt, _ in job.extras()
-            )
     counts.update(f"fault {event.name}" for event in events if event.kind == "fault")
     return counts
 

@@ -39,10 +39,6 @@ def last_line(verdict: Verdict, seconds: float) -> str:
     kinds = (Kind.LOST, Kind.EARLY_ACK, Kind.SECOND_EXECUTION, Kind.STUCK)
     shown = [f"{broken[kind]} {kind}" for kind in kinds]
     shown += [f"{count} {kind}" for kind, count in broken.items() if kind not in kinds]
-    shown.append(
-        f"{counts['second executions of messages sent twice']} of messages sent twice (a "
-        "documented limit)"
-    )
     return f"{word} {counts['jobs']} jobs in {seconds:.0f} s: {', '.join(shown)}"
 
 

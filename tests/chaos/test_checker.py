@@ -115,8 +115,6 @@ TWICE_SENT: list[Event] = [
     delivered(1, 1),
     delivered(1, 1, replica="b"),
     execution("e1", 2, 5),
-    execution("e2", 2.1, 3, "KILLED"),
-    Killed(replica="a", job="one", execution="e2"),
     acked(6, 1),
     acked(6, 1, replica="b"),
 ]
@@ -135,13 +133,6 @@ RETRIED_BY_ITS_FLOW: list[Event] = [
     execution("e1", 2, 3, "RETRIED"),
     execution("e2", 3, 4, chain="e1"),
     acked(5, 1),
-]
-TWICE_SENT_AND_SOON_OVER = [
-    replace(event, states=(("CREATED", 2.1), ("SUCCESS", 2.2)))
-    if isinstance(event, Execution) and event.id == "e2"
-    else event
-    for event in TWICE_SENT
-    if not isinstance(event, Killed)
 ]
 RETRIED_BY_ITS_FLOW_AND_BY_THE_BRIDGE: list[Event] = [
     LIMITS,
@@ -218,7 +209,6 @@ SOUND = {
     "dead": DEAD,
     "refused": REFUSED,
     "twice": TWICE_SENT,
-    "twice-and-over": TWICE_SENT_AND_SOON_OVER,
     "adopted": ADOPTED,
     "retried-by-its-flow": RETRIED_BY_ITS_FLOW,
     "retried-by-its-flow-and-by-the-bridge": RETRIED_BY_ITS_FLOW_AND_BY_THE_BRIDGE,
@@ -265,13 +255,9 @@ PLANTED: dict[str, tuple[Kind, Sequence[Event]]] = {
         [*DEAD, delivered(1, 2), acked(5.5, 2)],
     ),
     "a-second-execution-that-ran": (Kind.SECOND_EXECUTION, [*WELL, execution("e2", 2.5, 3.5)]),
-    "a-second-execution-after-the-first-could-be-found": (
+    "a-second-execution-of-a-message-sent-twice": (
         Kind.SECOND_EXECUTION,
-        changed(TWICE_SENT_AND_SOON_OVER, 3, at=2.05),
-    ),
-    "a-second-execution-by-the-replica-that-made-the-first": (
-        Kind.SECOND_EXECUTION,
-        changed(TWICE_SENT_AND_SOON_OVER, 3, replica="a"),
+        [*TWICE_SENT, execution("e2", 2.1, 2.2)],
     ),
     "a-second-execution-that-still-runs": (
         Kind.SECOND_EXECUTION,
@@ -285,9 +271,13 @@ PLANTED: dict[str, tuple[Kind, Sequence[Event]]] = {
         Kind.SECOND_EXECUTION,
         changed(RETRIED, 3, states=(("CREATED", 2.0), ("FAILED", 7.5))),
     ),
-    "a-duplicate-killed-without-a-reason": (
-        Kind.UNEXPLAINED_DUPLICATE,
-        changed(TWICE_SENT, 1, confirmed=1),
+    "a-second-execution-that-was-killed": (
+        Kind.KILLED_DUPLICATE,
+        [
+            *TWICE_SENT,
+            execution("e2", 2.1, 3, "KILLED"),
+            Killed(replica="a", job="one", execution="e2"),
+        ],
     ),
     "the-jobs-own-execution-killed": (
         Kind.WRONG_KILL,
