@@ -45,7 +45,7 @@ LENIENT = ("-W", "default::DeprecationWarning", "-W", "default::PendingDeprecati
 _RECIPE = (
     "--variant=minbase",
     "--components=main",
-    "--include=python3-venv,git",
+    "--include=python3-venv,git,openssh-client",
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-exclude=/usr/share/man/*",
     "--dpkgopt=path-exclude=/usr/share/locale/*",
@@ -69,7 +69,9 @@ for shared in /etc/hosts /etc/resolv.conf /etc/ssl/certs; do
     mount --bind "$shared" "$tree$shared"
 done
 shift 3
-exec chroot "$tree" "$@"
+# The shell stays, as process 1: it takes in the orphans, as an init does.
+chroot "$tree" "$@"
+exit $?
 """
 
 
