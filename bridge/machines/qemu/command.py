@@ -98,11 +98,8 @@ def overlay_command(image: Path, folder: Path) -> list[str]:
 
 
 def guard_command(directory: Path, name: str, *, machine_id: str, deadline: float) -> list[str]:
-    """The command that starts the process that ends the machine at its deadline.
-
-    It has an empty environment: it outlives the command that has the secrets in its own.
-    """
-    program = ["env", "-i", sys.executable, "-I", "-S", deadline_guard.__file__]
+    """The command that starts the process that ends the machine at its deadline."""
+    program = [sys.executable, "-I", "-S", deadline_guard.__file__]
     return [*program, str(directory), name, machine_id, str(deadline)]
 
 

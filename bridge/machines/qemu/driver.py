@@ -16,7 +16,6 @@ from bridge.machines.qemu.accelerator import Accelerator, choose_accelerator
 from bridge.machines.qemu.command import (
     HOST,
     GuestNetwork,
-    guard_command,
     overlay_command,
     qemu_command,
 )
@@ -28,7 +27,12 @@ from bridge.machines.qemu.folders import (
     read_states,
     remove,
 )
-from bridge.machines.qemu.processes import free_port, machine_processes, run
+from bridge.machines.qemu.processes import (
+    free_port,
+    machine_processes,
+    run,
+    start_guard,
+)
 
 NAME = "qemu"
 DEFAULT_IMAGE, DEFAULT_SIZE = "debian", "small"
@@ -123,7 +127,7 @@ class QemuDriver(NodeDriver):
             try:
                 folder = make_folder(self._directory, state, files)
                 # First, so that no machine is ever without it.
-                self._guard(state, ex_deadline)
+                start_guard(self._directory, name, machine_id=state.id, deadline=ex_deadline)
                 run(overlay_command(image_folder, folder))
 
                 def command(port: int) -> list[str]:
@@ -171,9 +175,6 @@ class QemuDriver(NodeDriver):
         except OSError:
             return ""
         return text.strip().rpartition("\n")[2].strip()
-
-    def _guard(self, state: QemuState, deadline: float) -> None:
-        run(guard_command(self._directory, state.name, machine_id=state.id, deadline=deadline))
 
     def _node(self, state: QemuState, *, running: bool) -> Node:
         extra = {"tags": dict(state.tags), "port": state.port, "created": state.created}

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bridge.errors import MachineUnavailable
-from bridge.machines.qemu.command import HOST, PROGRAM
+from bridge.machines.qemu.command import HOST, PROGRAM, guard_command
 
 KEPT_VARIABLES = (
     *("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ"),
@@ -75,8 +75,10 @@ def environment(ours: Mapping[str, str]) -> dict[str, str]:
     return {name: ours[name] for name in KEPT_VARIABLES if name in ours}
 
 
-def run(command: Sequence[str]) -> None:
-    """Run one of QEMU's programs to its end, which for QEMU itself is that it has daemonized.
+def run(command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
+    """Run a program to its end, which for QEMU itself is that it has daemonized.
+
+    Its environment is `variables`, or if that is None what QEMU's programs get of ours.
 
     Raises:
         MachineUnavailable: it is not installed, did not end in time, or failed.
@@ -85,7 +87,7 @@ def run(command: Sequence[str]) -> None:
     try:
         done = subprocess.run(
             command,
-            env=environment(os.environ),
+            env=environment(os.environ) if variables is None else variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -105,6 +107,17 @@ def run(command: Sequence[str]) -> None:
     if done.returncode != 0:
         reason = " ".join(done.stderr.split())[-300:] or f"exit status {done.returncode}"
         raise MachineUnavailable(f"{program} failed: {reason}")
+
+
+def start_guard(directory: Path, name: str, *, machine_id: str, deadline: float) -> None:
+    """Start the process that ends the machine at its deadline, in seconds since 1970.
+
+    It outlives the command that has the secrets in its environment, so it gets none.
+
+    Raises:
+        MachineUnavailable: it did not start.
+    """
+    run(guard_command(directory, name, machine_id=machine_id, deadline=deadline), variables={})
 
 
 def free_port() -> int:

@@ -18,9 +18,8 @@ import psutil
 import pytest
 
 from bridge.machines.lifecycle import Machines
-from bridge.machines.qemu.command import guard_command
 from bridge.machines.qemu.deadline_guard import end, guard
-from bridge.machines.qemu.processes import kill, machine_processes, run
+from bridge.machines.qemu.processes import kill, machine_processes, start_guard
 from tests.support.harness import eventually
 from tests.unit.machines.support import settings
 
@@ -98,7 +97,7 @@ def started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> psutil.Process:
     """A guard as a command starts it, of a machine with ten minutes to live."""
     monkeypatch.setenv("BRIDGE_MACHINE_SECRET", "a secret of sixteen or more")
     deadline = time.time() + 600
-    run(guard_command(folder.parent, NAME, machine_id="one", deadline=deadline))
+    start_guard(folder.parent, NAME, machine_id="one", deadline=deadline)
     (process,) = guards(folder)
     return process
 
