@@ -115,7 +115,7 @@ async def test_a_second_execution_of_one_attempt_is_killed_and_the_first_one_cou
 async def test_a_job_whose_execution_somebody_deletes_is_a_dead_letter_and_not_run_beside_it(
     stage: EngineStage,
 ) -> None:
-    async with stage.bridge(adopt_grace=1) as bridge:
+    async with stage.bridge(adopt_grace=1, reconcile_interval=1) as bridge:
         await stage.submit("one", body={"inputs": {"seconds": 60}})
         (execution,) = await stage.running()
         deleted = await stage.api.delete(f"/executions/{execution.id}")

@@ -79,10 +79,12 @@ async def test_pairs_have_one_execution_each_and_none_is_killed(
             group.create_task(submit_pairs(stage))
             group.create_task(trouble(stage, replicas, dice))
 
-        async def taken() -> bool:
-            return await stage.client.depth(stage.queue) == 0
+        async def settled() -> bool:
+            if await stage.client.depth(stage.queue):
+                return False
+            return not sum([await each.metric("bridge_in_flight") for each in replicas])
 
-        await eventually(taken, "an empty queue", timeout=PATIENCE, every=0.5)
+        await eventually(settled, "every message settled", timeout=PATIENCE, every=0.5)
         await asyncio.gather(*(each.stop() for each in replicas))
         executions = Counter(stage.kestra.per_attempt().values())
         left = await stage.client.depth(stage.queue)

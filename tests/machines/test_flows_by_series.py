@@ -195,7 +195,12 @@ async def test_on_1_3_25_an_empty_text_is_no_file(stage: MachineStage) -> None:
     await stage.deploy(HANDS_ON_AN_EMPTY_TEXT)
     execution = await stage.run(f"{NAMESPACE}/hands-on-an-empty-text")
     assert await stage.end(execution) == "FAILED"
-    assert "No such file" in "".join(await stage.said(execution))
+
+    async def says_why() -> bool:
+        return "No such file" in "".join(await stage.said(execution))
+
+    # Kestra 1.3 writes its log a moment later.
+    await eventually(says_why, "the reason in the log")
 
 
 @on_1_3_25

@@ -169,10 +169,15 @@ async def test_five_machines_end_at_their_deadlines_though_all_that_made_them_is
     host: Host,
 ) -> None:
     creates = [
-        host.start("create", "--execution", f"e{number}", "--deadline", "60", "--wait")
+        host.start("create", "--execution", f"e{number}", "--deadline", "90", "--wait")
         for number in range(5)
     ]
-    await eventually(lambda: len(host.processes) == 5, "five machines run", timeout=TIMEOUT)
+
+    def running() -> int:
+        # QEMU writes this file once it runs by itself.
+        return len(list(host.folder.glob("*/pid")))
+
+    await eventually(lambda: running() == 5, "five machines run", timeout=TIMEOUT)
     for create in creates:
         create.kill()
     await eventually(lambda: host.left == NOTHING, "none is left", timeout=TIMEOUT)
