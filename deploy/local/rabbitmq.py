@@ -272,14 +272,17 @@ class RabbitMQ:
         """
         self._signal_broker(signal.SIGCONT)
 
-    def ctl(self, *arguments: str, timeout: float = 60.0) -> str:
-        """What `rabbitmqctl` with these arguments prints.
+    def ctl(self, *arguments: str, program: str = "rabbitmqctl", timeout: float = 60.0) -> str:
+        """What `rabbitmqctl`, or another of its command-line tools, prints with these arguments.
 
         Raises:
             ProcessError: it failed or took longer than `timeout` seconds.
         """
-        program = ["/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", *arguments]
-        command = inside(tree(self.series, self._say), self.directory, program)
+        command = inside(
+            tree(self.series, self._say),
+            self.directory,
+            [f"/usr/lib/rabbitmq/bin/{program}", "--quiet", *arguments],
+        )
         try:
             done = subprocess.run(
                 command,
@@ -290,13 +293,11 @@ class RabbitMQ:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise ProcessError(
-                f"rabbitmqctl {arguments[0]} took longer than {timeout:g} s"
-            ) from None
+            raise ProcessError(f"{program} {arguments[0]} took longer than {timeout:g} s") from None
         if done.returncode != 0:
             output = f"{done.stdout}{done.stderr}".strip()
             raise ProcessError(
-                f"rabbitmqctl {arguments[0]} ended with status {done.returncode}: {output}"
+                f"{program} {arguments[0]} ended with status {done.returncode}: {output}"
             )
         return done.stdout
 

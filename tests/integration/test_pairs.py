@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.rabbitmq import Series
+from deploy.local.rabbitmq import RabbitMQ, Series
+from deploy.local.rabbitmq_cluster import RabbitMQCluster
 from tests.support.broker_stage import BrokerStage, Kind, Node, open_stage
 from tests.support.harness import Bridge, eventually
 from tests.support.standin import Standin
@@ -42,8 +43,17 @@ async def submit_pairs(stage: BrokerStage) -> None:
         await stage.submit(f"job-{number}")
 
 
-async def trouble(stage: BrokerStage, replicas: list[Bridge], dice: random.Random) -> None:
-    """Kill replicas one after the other, delete the ledger, and start one more in the middle."""
+async def trouble(
+    stage: BrokerStage,
+    replicas: list[Bridge],
+    dice: random.Random,
+    cluster: RabbitMQCluster | None = None,
+) -> None:
+    """Kill replicas one after the other, delete the ledger, and start one more in the middle.
+
+    In a cluster the ledger gets another leader.
+    """
+    ledger = f"{stage.queue}.ledger"
 
     async def created(share: float) -> None:
         wanted = int(PAIRS * share)
@@ -53,9 +63,11 @@ async def trouble(stage: BrokerStage, replicas: list[Bridge], dice: random.Rando
     for tenth in range(1, 9):
         await created(tenth / 10)
         if tenth == 3:
-            await stage.client.channel.queue_delete(f"{stage.queue}.ledger")
+            await stage.client.channel.queue_delete(ledger)
         if tenth == 5:
             replicas.append(await replica(stage).start())
+        if tenth == 7 and cluster:
+            await asyncio.to_thread(move_leader, cluster, ledger)
         victim = dice.choice(replicas)
         victim.kill()
         await victim.start()
@@ -65,19 +77,27 @@ def replica(stage: BrokerStage) -> Bridge:
     return stage.bridge(prefetch=16, adopt_grace=10, ambiguous_wait=20)
 
 
-@pytest.mark.timeout(4 * PATIENCE)
-@pytest.mark.parametrize(("series", "kind"), [("3.10", "classic"), ("4.3", "quorum")])
-async def test_pairs_have_one_execution_each_and_none_is_killed(
-    series: Series, kind: Kind, node: Node, tmp_path: Path
-) -> None:
+def move_leader(cluster: RabbitMQCluster, stream: str) -> None:
+    """Have another node lead the stream."""
+    before = cluster.leader(stream)
+    after = next(node for node in cluster.nodes if node is not before)
+    preferred = ("--preferred-leader-node", after.node)
+    after.ctl("restart_stream", stream, *preferred, program="rabbitmq-streams")
+
+
+async def run_pairs(
+    directory: Path, rabbit: RabbitMQ, kind: Kind, cluster: RabbitMQCluster | None = None
+) -> tuple[dict[int, int], list[str], int]:
+    """How many attempts have how many executions, which executions were killed, and how many
+    messages are left."""
     dice = random.Random(PAIRS)  # noqa: S311
-    async with open_stage(tmp_path, node(series), kind) as stage:
+    async with open_stage(directory, rabbit, kind) as stage:
         slow_creates(stage.kestra, dice)
         replicas = [replica(stage) for _ in range(REPLICAS)]
         await asyncio.gather(*(each.start() for each in replicas))
         async with asyncio.TaskGroup() as group:
             group.create_task(submit_pairs(stage))
-            group.create_task(trouble(stage, replicas, dice))
+            group.create_task(trouble(stage, replicas, dice, cluster))
 
         async def settled() -> bool:
             if await stage.client.depth(stage.queue):
@@ -88,4 +108,25 @@ async def test_pairs_have_one_execution_each_and_none_is_killed(
         await asyncio.gather(*(each.stop() for each in replicas))
         executions = Counter(stage.kestra.per_attempt().values())
         left = await stage.client.depth(stage.queue)
-        assert (dict(executions), stage.kestra.kills, left) == ({1: PAIRS}, [], 0)
+        return dict(executions), list(stage.kestra.kills), left
+
+
+@pytest.mark.timeout(4 * PATIENCE)
+@pytest.mark.parametrize(("series", "kind"), [("3.10", "classic"), ("4.3", "quorum")])
+async def test_pairs_have_one_execution_each_and_none_is_killed(
+    series: Series, kind: Kind, node: Node, tmp_path: Path
+) -> None:
+    assert await run_pairs(tmp_path, node(series), kind) == ({1: PAIRS}, [], 0)
+
+
+@pytest.mark.timeout(4 * PATIENCE)
+async def test_pairs_have_one_execution_each_while_the_ledger_gets_another_leader(
+    tmp_path: Path,
+) -> None:
+    cluster = RabbitMQCluster(tmp_path / "cluster")
+    try:
+        await asyncio.to_thread(cluster.start)
+        found = await run_pairs(tmp_path, cluster.nodes[0], "quorum", cluster)
+    finally:
+        cluster.kill()
+    assert found == ({1: PAIRS}, [], 0)
