@@ -19,13 +19,16 @@ from bridge.job.attempt import (
 from bridge.job.execution import TERMINAL, Execution
 from bridge.job.job import Job
 from bridge.kestra.parse import parse_execution, read_execution
-from bridge.kestra.search import MAIN, ExecutionSearch, ended_from, labelled, started_from
+from bridge.kestra.search import MAIN, ExecutionSearch, labelled, started_from
 from bridge.kestra.server import KestraServer
 from bridge.kestra.transport import Transport, always
 from bridge.telemetry.tracing import outgoing
 
 REWORKED_LABELS = ("system.restarted", "system.replay")
 """Labels of executions that were restarted, or that a replay made (1.3 and 2.0, tried)."""
+
+ENDED_IN_A_PAGE = 100
+"""More than end between two of the reporter's questions; it reads on where more have."""
 
 
 class ExecutionApi:
@@ -107,21 +110,27 @@ class ExecutionApi:
     async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
         """A page of the bridge's executions that ended then or later, and whether it is the last.
 
-        They are those of every replica, and what inherited the mark. The earliest end comes first,
-        so that an end that comes meanwhile moves none to an earlier page.
+        They are those of every replica, and what inherited the mark. The latest end comes first.
+        An end that comes meanwhile moves others to a later page, where they come once more.
+
+        They are not filtered by end date: Kestra compares that filter with the start date
+        (`AbstractJdbcExecutionRepository`, tried on 2.0), so it hides whatever ran for long.
         """
         filters = {
             **labelled({MARK_LABEL: MARK}),
-            **ended_from(since),
+            "filters[state][IN]": ",".join(sorted(TERMINAL)),
         }
-        found = await self._search.page("ended", filters, page, order="state.endDate:asc")
-        # 2.0 dates a pause as an end.
+        found = await self._search.page(
+            "ended", filters, page, order="state.endDate:desc", most=ENDED_IN_A_PAGE
+        )
         ended = [
             execution
             for execution in found.executions
             if execution.state.terminal and execution.labels.get(MARK_LABEL) == MARK
         ]
-        return ended, found.last
+        recent = [each for each in ended if each.ended and each.ended >= since]
+        passed = any(each.ended and each.ended < since for each in found.executions)
+        return recent, found.last or passed
 
     async def has_run(self, queue: str, *, since: datetime) -> bool:
         """Whether an execution of a job of that queue started then or later."""

@@ -40,12 +40,6 @@ def started_from(moment: datetime | None) -> dict[str, str]:
     return {"filters[startDate][GREATER_THAN_OR_EQUAL_TO]": text}
 
 
-def ended_from(moment: datetime) -> dict[str, str]:
-    """The filter for executions that ended then or later."""
-    text = moment.isoformat(timespec="milliseconds")
-    return {"filters[endDate][GREATER_THAN_OR_EQUAL_TO]": text}
-
-
 class ExecutionSearch:
     """Searches, oldest execution first. Never trust a server's filter: check what it found."""
 
@@ -71,12 +65,14 @@ class ExecutionSearch:
         number: int,
         *,
         order: str = "state.startDate:asc",
+        most: int | None = None,
     ) -> SearchPage:
-        """One page of a search; the first has number 1."""
+        """One page of a search, with `most` executions at most; the first has number 1."""
+        size = min(self._page_size, most or self._page_size)
         params = {
             **filters,
             "page": str(number),
-            "size": str(self._page_size),
+            "size": str(size),
             "sort": order,
         }
         answer = await self._transport.read(operation, "GET", "/executions/search", params=params)
@@ -91,5 +87,5 @@ class ExecutionSearch:
         return SearchPage(
             executions=executions,
             total=total,
-            last=not rows or number * self._page_size >= total,
+            last=not rows or number * size >= total,
         )

@@ -294,17 +294,27 @@ class TestSearch:
         await kestra.create(wanted)
         assert len(await kestra.executions.find(wanted, since=datetime.now(UTC) - back)) == found
 
-    async def test_lists_what_ended_since_a_moment_the_earliest_end_first(
+    async def test_lists_what_ended_since_a_moment_the_latest_end_first(
         self, kestra: Kestra
     ) -> None:
         goes_on = await kestra.create(job("sleeps"))
         done = [await ended(kestra, await kestra.create(job("silent"))) for _ in range(3)]
-        assert done[1].started
-        # Not its end: an engine's index dates that some milliseconds before the execution does.
-        rows, _ = await kestra.ended_since(done[1].started)
+        assert done[1].ended
+        rows, _ = await kestra.ended_since(done[1].ended)
         await kestra.kill(goes_on.id)
         made = {execution.id for execution in (goes_on, *done)}
-        assert [row.id for row in rows if row.id in made] == [each.id for each in done[1:]]
+        assert [row.id for row in rows if row.id in made] == [done[2].id, done[1].id]
+
+    async def test_an_end_is_found_by_when_it_was_and_not_by_when_the_execution_began(
+        self, kestra: Kestra
+    ) -> None:
+        killed, other = await kestra.create(job("sleeps")), await kestra.create(job("silent"))
+        between = (await ended(kestra, other)).ended
+        assert between
+        await kestra.kill(killed.id)
+        await ended(kestra, killed)
+        rows, _ = await kestra.ended_since(between + timedelta(milliseconds=1))
+        assert killed.id in [row.id for row in rows]
 
     async def test_leaves_out_states_and_lists_only_what_goes_on(
         self, server: Server, api: httpx.AsyncClient

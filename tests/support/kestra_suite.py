@@ -115,7 +115,7 @@ class KestraSuite:
         await under.server.end(ended.id)
         assert ids(await under.kestra.unfinished()) == [runs.id]
 
-    async def test_what_ended_since_is_listed_with_the_earliest_end_first(
+    async def test_what_ended_since_is_listed_with_the_latest_end_first(
         self, under: KestraUnderTest
     ) -> None:
         since = under.kestra.now() - timedelta(minutes=1)
@@ -123,7 +123,7 @@ class KestraSuite:
         for ended in (two, one):
             await under.server.end(ended.id)
         rows, last = await under.kestra.ended_since(since)
-        assert (ids(rows), last) == ([two.id, one.id], True)
+        assert (ids(rows), last) == ([one.id, two.id], True)
 
     async def test_what_ended_before_is_not_listed_as_ended(self, under: KestraUnderTest) -> None:
         created = await under.kestra.create(job())

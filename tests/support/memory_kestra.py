@@ -156,14 +156,14 @@ class MemoryKestra:
         return [run for run in marked if not run.state.terminal]
 
     async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
-        """A page of the bridge's executions that ended since then, the earliest end first."""
+        """A page of the bridge's executions that ended since then, the latest end first."""
         await self._request("ended_since")
         found = [
             run
             for run in self.executions.values()
             if run.ended and run.ended >= since and run.labels.get(MARK_LABEL) == MARK
         ]
-        found.sort(key=lambda run: run.ended or since)
+        found.sort(key=lambda run: run.ended or since, reverse=True)
         size = DEFAULT_LIMITS.page_size
         return found[(page - 1) * size : page * size], page * size >= len(found)
 

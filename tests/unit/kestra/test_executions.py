@@ -246,6 +246,16 @@ class TestEndedSince:
             pages = [await kestra.ended_since(since, page) for page in (1, 2)]
         assert [(len(rows), last) for rows, last in pages] == [(2, False), (1, True)]
 
+    async def test_a_page_with_an_earlier_end_is_the_last(self) -> None:
+        limits = RequestLimits(page_size=1)
+        async with Standin() as standin, against(standin, limits=limits) as kestra:
+            standin.flow(FLOW.namespace, FLOW.id, Ends(after=None))
+            for number in range(2):
+                created = await kestra.create(Job(id=f"job-{number}", flow=FLOW))
+                await standin.end(created.id)
+            later = kestra.now() + timedelta(hours=1)
+            assert await kestra.ended_since(later) == ([], True)
+
     @pytest.mark.parametrize(
         "row",
         [
