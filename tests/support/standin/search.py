@@ -34,8 +34,8 @@ class Filter:
         if self.field == "childFilter":
             return True
         if self.field in DATES:
-            moment = run.started if self.field == "startDate" else run.ended
-            return moment is not None and moment >= datetime.fromisoformat(self.values[0])
+            # Kestra compares both with the start.
+            return run.started >= datetime.fromisoformat(self.values[0])
         actual = {
             "labels": run.labels.get(self.key),
             "state": run.state,
