@@ -141,12 +141,14 @@ class Reporting:
         overlap = self._policy.deep_overlap if deep else self._policy.overlap
         now = self._kestra.now()
         since = ask_from(self._latest, now, overlap=overlap, quiet=self._policy.quiet)
-        page, last = 1, False
+        latest, page, last = self._latest, 1, False
         while not last:
             ended, last = await self._kestra.ended_since(since, page)
             await self._tell(untold(ended, self._told))
-            self._latest = latest_end(self._latest, ended)
+            latest = latest_end(latest, ended)
             page += 1
+        # Only now: the latest ends come first, and a page that fails has earlier ones.
+        self._latest = latest
         self._answered_at = self._well_at = time.monotonic()
         if deep:
             self._deep_at = began + self._policy.deep_every

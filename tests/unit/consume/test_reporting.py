@@ -145,6 +145,18 @@ class Rig:
         return execution_id
 
 
+class FailsOnASecondPage(MemoryKestra):
+    """A Kestra that does not answer the first time that it is asked for a second page."""
+
+    failed = False
+
+    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+        if page == 2 and not self.failed:
+            self.failed = True
+            raise KestraUnavailable("away")
+        return await super().ended_since(since, page)
+
+
 @asynccontextmanager
 async def running(reporting: Reporting) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(reporting.run())
@@ -185,6 +197,17 @@ class TestEnds:
         executions = [await rig.end(f"job-{n}") for n in range(DEFAULT_LIMITS.page_size + 1)]
         await rig.reporting().tell_ended()
         assert sorted(rig.told.ends) == sorted(executions)
+
+    async def test_of_a_page_that_failed_are_told_by_the_next_question(self) -> None:
+        rig = Rig(kestra=FailsOnASecondPage())
+        earlier = await rig.end("earlier", ago=20)
+        for number in range(DEFAULT_LIMITS.page_size):
+            await rig.end(f"job-{number}")
+        reporting = rig.reporting(replace(QUICK, deep_overlap=1), back=30)
+        with pytest.raises(KestraUnavailable):
+            await reporting.tell_ended()
+        await reporting.tell_ended()
+        assert earlier in rig.told.ends
 
     async def test_before_a_new_reporters_time_are_told_as_far_as_it_looks_back(self) -> None:
         rig = Rig()
