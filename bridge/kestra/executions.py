@@ -113,8 +113,8 @@ class ExecutionApi:
         They are those of every replica, and what inherited the mark. The latest end comes first.
         An end that comes meanwhile moves others to a later page, where they come once more.
 
-        They are not filtered by end date: Kestra compares that filter with the start date
-        (`AbstractJdbcExecutionRepository`, tried on 2.0), so it hides whatever ran for long.
+        They are not filtered by end date: Kestra compares that filter with the start date (2.0,
+        tried), so it hides whatever ran for long.
         """
         filters = {
             **labelled({MARK_LABEL: MARK}),

@@ -13,12 +13,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from bridge.errors import MachineRejected, MachineUnavailable
 from bridge.machines.qemu.accelerator import Accelerator, choose_accelerator
-from bridge.machines.qemu.command import (
-    HOST,
-    GuestNetwork,
-    overlay_command,
-    qemu_command,
-)
+from bridge.machines.qemu.command import HOST, GuestNetwork, overlay_command, qemu_command
 from bridge.machines.qemu.folders import (
     QemuState,
     locked,
@@ -27,12 +22,7 @@ from bridge.machines.qemu.folders import (
     read_states,
     remove,
 )
-from bridge.machines.qemu.processes import (
-    free_port,
-    machine_processes,
-    run,
-    start_guard,
-)
+from bridge.machines.qemu.processes import free_port, machine_processes, run, start_guard
 
 NAME = "qemu"
 DEFAULT_IMAGE, DEFAULT_SIZE = "debian", "small"

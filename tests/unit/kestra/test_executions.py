@@ -15,7 +15,7 @@ from bridge.job.decode import decode
 from bridge.job.execution import State
 from bridge.job.job import Job
 from bridge.job.message import Message
-from bridge.kestra import RequestLimits
+from bridge.kestra import Kestra, RequestLimits
 from tests.support.kestra_client import (
     CALLS,
     EXECUTION,
@@ -234,14 +234,19 @@ class TestUnfinished:
             assert await kestra.unfinished() == []
 
 
+async def end_jobs(standin: Standin, kestra: Kestra, count: int) -> None:
+    """Have so many jobs' executions end, one after the other."""
+    standin.flow(FLOW.namespace, FLOW.id, Ends(after=None))
+    for number in range(count):
+        created = await kestra.create(Job(id=f"job-{number}", flow=FLOW))
+        await standin.end(created.id)
+
+
 class TestEndedSince:
     async def test_says_whether_a_page_is_the_last(self) -> None:
         limits = RequestLimits(page_size=2)
         async with Standin() as standin, against(standin, limits=limits) as kestra:
-            standin.flow(FLOW.namespace, FLOW.id, Ends(after=None))
-            for number in range(3):
-                created = await kestra.create(Job(id=f"job-{number}", flow=FLOW))
-                await standin.end(created.id)
+            await end_jobs(standin, kestra, 3)
             since = kestra.now() - timedelta(minutes=1)
             pages = [await kestra.ended_since(since, page) for page in (1, 2)]
         assert [(len(rows), last) for rows, last in pages] == [(2, False), (1, True)]
@@ -249,10 +254,7 @@ class TestEndedSince:
     async def test_a_page_with_an_earlier_end_is_the_last(self) -> None:
         limits = RequestLimits(page_size=1)
         async with Standin() as standin, against(standin, limits=limits) as kestra:
-            standin.flow(FLOW.namespace, FLOW.id, Ends(after=None))
-            for number in range(2):
-                created = await kestra.create(Job(id=f"job-{number}", flow=FLOW))
-                await standin.end(created.id)
+            await end_jobs(standin, kestra, 2)
             later = kestra.now() + timedelta(hours=1)
             assert await kestra.ended_since(later) == ([], True)
 
