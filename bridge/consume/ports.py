@@ -157,8 +157,16 @@ class KestraPort(Protocol):
     async def unfinished(self) -> list[Execution]:
         """All executions of the bridge's that have not ended."""
 
-    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
-        """A page of the bridge's executions that ended since then, and whether it is the last."""
+    async def oldest_unfinished(self) -> Execution | None:
+        """The one of the bridge's executions that started first and has not ended."""
+
+    async def ended_since(
+        self, since: datetime, page: int = 1, *, started: datetime | None = None
+    ) -> tuple[list[Execution], bool]:
+        """A page of the bridge's executions that ended since then, and whether it is the last.
+
+        `started` leaves out what started before.
+        """
 
     async def has_run(self, queue: str, *, since: datetime) -> bool:
         """Whether an execution of a job of that queue started since then."""

@@ -35,6 +35,11 @@ class ReportPolicy:
     late. One question in `deep_every` goes back `deep_overlap`. While nothing ends, questions go
     back `quiet` before now: more than Kestra's clock can be misjudged by.
 
+    So that Kestra need not read its whole history for each question, it is asked every
+    `oldest_every` which unfinished execution started first. A question leaves out what started
+    `unseen` before that, a deep one `deep_unseen`: an execution is seen some time after its start.
+    None reads further back than `longest`; the end of what ran for longer is seen by the list.
+
     A sign of life is given every `sign_every`. A replica that hears none for `silent_after` tries
     to become the reporter. The reporter gives way once Kestra has not answered it for
     `gives_way_after`, and rests for `rest`, which doubles up to `rest_at_most`.
@@ -47,6 +52,10 @@ class ReportPolicy:
     deep_overlap: float = 15.0
     deep_every: float = 10.0
     quiet: float = 120.0
+    oldest_every: float = 5.0
+    unseen: float = 15.0
+    deep_unseen: float = 120.0
+    longest: float = 86400.0
     sign_every: float = 1.0
     silent_after: float = 2.5
     again_after: float = 1.0
@@ -72,6 +81,18 @@ def ask_from(latest: datetime, now: datetime, *, overlap: float, quiet: float) -
     """
     earliest = now - timedelta(seconds=quiet)
     return max(min(latest, now), earliest) - timedelta(seconds=overlap)
+
+
+def read_from(oldest: datetime | None, now: datetime, *, unseen: float, longest: float) -> datetime:
+    """The moment from which on executions must have started for a question to read them.
+
+    `oldest` is the earliest start of what had not ended before the last question was asked: that
+    question told what had ended. It is None where it isn't known.
+    """
+    earliest = now - timedelta(seconds=longest)
+    if oldest is None:
+        return earliest
+    return max(oldest - timedelta(seconds=unseen), earliest)
 
 
 def look_back(unasked_for: float, *, list_every: float) -> float:
@@ -119,6 +140,8 @@ class Reporting:
         self._latest = kestra.now() - timedelta(seconds=back)
         self._deep_at = self._well_at = time.monotonic()
         self._answered_at = self._well_at - back
+        self._oldest: datetime | None = None
+        self._oldest_at = float("-inf")
         self._answered = asyncio.Event()
 
     async def run(self) -> None:
@@ -138,22 +161,50 @@ class Reporting:
         """
         began = time.monotonic()
         deep = began >= self._deep_at
-        overlap = self._policy.deep_overlap if deep else self._policy.overlap
-        now = self._kestra.now()
-        since = ask_from(self._latest, now, overlap=overlap, quiet=self._policy.quiet)
-        latest, page, last = self._latest, 1, False
-        while not last:
-            ended, last = await self._kestra.ended_since(since, page)
-            await self._tell(untold(ended, self._told))
-            latest = latest_end(latest, ended)
-            page += 1
-        # Only now: the latest ends come first, and a page that fails has earlier ones.
-        self._latest = latest
+        since, started = self._reach(deep)
+        oldest = await self._oldest_start(began)
+        self._latest = await self._tell_since(since, started)
+        # What had ended before it was asked for is told now, so no question reads it again.
+        self._oldest = oldest
         self._answered_at = self._well_at = time.monotonic()
         if deep:
             self._deep_at = began + self._policy.deep_every
         self._metrics.report_seconds.observe(self._answered_at - began)
         self._answered.set()
+
+    def _reach(self, deep: bool) -> tuple[datetime, datetime]:
+        """The moments from which on executions ended and started that a question asks for."""
+        policy, now = self._policy, self._kestra.now()
+        overlap = policy.deep_overlap if deep else policy.overlap
+        unseen = policy.deep_unseen if deep else policy.unseen
+        since = ask_from(self._latest, now, overlap=overlap, quiet=policy.quiet)
+        return since, read_from(self._oldest, now, unseen=unseen, longest=policy.longest)
+
+    async def _tell_since(self, since: datetime, started: datetime) -> datetime:
+        """Tell what ended since then, and return the latest end that is known afterwards.
+
+        The latest ends come first, so nothing may follow them before the last page is told.
+        """
+        latest, page, last = self._latest, 1, False
+        while not last:
+            ended, last = await self._kestra.ended_since(since, page, started=started)
+            await self._tell(untold(ended, self._told))
+            latest = latest_end(latest, ended)
+            page += 1
+        return latest
+
+    async def _oldest_start(self, now: float) -> datetime | None:
+        """The earliest start of what has not ended, as of some seconds ago; None if unknown."""
+        if now < self._oldest_at + self._policy.oldest_every:
+            return self._oldest
+        asked = self._kestra.now()
+        execution = await self._kestra.oldest_unfinished()
+        self._oldest_at = now
+        if execution is None:
+            return asked
+        if execution.started is None:
+            return None
+        return min(asked, execution.started)
 
     async def tell_unfinished(self) -> None:
         """Tell what has not ended.

@@ -31,9 +31,15 @@ class Listings:
         """All executions that carry the bridge's mark and have not ended, of every replica."""
         return await self.executions.unfinished()
 
-    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+    async def oldest_unfinished(self) -> Execution | None:
+        """The one of the bridge's executions that started first and has not ended, if any."""
+        return await self.executions.oldest_unfinished()
+
+    async def ended_since(
+        self, since: datetime, page: int = 1, *, started: datetime | None = None
+    ) -> tuple[list[Execution], bool]:
         """A page of the bridge's executions that ended since then, and whether it is the last."""
-        return await self.executions.ended_since(since, page)
+        return await self.executions.ended_since(since, page, started=started)
 
 
 class Kestra(Listings, AbstractAsyncContextManager["Kestra"]):

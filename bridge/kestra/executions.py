@@ -107,11 +107,25 @@ class ExecutionApi:
         # Some may have ended while the server searched.
         return [execution for execution in found.executions if not execution.state.terminal]
 
-    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+    async def oldest_unfinished(self) -> Execution | None:
+        """The one of the bridge's executions that started first and has not ended, if any."""
+        filters = {
+            **labelled({MARK_LABEL: MARK}),
+            "filters[state][NOT_IN]": ",".join(sorted(TERMINAL)),
+        }
+        found = await self._search.page("oldest", filters, 1, most=1)
+        return next(iter(found.executions), None)
+
+    async def ended_since(
+        self, since: datetime, page: int = 1, *, started: datetime | None = None
+    ) -> tuple[list[Execution], bool]:
         """A page of the bridge's executions that ended then or later, and whether it is the last.
 
         They are those of every replica, and what inherited the mark. The latest end comes first.
         An end that comes meanwhile moves others to a later page, where they come once more.
+
+        `started` limits what the server has to read to executions that started then or later.
+        Without it Kestra counts all that have ever ended, at each question.
 
         They are not filtered by end date: Kestra compares that filter with the start date (2.0,
         tried), so it hides whatever ran for long.
@@ -119,6 +133,7 @@ class ExecutionApi:
         filters = {
             **labelled({MARK_LABEL: MARK}),
             "filters[state][IN]": ",".join(sorted(TERMINAL)),
+            **started_from(started),
         }
         found = await self._search.page(
             "ended", filters, page, order="state.endDate:desc", most=ENDED_IN_A_PAGE

@@ -23,7 +23,7 @@ have 256."""
 
 OPERATIONS = (
     *("create", "find", "history", "get", "kill", "outputs", "attempts", "explain"),
-    *("flow", "probe", "ended", "sweep"),
+    *("flow", "probe", "ended", "oldest", "sweep"),
 )
 """What the consumer asks of Kestra: for jobs, and at its start or at intervals."""
 

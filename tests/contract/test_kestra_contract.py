@@ -316,6 +316,27 @@ class TestSearch:
         rows, _ = await kestra.ended_since(between + timedelta(milliseconds=1))
         assert killed.id in [row.id for row in rows]
 
+    async def test_an_end_is_not_found_where_the_execution_began_before_what_is_read(
+        self, kestra: Kestra
+    ) -> None:
+        done = await ended(kestra, await kestra.create(job("silent")))
+        assert done.ended
+        assert done.started
+        reads = [done.started - timedelta(minutes=1), done.started + timedelta(minutes=1)]
+        found = [await kestra.ended_since(done.ended, started=moment) for moment in reads]
+        assert [done.id in [row.id for row in rows] for rows, _ in found] == [True, False]
+
+    async def test_the_oldest_unfinished_execution_is_the_first_of_all_that_go_on(
+        self, kestra: Kestra
+    ) -> None:
+        going = [await kestra.create(job("sleeps")) for _ in range(2)]
+        oldest = await kestra.executions.oldest_unfinished()
+        unfinished = await kestra.unfinished()
+        for execution in going:
+            await kestra.kill(execution.id)
+        assert oldest
+        assert oldest.id == min(unfinished, key=lambda run: str(run.started)).id
+
     async def test_leaves_out_states_and_lists_only_what_goes_on(
         self, server: Server, api: httpx.AsyncClient
     ) -> None:

@@ -44,6 +44,7 @@ CALLS: dict[str, Call] = {
     "executions.find": lambda kestra: kestra.executions.find(JOB),
     "executions.find_attempts": lambda kestra: kestra.executions.find_attempts(JOB),
     "executions.unfinished": lambda kestra: kestra.executions.unfinished(),
+    "executions.oldest_unfinished": lambda kestra: kestra.executions.oldest_unfinished(),
     "executions.ended_since": lambda kestra: kestra.executions.ended_since(datetime.now(UTC)),
     "executions.has_run": lambda kestra: kestra.executions.has_run("q", since=datetime.now(UTC)),
     "executions.reworked": lambda kestra: kestra.executions.reworked(),

@@ -131,6 +131,26 @@ class KestraSuite:
         later = under.kestra.now() + timedelta(hours=1)
         assert await under.kestra.ended_since(later) == ([], True)
 
+    async def test_what_started_before_is_not_listed_as_ended(self, under: KestraUnderTest) -> None:
+        created = await under.kestra.create(job())
+        await under.server.end(created.id)
+        since, later = (under.kestra.now() + timedelta(hours=hours) for hours in (-1, 1))
+        assert await under.kestra.ended_since(since, started=later) == ([], True)
+
+    async def test_the_oldest_unfinished_is_the_one_that_started_first(
+        self, under: KestraUnderTest
+    ) -> None:
+        ended, oldest, _ = [await under.kestra.create(job(name)) for name in ("a", "b", "c")]
+        await under.server.end(ended.id)
+        found = await under.kestra.oldest_unfinished()
+        assert found is not None
+        assert found.id == oldest.id
+
+    async def test_where_all_has_ended_there_is_no_oldest(self, under: KestraUnderTest) -> None:
+        created = await under.kestra.create(job())
+        await under.server.end(created.id)
+        assert await under.kestra.oldest_unfinished() is None
+
     async def test_a_queue_has_run_once_a_job_of_it_has_an_execution(
         self, under: KestraUnderTest
     ) -> None:

@@ -23,7 +23,8 @@ from bridge.job.attempt import MARK, MARK_LABEL, QUEUE_LABEL
 from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
-from bridge.kestra import DEFAULT_LIMITS, always
+from bridge.kestra import always
+from bridge.kestra.executions import ENDED_IN_A_PAGE
 from tests.support.standin import Ends
 
 Behaviour = Ends | Callable[[Execution], Ends]
@@ -155,16 +156,24 @@ class MemoryKestra:
         marked = [run for run in self.executions.values() if run.labels.get(MARK_LABEL) == MARK]
         return [run for run in marked if not run.state.terminal]
 
-    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+    async def oldest_unfinished(self) -> Execution | None:
+        """The execution with the bridge's mark that started first and has not ended."""
+        await self._request("oldest_unfinished")
+        marked = [run for run in self.executions.values() if run.labels.get(MARK_LABEL) == MARK]
+        unfinished = [run for run in marked if not run.state.terminal]
+        return min(unfinished, key=lambda run: run.started or self.now(), default=None)
+
+    async def ended_since(
+        self, since: datetime, page: int = 1, *, started: datetime | None = None
+    ) -> tuple[list[Execution], bool]:
         """A page of the bridge's executions that ended since then, the latest end first."""
         await self._request("ended_since")
-        found = [
-            run
-            for run in self.executions.values()
-            if run.ended and run.ended >= since and run.labels.get(MARK_LABEL) == MARK
-        ]
+        marked = [run for run in self.executions.values() if run.labels.get(MARK_LABEL) == MARK]
+        found = [run for run in marked if run.ended and run.ended >= since]
+        if started is not None:
+            found = [run for run in found if run.started and run.started >= started]
         found.sort(key=lambda run: run.ended or since, reverse=True)
-        size = DEFAULT_LIMITS.page_size
+        size = ENDED_IN_A_PAGE
         return found[(page - 1) * size : page * size], page * size >= len(found)
 
     async def has_run(self, queue: str, *, since: datetime) -> bool:

@@ -19,6 +19,7 @@ from bridge.consume.reporting import (
     ask_from,
     latest_end,
     look_back,
+    read_from,
     untold,
 )
 from bridge.consume.reports import LIST_KEY, SIGN_KEY
@@ -27,7 +28,7 @@ from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.job.message import Message
-from bridge.kestra import DEFAULT_LIMITS
+from bridge.kestra.executions import ENDED_IN_A_PAGE
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import eventually
 from tests.support.memory_kestra import MemoryKestra
@@ -36,6 +37,7 @@ from tests.support.standin import Ends
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 FLOW = FlowName("test", "job")
 QUICK = ReportPolicy(interval=0.001, again_after=0.001, sign_every=0.001, list_every=0.001)
+NARROW = replace(QUICK, oldest_every=0, unseen=1, deep_unseen=1)
 
 
 def ended(execution_id: str, seconds: float = 0) -> Execution:
@@ -76,6 +78,23 @@ class TestAQuestion:
 
     def test_that_takes_long_is_asked_less_often(self) -> None:
         assert ReportPolicy(interval=0.5, share=0.25).pause_after(2) == 6
+
+
+def read_back(oldest: float | None, *, unseen: float = 15, longest: float = 3600) -> float:
+    """How many seconds ago what a question reads must have started, by the oldest start."""
+    moment = None if oldest is None else NOW - timedelta(seconds=oldest)
+    return (NOW - read_from(moment, NOW, unseen=unseen, longest=longest)).total_seconds()
+
+
+class TestWhatAQuestionReads:
+    def test_goes_back_a_little_before_the_oldest_unfinished_start(self) -> None:
+        assert read_back(100) == 115
+
+    def test_goes_back_no_further_than_the_limit(self) -> None:
+        assert read_back(3599) == 3600
+
+    def test_goes_back_to_the_limit_where_the_oldest_is_not_known(self) -> None:
+        assert read_back(None) == 3600
 
 
 class TestANewReporter:
@@ -135,6 +154,12 @@ class Rig:
     async def create(self, job: str = "one") -> str:
         return (await self.kestra.create(Job(id=job, flow=FLOW))).id
 
+    def start(self, execution_id: str, *, ago: float) -> None:
+        """Let an execution have started so many seconds ago."""
+        run = self.kestra.executions[execution_id]
+        moment = self.kestra.now() - timedelta(seconds=ago)
+        self.kestra.executions[execution_id] = replace(run, started=moment)
+
     async def end(self, job: str = "one", *, ago: float = 0) -> str:
         """An execution that ended so many seconds ago."""
         execution_id = await self.create(job)
@@ -150,11 +175,40 @@ class FailsOnASecondPage(MemoryKestra):
 
     failed = False
 
-    async def ended_since(self, since: datetime, page: int = 1) -> tuple[list[Execution], bool]:
+    async def ended_since(
+        self, since: datetime, page: int = 1, *, started: datetime | None = None
+    ) -> tuple[list[Execution], bool]:
         if page == 2 and not self.failed:
             self.failed = True
             raise KestraUnavailable("away")
-        return await super().ended_since(since, page)
+        return await super().ended_since(since, page, started=started)
+
+
+class EndsDuringAQuestion(MemoryKestra):
+    """A Kestra whose executions all end right after its first answer."""
+
+    async def ended_since(
+        self, since: datetime, page: int = 1, *, started: datetime | None = None
+    ) -> tuple[list[Execution], bool]:
+        answer = await super().ended_since(since, page, started=started)
+        for run in await self.unfinished():
+            await self.end(run.id)
+        return answer
+
+
+class NotesWhatIsRead(MemoryKestra):
+    """A Kestra that keeps from which start on it was asked for ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_from: list[datetime] = []
+
+    async def ended_since(
+        self, since: datetime, page: int = 1, *, started: datetime | None = None
+    ) -> tuple[list[Execution], bool]:
+        if started is not None:
+            self.read_from.append(started)
+        return await super().ended_since(since, page, started=started)
 
 
 @asynccontextmanager
@@ -194,14 +248,14 @@ class TestEnds:
 
     async def test_of_more_than_a_page_are_told(self) -> None:
         rig = Rig()
-        executions = [await rig.end(f"job-{n}") for n in range(DEFAULT_LIMITS.page_size + 1)]
+        executions = [await rig.end(f"job-{n}") for n in range(ENDED_IN_A_PAGE + 1)]
         await rig.reporting().tell_ended()
         assert sorted(rig.told.ends) == sorted(executions)
 
     async def test_of_a_page_that_failed_are_told_by_the_next_question(self) -> None:
         rig = Rig(kestra=FailsOnASecondPage())
         earlier = await rig.end("earlier", ago=20)
-        for number in range(DEFAULT_LIMITS.page_size):
+        for number in range(ENDED_IN_A_PAGE):
             await rig.end(f"job-{number}")
         reporting = rig.reporting(replace(QUICK, deep_overlap=1), back=30)
         with pytest.raises(KestraUnavailable):
@@ -225,6 +279,43 @@ class TestEnds:
         late = await rig.end("late", ago=10)
         await reporting.tell_ended()
         assert late in rig.told.ends
+
+    async def test_of_what_runs_for_long_are_told_at_once(self) -> None:
+        rig = Rig()
+        reporting = rig.reporting(NARROW)
+        execution = await rig.create("long")
+        rig.start(execution, ago=600)
+        await reporting.tell_ended()
+        await rig.kestra.end(execution)
+        await reporting.tell_ended()
+        assert rig.told.ends == [execution]
+
+    async def test_during_the_first_question_are_told_by_the_next(self) -> None:
+        rig = Rig(kestra=EndsDuringAQuestion())
+        reporting = rig.reporting(NARROW)
+        execution = await rig.create("long")
+        rig.start(execution, ago=600)
+        await reporting.tell_ended()
+        await reporting.tell_ended()
+        assert rig.told.ends == [execution]
+
+    async def test_are_looked_for_only_among_what_can_have_ended_since(self) -> None:
+        kestra = NotesWhatIsRead()
+        reporting = Rig(kestra=kestra).reporting(NARROW)
+        for _ in range(2):
+            await reporting.tell_ended()
+        first, second = kestra.read_from
+        assert (second - first).total_seconds() == pytest.approx(86400 - 1, abs=30)
+
+    async def test_are_looked_for_as_before_after_a_question_that_failed(self) -> None:
+        kestra = NotesWhatIsRead()
+        reporting = Rig(kestra=kestra).reporting(NARROW)
+        kestra.fail("ended_since", KestraUnavailable("away"), times=1)
+        with pytest.raises(KestraUnavailable):
+            await reporting.tell_ended()
+        await reporting.tell_ended()
+        first, second = kestra.read_from
+        assert (second - first).total_seconds() == pytest.approx(0, abs=30)
 
     async def test_are_counted(self) -> None:
         rig = Rig()

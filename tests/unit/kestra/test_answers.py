@@ -29,52 +29,54 @@ ERRORS: dict[str, type[KestraError] | None] = {
 }
 
 IN_KESTRAS_WORDS = """
-                          302 400 401 403 404 405 406 408 409 413 414 415 422 425 429 500 502 503 504
-probe                      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.create          U   R   D   D   R   I   I   A   R   R   R   R   R   U   U   A   A   A   A
-executions.find            U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.find_attempts   U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.unfinished      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.ended_since     U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.has_run         U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.reworked        U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.correlated      U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.get             U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.kill            U   I   D   D   -   I   I   U   -   I   I   I   I   U   U   U   U   U   U
-executions.outputs         U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.delete          U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-logs.explain               U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-logs.failure_report        U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-flows.get                  U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-flows.validate             U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-flows.save                 U   R   D   D   R   I   I   U   R   R   R   R   R   U   U   U   U   U   U
-flows.delete               U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+                             302 400 401 403 404 405 406 408 409 413 414 415 422 425 429 500 502 503 504
+probe                        U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.create            U   R   D   D   R   I   I   A   R   R   R   R   R   U   U   A   A   A   A
+executions.find              U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.find_attempts     U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.unfinished        U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.oldest_unfinished U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.ended_since       U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.has_run           U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.reworked          U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.correlated        U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.get               U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.kill              U   I   D   D   -   I   I   U   -   I   I   I   I   U   U   U   U   U   U
+executions.outputs           U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+executions.delete            U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+logs.explain                 U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+logs.failure_report          U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+flows.get                    U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+flows.validate               U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
+flows.save                   U   R   D   D   R   I   I   U   R   R   R   R   R   U   U   U   U   U   U
+flows.delete                 U   I   D   D   -   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 """  # noqa: E501 (a table)
 
 REFUSED_ONLY_BY_KESTRA = frozenset({"400", "404", "409", "422"})
 """Statuses that refuse a job's content only where Kestra says so."""
 
 UNREADABLE = """
-                          html empty
-probe                      -     -
-executions.create          A     A
-executions.find            U     U
-executions.find_attempts   U     U
-executions.unfinished      U     U
-executions.ended_since     U     U
-executions.has_run         U     U
-executions.reworked        U     U
-executions.correlated      U     U
-executions.get             U     U
-executions.kill            -     -
-executions.outputs         U     U
-executions.delete          -     -
-logs.explain               U     U
-logs.failure_report        U     U
-flows.get                  U     U
-flows.validate             U     U
-flows.save                 -     -
-flows.delete               -     -
+                             html empty
+probe                        -     -
+executions.create            A     A
+executions.find              U     U
+executions.find_attempts     U     U
+executions.unfinished        U     U
+executions.oldest_unfinished U     U
+executions.ended_since       U     U
+executions.has_run           U     U
+executions.reworked          U     U
+executions.correlated        U     U
+executions.get               U     U
+executions.kill              -     -
+executions.outputs           U     U
+executions.delete            -     -
+logs.explain                 U     U
+logs.failure_report          U     U
+flows.get                    U     U
+flows.validate               U     U
+flows.save                   -     -
+flows.delete                 -     -
 """
 """The meaning of a 200 whose body is not what was asked for."""
 

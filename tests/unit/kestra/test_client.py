@@ -80,9 +80,13 @@ HANDED_OVER: dict[str, tuple[Call, Call]] = {
         lambda kestra: kestra.unfinished(),
         lambda kestra: kestra.executions.unfinished(),
     ),
+    "oldest_unfinished": (
+        lambda kestra: kestra.oldest_unfinished(),
+        lambda kestra: kestra.executions.oldest_unfinished(),
+    ),
     "ended_since": (
-        lambda kestra: kestra.ended_since(SINCE, 2),
-        lambda kestra: kestra.executions.ended_since(SINCE, 2),
+        lambda kestra: kestra.ended_since(SINCE, 2, started=SINCE),
+        lambda kestra: kestra.executions.ended_since(SINCE, 2, started=SINCE),
     ),
     "has_run": (
         lambda kestra: kestra.has_run("q", since=SINCE),
