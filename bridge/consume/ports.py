@@ -161,11 +161,16 @@ class KestraPort(Protocol):
         """The one of the bridge's executions that started first and has not ended."""
 
     async def ended_since(
-        self, since: datetime, page: int = 1, *, started: datetime | None = None
+        self,
+        since: datetime,
+        page: int = 1,
+        *,
+        started: datetime | None = None,
+        size: int | None = None,
     ) -> tuple[list[Execution], bool]:
         """A page of the bridge's executions that ended since then, and whether it is the last.
 
-        `started` leaves out what started before.
+        `started` leaves out what started before; `size` is the number of executions in a page.
         """
 
     async def has_run(self, queue: str, *, since: datetime) -> bool:

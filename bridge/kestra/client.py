@@ -36,10 +36,15 @@ class Listings:
         return await self.executions.oldest_unfinished()
 
     async def ended_since(
-        self, since: datetime, page: int = 1, *, started: datetime | None = None
+        self,
+        since: datetime,
+        page: int = 1,
+        *,
+        started: datetime | None = None,
+        size: int | None = None,
     ) -> tuple[list[Execution], bool]:
         """A page of the bridge's executions that ended since then, and whether it is the last."""
-        return await self.executions.ended_since(since, page, started=started)
+        return await self.executions.ended_since(since, page, started=started, size=size)
 
 
 class Kestra(Listings, AbstractAsyncContextManager["Kestra"]):

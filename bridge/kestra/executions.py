@@ -27,9 +27,6 @@ from bridge.telemetry.tracing import outgoing
 REWORKED_LABELS = ("system.restarted", "system.replay")
 """Labels of executions that were restarted, or that a replay made (1.3 and 2.0, tried)."""
 
-ENDED_IN_A_PAGE = 100
-"""More than end between two of the reporter's questions; it reads on where more have."""
-
 
 class ExecutionApi:
     """The executions of one tenant."""
@@ -117,7 +114,12 @@ class ExecutionApi:
         return next(iter(found.executions), None)
 
     async def ended_since(
-        self, since: datetime, page: int = 1, *, started: datetime | None = None
+        self,
+        since: datetime,
+        page: int = 1,
+        *,
+        started: datetime | None = None,
+        size: int | None = None,
     ) -> tuple[list[Execution], bool]:
         """A page of the bridge's executions that ended then or later, and whether it is the last.
 
@@ -125,7 +127,8 @@ class ExecutionApi:
         An end that comes meanwhile moves others to a later page, where they come once more.
 
         `started` limits what the server has to read to executions that started then or later.
-        Without it Kestra counts all that have ever ended, at each question.
+        Without it Kestra counts all that have ever ended, for each page. `size` is the number of
+        executions in a page.
 
         They are not filtered by end date: Kestra compares that filter with the start date (2.0,
         tried), so it hides whatever ran for long.
@@ -136,7 +139,7 @@ class ExecutionApi:
             **started_from(started),
         }
         found = await self._search.page(
-            "ended", filters, page, order="state.endDate:desc", most=ENDED_IN_A_PAGE
+            "ended", filters, page, order="state.endDate:desc", most=size
         )
         ended = [
             execution

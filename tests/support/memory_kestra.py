@@ -23,8 +23,7 @@ from bridge.job.attempt import MARK, MARK_LABEL, QUEUE_LABEL
 from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
-from bridge.kestra import always
-from bridge.kestra.executions import ENDED_IN_A_PAGE
+from bridge.kestra import DEFAULT_LIMITS, always
 from tests.support.standin import Ends
 
 Behaviour = Ends | Callable[[Execution], Ends]
@@ -164,7 +163,12 @@ class MemoryKestra:
         return min(unfinished, key=lambda run: run.started or self.now(), default=None)
 
     async def ended_since(
-        self, since: datetime, page: int = 1, *, started: datetime | None = None
+        self,
+        since: datetime,
+        page: int = 1,
+        *,
+        started: datetime | None = None,
+        size: int | None = None,
     ) -> tuple[list[Execution], bool]:
         """A page of the bridge's executions that ended since then, the latest end first."""
         await self._request("ended_since")
@@ -173,7 +177,7 @@ class MemoryKestra:
         if started is not None:
             found = [run for run in found if run.started and run.started >= started]
         found.sort(key=lambda run: run.ended or since, reverse=True)
-        size = ENDED_IN_A_PAGE
+        size = size or DEFAULT_LIMITS.page_size
         return found[(page - 1) * size : page * size], page * size >= len(found)
 
     async def has_run(self, queue: str, *, since: datetime) -> bool:

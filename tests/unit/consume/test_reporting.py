@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 
 from bridge.consume.hearing import ToldEnds
+from bridge.consume.inquiry import LONGEST, Reach
 from bridge.consume.reporting import (
     Reporting,
     ReportPolicy,
-    ask_from,
-    latest_end,
     look_back,
-    read_from,
     untold,
 )
 from bridge.consume.reports import LIST_KEY, SIGN_KEY
@@ -28,7 +26,6 @@ from bridge.job.execution import Execution, State
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
 from bridge.job.message import Message
-from bridge.kestra.executions import ENDED_IN_A_PAGE
 from bridge.telemetry.metrics import Metrics
 from tests.support.harness import eventually
 from tests.support.memory_kestra import MemoryKestra
@@ -37,7 +34,12 @@ from tests.support.standin import Ends
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 FLOW = FlowName("test", "job")
 QUICK = ReportPolicy(interval=0.001, again_after=0.001, sign_every=0.001, list_every=0.001)
-NARROW = replace(QUICK, oldest_every=0, unseen=1, deep_unseen=1)
+NARROW = replace(
+    QUICK,
+    oldest_every=0,
+    quick=Reach(overlap=1, unseen=1, page=3),
+    deep=Reach(overlap=15, unseen=1, page=4),
+)
 
 
 def ended(execution_id: str, seconds: float = 0) -> Execution:
@@ -46,28 +48,7 @@ def ended(execution_id: str, seconds: float = 0) -> Execution:
     return Execution(id=execution_id, flow=FLOW, state=State.SUCCESS, ended=moment)
 
 
-def asked_from(latest: float, *, overlap: float = 2, quiet: float = 120) -> float:
-    """The seconds from now at which a question begins, by those of the latest end."""
-    moment = NOW + timedelta(seconds=latest)
-    return (ask_from(moment, NOW, overlap=overlap, quiet=quiet) - NOW).total_seconds()
-
-
 class TestAQuestion:
-    def test_goes_back_a_little_before_the_latest_end(self) -> None:
-        assert asked_from(-1) == -3
-
-    def test_ignores_a_clock_that_is_ahead(self) -> None:
-        assert asked_from(3600) == -2
-
-    def test_goes_back_no_further_where_nothing_ends(self) -> None:
-        assert asked_from(-3600) == -122
-
-    def test_follows_the_latest_end(self) -> None:
-        assert latest_end(NOW, [ended("a", 5), ended("b", -5)]) == NOW + timedelta(seconds=5)
-
-    def test_does_not_follow_ends_into_the_past(self) -> None:
-        assert latest_end(NOW, [ended("a", -5)]) == NOW
-
     def test_has_no_news_of_what_was_told(self) -> None:
         told = ToldEnds()
         told.note("a", State.SUCCESS, NOW)
@@ -78,23 +59,6 @@ class TestAQuestion:
 
     def test_that_takes_long_is_asked_less_often(self) -> None:
         assert ReportPolicy(interval=0.5, share=0.25).pause_after(2) == 6
-
-
-def read_back(oldest: float | None, *, unseen: float = 15, longest: float = 3600) -> float:
-    """How many seconds ago what a question reads must have started, by the oldest start."""
-    moment = None if oldest is None else NOW - timedelta(seconds=oldest)
-    return (NOW - read_from(moment, NOW, unseen=unseen, longest=longest)).total_seconds()
-
-
-class TestWhatAQuestionReads:
-    def test_goes_back_a_little_before_the_oldest_unfinished_start(self) -> None:
-        assert read_back(100) == 115
-
-    def test_goes_back_no_further_than_the_limit(self) -> None:
-        assert read_back(3599) == 3600
-
-    def test_goes_back_to_the_limit_where_the_oldest_is_not_known(self) -> None:
-        assert read_back(None) == 3600
 
 
 class TestANewReporter:
@@ -163,11 +127,15 @@ class Rig:
     async def end(self, job: str = "one", *, ago: float = 0) -> str:
         """An execution that ended so many seconds ago."""
         execution_id = await self.create(job)
+        await self.end_at(execution_id, ago=ago)
+        return execution_id
+
+    async def end_at(self, execution_id: str, *, ago: float) -> None:
+        """Let an execution have ended so many seconds ago."""
         await self.kestra.end(execution_id)
         run = self.kestra.executions[execution_id]
         moment = self.kestra.now() - timedelta(seconds=ago)
         self.kestra.executions[execution_id] = replace(run, ended=moment)
-        return execution_id
 
 
 class FailsOnASecondPage(MemoryKestra):
@@ -176,24 +144,35 @@ class FailsOnASecondPage(MemoryKestra):
     failed = False
 
     async def ended_since(
-        self, since: datetime, page: int = 1, *, started: datetime | None = None
+        self, since: datetime, page: int = 1, **reads: Any
     ) -> tuple[list[Execution], bool]:
         if page == 2 and not self.failed:
             self.failed = True
             raise KestraUnavailable("away")
-        return await super().ended_since(since, page, started=started)
+        return await super().ended_since(since, page, **reads)
 
 
 class EndsDuringAQuestion(MemoryKestra):
     """A Kestra whose executions all end right after its first answer."""
 
     async def ended_since(
-        self, since: datetime, page: int = 1, *, started: datetime | None = None
+        self, since: datetime, page: int = 1, **reads: Any
     ) -> tuple[list[Execution], bool]:
-        answer = await super().ended_since(since, page, started=started)
+        answer = await super().ended_since(since, page, **reads)
         for run in await self.unfinished():
             await self.end(run.id)
         return answer
+
+
+class NeverAnswersDeepQuestions(MemoryKestra):
+    """A Kestra that answers quick questions alone."""
+
+    async def ended_since(
+        self, since: datetime, page: int = 1, **reads: Any
+    ) -> tuple[list[Execution], bool]:
+        if reads["size"] == NARROW.deep.page:
+            await asyncio.Event().wait()
+        return await super().ended_since(since, page, **reads)
 
 
 class NotesWhatIsRead(MemoryKestra):
@@ -204,11 +183,10 @@ class NotesWhatIsRead(MemoryKestra):
         self.read_from: list[datetime] = []
 
     async def ended_since(
-        self, since: datetime, page: int = 1, *, started: datetime | None = None
+        self, since: datetime, page: int = 1, **reads: Any
     ) -> tuple[list[Execution], bool]:
-        if started is not None:
-            self.read_from.append(started)
-        return await super().ended_since(since, page, started=started)
+        self.read_from.append(reads["started"])
+        return await super().ended_since(since, page, **reads)
 
 
 @asynccontextmanager
@@ -248,37 +226,57 @@ class TestEnds:
 
     async def test_of_more_than_a_page_are_told(self) -> None:
         rig = Rig()
-        executions = [await rig.end(f"job-{n}") for n in range(ENDED_IN_A_PAGE + 1)]
-        await rig.reporting().tell_ended()
+        executions = [await rig.end(f"job-{n}") for n in range(NARROW.quick.page + 1)]
+        await rig.reporting(NARROW).tell_ended()
         assert sorted(rig.told.ends) == sorted(executions)
 
     async def test_of_a_page_that_failed_are_told_by_the_next_question(self) -> None:
         rig = Rig(kestra=FailsOnASecondPage())
         earlier = await rig.end("earlier", ago=20)
-        for number in range(ENDED_IN_A_PAGE):
+        for number in range(NARROW.deep.page):
             await rig.end(f"job-{number}")
-        reporting = rig.reporting(replace(QUICK, deep_overlap=1), back=30)
+        reporting = rig.reporting(NARROW, back=30)
         with pytest.raises(KestraUnavailable):
-            await reporting.tell_ended()
-        await reporting.tell_ended()
+            await reporting.tell_late()
+        await reporting.tell_late()
         assert earlier in rig.told.ends
 
     async def test_before_a_new_reporters_time_are_told_as_far_as_it_looks_back(self) -> None:
         rig = Rig()
-        policy = replace(QUICK, deep_overlap=1)
         await rig.end("long ago", ago=60)
         recent = await rig.end("recent", ago=20)
-        await rig.reporting(policy, back=30).tell_ended()
+        await rig.reporting(back=30).tell_late()
         assert rig.told.ends == [recent]
+
+    async def test_are_told_while_the_reporter_still_looks_back(self) -> None:
+        rig = Rig(kestra=NeverAnswersDeepQuestions())
+        execution = await rig.end()
+        async with running(rig.reporting(NARROW)):
+            await eventually(lambda: execution in rig.told.ends, "the end was told")
 
     async def test_that_kestra_shows_late_are_told_by_a_deep_question(self) -> None:
         rig = Rig()
-        reporting = rig.reporting(replace(QUICK, overlap=1, deep_overlap=15, deep_every=0))
+        reporting = rig.reporting()
         await rig.end("first")
         await reporting.tell_ended()
         late = await rig.end("late", ago=10)
         await reporting.tell_ended()
+        await reporting.tell_late()
         assert late in rig.told.ends
+
+    async def test_of_what_runs_for_long_are_told_by_a_deep_question_if_kestra_shows_them_late(
+        self,
+    ) -> None:
+        rig = Rig()
+        reporting = rig.reporting(NARROW)
+        execution = await rig.create("long")
+        rig.start(execution, ago=600)
+        await reporting.tell_late()
+        await rig.end_at(execution, ago=10)
+        for _ in range(2):
+            await reporting.tell_ended()
+        await reporting.tell_late()
+        assert rig.told.ends == [execution]
 
     async def test_of_what_runs_for_long_are_told_at_once(self) -> None:
         rig = Rig()
@@ -305,7 +303,7 @@ class TestEnds:
         for _ in range(2):
             await reporting.tell_ended()
         first, second = kestra.read_from
-        assert (second - first).total_seconds() == pytest.approx(86400 - 1, abs=30)
+        assert (second - first).total_seconds() == pytest.approx(LONGEST - 1, abs=30)
 
     async def test_are_looked_for_as_before_after_a_question_that_failed(self) -> None:
         kestra = NotesWhatIsRead()

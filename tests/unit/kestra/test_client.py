@@ -85,8 +85,8 @@ HANDED_OVER: dict[str, tuple[Call, Call]] = {
         lambda kestra: kestra.executions.oldest_unfinished(),
     ),
     "ended_since": (
-        lambda kestra: kestra.ended_since(SINCE, 2, started=SINCE),
-        lambda kestra: kestra.executions.ended_since(SINCE, 2, started=SINCE),
+        lambda kestra: kestra.ended_since(SINCE, 2, started=SINCE, size=7),
+        lambda kestra: kestra.executions.ended_since(SINCE, 2, started=SINCE, size=7),
     ),
     "has_run": (
         lambda kestra: kestra.has_run("q", since=SINCE),
