@@ -104,3 +104,11 @@ async def test_a_fresh_message_costs_no_search(one_stage: BrokerStage) -> None:
         await one_stage.submit("one")
         await bridge.settled(job="one")
     assert one_stage.kestra.requests["search"] == before
+
+
+async def test_a_kill_without_effect_is_asked_for_again(one_stage: BrokerStage) -> None:
+    kestra = one_stage.kestra
+    kestra.flow("test", "job", Ends(after=None, kill_sticks=True))
+    async with one_stage.bridge(job_timeout=1, drain_timeout=0):
+        await one_stage.submit("one")
+        await eventually(lambda: len(kestra.kills) > 1, "a second kill", timeout=60)
