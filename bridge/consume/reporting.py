@@ -60,7 +60,7 @@ class ReportPolicy:
 
     def pause_after(self, took: float) -> float:
         """Seconds to the next question, after one that took so long."""
-        return max(self.interval, took / self.share - took)
+        return max(self.interval - took, took / self.share - took)
 
     def rest_after(self, failures: int) -> float:
         """Seconds for which a replica that failed so often before leaves reporting to others."""

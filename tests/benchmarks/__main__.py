@@ -28,7 +28,7 @@ from tests.benchmarks.stage import BenchmarkStage, Say, given_stage, open_stage
 
 FORMAT = 3
 RESULTS = Path(__file__).parent / "results"
-OWN_JOBS, ENGINE_JOBS = 1000, 400
+OWN_JOBS, ENGINE_JOBS = 1000, 800
 OWN_ROUNDS, ENGINE_ROUNDS = 5, 3
 IN_FLIGHT = (1_000, 10_000)
 ENDS_JOBS = 300

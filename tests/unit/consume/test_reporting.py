@@ -54,8 +54,8 @@ class TestAQuestion:
         told.note("a", State.SUCCESS, NOW)
         assert [each.id for each in untold([ended("a"), ended("b")], told)] == ["b"]
 
-    def test_that_is_quick_is_asked_again_after_the_interval(self) -> None:
-        assert ReportPolicy(interval=0.5).pause_after(0.1) == 0.5
+    def test_that_is_quick_begins_an_interval_after_the_one_before(self) -> None:
+        assert ReportPolicy(interval=0.5).pause_after(0.1) == 0.4
 
     def test_that_takes_long_is_asked_less_often(self) -> None:
         assert ReportPolicy(interval=0.5, share=0.25).pause_after(2) == 6
