@@ -14,6 +14,9 @@ misjudged by."""
 LONGEST = 86400.0
 """No question reads what started more seconds ago. The end of what ran for longer shows in the
 list."""
+FIRST = 600.0
+"""The same for the first questions, for which no oldest start is known. The first list follows
+them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +96,9 @@ def ask_from(latest: datetime, now: datetime, *, overlap: float) -> datetime:
 
 def read_from(oldest: datetime | None, now: datetime, *, unseen: float) -> datetime:
     """The moment from which on executions must have started for a question to read them."""
-    earliest = now - timedelta(seconds=LONGEST)
     if oldest is None:
-        return earliest
-    return max(oldest - timedelta(seconds=unseen), earliest)
+        return now - timedelta(seconds=FIRST)
+    return max(oldest - timedelta(seconds=unseen), now - timedelta(seconds=LONGEST))
 
 
 def oldest_of(execution: Execution | None, asked: datetime) -> OldestStart:

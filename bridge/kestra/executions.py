@@ -153,7 +153,7 @@ class ExecutionApi:
     async def has_run(self, queue: str, *, since: datetime) -> bool:
         """Whether an execution of a job of that queue started then or later."""
         filters = {**labelled({QUEUE_LABEL: queue}), **MAIN, **started_from(since)}
-        found = await self._search.page("history", filters, 1)
+        found = await self._search.page("history", filters, 1, most=1)
         return any(each.labels.get(QUEUE_LABEL) == queue for each in found.executions)
 
     async def reworked(self, *, since: datetime | None = None) -> list[Execution]:

@@ -49,7 +49,7 @@ PREFETCHES = (16, 64)
 CASES = tuple(
     Case(prefetch, deduplicate) for deduplicate in DEDUPLICATES for prefetch in PREFETCHES
 )
-AT_INTERVALS = frozenset({"probe", "flow", "ended", "oldest", "sweep"})
+AT_INTERVALS = frozenset({"probe", "flow", "history", "ended", "oldest", "sweep"})
 """The operations that are asked at the start or at intervals, however many jobs there are."""
 
 API, TOLD_API = "api", "api with the notifier"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from bridge.consume.inquiry import (
+    FIRST,
     LONGEST,
     QUIET,
     Inquiry,
@@ -62,8 +63,8 @@ class TestTheStartsThatAreRead:
     def test_go_back_no_further_than_the_limit(self) -> None:
         assert read_from(ago(LONGEST - 1), NOW, unseen=15) == ago(LONGEST)
 
-    def test_go_back_to_the_limit_where_the_oldest_is_not_known(self) -> None:
-        assert read_from(None, NOW, unseen=15) == ago(LONGEST)
+    def test_go_back_some_minutes_where_the_oldest_is_not_known(self) -> None:
+        assert read_from(None, NOW, unseen=15) == ago(FIRST)
 
 
 class TestTheOldest:
@@ -81,8 +82,8 @@ class TestTheOldest:
 
 
 class TestAnInquiry:
-    def test_reads_all_up_to_the_limit_at_first(self) -> None:
-        assert Inquiry(NOW, REACH).question(NOW).started == ago(LONGEST)
+    def test_reads_the_last_minutes_at_first(self) -> None:
+        assert Inquiry(NOW, REACH).question(NOW).started == ago(FIRST)
 
     def test_reads_from_the_oldest_of_before_its_last_question(self) -> None:
         inquiry = Inquiry(ago(60), REACH)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bridge.consume.hearing import ToldEnds
-from bridge.consume.inquiry import LONGEST, Reach
+from bridge.consume.inquiry import FIRST, Reach
 from bridge.consume.reporting import (
     Reporting,
     ReportPolicy,
@@ -270,7 +270,7 @@ class TestEnds:
         rig = Rig()
         reporting = rig.reporting(NARROW)
         execution = await rig.create("long")
-        rig.start(execution, ago=600)
+        rig.start(execution, ago=2 * FIRST)
         await reporting.tell_late()
         await rig.end_at(execution, ago=10)
         for _ in range(2):
@@ -282,7 +282,7 @@ class TestEnds:
         rig = Rig()
         reporting = rig.reporting(NARROW)
         execution = await rig.create("long")
-        rig.start(execution, ago=600)
+        rig.start(execution, ago=2 * FIRST)
         await reporting.tell_ended()
         await rig.kestra.end(execution)
         await reporting.tell_ended()
@@ -292,7 +292,7 @@ class TestEnds:
         rig = Rig(kestra=EndsDuringAQuestion())
         reporting = rig.reporting(NARROW)
         execution = await rig.create("long")
-        rig.start(execution, ago=600)
+        rig.start(execution, ago=2 * FIRST)
         await reporting.tell_ended()
         await reporting.tell_ended()
         assert rig.told.ends == [execution]
@@ -303,7 +303,7 @@ class TestEnds:
         for _ in range(2):
             await reporting.tell_ended()
         first, second = kestra.read_from
-        assert (second - first).total_seconds() == pytest.approx(LONGEST - 1, abs=30)
+        assert (second - first).total_seconds() == pytest.approx(FIRST - 1, abs=30)
 
     async def test_are_looked_for_as_before_after_a_question_that_failed(self) -> None:
         kestra = NotesWhatIsRead()
