@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.local.debian import lay_out, remove
@@ -46,12 +47,11 @@ _PACKAGES = (
     "python3-venv",
 )
 _ZSTD, _ELF = b"\x28\xb5\x2f\xfd", b"\x7fELF"
-_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "qemu_fw_cfg")
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "qemu_fw_cfg")
 
 _OPTIONS = (
     "--variant=minbase",
     "--components=main",
-    f"--include={','.join(_PACKAGES)}",
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-exclude=/usr/share/man/*",
     "--dpkgopt=path-exclude=/usr/share/locale/*",
@@ -135,24 +135,55 @@ Subsystem sftp internal-sftp
 """
 
 
-def image(say: Say = lambda _: None) -> Path:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What an image is made of: packages of Debian, and files of ours.
+
+    `files` has the path, the text and the mode of each. One of them is `sbin/machine-init`, the
+    first process. `modules` are those of the kernel that are loaded, and `options` further ones of
+    mmdebstrap.
+    """
+
+    name: str
+    packages: Sequence[str]
+    files: Sequence[tuple[str, str, str]]
+    modules: Sequence[str] = MODULES
+    options: Sequence[str] = ()
+
+    @property
+    def all_options(self) -> tuple[str, ...]:
+        """The options of mmdebstrap."""
+        return (*_OPTIONS, f"--include={','.join(self.packages)}", *self.options)
+
+    @property
+    def digest(self) -> str:
+        """A text that changes with the image."""
+        files = [part for file in self.files for part in file]
+        system = (_FORMAT, _SUITE, _DISK_SIZE, _INITRD_INIT)
+        parts = (*system, *self.all_options, *self.modules, *files)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+MACHINE = Recipe(
+    name=NAME,
+    packages=_PACKAGES,
+    files=(("sbin/machine-init", _MACHINE_INIT, "755"), ("etc/ssh/sshd_config", _SSHD, "644")),
+)
+
+
+def image(say: Say = lambda _: None, recipe: Recipe = MACHINE) -> Path:
     """The folder with `kernel`, `initrd` and `disk.qcow2`, made on first use (about a minute).
 
     Raises:
         ProcessError: a tool is missing or failed; the message has the last of what it said.
     """
-    place = cache_directory("machine-images") / f"{NAME}-{_recipe()}"
+    place = cache_directory("machine-images") / f"{recipe.name}-{recipe.digest}"
     if not place.exists():
         with locked("machine-image"):
             if not place.exists():
-                _make(place, say)
-    _point(place.with_name(NAME), place)
+                _make(recipe, place, say)
+    _point(place.with_name(recipe.name), place)
     return place
-
-
-def _recipe() -> str:
-    parts = (_FORMAT, _SUITE, _DISK_SIZE, *_OPTIONS, *_MODULES, _INITRD_INIT, _MACHINE_INIT, _SSHD)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 def _point(link: Path, place: Path) -> None:
@@ -165,7 +196,7 @@ def _point(link: Path, place: Path) -> None:
     fresh.replace(link)
 
 
-def _make(place: Path, say: Say) -> None:
+def _make(recipe: Recipe, place: Path, say: Say) -> None:
     began = time.monotonic()
     partial, tree, log = (
         place.with_name(f"{place.name}.{part}") for part in ("partial", "tree", "log")
@@ -175,9 +206,9 @@ def _make(place: Path, say: Say) -> None:
     partial.mkdir()
     try:
         say(f"laying out Debian {_SUITE} for machines, once")
-        _lay_out(tree, log)
+        _lay_out(recipe, tree, log)
         say("making the kernel, the initrd and the disk")
-        _write_initrd(tree, partial)
+        _write_initrd(recipe.modules, tree, partial)
         _write_disk(tree, partial, log)
         partial.rename(place)
     finally:
@@ -186,25 +217,22 @@ def _make(place: Path, say: Say) -> None:
     say(f"image made in {time.monotonic() - began:.0f} s, {size:.0f} MB: {place}")
 
 
-def _lay_out(tree: Path, log: Path) -> None:
+def _lay_out(recipe: Recipe, tree: Path, log: Path) -> None:
     # We make our own initrd, so Debian's tools for one are told to make none.
-    lay_out(_SUITE, tree, _OPTIONS, log=log, environment={"INITRD": "No"})
+    lay_out(_SUITE, tree, recipe.all_options, log=log, environment={"INITRD": "No"})
     # Any user may read the tree, as our own steps after this one do.
-    for name, text, mode in (
-        ("sbin/machine-init", _MACHINE_INIT, "755"),
-        ("etc/ssh/sshd_config", _SSHD, "644"),
-    ):
+    for name, text, mode in recipe.files:
         source = tree.with_suffix(".file")
         source.write_text(text)
         run_tool("install", "-m", mode, str(source), str(tree / name), log=log, within=AS_ROOT)
         source.unlink()
 
 
-def _write_initrd(tree: Path, to: Path) -> None:
+def _write_initrd(names: Sequence[str], tree: Path, to: Path) -> None:
     (kernel,) = (tree / "boot").glob("vmlinuz-*")
     (to / "kernel").write_bytes(_unpacked(kernel.read_bytes()))
     modules = tree / "usr/lib/modules" / kernel.name.removeprefix("vmlinuz-")
-    loaded = {_module(path).name: path for path in _in_order(modules)}
+    loaded = {_module(path).name: path for path in _in_order(names, modules)}
     files = [
         ("init", _INITRD_INIT.encode(), 0o755),
         ("bin/busybox", (tree / "bin/busybox").read_bytes(), 0o755),
@@ -234,8 +262,8 @@ def _unpacked(kernel: bytes) -> bytes:
     return done.stdout if done.returncode == 0 and done.stdout.startswith(_ELF) else kernel
 
 
-def _in_order(modules: Path) -> list[Path]:
-    """The files of the modules that we need, each after those that it depends on."""
+def _in_order(names: Sequence[str], modules: Path) -> list[Path]:
+    """The files of these modules, each after those that it depends on."""
     needs = {}
     for line in (modules / "modules.dep").read_text().splitlines():
         path, others = line.split(":")
@@ -244,7 +272,7 @@ def _in_order(modules: Path) -> list[Path]:
             [modules / other for other in others.split()],
         )
     files: dict[Path, None] = {}
-    for name in _MODULES:
+    for name in names:
         if name in needs:  # else it is built in
             file, depends_on = needs[name]
             files.update(dict.fromkeys([*reversed(depends_on), file]))

@@ -17,7 +17,7 @@ from deploy.local.kestra_engine import Series
 from deploy.local.paths import REPOSITORY, free_port
 from deploy.local.processes import Child
 from deploy.local.rabbitmq import RabbitMQ
-from tests.machines.host import TIMEOUT, Host
+from tests.machines.host import TIMEOUT, Host, host_in
 from tests.machines.world import MachineStage, World, stage_in, world_of
 
 _KESTRAS: dict[str, tuple[Series, str | None]] = {
@@ -36,17 +36,8 @@ def image() -> Path:
 @pytest.fixture
 def host(image: Path, tmp_path: Path) -> Iterator[Host]:
     """This host as a provider."""
-    settings = {
-        "machine_directory": str(tmp_path / "machines"),
-        "machine_image_directory": str(image.parent),
-        "machine_accelerator": "tcg",
-        "machine_boot_timeout": str(TIMEOUT),
-    }
-    host = Host(tmp_path, settings)
-    try:
+    with host_in(tmp_path, image) as host:
         yield host
-    finally:
-        host.end()
 
 
 @pytest.fixture(scope="session")

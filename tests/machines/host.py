@@ -7,8 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,22 @@ class Host(Commands):
                 process.kill()
         # The guards end when their machines' folders are gone.
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def host_in(directory: Path, image: Path) -> Iterator[Host]:
+    """This host as a provider, whose machines are in that folder and are gone afterwards."""
+    settings = {
+        "machine_directory": str(directory / "machines"),
+        "machine_image_directory": str(image.parent),
+        "machine_accelerator": "tcg",
+        "machine_boot_timeout": str(TIMEOUT),
+    }
+    host = Host(directory, settings)
+    try:
+        yield host
+    finally:
+        host.end()
 
 
 NOTHING: tuple[list[str], list[psutil.Process]] = ([], [])

@@ -13,15 +13,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
 from bridge.errors import MachineRejected, MachineUnavailable, SettingsError
-from bridge.machines.machine import Machine
 from bridge.machines.order import name_of
 from bridge.machines.reaping import reap
-from tests.machines.host import NOTHING, TIMEOUT, Host, said_on
+from tests.machines.host import NOTHING, TIMEOUT, Host, host_in, said_on
 from tests.support.harness import eventually
 from tests.support.standin import Ends, Standin
 
@@ -55,15 +55,29 @@ def served() -> Iterator[int]:
         server.shutdown(socket.SHUT_RDWR)
 
 
-async def test_a_machine_runs_a_command_as_an_ordinary_user(host: Host) -> None:
-    machine = await host.machines().create("3xAbC", "job", 600, wait=True)
-    assert await said_on(
-        machine, "whoami; hostname; git --version >/dev/null && python3 -c 'print(6*7)'"
-    ) == (f"job\n{machine.name}\n42\n")
+class Shared(NamedTuple):
+    """A machine, as the command that made it printed it, and the host on which it runs."""
+
+    host: Host
+    said: dict[str, Any]
 
 
-async def test_the_command_prints_everything_that_a_program_needs_to_log_in(host: Host) -> None:
-    assert await said_on(host.create("3xAbC", "--wait"), "echo $HOME") == "/home/job\n"
+@pytest.fixture(scope="module")
+def shared(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """A machine that runs, for tests that change nothing."""
+    with host_in(tmp_path_factory.mktemp("shared"), image) as host:
+        yield Shared(host, host.create("3xAbC", "--wait"))
+
+
+async def test_a_machine_runs_a_command_as_an_ordinary_user(shared: Shared) -> None:
+    command = "whoami; hostname; git --version >/dev/null && python3 -c 'print(6*7)'"
+    assert await said_on(shared.said, command) == f"job\n{shared.said['name']}\n42\n"
+
+
+async def test_the_command_prints_everything_that_a_program_needs_to_log_in(
+    shared: Shared,
+) -> None:
+    assert await said_on(shared.said, "echo $HOME") == "/home/job\n"
 
 
 async def test_the_settings_choose_the_user(host: Host) -> None:
@@ -71,13 +85,12 @@ async def test_the_settings_choose_the_user(host: Host) -> None:
     assert await said_on(machine, "id -un; touch ~/mine && echo written") == "analyst\nwritten\n"
 
 
-async def test_a_machine_keeps_its_host_key_from_the_user(host: Host) -> None:
-    machine = await host.machines().create("3xAbC", "job", 600, wait=True)
+async def test_a_machine_keeps_its_host_key_from_the_user(shared: Shared) -> None:
     command = (
         "cat /run/keys/host /sys/firmware/qemu_fw_cfg/by_name/opt/machine/host_key/raw 2>&1 "
         "| grep -c denied"
     )
-    assert await said_on(machine, command) == "2\n"
+    assert await said_on(shared.said, command) == "2\n"
 
 
 async def test_a_machine_reaches_the_named_addresses_and_nothing_else_of_this_host(
@@ -366,25 +379,15 @@ async def test_a_folder_that_can_not_be_made_is_named(host: Host, tmp_path: Path
         )
 
 
-async def test_other_users_can_read_no_secret_of_a_machine(host: Host) -> None:
-    machine = await host.machines().create("3xAbC", "job", 600)
-    modes = {
-        path.name: path.stat().st_mode & 0o077 for path in (host.folder / machine.name).iterdir()
-    }
-    assert (host.folder.stat().st_mode & 0o077, modes["host_key"]) == (0, 0)
+def test_other_users_can_read_no_secret_of_a_machine(shared: Shared) -> None:
+    folder = shared.host.folder
+    places = (folder, folder / shared.said["name"] / "host_key")
+    assert [place.stat().st_mode & 0o077 for place in places] == [0, 0]
 
 
-async def test_a_machine_outlives_the_process_that_created_it(host: Host) -> None:
-    said = host.create("3xAbC")
-    (process,) = host.processes
+def test_a_machine_outlives_the_process_that_created_it(shared: Shared) -> None:
+    (process,) = shared.host.processes
     assert os.getsid(process.pid) != os.getsid(0)
-    assert (await host.machines().wait(await _found(host, said["execution"]))).host == "127.0.0.1"
-
-
-async def _found(host: Host, execution: str) -> Machine:
-    found = await host.machines().find(execution)
-    assert found
-    return found
 
 
 async def _execution(kestra: Standin) -> str:
