@@ -15,6 +15,7 @@ UNKNOWN_TAG = f"{PREFIX}unknown"
 _TEXTS = ("owner", "execution", "job", "call")
 _OPTIONAL = ("size", "server")
 _TIMES = ("created", "deadline", "unknown")
+SYSTEMD_UNITS = "/run/systemd/system"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,6 @@ class Order:
             "disable_root": True,
             "ssh_pwauth": False,
             "ssh_deletekeys": True,
-            "ssh_genkeytypes": [],
             "ssh_keys": {
                 "ed25519_private": self.identity.host.private,
                 "ed25519_public": self.identity.host.public,
@@ -120,18 +120,28 @@ def is_spot(choice: str, attempt: int) -> bool:
     return choice == "only"
 
 
-def power_off_at(deadline: float) -> str:
+def power_off_at(deadline: float, *, units: str = SYSTEMD_UNITS) -> str:
     """The shell command that powers a machine off at that time, in seconds since 1970.
 
-    It returns at once. systemd keeps the timer where it runs: it does not wait for it
-    (`--no-block`), since cloud-init's first stages come before what timers wait for. Elsewhere a
-    process sleeps.
+    It returns at once. systemd keeps the timer where it runs, elsewhere a process sleeps. `units`
+    is the folder of systemd's units that last until the next boot.
+
+    The timer has files of its own: `systemd-run` waits for D-Bus, which waits for the end of
+    cloud-init's first stages (systemd 257, tried). For the same reason the timer depends on
+    nothing, and the command does not wait for it.
     """
+    timer = r"[Unit]\nDefaultDependencies=no\n[Timer]\nAccuracySec=1s\nOnActiveSec=%s\n"
+    service = (
+        r"[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\n"
+        r"ExecStart=/bin/sh -c 'systemctl poweroff --force'\n"
+    )
+    unit = f"{units}/kestra-deadline"
     return (
         f"left=$(({int(deadline)} - $(date +%s))); "
         '[ "$left" -gt 1 ] || left=1; '
-        "systemd-run --no-block --unit=kestra-deadline --timer-property=AccuracySec=1s "
-        '--on-active="$left" systemctl poweroff --force 2>/dev/null '
+        f'{{ printf "{timer}" "$left" >{unit}.timer && printf "{service}" >{unit}.service && '
+        "timeout 60 systemctl daemon-reload && "
+        "timeout 60 systemctl start --no-block kestra-deadline.timer; } 2>/dev/null "
         '|| { setsid sh -c "sleep $left; poweroff -f" </dev/null >/dev/null 2>&1 & }'
     )
 

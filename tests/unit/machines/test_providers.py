@@ -129,18 +129,31 @@ def programs(folder: Path, **scripts: str) -> dict[str, str]:
 def test_the_timer_of_a_machine_is_set_to_its_deadline(
     tmp_path: Path, deadline: float, left: int
 ) -> None:
-    environment = programs(tmp_path, date="echo 1000", **{"systemd-run": "true"})
-    subprocess.run(["sh", "-c", power_off_at(deadline)], env=environment, check=True)
-    called = (tmp_path / "called").read_text().splitlines()[-1]
-    assert called.startswith("systemd-run --no-block ")
-    assert called.endswith(f" --on-active={left} systemctl poweroff --force")
+    environment = programs(tmp_path, date="echo 1000", systemctl="true")
+    command = power_off_at(deadline, units=str(tmp_path))
+    subprocess.run(["sh", "-c", command], env=environment, check=True)
+    timer = (tmp_path / "kestra-deadline.timer").read_text()
+    assert timer.splitlines()[-1] == f"OnActiveSec={left}"
 
 
-def test_without_systemd_a_process_waits_for_the_deadline(tmp_path: Path) -> None:
+def test_the_timer_of_a_machine_is_started_and_not_waited_for(tmp_path: Path) -> None:
+    environment = programs(tmp_path, systemctl="true")
+    command = power_off_at(1_060, units=str(tmp_path))
+    subprocess.run(["sh", "-c", command], env=environment, check=True)
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called == [
+        "systemctl daemon-reload",
+        "systemctl start --no-block kestra-deadline.timer",
+    ]
+
+
+@pytest.mark.parametrize("units", [".", "nowhere"], ids=["it fails", "there is none"])
+def test_without_systemd_a_process_waits_for_the_deadline(tmp_path: Path, units: str) -> None:
     environment = programs(
-        tmp_path, date="echo 1000", sleep="true", poweroff="true", **{"systemd-run": "exit 1"}
+        tmp_path, date="echo 1000", sleep="true", poweroff="true", systemctl="exit 1"
     )
-    subprocess.run(["sh", "-c", f"{power_off_at(1_060)}; wait"], env=environment, check=True)
+    command = power_off_at(1_060, units=str(tmp_path / units))
+    subprocess.run(["sh", "-c", f"{command}; wait"], env=environment, check=True)
     called = (tmp_path / "called").read_text().splitlines()
     assert called[-2:] == ["sleep 60", "poweroff -f"]
 
