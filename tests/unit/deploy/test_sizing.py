@@ -68,7 +68,7 @@ def test_the_example_is_calculated_rightly() -> None:
         f"(40 − 30) = {600 * seconds / (slots - rate * seconds):,.0f} s",
         f"60 slots bring it to {600 * seconds / (60 - rate * seconds):,.0f} s",
         f"= {rate:.2f}/s for the jobs",
-        f"1 ÷ 0.5 = {1 / settings().report_interval:.0f}/s for the ends",
+        f"1 ÷ 0.5 + 0.4 = {1 / settings().report_interval + 0.4:.1f}/s for the ends",
         f"= {50_000 * 2.3 / 1000:.0f} MB",
     ]
     assert [figure for figure in figures if figure not in TEXT] == []
