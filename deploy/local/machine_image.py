@@ -141,10 +141,11 @@ class Recipe:
 
     `files` has the path, the text and the mode of each. One of them is `sbin/machine-init`, the
     first process. `modules` are those of the kernel that are loaded, and `options` further ones of
-    mmdebstrap.
+    mmdebstrap. `kind` is the folder of the cache that the image goes to.
     """
 
     name: str
+    kind: str = "machine-images"
     packages: Sequence[str]
     files: Sequence[tuple[str, str, str]]
     modules: Sequence[str] = MODULES
@@ -177,7 +178,7 @@ def image(say: Say = lambda _: None, recipe: Recipe = MACHINE) -> Path:
     Raises:
         ProcessError: a tool is missing or failed; the message has the last of what it said.
     """
-    place = cache_directory("machine-images") / f"{recipe.name}-{recipe.digest}"
+    place = cache_directory(recipe.kind) / f"{recipe.name}-{recipe.digest}"
     if not place.exists():
         with locked("machine-image"):
             if not place.exists():

@@ -16,6 +16,8 @@ from deploy.local.processes import Child
 
 CLOUD = Recipe(
     name="cloud",
+    # Not where `machine create` looks for images.
+    kind="cloud-images",
     packages=(
         "busybox-static",
         "cloud-init",
