@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -120,7 +120,13 @@ class Reporting:
             BrokerError: nothing can be told.
             KestraError: Kestra has not answered for too long.
         """
-        await together(self._ask(), self._ask_deeply(), self._list(), self._give_signs())
+        # Beside the quick questions, which are not to wait for an answer of many pages.
+        deep = self._repeat(
+            self.tell_late,
+            every=self._policy.deep_every,
+            failed="the reporter's deep question failed",
+        )
+        await together(self._ask(), deep, self._list(), self._give_signs())
 
     async def tell_ended(self) -> None:
         """Tell of what has ended since the last time and was not told.
@@ -169,32 +175,26 @@ class Reporting:
                 continue
             await asyncio.sleep(self._policy.pause_after(time.monotonic() - began))
 
-    async def _ask_deeply(self) -> None:
-        """Ask beside the quick questions, which are not to wait for an answer of many pages."""
-        while True:
-            began = time.monotonic()
-            try:
-                await self.tell_late()
-            except KestraError as error:
-                log.warning("the reporter's deep question failed", error=str(error))
-                await asyncio.sleep(self._policy.again_after)
-                continue
-            took = time.monotonic() - began
-            await asyncio.sleep(max(self._policy.deep_every - took, took))
-
     async def _list(self) -> None:
         """List at intervals, once all is told that would be missing in the list."""
         await self._caught_up.wait()
+        failed = "the reporter's list failed"
+        await self._repeat(self.tell_unfinished, every=self._policy.list_every, failed=failed)
+
+    async def _repeat(
+        self, tell: Callable[[], Awaitable[None]], *, every: float, failed: str
+    ) -> None:
+        """Tell at intervals, and soon again where Kestra did not answer."""
         while True:
             began = time.monotonic()
             try:
-                await self.tell_unfinished()
+                await tell()
             except KestraError as error:
-                log.warning("the reporter's list failed", error=str(error))
-                await asyncio.sleep(min(self._policy.again_after, self._policy.list_every))
+                log.warning(failed, error=str(error))
+                await asyncio.sleep(min(self._policy.again_after, every))
                 continue
             took = time.monotonic() - began
-            await asyncio.sleep(max(self._policy.list_every - took, took))
+            await asyncio.sleep(max(every - took, took))
 
     async def _give_signs(self) -> None:
         while True:

@@ -27,6 +27,12 @@ from bridge.telemetry.tracing import outgoing
 REWORKED_LABELS = ("system.restarted", "system.replay")
 """Labels of executions that were restarted, or that a replay made (1.3 and 2.0, tried)."""
 
+_UNFINISHED = {
+    **labelled({MARK_LABEL: MARK}),
+    "filters[state][NOT_IN]": ",".join(sorted(TERMINAL)),
+}
+"""The filters for the bridge's executions that have not ended."""
+
 
 class ExecutionApi:
     """The executions of one tenant."""
@@ -96,21 +102,13 @@ class ExecutionApi:
 
     async def unfinished(self) -> list[Execution]:
         """All executions that carry the bridge's mark and have not ended, of every replica."""
-        filters = {
-            **labelled({MARK_LABEL: MARK}),
-            "filters[state][NOT_IN]": ",".join(sorted(TERMINAL)),
-        }
-        found = await self._search.all("sweep", filters)
+        found = await self._search.all("sweep", _UNFINISHED)
         # Some may have ended while the server searched.
         return [execution for execution in found.executions if not execution.state.terminal]
 
     async def oldest_unfinished(self) -> Execution | None:
         """The one of the bridge's executions that started first and has not ended, if any."""
-        filters = {
-            **labelled({MARK_LABEL: MARK}),
-            "filters[state][NOT_IN]": ",".join(sorted(TERMINAL)),
-        }
-        found = await self._search.page("oldest", filters, 1, most=1)
+        found = await self._search.page("oldest", _UNFINISHED, 1, most=1)
         return next(iter(found.executions), None)
 
     async def ended_since(

@@ -149,17 +149,20 @@ class MemoryKestra:
         await self._request("find_attempts", job)
         return [run for run in self.executions.values() if job.names(run)]
 
+    @property
+    def _marked(self) -> list[Execution]:
+        """The executions that carry the bridge's mark."""
+        return [run for run in self.executions.values() if run.labels.get(MARK_LABEL) == MARK]
+
     async def unfinished(self) -> list[Execution]:
         """All executions with the bridge's mark that have not ended."""
         await self._request("unfinished")
-        marked = [run for run in self.executions.values() if run.labels.get(MARK_LABEL) == MARK]
-        return [run for run in marked if not run.state.terminal]
+        return [run for run in self._marked if not run.state.terminal]
 
     async def oldest_unfinished(self) -> Execution | None:
         """The execution with the bridge's mark that started first and has not ended."""
         await self._request("oldest_unfinished")
-        marked = [run for run in self.executions.values() if run.labels.get(MARK_LABEL) == MARK]
-        unfinished = [run for run in marked if not run.state.terminal]
+        unfinished = [run for run in self._marked if not run.state.terminal]
         return min(unfinished, key=lambda run: run.started or self.now(), default=None)
 
     async def ended_since(
@@ -172,8 +175,7 @@ class MemoryKestra:
     ) -> tuple[list[Execution], bool]:
         """A page of the bridge's executions that ended since then, the latest end first."""
         await self._request("ended_since")
-        marked = [run for run in self.executions.values() if run.labels.get(MARK_LABEL) == MARK]
-        found = [run for run in marked if run.ended and run.ended >= since]
+        found = [run for run in self._marked if run.ended and run.ended >= since]
         if started is not None:
             found = [run for run in found if run.started and run.started >= started]
         found.sort(key=lambda run: run.ended or since, reverse=True)
