@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
 from bridge import __version__
-from bridge.cli import dead_letters, doctor, flows, machine, run, schema, status, streams, submit
+from bridge.cli import streams
 from bridge.cli.common import reported
+from bridge.cli.lazy import LazyGroup
 from bridge.telemetry import log
+
+
+class AllCommands(LazyGroup):
+    """The commands, in the order of the help."""
+
+    modules: ClassVar = {
+        "doctor": "bridge.cli.doctor",
+        "run": "bridge.cli.run",
+        "schema": "bridge.cli.schema",
+        "status": "bridge.cli.status",
+        "submit": "bridge.cli.submit",
+        "dead-letters": "bridge.cli.dead_letters.commands",
+        "flows": "bridge.cli.flows",
+        "machine": "bridge.cli.machine",
+    }
+
 
 app = typer.Typer(
     name="kestra-bridge",
+    cls=AllCommands,
     help="Run the jobs of a RabbitMQ priority queue as Kestra executions: one for each message, "
     "acked on success.",
     epilog="Settings are environment variables that begin with BRIDGE_, or lines of a .env file: "
@@ -37,19 +55,6 @@ def options(
     ] = False,
 ) -> None:
     """Options of every command."""
-
-
-for module in (doctor, run, schema, status, submit):
-    app.add_typer(module.app)
-app.add_typer(
-    dead_letters.app,
-    name="dead-letters",
-    short_help="Look at dead letters, replay or discard them.",
-)
-app.add_typer(flows.app, name="flows", short_help="Deploy and validate Kestra flows.")
-app.add_typer(
-    machine.app, name="machine", short_help="Create, use and destroy virtual machines for jobs."
-)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ _STYLES = {
 }
 
 
-app = typer.Typer()
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command(epilog=_EPILOG, short_help="Check an installation; name faults and what to do.")

@@ -39,8 +39,10 @@ _EPILOG = (
 app = typer.Typer(
     help="Deploy and validate Kestra flows: those that ship with the bridge, or your own.",
     epilog=_EPILOG,
+    short_help="Deploy and validate Kestra flows.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    add_completion=False,
 )
 
 Paths = Annotated[

@@ -38,7 +38,7 @@ def _settings_help() -> str:
     return "Settings:\n\n" + "\n\n".join(lines)
 
 
-app = typer.Typer()
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command(epilog=_settings_help(), short_help="Run the bridge: take jobs until SIGTERM.")

@@ -9,7 +9,7 @@ import typer
 from bridge.cli.common import Json
 from bridge.job.decode import json_schema
 
-app = typer.Typer()
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command(short_help="Print the JSON Schema of a job message.")

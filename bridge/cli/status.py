@@ -47,7 +47,7 @@ settings.
 Show = Callable[[Status], None]
 
 
-app = typer.Typer()
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command(epilog=_EPILOG, short_help="Show how an installation is doing, on one screen.")

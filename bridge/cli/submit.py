@@ -50,7 +50,7 @@ jobs, 130 or 143 interrupted by Ctrl-C or SIGTERM.
 """
 
 
-app = typer.Typer()
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command(epilog=EXAMPLES, short_help="Put jobs on the queue.")

@@ -36,8 +36,10 @@ app = typer.Typer(
     help="Dead letters: look at jobs that failed for good, put them back into their queue, or "
     "throw them away.",
     epilog=_EPILOG,
+    short_help="Look at dead letters, replay or discard them.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    add_completion=False,
 )
 
 Jobs = Annotated[

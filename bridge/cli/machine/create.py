@@ -9,12 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from bridge.cli.common import Json, load
+from bridge.cli.machine.epilogs import SETTINGS
 from bridge.cli.machine.kestra import server_to_name
 from bridge.cli.machine.table import print_table
 from bridge.cli.signals import carry_out
 from bridge.machines.lifecycle import Machines
 from bridge.machines.machine import Machine
 from bridge.machines.settings import MachineSettings
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 def _billed(machine: Machine) -> dict[str, Any]:
@@ -25,6 +28,7 @@ def _billed(machine: Machine) -> dict[str, Any]:
     return {"size": machine.tags.size, "created": int(machine.tags.created)}
 
 
+@app.command(epilog=SETTINGS, short_help="Create the machine of an execution, or find it.")
 def create(
     *,
     execution: Annotated[

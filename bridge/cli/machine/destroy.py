@@ -9,12 +9,16 @@ from typing import Annotated
 import typer
 
 from bridge.cli.common import Json, load
+from bridge.cli.machine.epilogs import SETTINGS
 from bridge.cli.signals import carry_out
 from bridge.errors import SettingsError
 from bridge.machines.lifecycle import Machines
 from bridge.machines.settings import MachineSettings
 
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
+
+@app.command(epilog=SETTINGS, short_help="Destroy a machine.")
 def destroy(
     execution: Annotated[str | None, typer.Option(help="Destroy this execution's machine.")] = None,
     name: Annotated[str | None, typer.Option(help="Destroy the machine of this name.")] = None,

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from bridge.cli.common import FAILED, Json, load
+from bridge.cli.machine.epilogs import SETTINGS_OF_REAP
 from bridge.cli.machine.kestra import server_that_is_asked
 from bridge.cli.signals import carry_out
 from bridge.kestra import Kestra
@@ -27,6 +28,10 @@ class ReapSettings(MachineSettings, KestraSettings):
     """The settings that `reap` needs: for machines, and for asking Kestra for executions."""
 
 
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command(epilog=SETTINGS_OF_REAP, short_help="Destroy machines that are no longer needed.")
 def reap(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show which machines would be destroyed.")

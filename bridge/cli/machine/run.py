@@ -44,6 +44,10 @@ of the first run.
 The machine needs sshd with SFTP, python3, bash, and for a checkout git."""
 
 
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command(epilog=EPILOG, short_help="Run a script on a machine.")
 def run(
     *,
     execution: Annotated[

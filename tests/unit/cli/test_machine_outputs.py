@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bridge.cli.machine import commands
+from bridge.cli import machine
 from tests.unit.machines.support import SECRET, MemoryDriver, use_memory
 
 
@@ -21,7 +21,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryDriver:
 
 
 def outputs(*arguments: str) -> dict[str, Any]:
-    done = CliRunner().invoke(commands.commands, [*arguments, "--outputs"])
+    done = CliRunner().invoke(machine.app, [*arguments, "--outputs"])
     assert done.exit_code == 0, done.output
     last = done.output.splitlines()[-1]
     told: dict[str, Any] = json.loads(last.removeprefix("::").removesuffix("::"))["outputs"]

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.core import TyperGroup
 
-from bridge.cli.machine import commands as machine_commands
+from bridge.cli.machine import app as machine_app
 from bridge.operate import flows
 
 FLOWS = Path(__file__).resolve().parents[3] / "flows"
@@ -118,7 +118,7 @@ def call(name: str, given: dict[str, Any], folder: Path) -> Called:
     )
     machine, *words = (folder / "arguments").read_bytes().decode().split("\0")[:-1]
     assert machine == "machine"
-    commands = cast("TyperGroup", typer.main.get_command(machine_commands.commands)).commands
+    commands = cast("TyperGroup", typer.main.get_command(machine_app)).commands
     return Called(commands[words[0]].make_context(words[0], words[1:]).params, folder)
 
 
