@@ -70,7 +70,7 @@ def choose_accelerator(
     with locked(directory, ".accelerator.lock"):
         with suppress(OSError, ValueError):
             known = json.loads(kept.read_text())
-            if known["boot"] == boot:
+            if known["boot"] == boot and known["accelerator"] in ("kvm", "tcg"):
                 return str(known["accelerator"])
         accelerator = "kvm" if boots(image) else "tcg"
         write_private(kept, json.dumps({"boot": boot, "accelerator": accelerator}))

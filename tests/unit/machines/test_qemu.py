@@ -64,6 +64,14 @@ def test_kvm_is_used_if_a_kernel_boots_under_it(tmp_path: Path, device: Path) ->
     assert choose_accelerator("auto", tmp_path, tmp_path, device=device, boots=kernel) == "kvm"
 
 
+def test_a_kept_answer_that_is_none_is_found_out_anew(tmp_path: Path, device: Path) -> None:
+    kernel = Kernel(boots=True)
+    choose_accelerator("auto", tmp_path, tmp_path, device=device, boots=kernel)
+    kept = tmp_path / ".accelerator"
+    kept.write_text(kept.read_text().replace("kvm", "xen"))
+    assert choose_accelerator("auto", tmp_path, tmp_path, device=device, boots=kernel) == "kvm"
+
+
 def test_without_the_device_no_kernel_is_tried(tmp_path: Path) -> None:
     kernel = Kernel(boots=True)
     device = tmp_path / "no-device"
