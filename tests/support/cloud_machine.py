@@ -10,6 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from bridge.machines.order import Order
+from bridge.machines.qemu.command import CPU
 from deploy.local.machine_image import MODULES, Recipe
 from deploy.local.paths import free_port
 from deploy.local.processes import Child
@@ -67,7 +68,7 @@ def cloud_machine(image: Path, order: Order, directory: Path) -> Iterator[CloudM
         port, console = free_port(), directory / "console"
         command = [
             *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"),
-            *("-display", "none", "-machine", "q35,accel=tcg", "-cpu", "max"),
+            *("-display", "none", "-machine", "q35,accel=tcg", "-cpu", CPU["tcg"]),
             *("-smp", "2", "-m", "1024", "-serial", f"file:{console}"),
             *("-kernel", str(image / "kernel"), "-initrd", str(image / "initrd")),
             *("-append", "root=/dev/vda quiet console=ttyS0 panic=-1"),

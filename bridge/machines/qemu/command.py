@@ -23,7 +23,8 @@ GATEWAY = "10.0.2.2"
 # which the kernel takes where it can, cost an eighth of a boot; four reach 256 TB. A processor that
 # says that it copies strings fast (erms, fsrm) is given copies byte by byte, and in emulation each
 # byte is a step of its own: another eighth.
-_CPU = {"kvm": "max", "tcg": "max,la57=off,erms=off,fsrm=off"}
+CPU = {"kvm": "max", "tcg": "max,la57=off,erms=off,fsrm=off"}
+"""The processor of a machine, by its accelerator."""
 COMMON = (
     *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
     *("-sandbox", "on,obsolete=deny,resourcecontrol=deny"),
@@ -76,7 +77,7 @@ def qemu_command(
     command = [PROGRAM, *COMMON]
     command += ["-name", f"guest={folder.name}", "-pidfile", str(folder / "pid"), "-daemonize"]
     command += ["-machine", f"q35,accel={accelerator},smm=off,hpet=off,vmport=off"]
-    command += ["-cpu", _CPU[accelerator]]
+    command += ["-cpu", CPU[accelerator]]
     command += ["-rtc", "base=utc", "-smp", str(size.extra["cpus"]), "-m", str(size.ram)]
     command += ["-kernel", str(image / "kernel"), "-initrd", str(image / "initrd")]
     command += ["-append", f"{_KERNEL} {_QUICK}"]
@@ -91,7 +92,7 @@ def qemu_command(
 def probe_command(image: Path) -> list[str]:
     """The command that boots the image's kernel under KVM; the kernel prints a line and stops."""
     return [
-        *(PROGRAM, *COMMON, "-machine", "q35,accel=kvm", "-cpu", _CPU["kvm"]),
+        *(PROGRAM, *COMMON, "-machine", "q35,accel=kvm", "-cpu", CPU["kvm"]),
         *("-m", "256", "-serial", "stdio"),
         *("-kernel", str(image / "kernel"), "-initrd", str(image / "initrd")),
         *("-append", "quiet console=ttyS0 panic=-1 machine.probe"),
