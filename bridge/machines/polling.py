@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from tenacity import (
     AsyncRetrying,
+    RetryCallState,
     RetryError,
     retry_if_exception_type,
     retry_if_result,
@@ -27,7 +28,8 @@ async def until(
 ) -> Found:
     """Call `look` until it returns something, and return that. All times are in seconds.
 
-    Pauses double from `pause` to `longest_pause`. Errors of the classes in `despite` don't end it.
+    Pauses double from `pause` to `longest_pause`, and the last one ends with the timeout. Errors of
+    the classes in `despite` don't end it.
 
     Raises:
         TimeoutError: nothing was found in time.
@@ -38,10 +40,16 @@ async def until(
     async def attempt() -> Found | None:
         return await look()
 
+    pauses = wait_exponential(pause, max=longest_pause)
+
+    def until_the_next(state: RetryCallState) -> float:
+        left = timeout - (state.seconds_since_start or 0.0)
+        return min(pauses(state), max(0.0, left))
+
     retrying = AsyncRetrying(
         retry=retry_if_result(lambda found: found is None) | retry_if_exception_type(despite),
         stop=stop_after_delay(timeout),
-        wait=wait_exponential(pause, max=longest_pause),
+        wait=until_the_next,
         reraise=True,
     )
     found: Found | None

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bridge.cli import machine
-from tests.unit.machines.support import SECRET, MemoryDriver, use_memory
+from tests.unit.machines.support import SECRET, MemoryDriver, MemoryProvider, use_memory
 
 
 @pytest.fixture
@@ -42,6 +42,9 @@ def test_create_tells_which_of_several_sizes_it_got() -> None:
 
 
 @pytest.mark.usefixtures("memory")
-def test_destroy_tells_for_how_long_a_machine_was_there_that_is_gone_already() -> None:
+def test_destroy_tells_for_how_long_a_machine_was_there_that_is_gone_already(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(MemoryProvider, "lists_at_once", True)
     told = outputs("destroy", "--execution", "e", "--created", str(time.time() - 100))
     assert 100 <= told["seconds"] < 1000
