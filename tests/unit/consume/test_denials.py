@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from bridge.consume.denials import DenialPolicy, Denials, Parked
-from bridge.consume.starter import Started, Starter
+from bridge.consume.starter import Started, Starter, StartPolicy
 from bridge.errors import KestraDenied, KestraRejected
 from bridge.job.flow_name import FlowName
 from bridge.job.job import Job
@@ -44,7 +44,10 @@ async def rig() -> AsyncIterator[Rig]:
         kestra.faults.add(
             "create", status=403, times=None, when=lambda call: "/test/denied" in call.url
         )
-        yield Rig(kestra, client, starter_of(client, metrics, denials=DenialPolicy(hold=0.1)))
+        starter = starter_of(
+            client, metrics, denials=DenialPolicy(hold=0.1), policy=StartPolicy(denied_pause=0.4)
+        )
+        yield Rig(kestra, client, starter)
 
 
 async def test_a_job_that_only_creates_are_denied_to_is_put_off(rig: Rig) -> None:
@@ -98,7 +101,7 @@ async def test_the_next_job_of_a_denied_flow_keeps_no_slot(rig: Rig) -> None:
 async def test_a_create_that_was_asked_for_before_the_denial_says_nothing_against_the_flow(
     rig: Rig,
 ) -> None:
-    rig.kestra.faults.add("create", delay=0.5, when=lambda call: "/test/good" in call.url)
+    rig.kestra.faults.add("create", delay=0.1, when=lambda call: "/test/good" in call.url)
     good = asyncio.create_task(rig.start(GOOD))
     await rig.kestra.until(
         lambda: rig.kestra.requests["create"] == 1, "the create of another flow", timeout=15
