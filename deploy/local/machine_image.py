@@ -33,7 +33,6 @@ NAME = "debian"
 
 _FORMAT = "1"
 """Changes with how the files are made, where no other part of the recipe tells."""
-_SUITE = "trixie"
 _DISK_SIZE = "10G"
 _PACKAGES = (
     "busybox-static",
@@ -139,13 +138,15 @@ Subsystem sftp internal-sftp
 class Recipe:
     """What an image is made of: packages of Debian, and files of ours.
 
-    `files` has the path, the text and the mode of each. One of them is `sbin/machine-init`, the
-    first process. `modules` are those of the kernel that are loaded, and `options` further ones of
-    mmdebstrap. `kind` is the folder of the cache that the image goes to.
+    `suite` is the release of Debian. `files` has the path, the text and the mode of each. One of
+    them is `sbin/machine-init`, the first process. `modules` are those of the kernel that are
+    loaded, and `options` further ones of mmdebstrap. `kind` is the folder of the cache that the
+    image goes to.
     """
 
     name: str
     kind: str = "machine-images"
+    suite: str = "trixie"
     packages: Sequence[str]
     files: Sequence[tuple[str, str, str]]
     modules: Sequence[str] = MODULES
@@ -160,7 +161,7 @@ class Recipe:
     def digest(self) -> str:
         """A text that changes with the image."""
         files = [part for file in self.files for part in file]
-        system = (_FORMAT, _SUITE, _DISK_SIZE, _INITRD_INIT)
+        system = (_FORMAT, self.suite, _DISK_SIZE, _INITRD_INIT)
         parts = (*system, *self.all_options, *self.modules, *files)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
@@ -206,7 +207,7 @@ def _make(recipe: Recipe, place: Path, say: Say) -> None:
     remove(partial, log=log)
     partial.mkdir()
     try:
-        say(f"laying out Debian {_SUITE} for machines, once")
+        say(f"laying out Debian {recipe.suite} for machines, once")
         _lay_out(recipe, tree, log)
         say("making the kernel, the initrd and the disk")
         _write_initrd(recipe.modules, tree, partial)
@@ -220,7 +221,7 @@ def _make(recipe: Recipe, place: Path, say: Say) -> None:
 
 def _lay_out(recipe: Recipe, tree: Path, log: Path) -> None:
     # We make our own initrd, so Debian's tools for one are told to make none.
-    lay_out(_SUITE, tree, recipe.all_options, log=log, environment={"INITRD": "No"})
+    lay_out(recipe.suite, tree, recipe.all_options, log=log, environment={"INITRD": "No"})
     # Any user may read the tree, as our own steps after this one do.
     for name, text, mode in recipe.files:
         source = tree.with_suffix(".file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,11 @@ from deploy.local.machine_image import MODULES, Recipe
 from deploy.local.paths import free_port
 from deploy.local.processes import Child
 
+SUITE = os.environ.get("KESTRA_BRIDGE_CLOUD_SUITE", "trixie")
+"""The release of Debian that a cloud's machine has."""
 CLOUD = Recipe(
-    name="cloud",
+    name=f"cloud-{SUITE}",
+    suite=SUITE,
     # Not where `machine create` looks for images.
     kind="cloud-images",
     packages=(
@@ -77,8 +81,9 @@ def cloud_machine(image: Path, order: Order, directory: Path) -> Iterator[CloudM
             *("-device", "virtio-blk-pci,drive=disk"),
             *("-netdev", f"user,id=network,hostfwd=tcp:127.0.0.1:{port}-:22"),
             *("-device", "virtio-net-pci,netdev=network,romfile="),
-            # Where cloud-init looks first (its data source NoCloud).
-            *("-smbios", f"type=1,serial=ds=nocloud;s=http://{_GATEWAY}:{service}/"),
+            # Where cloud-init looks first (its data source NoCloud, by the name that old releases
+            # know as well).
+            *("-smbios", f"type=1,serial=ds=nocloud-net;s=http://{_GATEWAY}:{service}/"),
         ]
         with Child("qemu", command, log=directory / "qemu.log") as process:
             yield CloudMachine(process, port, console)
