@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from functools import partial
+from itertools import takewhile
 
 import structlog
 from tenacity import RetryCallState
@@ -24,17 +25,12 @@ from bridge.consume.ledger import (
     Claim,
     LedgerPolicy,
     Mark,
-    Standing,
-    Step,
-    key_of,
-    round_for,
-    step,
+    Silence,
     to_entry,
 )
 from bridge.consume.ledger_view import LedgerView
 from bridge.consume.ports import BrokerPort, KestraPort, LedgerPort
 from bridge.errors import BrokerError, BrokerUnavailable, KestraError
-from bridge.job.attempt import AttemptKey
 from bridge.retrying import error_of, retry
 from bridge.telemetry.metrics import Metrics
 
@@ -42,10 +38,6 @@ MOST_UNWRITTEN = 10_000
 """How many claims are kept that are to be written (again) once the ledger is back."""
 
 log = structlog.get_logger(__name__)
-
-
-class TurnOver(Exception):
-    """A claim does not allow a create any more, or its ledger is away."""
 
 
 class Ledger:
@@ -74,6 +66,8 @@ class Ledger:
         self._lost_at = time.monotonic()
         self._mark = NOBODY
         self._awaited: dict[int, asyncio.Future[None]] = {}
+        """Who awaits which claim, by its token, in the order in which they were written."""
+        self._answers = 0
         self._recent: deque[Claim] = deque(maxlen=MOST_UNWRITTEN)
         self._unwritten: deque[Claim] = deque(maxlen=MOST_UNWRITTEN)
         self._catching_up: asyncio.Task[None] | None = None
@@ -107,18 +101,12 @@ class Ledger:
         began = time.monotonic()
         while await self.available():
             try:
-                async with asyncio.timeout(self.policy.answer):
-                    await self._write(claim)
-            except TimeoutError:
-                if self._stream is not None:
-                    self._stream.end("it did not answer a claim")
-                self._note_loss()
+                await self._write(claim)
             except BrokerError:
                 continue
-            else:
-                self._seconds.observe(time.monotonic() - began)
-                self._recent.append(claim)
-                return True
+            self._seconds.observe(time.monotonic() - began)
+            self._recent.append(claim)
+            return True
         self._unanswered.inc()
         return False
 
@@ -144,11 +132,12 @@ class Ledger:
         Raises:
             BrokerError: there is none, or it was lost before it was read to its end.
         """
-        self._mark = _new_token()
+        self._mark = new_token()
         self.view.begin()
         take = partial(self._take, self._mark)
         async with self._broker.ledger(self._queue, take, window=self.policy.window) as stream:
             self._stream, ended = stream, asyncio.ensure_future(stream.ended())
+            watch = asyncio.create_task(self._end_when_silent(stream), name="a ledger's silence")
             try:
                 # A broker says late whether a stream is empty, so that whoever reads it for the
                 # first time asks. It counts only in the first entry of all.
@@ -158,20 +147,30 @@ class Ledger:
                     # A stream that changes its leader may lose what is written meanwhile.
                     await stream.append(mark)
                     await first_of(ended, self._ready.wait(), timeout=self.policy.answer)
-                why = await ended
                 was_read = self.ready
+                why = await ended
             finally:
+                watch.cancel()
                 ended.cancel()
                 self._note_loss()
         if not was_read:
             raise BrokerUnavailable(why)
         log.warning("the ledger was lost, reading it again", queue=self._queue, why=why)
 
+    async def _end_when_silent(self, stream: LedgerPort) -> None:
+        """Give the ledger up once it answers no claim any more."""
+        silence = Silence()
+        while True:
+            await asyncio.sleep(self.policy.answer / silence.beats)
+            if silence.lasts(awaited=bool(self._awaited), answers=self._answers):
+                stream.end("it did not answer a claim")
+                return
+
     async def _write(self, claim: Claim) -> None:
         """Write a claim and wait until it is read back.
 
         Raises:
-            BrokerUnavailable: the ledger was lost before that.
+            BrokerUnavailable: the ledger, or this claim, was lost before that.
         """
         stream = self._stream
         if stream is None:
@@ -180,9 +179,11 @@ class Ledger:
         try:
             await stream.append(to_entry(claim))
             await read_back
-        except BrokerError:
-            # Whoever asks again at once must not find it ready.
-            if self._stream is stream:
+        except BrokerError as error:
+            unwritten = self._awaited.pop(claim.token, None) is not None
+            if unwritten and self._stream is stream:
+                # Whoever asks again at once must not find it ready.
+                stream.end(str(error))
                 self._note_loss()
             raise
         finally:
@@ -199,9 +200,8 @@ class Ledger:
         if before not in (NOBODY, self.view.incarnation):
             since = time.time() - self.policy.settling
             self._unwritten.extend(claim for claim in self._recent if claim.at >= since)
-        read_back = self._awaited.get(token)
-        if read_back is not None and not read_back.done():
-            read_back.set_result(None)
+        if token in self._awaited:
+            self._answer(token)
         if token == mark and not self.ready:
             log.info(
                 "the ledger is read",
@@ -212,6 +212,19 @@ class Ledger:
             )
             self._ready.set()
             self._catch_up()
+
+    def _answer(self, token: int) -> None:
+        """Tell who awaits a claim that it was read back.
+
+        A claim that was written before it, and was not read back, is lost: a stream keeps the order
+        of what one writer writes to it.
+        """
+        self._answers += 1
+        for written in list(takewhile(lambda each: each != token, self._awaited)):
+            _fail(self._awaited.pop(written), "a claim was lost")
+        read_back = self._awaited.pop(token)
+        if not read_back.done():
+            read_back.set_result(None)
 
     def _catch_up(self) -> None:
         """Have all claims written that nobody waits for."""
@@ -231,12 +244,14 @@ class Ledger:
         if self._stream is None:
             return
         self._stream = None
+        # What still comes of this reading would make it ready again, with nothing to write to.
+        self._mark = NOBODY
         if self.ready:
             self._lost_at = time.monotonic()
         self._ready.clear()
-        for read_back in self._awaited.values():
-            if not read_back.done():
-                read_back.set_exception(BrokerUnavailable("the ledger was lost"))
+        while self._awaited:
+            _, read_back = self._awaited.popitem()
+            _fail(read_back, "the ledger was lost")
 
     def _log_away(self, state: RetryCallState) -> None:
         if state.attempt_number > 1:
@@ -246,65 +261,6 @@ class Ledger:
             queue=self._queue,
             error=str(error_of(state)),
         )
-
-
-class Turn:
-    """A start's claims on one attempt, of which the latest has the token `token`."""
-
-    def __init__(self, ledger: Ledger, attempt: AttemptKey) -> None:
-        self._key = key_of(attempt)
-        self._token: int | None = None
-        self.ledger = ledger
-
-    @property
-    def standing(self) -> Standing | None:
-        """The claim that counts."""
-        return self.ledger.view.standing(self._key)
-
-    @property
-    def step(self) -> Step:
-        """What is to be done."""
-        return step(self.standing, self._token)
-
-    @property
-    def first(self) -> bool:
-        """Whether the claim that counts is the attempt's first."""
-        return self.standing is not None and self.standing.claim.round == 1
-
-    @property
-    def over_from(self) -> float:
-        """From when on another's claim that counts may be superseded, by the monotonic clock."""
-        standing = self.standing
-        assert standing is not None, "somebody's claim counts"
-        return standing.superseded_from(self.ledger.policy.grace)
-
-    async def claim(self, wanted: Step) -> bool:
-        """Make the claim that a step asks for; False where the ledger does not answer."""
-        token = _new_token()
-        number = round_for(wanted, self.standing)
-        if not await self.ledger.claim(self._key, number, token=token):
-            return False
-        self._token = token
-        return True
-
-    def check(self) -> None:
-        """Return where a create may be sent now.
-
-        Raises:
-            TurnOver: it may not.
-        """
-        if not self.ledger.ready or self.step is not Step.CREATE:
-            raise TurnOver
-
-    def give_back(self) -> None:
-        """Let whoever comes next create without waiting, since no create is on its way."""
-        number = round_for(Step.SUPERSEDE, self.standing)
-        self.ledger.claim_later(self._key, number, token=NOBODY)
-
-    def claim_late(self) -> None:
-        """Have the attempt claimed once the ledger is back, since it is created without a claim."""
-        number = round_for(Step.CONTEND, self.standing)
-        self.ledger.claim_later(self._key, number, token=_new_token())
 
 
 def ledgers_of(
@@ -339,5 +295,11 @@ async def _nothing_before(kestra: KestraPort, queue: str, window: float) -> bool
         return False
 
 
-def _new_token() -> int:
+def _fail(read_back: asyncio.Future[None], why: str) -> None:
+    if not read_back.done():
+        read_back.set_exception(BrokerUnavailable(why))
+
+
+def new_token() -> int:
+    """A token that no other claim or mark has."""
     return random.getrandbits(64) or 1

@@ -31,8 +31,8 @@ class LedgerPolicy:
 
     At most `most` claims are remembered, and each for `window`. A claim that was contended is
     superseded after `grace`. A start waits for a ledger that is away for up to `patience` since it
-    went, or since a session began, and for the answer to a claim for up to `answer`. `back_off` is
-    for connecting again.
+    went, or since a session began. A ledger that answers none of the claims that wait is given up
+    after `answer`. `back_off` is for connecting again.
 
     A ledger that is `settling` is so young that creates may be on their way whose claims stood in
     the ledger before it, which was deleted. Claims that are as old are written to it again.
@@ -176,6 +176,30 @@ class Claims:
         self._young[standing.claim.key] = standing
         if len(self._young) >= self._full:
             self._old, self._young = self._young, {}
+
+
+class Silence:
+    """Judges beat by beat whether a ledger has stopped answering claims.
+
+    Ten thousand claims at once take long to be read back, and each answer shows that the next ones
+    come. It counts beats and not seconds, so that a process which was held up itself does not blame
+    a ledger whose answers wait to be read.
+    """
+
+    beats = 10
+
+    def __init__(self) -> None:
+        self._silent = 0
+        self._answers = 0
+
+    def lasts(self, *, awaited: bool, answers: int) -> bool:
+        """Whether claims were awaited for so many beats, the latest of which this is, and none was
+        answered; `answers` is how many were answered so far.
+        """
+        heard = answers > self._answers
+        self._answers = answers
+        self._silent = self._silent + 1 if awaited and not heard else 0
+        return self._silent > self.beats
 
 
 def key_of(attempt: AttemptKey) -> int:

@@ -11,11 +11,12 @@ from functools import partial
 import structlog
 
 from bridge.aio import KeyedLock
-from bridge.consume.claiming import Ledger, Turn, TurnOver
+from bridge.consume.claiming import Ledger
 from bridge.consume.denials import Denials, Parked
 from bridge.consume.ledger import Step
 from bridge.consume.lookup import Lookup
 from bridge.consume.ports import KestraPort
+from bridge.consume.turn import Turn, TurnOver
 from bridge.errors import KestraAmbiguous, KestraDenied, KestraRejected
 from bridge.job import revival
 from bridge.job.execution import Execution, State

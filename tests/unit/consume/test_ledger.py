@@ -14,6 +14,7 @@ from bridge.consume.ledger import (
     Claims,
     LedgerPolicy,
     Mark,
+    Silence,
     Standing,
     Step,
     from_entry,
@@ -186,3 +187,19 @@ def test_attempts_that_differ_have_keys_that_differ() -> None:
         for number in (1, 11)
     ]
     assert len({key_of(attempt) for attempt in attempts}) == len(attempts)
+
+
+class TestSilence:
+    def test_lasts_once_no_awaited_claim_was_answered_for_all_its_beats(self) -> None:
+        silence = Silence()
+        beats = [silence.lasts(awaited=True, answers=0) for _ in range(silence.beats + 1)]
+        assert beats == [False] * silence.beats + [True]
+
+    def test_ends_with_each_answer(self) -> None:
+        silence = Silence()
+        answers = (beat // silence.beats for beat in range(10 * silence.beats))
+        assert not any(silence.lasts(awaited=True, answers=each) for each in answers)
+
+    def test_is_none_where_nobody_awaits_an_answer(self) -> None:
+        silence = Silence()
+        assert not any(silence.lasts(awaited=False, answers=0) for _ in range(100))
