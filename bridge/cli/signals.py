@@ -1,4 +1,6 @@
-"""Ends a command on SIGTERM or Ctrl-C: it is cancelled once, and ends when it has cleaned up."""
+"""Ends a command on SIGTERM, Ctrl-C or the end of its terminal: it is cancelled once, and ends when
+it has cleaned up.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HANG_UP = signal.SIGHUP
+"""Comes at the end of a command's terminal. What nohup starts ignores it."""
 
 Result = TypeVar("Result")
 
@@ -58,6 +62,8 @@ async def until_signalled(work: Coroutine[Any, Any, Result]) -> Result:
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop, number)
+    if signal.getsignal(HANG_UP) is not signal.SIG_IGN:
+        loop.add_signal_handler(HANG_UP, stop, HANG_UP)
     try:
         return await task
     except asyncio.CancelledError:

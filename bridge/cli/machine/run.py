@@ -30,8 +30,8 @@ from bridge.machines.ssh import Address
 from bridge.text import visible
 
 EPILOG = f"""\
-Exits with the script's own exit code, with 128 + n if signal n killed it, with 143 or 130 after
-SIGTERM or Ctrl-C, which stop the script as well, and otherwise with:
+Exits with the script's own exit code, with 128 + n if signal n killed it, with 143, 130 or 129
+after SIGTERM, Ctrl-C or SIGHUP, which stop the script as well, and otherwise with:
 
 {exit_code_lines()}
 A script may itself exit with any of these: the last line on standard error and --json's outcome
@@ -233,7 +233,7 @@ def _repository(url: str | None, file: str | None) -> str | None:
     content = _text(file, "--git-repository-file")
     if url and content:
         raise SettingsError("only one of --git-repository and --git-repository-file is possible")
-    return _unset(url) or _unset((content or "").removesuffix("\n"))
+    return _unset(url) or _unset((content or "").strip())
 
 
 def _git_credentials(file: str | None) -> GitCredentials:

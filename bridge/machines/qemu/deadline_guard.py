@@ -27,54 +27,66 @@ KILL_TIMEOUT = 20.0
 
 def guard(directory: Path, name: str, machine_id: str, deadline: float) -> None:
     """Return once the machine is gone. At its deadline, which is in seconds since 1970, end it."""
-    while exists(directory / name, machine_id):
+    folder, process = directory / name, None
+    while process is not None or may_exist(folder, machine_id):
+        process = process or _process(folder, machine_id)
         left = deadline - time.time()
         if left <= 0:
-            end(directory, name, machine_id)
+            end(directory, name, machine_id, process)
             return
-        _wait(directory / name, min(left, LONGEST_WAIT))
+        if process is None:
+            # It is about to be started, or died by itself: its folder goes at the deadline.
+            time.sleep(min(left, 1.0))
+        elif _ended_within(process, min(left, LONGEST_WAIT)):
+            os.close(process)
+            process = None
 
 
-def exists(folder: Path, machine_id: str) -> bool:
-    """Whether the folder is that machine's, and not a later one's of the same name."""
-    try:
-        state = json.loads((folder / "machine.json").read_text())
-    except (OSError, ValueError):
+def may_exist(folder: Path, machine_id: str) -> bool:
+    """Whether the folder is that machine's, or can't be read any more.
+
+    False for that of a later machine of the same name.
+    """
+    if not folder.is_dir():
         return False
-    return isinstance(state, dict) and state.get("id") == machine_id
+    return _id(folder) in (machine_id, None)
 
 
-def end(directory: Path, name: str, machine_id: str) -> None:
-    """Kill the machine's process and remove its folder."""
+def end(directory: Path, name: str, machine_id: str, process: int | None) -> None:
+    """Kill the machine's process and remove its folder.
+
+    `process` is a descriptor of the process, which is known even where the folder has gone.
+    """
     folder, discarded = directory / name, directory / f".{name}"
     # Before the lock: whoever holds it may hang.
-    _kill(folder)
+    _kill(process)
     with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not exists(folder, machine_id):
+        if not may_exist(folder, machine_id):
             return
         # It may have been started only now.
-        _kill(folder)
+        _kill(_process(folder, machine_id))
         shutil.rmtree(discarded, ignore_errors=True)
         folder.rename(discarded)
         shutil.rmtree(discarded, ignore_errors=True)
 
 
-def _wait(folder: Path, seconds: float) -> None:
-    """Wait that long, or until the machine's process ends."""
-    process = _process(folder)
-    if process is None:
-        # It is about to be started, or died by itself: its folder goes at the deadline.
-        time.sleep(min(seconds, 1.0))
-        return
+def _id(folder: Path) -> str | None:
+    """The id of the folder's machine; None where it can't be read."""
     try:
-        select.select([process], [], [], seconds)
-    finally:
-        os.close(process)
+        state = json.loads((folder / "machine.json").read_text())
+        return str(state["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _kill(folder: Path) -> None:
-    process = _process(folder)
+def _ended_within(process: int, seconds: float) -> bool:
+    """Wait that long, or until the process ends; returns whether it did."""
+    ended, _, _ = select.select([process], [], [], seconds)
+    return bool(ended)
+
+
+def _kill(process: int | None) -> None:
     if process is None:
         return
     try:
@@ -85,7 +97,7 @@ def _kill(folder: Path) -> None:
         os.close(process)
 
 
-def _process(folder: Path) -> int | None:
+def _process(folder: Path, machine_id: str) -> int | None:
     """A descriptor of the machine's process. None if there is none."""
     pid = _process_id(folder)
     if pid is None:
@@ -94,8 +106,8 @@ def _process(folder: Path) -> int | None:
         descriptor = os.pidfd_open(pid)
     except OSError:
         return None
-    # The descriptor is the machine's only if the number still is.
-    if _process_id(folder) == pid:
+    # The descriptor is the machine's only if the number and the folder still are.
+    if _process_id(folder) == pid and may_exist(folder, machine_id):
         return descriptor
     os.close(descriptor)
     return None

@@ -10,13 +10,22 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bridge.errors import MachineUnavailable
+import structlog
+from pydantic import TypeAdapter
+
+from bridge.errors import MachineRejected, MachineUnavailable
 from bridge.machines.qemu.processes import kill, machine_processes
 
 _STATE_FILE = "machine.json"
+_OURS = frozenset(
+    ("authorized_keys", "console", "disk.qcow2", "host_key", "hosts", "name", "pid", "user")
+)
+"""What else a machine's folder holds."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +53,10 @@ class QemuState:
 
     @classmethod
     def read(cls, folder: Path) -> QemuState | None:
-        """Read the state in that folder. None if it has none, or has gone."""
+        """Read the state in that folder. None if it has none that can be read, or has gone."""
         try:
-            data = json.loads((folder / _STATE_FILE).read_text())
-            return cls(**{field.name: data[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError, TypeError):
+            return _STATE.validate_json((folder / _STATE_FILE).read_bytes(), strict=True)
+        except (OSError, ValueError):
             return None
 
     def write(self, folder: Path) -> None:
@@ -56,6 +64,9 @@ class QemuState:
         draft = folder / f".{_STATE_FILE}"
         write_private(draft, json.dumps(asdict(self)))
         draft.replace(folder / _STATE_FILE)
+
+
+_STATE = TypeAdapter(QemuState)
 
 
 def make_directory(directory: Path) -> None:
@@ -74,22 +85,24 @@ def make_directory(directory: Path) -> None:
 
 
 def read_states(directory: Path) -> list[QemuState]:
-    """Read the states of all machines, and remove folders that are incomplete. Needs the lock.
+    """Read the states of all machines, and remove drafts that were left. Needs the lock.
 
-    A folder in use has a name without a leading dot, and a state. Any other was left by a process
-    that was killed while it made or removed a machine.
+    A machine's folder appears and goes with its state in it. So a folder without one is either
+    damaged, and its machine may run, or is none of ours. It is left alone.
 
     Raises:
         MachineUnavailable: the directory can't be read, or a process can't be ended.
     """
     states = []
     for folder in _entries(directory):
-        is_draft = folder.name.startswith(".")
-        state = None if is_draft else QemuState.read(folder)
-        if state is not None:
-            states.append(state)
-        elif folder.is_dir():
+        if _is_draft(folder):
             remove(directory, folder.name.removeprefix("."))
+        elif not folder.name.startswith(".") and folder.is_dir():
+            state = QemuState.read(folder)
+            if state is None:
+                log.warning("a folder without a machine's state is left alone", folder=str(folder))
+            else:
+                states.append(state)
     return states
 
 
@@ -129,16 +142,47 @@ def remove(directory: Path, name: str) -> None:
 
 @contextmanager
 def locked(directory: Path, name: str = ".lock") -> Iterator[None]:
-    """Hold a lock in the directory, shared by all processes on this host."""
-    with (directory / name).open("w") as file:
+    """Hold a lock in the directory, shared by all processes on this host.
+
+    Raises:
+        MachineRejected: its file can't be used.
+    """
+    place = directory / name
+    try:
+        file = place.open("w")
+    except OSError as error:
+        raise MachineRejected(f"can't use the file {place}: {error.strerror}") from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def errors_named(directory: Path) -> Iterator[None]:
+    """Turn errors of the file system into ours. Nobody has to ask then what may have been done.
+
+    Raises:
+        MachineUnavailable: something in the directory can't be used.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or directory
+        raise MachineUnavailable(f"can't use {place}: {error.strerror or error}") from error
 
 
 def write_private(file: Path, text: str) -> None:
     """Write a file that only this user can read."""
     file.touch(mode=0o600)
     file.write_text(text)
+
+
+def _is_draft(folder: Path) -> bool:
+    """Whether it was left by a process that was killed while it made or removed a machine."""
+    if not folder.name.startswith(".") or not folder.is_dir():
+        return False
+    drafts = (_STATE_FILE, f".{_STATE_FILE}", *_OURS)
+    return all(entry.name in drafts and not entry.is_dir() for entry in folder.iterdir())
 
 
 def _entries(directory: Path) -> list[Path]:

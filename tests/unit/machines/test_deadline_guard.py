@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -17,8 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bridge.errors import MachineUnavailable
 from bridge.machines.lifecycle import Machines
-from bridge.machines.qemu.deadline_guard import end, guard
+from bridge.machines.order import name_of
+from bridge.machines.qemu.deadline_guard import guard
 from bridge.machines.qemu.processes import kill, machine_processes, start_guard
 from tests.support.harness import eventually
 from tests.unit.machines.support import settings
@@ -66,6 +69,26 @@ def test_a_later_machine_of_that_name_is_left_alone(
     assert (machine.poll(), folder.exists()) == (None, True)
 
 
+def test_a_machine_whose_state_is_damaged_ends_at_its_deadline(
+    folder: Path, machine: subprocess.Popen[bytes]
+) -> None:
+    (folder / "machine.json").write_text("{")
+    guard(folder.parent, NAME, "one", time.time() + 0.1)
+    assert machine.wait(TIMEOUT) == -signal.SIGKILL
+    assert not folder.exists()
+
+
+def test_a_machine_whose_folder_was_removed_ends_at_its_deadline(
+    folder: Path, machine: subprocess.Popen[bytes]
+) -> None:
+    guarding = threading.Thread(target=guard, args=(folder.parent, NAME, "one", time.time() + 2))
+    guarding.start()
+    time.sleep(0.5)
+    shutil.rmtree(folder)
+    assert machine.wait(TIMEOUT) == -signal.SIGKILL
+    guarding.join(TIMEOUT)
+
+
 def test_a_process_that_only_has_the_machines_number_is_left_alone(folder: Path) -> None:
     (folder / "pid").write_text(str(os.getpid()))
     guard(folder.parent, NAME, "one", time.time() - 1)
@@ -77,7 +100,7 @@ def test_a_lock_that_is_never_given_back_keeps_no_machine_alive(
 ) -> None:
     with (folder.parent / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        ending = threading.Thread(target=end, args=(folder.parent, NAME, "one"))
+        ending = threading.Thread(target=guard, args=(folder.parent, NAME, "one", 0.0))
         ending.start()
         assert machine.wait(TIMEOUT) == -signal.SIGKILL
     ending.join(TIMEOUT)
@@ -167,3 +190,14 @@ async def test_no_guard_is_left_of_a_machine_that_is_destroyed(
     (started,) = guards(tmp_path / "machines" / machine.name)
     await host.destroy(execution="3xAbC")
     assert started.wait(TIMEOUT) is None
+
+
+async def test_a_create_that_can_not_write_says_so_at_once_and_leaves_nothing(
+    host: Machines, tmp_path: Path
+) -> None:
+    directory = tmp_path / "machines"
+    directory.mkdir()
+    (directory / f".{name_of('3xAbC')}").touch()
+    with pytest.raises(MachineUnavailable, match=r"can't use .*kestra-3xabc.*: "):
+        await asyncio.wait_for(host.create("3xAbC", "job", 600), TIMEOUT)
+    assert machine_processes(directory) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,3 +130,71 @@ def test_a_name_that_could_lead_out_of_the_folder_is_rejected(name: str, tmp_pat
             ex_tags={},
             ex_deadline=0.0,
         )
+
+
+def test_folders_that_are_no_machines_are_left_alone(tmp_path: Path) -> None:
+    ours = [tmp_path / name for name in ("documents/deep", ".ssh", "photos")]
+    for folder in ours:
+        folder.mkdir(parents=True)
+    (tmp_path / ".ssh" / "known_hosts").touch()
+    (tmp_path / "documents" / "thesis").touch()
+    assert driver_in(tmp_path).list_nodes() == []
+    assert all(folder.is_dir() for folder in ours if folder.name != ".ssh")
+    assert (tmp_path / ".ssh" / "known_hosts").exists()
+
+
+def test_a_draft_that_a_killed_create_left_is_removed(tmp_path: Path) -> None:
+    draft = tmp_path / ".kestra-a"
+    draft.mkdir()
+    (draft / "host_key").touch()
+    driver_in(tmp_path).list_nodes()
+    assert not draft.exists()
+
+
+def state(**changes: object) -> str:
+    """A machine's state as its file has it, with those changes."""
+    fields = {
+        "id": "one",
+        "name": "kestra-a",
+        "port": 2222,
+        "size": "small",
+        "created": 1.5,
+        "tags": {"owner": "us"},
+    }
+    return json.dumps({**fields, **changes})
+
+
+def test_a_machine_is_listed_with_what_its_state_says(tmp_path: Path) -> None:
+    (tmp_path / "kestra-a").mkdir()
+    (tmp_path / "kestra-a" / "machine.json").write_text(state())
+    (node,) = driver_in(tmp_path).list_nodes()
+    assert (node.id, node.extra["port"], node.extra["tags"]) == ("one", 2222, {"owner": "us"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        state()[:20],
+        state(port="2222"),
+        state(tags=[]),
+        state(tags={"owner": 1}),
+        state(created="now"),
+    ],
+)
+def test_a_state_that_is_damaged_hides_its_machine_alone_and_ends_none(
+    tmp_path: Path, text: str
+) -> None:
+    for name, content in (("kestra-a", state()), ("kestra-b", text)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "machine.json").write_text(content)
+    (node,) = driver_in(tmp_path).list_nodes()
+    assert node.name == "kestra-a"
+    assert (tmp_path / "kestra-b" / "machine.json").read_text() == text
+
+
+def test_a_lock_that_can_not_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(MachineRejected, match=r"can't use the file .*\.lock: Is a directory"):
+        driver_in(tmp_path).list_nodes()
