@@ -839,7 +839,8 @@ def test_a_machine_that_is_gone_for_good_is_lost_and_not_done(machine: Machine) 
     assert (finished.code, report(finished)["outcome"]) == (74, "lost")
 
 
-def test_a_run_whose_supervisor_was_killed_is_lost(machine: Machine) -> None:
+def kill_supervisor(machine: Machine, *, boots: bool) -> Finished:
+    """Run a script whose supervisor is killed, on a machine that then boots anew or doesn't."""
     process = machine.popen("--script", "-", stdin=f"echo started; exec sleep {MARK}".encode())
     assert process.stdout
     process.stdout.readline()
@@ -847,11 +848,38 @@ def test_a_run_whose_supervisor_was_killed_is_lost(machine: Machine) -> None:
     (script,) = until(lambda: machine.processes(MARK), "the script's process")
     supervisor = script.parent()
     assert supervisor
+    if boots:
+        (machine.work().parent / "boot").write_text("another boot")
     supervisor.kill()
     finished = finish(process)
     script.kill()
+    return finished
 
+
+def test_a_run_that_a_boot_has_ended_is_lost(machine: Machine) -> None:
+    finished = kill_supervisor(machine, boots=True)
     assert (finished.code, "has vanished" in finished.last) == (74, True)
+
+
+def test_a_script_that_kills_its_supervisor_is_no_lost_machine(machine: Machine) -> None:
+    finished = kill_supervisor(machine, boots=False)
+    assert (finished.code, "has killed the supervisor of run" in finished.last) == (70, True)
+
+
+@pytest.mark.parametrize(("exit_code", "code"), [(5, 5), (0, 73)])
+def test_a_signal_while_results_are_fetched_hides_no_end_of_the_script(
+    machine: Machine, tmp_path: Path, exit_code: int, code: int
+) -> None:
+    script = f"head -c 300M /dev/zero >big; exit {exit_code}".encode()
+    folder = tmp_path / "fetched"
+    process = machine.popen(
+        *("--script", "-", "--result", "big", "--results-directory", str(folder)), stdin=script
+    )
+    until(lambda: list(folder.glob(".partial-*")), "the results are being fetched")
+    process.terminate()
+    finished = finish(process)
+    assert (finished.code, "ended by SIGTERM" in finished.last) == (code, True)
+    assert "was stopped" not in finished.last
 
 
 def test_a_machine_that_boots_late_is_waited_for(machine: Machine) -> None:

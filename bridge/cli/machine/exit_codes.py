@@ -40,7 +40,8 @@ MEANINGS: Mapping[ScriptOutcome, str] = {
     ScriptOutcome.REFUSED: "the machine already has a run of that id, for other work",
     ScriptOutcome.PREPARE_FAILED: "the checkout failed, or the script could not be started",
     ScriptOutcome.UNREACHABLE: "the machine did not let us in in time",
-    ScriptOutcome.FAILED: "the machine lacks what a run needs (python3, SFTP, space on its disk)",
+    ScriptOutcome.FAILED: "the machine lacks what a run needs (python3, SFTP, space on its disk), "
+    "or something on it killed what watches the script",
     ScriptOutcome.RESULTS_MISSING: "the script succeeded, but results are missing or can't be "
     "written here",
     ScriptOutcome.LOST: "the machine was lost, and with it how the script ended or its results",

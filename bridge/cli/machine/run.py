@@ -307,6 +307,9 @@ async def _report(locator: Locator, remote_run: Callable[[Address], RemoteRun]) 
     try:
         return await until_signalled(locate_and_run())
     except Signalled as ended:
+        script = runs[0].ended if runs else None
+        if script is not None:
+            return script.without_results(f"ended by {ended.name}", lost=False)
         signal_number = ended.number
         outcome = ScriptOutcome.STOPPED
         message = f"ended by {ended.name}{_what_became_of(runs)}"

@@ -13,7 +13,8 @@ A run is a folder. It comes into being when a staged folder is renamed: if two c
 same run, one of them starts it and the other follows. The client puts `request.json`,
 `environment`, `files/`, `script`, `digest` and the programs into it. The supervisor
 (`remote_supervisor`) adds the rest, last `status.json`. It holds a lock on `lock` as long as it
-lives. So a follower knows when the supervisor has vanished.
+lives. So a follower knows when the supervisor has vanished. If the machine has not booted anew
+meanwhile, something on it has killed the supervisor.
 
 A script may fill the disk. So the room for the status is taken before the run begins, and a run is
 stopped by removing a file, `may-run`, which needs no room.
@@ -32,15 +33,16 @@ import select
 import shutil
 import sys
 
-DONE, GONE, REFUSED, FULL = 0, 203, 204, 205
+DONE, GONE, REFUSED, FULL, KILLED = 0, 203, 204, 205, 206
 """Exit statuses of a follower: the run has ended, and its status says how; it has vanished; it was
-made for other work; the disk has no room for it. They are numbers with which no start-up file of a
-user's shell is likely to end."""
+made for other work; the disk has no room for it; its supervisor was killed. They are numbers with
+which no start-up file of a user's shell is likely to end."""
 STATUS_ROOM = 65_536
 """Bytes that are kept for `status.json`."""
 TICK = 0.05
 """Seconds between looks for more output."""
 BLOCK_SIZE = 65_536
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 def start(staged: str, run: str) -> int:
@@ -95,6 +97,8 @@ def _prepare(staged: str) -> int:
     fcntl.flock(lock, fcntl.LOCK_EX)
     for name in ("stdout", "stderr", "may-run"):
         os.close(os.open(os.path.join(staged, name), os.O_WRONLY | os.O_CREAT, 0o600))
+    with open(os.path.join(staged, "boot"), "wb") as boot:
+        boot.write(_read(BOOT_ID))
     # Not zeros, for which some file systems take no room.
     with open(os.path.join(staged, "status.json.new"), "wb") as room:
         room.write(os.urandom(STATUS_ROOM))
@@ -126,7 +130,9 @@ def _pass_on(source: int, target: int) -> bool:
 
 
 def _end_of(run: str) -> int | None:
-    """DONE if the run has ended, GONE if its supervisor has vanished, None while it goes on."""
+    """DONE if the run has ended, None while it goes on. Else its supervisor has vanished: KILLED if
+    the machine has run all the while, or GONE.
+    """
     status = os.path.join(run, "status.json")
     if os.path.exists(status):
         return DONE
@@ -140,7 +146,8 @@ def _end_of(run: str) -> int | None:
     # It may have ended between the first look and the lock.
     if os.path.exists(status):
         return DONE
-    return GONE
+    boot = _read(os.path.join(run, "boot"))
+    return KILLED if boot and boot == _read(BOOT_ID) else GONE
 
 
 def _read(path: str) -> bytes:

@@ -35,6 +35,9 @@ STOP_MARGIN = 10.0
 """Seconds that a stop may take beyond the script's own grace, until it is given up."""
 POLL = 0.1
 """Seconds between connections, and between looks at whether a run has stopped."""
+LEAST_WAIT = 2.0
+"""Seconds that each connection has to be made. The last one would else fail for lack of time, which
+hides what the one before it has found."""
 
 
 class RunRefused(SshError):
@@ -72,7 +75,8 @@ class RemoteRun:
         self._started_by_us = False
         self._reached = False
         self._may_be_running = False
-        self._ended: Report | None = None
+        self.ended: Report | None = None
+        """How the script ended, once that is known. Its results may be missing yet."""
         self._stop_until: float | None = None
         self.stopped: bool | None = None
         """After a cancellation: whether the run is known to have stopped. None if it never began,
@@ -87,10 +91,10 @@ class RemoteRun:
         try:
             return await self._until_end()
         except SshError as error:
-            if self._ended is None:
+            if self.ended is None:
                 raise
             lost = isinstance(error, (ConnectionLost, MachineGone, MachineUnreachable))
-            return self._ended.without_results(str(error), lost=lost)
+            return self.ended.without_results(str(error), lost=lost)
         except asyncio.CancelledError:
             if self._may_be_running and not self.stopped:
                 await self._reconnect_and_stop()
@@ -120,6 +124,7 @@ class RemoteRun:
                     "connection lost, trying again", machine=self._address.name, reason=str(error)
                 )
                 await asyncio.sleep(min(POLL, wait))
+                wait = max(wait, LEAST_WAIT)
 
     def _lost(self, error: SshError) -> SshError:
         if isinstance(error, SftpMissing):
@@ -142,12 +147,13 @@ class RemoteRun:
             try:
                 follower = await self._follower(session)
                 self._check_follower(await self._output.pass_on(follower))
-                self._ended = report_of(
+                self.ended = report_of(
                     await session.status(),
                     time_limit=self._work.time_limit,
                     attached=not self._started_by_us,
                 )
-                return await self._with_results(session, self._ended)
+                self._may_be_running = False
+                return await self._with_results(session, self.ended)
             except asyncio.CancelledError:
                 if self._may_be_running:
                     await self._stop(session)
@@ -177,6 +183,11 @@ class RemoteRun:
             raise RunVanished(
                 f"run {self._work.run_id} has vanished from {self._address} without a "
                 "record of how it ended"
+            )
+        if status == remote_helper.KILLED:
+            raise MachineFailed(
+                f"something on {self._address} has killed the supervisor of run "
+                f"{self._work.run_id}, so how the script ended isn't known; the machine goes on"
             )
         if status == remote_helper.FULL:
             raise MachineFailed(f"{self._address} has no room on its disk for the run")
