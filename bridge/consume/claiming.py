@@ -14,18 +14,17 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from functools import partial
-from itertools import takewhile
 
 import structlog
 from tenacity import RetryCallState
 
 from bridge.aio import first_of
+from bridge.consume.awaited_claims import AwaitedClaims
 from bridge.consume.ledger import (
     NOBODY,
     Claim,
     LedgerPolicy,
     Mark,
-    Silence,
     to_entry,
 )
 from bridge.consume.ledger_view import LedgerView
@@ -65,9 +64,7 @@ class Ledger:
         self._ready = asyncio.Event()
         self._lost_at = time.monotonic()
         self._mark = NOBODY
-        self._awaited: dict[int, asyncio.Future[None]] = {}
-        """Who awaits which claim, by its token, in the order in which they were written."""
-        self._answers = 0
+        self._awaited = AwaitedClaims()
         self._recent: deque[Claim] = deque(maxlen=MOST_UNWRITTEN)
         self._unwritten: deque[Claim] = deque(maxlen=MOST_UNWRITTEN)
         self._catching_up: asyncio.Task[None] | None = None
@@ -159,12 +156,8 @@ class Ledger:
 
     async def _end_when_silent(self, stream: LedgerPort) -> None:
         """Give the ledger up once it answers no claim any more."""
-        silence = Silence()
-        while True:
-            await asyncio.sleep(self.policy.answer / silence.beats)
-            if silence.lasts(awaited=bool(self._awaited), answers=self._answers):
-                stream.end("it did not answer a claim")
-                return
+        await self._awaited.silence(self.policy.answer)
+        stream.end("it did not answer a claim")
 
     async def _write(self, claim: Claim) -> None:
         """Write a claim and wait until it is read back.
@@ -175,19 +168,18 @@ class Ledger:
         stream = self._stream
         if stream is None:
             raise BrokerUnavailable("the ledger is away")
-        read_back = self._awaited[claim.token] = asyncio.get_running_loop().create_future()
+        read_back = self._awaited.add(claim.token)
         try:
             await stream.append(to_entry(claim))
             await read_back
         except BrokerError as error:
-            unwritten = self._awaited.pop(claim.token, None) is not None
-            if unwritten and self._stream is stream:
+            if self._awaited.forget(claim.token) and self._stream is stream:
                 # Whoever asks again at once must not find it ready.
                 stream.end(str(error))
                 self._note_loss()
             raise
         finally:
-            self._awaited.pop(claim.token, None)
+            self._awaited.forget(claim.token)
 
     def _take(self, mark: int, offset: int, body: bytes) -> None:
         """Take note of the next entry, and tell who waits for it; nothing where it comes late of a
@@ -201,7 +193,7 @@ class Ledger:
             since = time.time() - self.policy.settling
             self._unwritten.extend(claim for claim in self._recent if claim.at >= since)
         if token in self._awaited:
-            self._answer(token)
+            self._awaited.answer(token)
         if token == mark and not self.ready:
             log.info(
                 "the ledger is read",
@@ -212,19 +204,6 @@ class Ledger:
             )
             self._ready.set()
             self._catch_up()
-
-    def _answer(self, token: int) -> None:
-        """Tell who awaits a claim that it was read back.
-
-        A claim that was written before it, and was not read back, is lost: a stream keeps the order
-        of what one writer writes to it.
-        """
-        self._answers += 1
-        for written in list(takewhile(lambda each: each != token, self._awaited)):
-            _fail(self._awaited.pop(written), "a claim was lost")
-        read_back = self._awaited.pop(token)
-        if not read_back.done():
-            read_back.set_result(None)
 
     def _catch_up(self) -> None:
         """Have all claims written that nobody waits for."""
@@ -249,9 +228,7 @@ class Ledger:
         if self.ready:
             self._lost_at = time.monotonic()
         self._ready.clear()
-        while self._awaited:
-            _, read_back = self._awaited.popitem()
-            _fail(read_back, "the ledger was lost")
+        self._awaited.fail("the ledger was lost")
 
     def _log_away(self, state: RetryCallState) -> None:
         if state.attempt_number > 1:
@@ -293,11 +270,6 @@ async def _nothing_before(kestra: KestraPort, queue: str, window: float) -> bool
     except KestraError as error:
         log.info("kestra does not say what ran before", queue=queue, error=str(error))
         return False
-
-
-def _fail(read_back: asyncio.Future[None], why: str) -> None:
-    if not read_back.done():
-        read_back.set_exception(BrokerUnavailable(why))
 
 
 def new_token() -> int:
