@@ -23,6 +23,7 @@ from bridge.machines.order import name_of
 from bridge.machines.reaping import reap
 from tests.machines.host import NOTHING, TIMEOUT, Host, host_in, said_on
 from tests.support.harness import eventually
+from tests.support.small_disk import small_disk
 from tests.support.standin import Ends, Standin
 
 pytestmark = pytest.mark.timeout(1200)
@@ -91,6 +92,15 @@ async def test_a_machine_keeps_its_host_key_from_the_user(shared: Shared) -> Non
         "| grep -c denied"
     )
     assert await said_on(shared.said, command) == "2\n"
+
+
+async def test_a_full_disk_of_this_host_is_an_error_on_the_machine_which_goes_on(
+    image: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "size=32m") as disk, host_in(disk, image) as host:
+        machine = await host.machines().create("3xAbC", "job", 600, wait=True)
+        fill = "head -c 60M /dev/urandom >a; sync a 2>/dev/null || echo failed"
+        assert await said_on(machine, fill) == "failed\n"
 
 
 async def test_a_machine_reaches_the_named_addresses_and_nothing_else_of_this_host(

@@ -73,6 +73,8 @@ def qemu_command(
     handed to it by the firmware.
     """
     disk = f"if=none,id=disk,file={_quoted(folder / 'disk.qcow2')},format=qcow2,cache=unsafe"
+    # Where this host has no more room, the machine gets an error. By default QEMU would halt it.
+    disk += ",werror=report"
     console = f"file,id=console,path={_quoted(folder / 'console')}"
     command = [PROGRAM, *COMMON]
     command += ["-name", f"guest={folder.name}", "-pidfile", str(folder / "pid"), "-daemonize"]

@@ -15,7 +15,9 @@ from bridge.errors import SettingsError
 _WITH_SCHEME = re.compile(r"(?P<scheme>https?|git|ssh)://(?P<authority>[^/?#\s]+)(?P<rest>.*)")
 _SCP_LIKE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*:[^:].*")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]@:]+)(:[0-9]{0,5})?")
-_KNOWN_HOST = re.compile(r"(@\S+\s+)?\S+\s+[a-z][\w@.-]+\s+[A-Za-z0-9+/]+={0,3}(\s.*)?")
+_KNOWN_HOST = re.compile(
+    r"(@\S+\s+)?\S+\s+(ssh|ecdsa|sk)-[\w@.-]+\s+AAAA[A-Za-z0-9+/]*={0,3}(\s.*)?"
+)
 _KEY_BEGINS, _KEY_ENDS = "-----BEGIN ", "-----END "
 _NOT_ENCODED = (
     "its user name or password holds a character that must be percent-encoded: %2F for /, %3F "
@@ -89,6 +91,7 @@ def parse_repository(text: str) -> Repository:
     is_clear = _HOST.fullmatch(host) and "@" not in user and "@" not in rest
     if not is_clear:
         raise SettingsError(f"{option} can't be read: {_NOT_ENCODED}")
+    _check_query(scheme, rest)
     if not at or scheme == "ssh":
         _check_ssh_user(user)
         return Repository(text)
@@ -96,6 +99,14 @@ def parse_repository(text: str) -> Repository:
         raise SettingsError(f"{option}: git knows no user name and no password with git://")
     base = f"{scheme}://{host}"
     return Repository(base + rest, _login(base, user, option))
+
+
+def _check_query(scheme: str, rest: str) -> None:
+    if scheme.startswith("http") and "?" in rest:
+        raise SettingsError(
+            "--git-repository has a query (?…), in which a token would be shown: give a token as "
+            "https://user:token@host"
+        )
 
 
 def _check_ssh_user(user: str) -> None:

@@ -22,6 +22,7 @@ from bridge.machines.run import (
 from bridge.machines.run.remote_helper import DONE, FULL, REFUSED
 from bridge.machines.run.result_list import Missing, RunResults
 from bridge.machines.run.work import Work
+from tests.support.small_disk import small_disk
 
 TIMEOUT = 60.0
 
@@ -235,43 +236,36 @@ def test_the_results_are_those_of_the_patterns_whatever_their_names(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 4 MB, mounted in the test's folder."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=200", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("no file system can be mounted here")
-    try:
+    with small_disk(tmp_path / "disk", "size=4m,nr_inodes=200") as disk:
         yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 FILL = b"head -c 10M /dev/zero >big; for n in $(seq 300); do : >f$n; done 2>/dev/null; "
 
 
-def test_a_script_that_fills_the_disk_keeps_its_exit_code(small_disk: Path) -> None:
-    assert start_in(small_disk, FILL + b"exit 7").returncode == DONE
-    assert status(small_disk) == {"phase": "script", "exit_code": 7, "disk_full": True}
+def test_a_script_that_fills_the_disk_keeps_its_exit_code(full_disk: Path) -> None:
+    assert start_in(full_disk, FILL + b"exit 7").returncode == DONE
+    assert status(full_disk) == {"phase": "script", "exit_code": 7, "disk_full": True}
 
 
-def test_results_on_a_full_disk_are_listed(small_disk: Path) -> None:
-    start_in(small_disk, FILL, results=("big",))
-    assert results(small_disk).names == (b"big",)
+def test_results_on_a_full_disk_are_listed(full_disk: Path) -> None:
+    start_in(full_disk, FILL, results=("big",))
+    assert results(full_disk).names == (b"big",)
 
 
-def test_a_run_on_a_full_disk_can_be_stopped(small_disk: Path) -> None:
+def test_a_run_on_a_full_disk_can_be_stopped(full_disk: Path) -> None:
     asks = b"rm ../may-run; exec sleep 1000"
-    start_in(small_disk, FILL + asks, grace=TIMEOUT)
-    assert status(small_disk) == {"phase": "script", "stopped": "asked", "disk_full": True}
+    start_in(full_disk, FILL + asks, grace=TIMEOUT)
+    assert status(full_disk) == {"phase": "script", "stopped": "asked", "disk_full": True}
 
 
-def test_a_run_does_not_begin_without_room_for_its_end(small_disk: Path) -> None:
-    stage(small_disk, b"true")
-    subprocess.run(["sh", "-c", FILL], cwd=small_disk, capture_output=True, check=False)
-    assert helper(small_disk, "staged", "start", "staged", "run").returncode == FULL
-    assert not (small_disk / "run").exists()
+def test_a_run_does_not_begin_without_room_for_its_end(full_disk: Path) -> None:
+    stage(full_disk, b"true")
+    subprocess.run(["sh", "-c", FILL], cwd=full_disk, capture_output=True, check=False)
+    assert helper(full_disk, "staged", "start", "staged", "run").returncode == FULL
+    assert not (full_disk / "run").exists()
 
 
 def test_the_file_of_the_variables_is_removed(start: Start, tmp_path: Path) -> None:

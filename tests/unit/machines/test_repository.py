@@ -32,15 +32,15 @@ def test_an_address_without_credentials_stays_as_it_is(address: str) -> None:
 @pytest.mark.parametrize(
     ("address", "login"),
     [
-        ("https://u:p@h:1/x?a=b", Login("https://h:1", "u", "p")),
-        ("https://token@h:1/x?a=b", Login("https://h:1", "token", "")),
-        ("https://u:s%2Fcr%403t@h:1/x?a=b", Login("https://h:1", "u", "s/cr@3t")),
-        ("https://u:p:q@h:1/x?a=b", Login("https://h:1", "u", "p:q")),
+        ("https://u:p@h:1/x", Login("https://h:1", "u", "p")),
+        ("https://token@h:1/x", Login("https://h:1", "token", "")),
+        ("https://u:s%2Fcr%403t@h:1/x", Login("https://h:1", "u", "s/cr@3t")),
+        ("https://u:p:q@h:1/x", Login("https://h:1", "u", "p:q")),
     ],
 )
 def test_the_credentials_of_an_address_are_taken_out_of_it(address: str, login: Login) -> None:
     repository = parse_repository(address)
-    assert (repository.url, repository.login) == ("https://h:1/x?a=b", login)
+    assert (repository.url, repository.login) == ("https://h:1/x", login)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,7 @@ def test_the_credentials_of_an_address_are_taken_out_of_it(address: str, login: 
         "https://u:s3\x07cr3t@h/x",
         "https://u:s3%0Acr3t@h/x",
         "ftp://u:s3cr3t@h/x",
+        "https://h/x?private_token=s3cr3t",
     ],
 )
 def test_a_refusal_shows_nothing_of_the_address(address: str) -> None:
@@ -90,6 +91,7 @@ def test_credentials_reach_the_machine_with_the_addresss_own_first() -> None:
         (KEY, "a key needs the line of known_hosts for its host"),
         (KEY[:50] + KNOWN, "the private key has no end"),
         (f"{KNOWN}s3cr3t", "line 2 is no https://user:token@host, no line of known_hosts"),
+        ("machine h login u password s3cr3t", "line 1 is no https://user:token@host, no line"),
         ("https://h", "line 1 has no user name and password"),
         ("https://u:s3/cr3t@h", "line 1 can't be read"),
         ("https://u:s3cr3t@h/a=b", "line 1: git takes no address with ="),
