@@ -213,6 +213,10 @@ class Inventory:
             return ""
         return f"; it last said: {visible(line)}"
 
+    def remains(self, name: str) -> str:
+        """What there is of a machine that no list shows, by its name; empty if nothing is."""
+        return self._provider.remains(self.client.driver, name)
+
     def _machine(self, node: Node, tags: Tags) -> Machine:
         public, private = node.public_ips or (), node.private_ips or ()
         addresses = [*public, *private]

@@ -119,6 +119,12 @@ class Machines:
                 )
         machines = machines or []
         await self.destroy_all(machines)
+        wanted_name = name or name_of(execution or "")
+        remains = "" if machines else self.inventory.remains(wanted_name)
+        if remains:
+            raise MachineUnavailable(
+                f"machine {wanted_name} can't be destroyed, it ends at its deadline: {remains}"
+            )
         return machines
 
     async def destroy_all(self, machines: Iterable[Machine]) -> None:

@@ -78,6 +78,11 @@ class Provider(ABC):
         del node
         return 22
 
+    def remains(self, driver: NodeDriver, name: str) -> str:
+        """What there is of a machine that no list shows, by its name; empty if nothing is."""
+        del driver, name
+        return ""
+
     def console(self, driver: NodeDriver, name: str) -> str:
         """The last line on a machine's console, or an empty text if that can't be read."""
         del driver, name

@@ -74,6 +74,9 @@ class Qemu(Provider):
         """The port of this host that leads to the machine's sshd."""
         return int(node.extra["port"])
 
+    def remains(self, driver: NodeDriver, name: str) -> str:
+        return cast("qemu.QemuDriver", driver).remains(name)
+
     def console(self, driver: NodeDriver, name: str) -> str:
         return cast("qemu.QemuDriver", driver).console(name)
 

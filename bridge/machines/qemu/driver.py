@@ -167,6 +167,16 @@ class QemuDriver(NodeDriver):
             return ""
         return text.strip().rpartition("\n")[2].strip()
 
+    def remains(self, name: str) -> str:
+        """What there is of a machine whose state can't be read; empty if nothing is."""
+        folder = self._directory / name
+        if QemuState.read(folder) is not None:
+            return ""
+        pid = machine_processes(self._directory).get(name)
+        if pid is not None:
+            return f"its process {pid} runs, and its state in {folder} can't be read"
+        return f"its state in {folder} can't be read" if folder.is_dir() else ""
+
     def _node(self, state: QemuState, *, running: bool) -> Node:
         extra = {"tags": dict(state.tags), "port": state.port, "created": state.created}
         status = NodeState.RUNNING if running else NodeState.STOPPED

@@ -201,3 +201,18 @@ async def test_a_create_that_can_not_write_says_so_at_once_and_leaves_nothing(
     with pytest.raises(MachineUnavailable, match=r"can't use .*kestra-3xabc.*: "):
         await asyncio.wait_for(host.create("3xAbC", "job", 600), TIMEOUT)
     assert machine_processes(directory) == {}
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+async def test_a_destroy_that_can_not_read_a_machines_state_is_no_success(
+    host: Machines, tmp_path: Path, is_gone: bool
+) -> None:
+    machine = await host.create("3xAbC", "job", 600)
+    folder = tmp_path / "machines" / machine.name
+    if is_gone:
+        shutil.rmtree(folder)
+    else:
+        (folder / "machine.json").write_text("{")
+    with pytest.raises(MachineUnavailable, match=r"it ends at its deadline: its process .* runs"):
+        await host.destroy(execution="3xAbC")
+    assert list(machine_processes(tmp_path / "machines")) == [machine.name]
