@@ -13,13 +13,15 @@ from bridge.cli.signals import Signalled, carry_out
 
 
 @pytest.fixture
-def ignored_hang_up() -> Iterator[None]:
-    """What nohup does before it starts a program."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def hang_up(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a program finds SIGHUP to do when it starts. nohup has it ignored."""
+    before = signal.signal(signal.SIGHUP, request.param)
     yield
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("hang_up")
+@pytest.mark.parametrize("hang_up", [signal.SIG_DFL], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_cancels_the_work_which_cleans_up(number: signal.Signals) -> None:
     cleaned_up: list[bool] = []
@@ -36,7 +38,8 @@ def test_a_signal_cancels_the_work_which_cleans_up(number: signal.Signals) -> No
     assert (caught.value.code, cleaned_up) == (128 + number, [True])
 
 
-@pytest.mark.usefixtures("ignored_hang_up")
+@pytest.mark.usefixtures("hang_up")
+@pytest.mark.parametrize("hang_up", [signal.SIG_IGN], indirect=True)
 def test_what_nohup_started_outlives_its_terminal() -> None:
     async def work() -> str:
         os.kill(os.getpid(), signal.SIGHUP)
