@@ -178,8 +178,13 @@ def write_private(file: Path, text: str) -> None:
 
 
 def _is_draft(folder: Path) -> bool:
-    """Whether it was left by a process that was killed while it made or removed a machine."""
-    if not folder.name.startswith(".") or not folder.is_dir():
+    """Whether it was left by a process that was killed while it made or removed a machine.
+
+    It bears the machine's name. A folder of that name beside it is no part of it, and must not go
+    with it.
+    """
+    name = folder.name.removeprefix(".")
+    if name == folder.name or not folder.is_dir() or (folder.parent / name).exists():
         return False
     drafts = (_STATE_FILE, f".{_STATE_FILE}", *_OURS)
     return all(entry.name in drafts and not entry.is_dir() for entry in folder.iterdir())

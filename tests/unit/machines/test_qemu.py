@@ -139,8 +139,16 @@ def test_folders_that_are_no_machines_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".ssh" / "known_hosts").touch()
     (tmp_path / "documents" / "thesis").touch()
     assert driver_in(tmp_path).list_nodes() == []
-    assert all(folder.is_dir() for folder in ours if folder.name != ".ssh")
+    assert all(folder.is_dir() for folder in ours)
     assert (tmp_path / ".ssh" / "known_hosts").exists()
+
+
+def test_a_folder_beside_a_hidden_one_of_its_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".config").mkdir()
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "settings").touch()
+    driver_in(tmp_path).list_nodes()
+    assert (tmp_path / "config" / "settings").exists()
 
 
 def test_a_draft_that_a_killed_create_left_is_removed(tmp_path: Path) -> None:
