@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-HANG_UP = signal.SIGHUP
-"""Comes at the end of a command's terminal. What nohup starts ignores it."""
 
 Result = TypeVar("Result")
 
@@ -33,6 +31,12 @@ class Signalled(Exception):
     def code(self) -> int:
         """The exit code that a shell gives to such an end."""
         return 128 + self.number
+
+
+def cancelling_signals() -> tuple[signal.Signals, ...]:
+    """The signals that cancel a command. The end of its terminal is one, unless nohup started it."""
+    ignores_hang_up = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return STOP_SIGNALS if ignores_hang_up else (*STOP_SIGNALS, signal.SIGHUP)
 
 
 def carry_out(work: Coroutine[Any, Any, Result]) -> Result:
@@ -60,10 +64,8 @@ async def until_signalled(work: Coroutine[Any, Any, Result]) -> Result:
         received.append(number)
 
     loop = asyncio.get_running_loop()
-    for number in STOP_SIGNALS:
+    for number in cancelling_signals():
         loop.add_signal_handler(number, stop, number)
-    if signal.getsignal(HANG_UP) is not signal.SIG_IGN:
-        loop.add_signal_handler(HANG_UP, stop, HANG_UP)
     try:
         return await task
     except asyncio.CancelledError:

@@ -43,7 +43,7 @@ def _run(words: tuple[str, ...], stdin: str, settings: dict[str, str]) -> Ended:
         patch.dict(os.environ, surroundings(settings), clear=True),
         patch.multiple(sys, argv=argv, stdin=_stream(stdin.encode()), stdout=out, stderr=err),
         # Only a process's first thread may handle signals.
-        patch.object(signals, "STOP_SIGNALS", ()),
+        patch.object(signals, "cancelling_signals", tuple),
     ):
         code = _exit_code()
     return Ended(code, _text(out), _text(err))
