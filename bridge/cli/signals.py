@@ -34,7 +34,7 @@ class Signalled(Exception):
 
 
 def cancelling_signals() -> tuple[signal.Signals, ...]:
-    """The signals that cancel a command. The end of its terminal is one, unless nohup started it."""
+    """The signals that cancel a command. The end of its terminal does, unless nohup started it."""
     ignores_hang_up = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return STOP_SIGNALS if ignores_hang_up else (*STOP_SIGNALS, signal.SIGHUP)
 
