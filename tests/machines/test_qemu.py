@@ -382,7 +382,7 @@ def test_without_qemu_the_error_names_the_packages(
 
 async def test_a_folder_that_can_not_be_made_is_named(host: Host, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(MachineUnavailable, match=f"can't use the folder {tmp_path}/file/machines"):
+    with pytest.raises(MachineUnavailable, match=f"can't use {tmp_path}/file/machines"):
         await host.machines(machine_directory=tmp_path / "file" / "machines").create(
             "3xAbC", "job", 600
         )

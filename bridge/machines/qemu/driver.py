@@ -16,7 +16,6 @@ from bridge.machines.qemu.accelerator import Accelerator, choose_accelerator
 from bridge.machines.qemu.command import HOST, GuestNetwork, overlay_command, qemu_command
 from bridge.machines.qemu.folders import (
     QemuState,
-    errors_named,
     locked,
     make_directory,
     make_folder,
@@ -71,7 +70,7 @@ class QemuDriver(NodeDriver):
         if not self._directory.is_dir():
             return []
         # Not while a machine is being made: it would look like one that has ended.
-        with errors_named(self._directory), locked(self._directory):
+        with locked(self._directory):
             states = read_states(self._directory)
             running = machine_processes(self._directory)
         return [self._node(state, running=state.name in running) for state in states]
@@ -109,7 +108,7 @@ class QemuDriver(NodeDriver):
             "host_key": ex_host_key,
             "hosts": f"{self._network.gateway} host.internal\n",
         }
-        with errors_named(self._directory), locked(self._directory):
+        with locked(self._directory):
             existing = QemuState.read(self._directory / name)
             if existing and name in machine_processes(self._directory):
                 return self._node(existing, running=True)
@@ -145,7 +144,7 @@ class QemuDriver(NodeDriver):
         machine doesn't exist.
         """
         if self._directory.is_dir():
-            with errors_named(self._directory), locked(self._directory):
+            with locked(self._directory):
                 state = QemuState.read(self._directory / node.name)
                 if state and state.id == node.id:
                     remove(self._directory, node.name)
@@ -153,7 +152,7 @@ class QemuDriver(NodeDriver):
 
     def ex_tag(self, node: Node, key: str, value: str) -> None:
         """Write one tag to the machine's state, unless the machine has gone."""
-        with errors_named(self._directory), locked(self._directory):
+        with locked(self._directory):
             folder = self._directory / node.name
             state = QemuState.read(folder)
             if state and state.id == node.id:

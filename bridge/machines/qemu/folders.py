@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 from pydantic import TypeAdapter
 
-from bridge.errors import MachineRejected, MachineUnavailable
+from bridge.errors import MachineError, MachineRejected, MachineUnavailable
 from bridge.machines.qemu.processes import kill, machine_processes
 
 _STATE_FILE = "machine.json"
@@ -75,11 +75,9 @@ def make_directory(directory: Path) -> None:
     Raises:
         MachineUnavailable: it can't be made, or belongs to another user.
     """
-    try:
+    with _errors_as(MachineUnavailable, directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = directory.stat().st_uid
-    except OSError as error:
-        raise MachineUnavailable(f"can't use the folder {directory}: {error.strerror}") from error
     if owner != os.geteuid():
         raise MachineUnavailable(f"the folder {directory} belongs to another user")
 
@@ -91,10 +89,10 @@ def read_states(directory: Path) -> list[QemuState]:
     damaged, and its machine may run, or is none of ours. It is left alone.
 
     Raises:
-        MachineUnavailable: the directory can't be read, or a process can't be ended.
+        MachineUnavailable: a process can't be ended.
     """
     states = []
-    for folder in _entries(directory):
+    for folder in sorted(directory.iterdir()):
         if _is_draft(folder):
             remove(directory, folder.name.removeprefix("."))
         elif not folder.name.startswith(".") and folder.is_dir():
@@ -146,29 +144,13 @@ def locked(directory: Path, name: str = ".lock") -> Iterator[None]:
 
     Raises:
         MachineRejected: its file can't be used.
+        MachineUnavailable: something else in the directory can't be used within the block.
     """
-    place = directory / name
-    try:
-        file = place.open("w")
-    except OSError as error:
-        raise MachineRejected(f"can't use the file {place}: {error.strerror}") from error
-    with file:
+    with _errors_as(MachineRejected, directory):
+        file = (directory / name).open("w")
+    with file, _errors_as(MachineUnavailable, directory):
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def errors_named(directory: Path) -> Iterator[None]:
-    """Turn errors of the file system into ours. Nobody has to ask then what may have been done.
-
-    Raises:
-        MachineUnavailable: something in the directory can't be used.
-    """
-    try:
-        yield
-    except OSError as error:
-        place = error.filename or directory
-        raise MachineUnavailable(f"can't use {place}: {error.strerror or error}") from error
 
 
 def write_private(file: Path, text: str) -> None:
@@ -190,10 +172,11 @@ def _is_draft(folder: Path) -> bool:
     return all(entry.name in drafts and not entry.is_dir() for entry in folder.iterdir())
 
 
-def _entries(directory: Path) -> list[Path]:
+@contextmanager
+def _errors_as(kind: type[MachineError], directory: Path) -> Iterator[None]:
+    """Turn errors of the file system into ours. Nobody has to ask then what may have been done."""
     try:
-        return sorted(directory.iterdir())
-    except FileNotFoundError:
-        return []
+        yield
     except OSError as error:
-        raise MachineUnavailable(f"can't read the folder {directory}: {error.strerror}") from error
+        place = error.filename or directory
+        raise kind(f"can't use {place}: {error.strerror or error}") from error

@@ -204,5 +204,5 @@ def test_a_state_that_is_damaged_hides_its_machine_alone_and_ends_none(
 
 def test_a_lock_that_can_not_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(MachineRejected, match=r"can't use the file .*\.lock: Is a directory"):
+    with pytest.raises(MachineRejected, match=r"can't use .*\.lock: Is a directory"):
         driver_in(tmp_path).list_nodes()
