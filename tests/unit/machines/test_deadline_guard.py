@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -78,12 +79,22 @@ def test_a_machine_whose_state_is_damaged_ends_at_its_deadline(
     assert not folder.exists()
 
 
-def test_a_machine_whose_folder_was_removed_ends_at_its_deadline(
+def is_held(pid: int) -> bool:
+    """Whether this process has a descriptor of that process."""
+    for entry in Path("/proc/self/fdinfo").iterdir():
+        # The descriptor that lists them has gone by now.
+        with suppress(FileNotFoundError):
+            if f"Pid:\t{pid}\n" in entry.read_text():
+                return True
+    return False
+
+
+async def test_a_machine_whose_folder_was_removed_ends_at_its_deadline(
     folder: Path, machine: subprocess.Popen[bytes]
 ) -> None:
     guarding = threading.Thread(target=guard, args=(folder.parent, NAME, "one", time.time() + 2))
     guarding.start()
-    time.sleep(0.5)
+    await eventually(lambda: is_held(machine.pid), "the guard holds the machine's process")
     shutil.rmtree(folder)
     assert machine.wait(TIMEOUT) == -signal.SIGKILL
     guarding.join(TIMEOUT)
