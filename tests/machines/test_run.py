@@ -866,6 +866,25 @@ def test_a_script_that_kills_its_supervisor_is_no_lost_machine(machine: Machine)
     assert (finished.code, "has killed the supervisor of run" in finished.last) == (70, True)
 
 
+def test_a_script_that_removes_its_runs_folder_is_told_of(machine: Machine) -> None:
+    finished = machine.run("rm -rf ~/.kestra-bridge; echo removed; sleep 1000")
+    assert (finished.code, finished.out) == (70, b"removed\n")
+    assert "was removed on" in finished.last
+
+
+def test_a_script_that_removes_its_runs_folder_runs_once_although_the_connection_is_lost(
+    machine: Machine,
+) -> None:
+    script = b"trap '' TERM; echo once >>~/runs; rm -rf ~/.kestra-bridge; echo removed; sleep 1000"
+    process = machine.popen("--script", "-", "--grace", "5", stdin=script)
+    assert process.stdout
+    process.stdout.readline()
+    machine.drop()
+    finished = finish(process)
+    assert (finished.code, "was removed on" in finished.last) == (70, True)
+    assert (machine.home / "runs").read_text() == "once\n"
+
+
 @pytest.mark.parametrize(("exit_code", "code"), [(5, 5), (0, 73)])
 def test_a_signal_while_results_are_fetched_hides_no_end_of_the_script(
     machine: Machine, tmp_path: Path, exit_code: int, code: int

@@ -25,8 +25,8 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
-_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_MAYBE_COMMIT = re.compile(r"[0-9a-f]{7,63}")
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.IGNORECASE)
+_MAYBE_COMMIT = re.compile(r"[0-9a-f]{7,63}", re.IGNORECASE)
 _IN_URL = re.compile(r"(://)\S*@")
 _SHORTEST_SECRET = 3
 """Characters. A shorter one would blot out words."""
@@ -141,7 +141,7 @@ def check_out(request: dict[str, Any], git: Git) -> None:
         git.run("-C", "work", "fetch", "--quiet", "--depth=1", "origin", name)
         git.run("-C", "work", "checkout", "--quiet", "--detach", "FETCH_HEAD")
     elif _COMMIT.fullmatch(name):
-        _check_out_commit(repository, name, git)
+        _check_out_commit(repository, name.lower(), git)
     else:
         _check_out_name(repository, name, git)
     _check_out_submodules(request["git_submodules"], git)

@@ -14,7 +14,8 @@ same run, one of them starts it and the other follows. The client puts `request.
 `environment`, `files/`, `script`, `digest` and the programs into it. The supervisor
 (`remote_supervisor`) adds the rest, last `status.json`. It holds a lock on `lock` as long as it
 lives. So a follower knows when the supervisor has vanished. If the machine has not booted anew
-meanwhile, something on it has killed the supervisor.
+meanwhile, something on it has killed the supervisor. A script can remove the run's folder, which
+stops the run as well.
 
 A script may fill the disk. So the room for the status is taken before the run begins, and a run is
 stopped by removing a file, `may-run`, which needs no room.
@@ -33,10 +34,10 @@ import select
 import shutil
 import sys
 
-DONE, GONE, REFUSED, FULL, KILLED = 0, 203, 204, 205, 206
+DONE, GONE, REFUSED, FULL, KILLED, REMOVED = 0, 203, 204, 205, 206, 207
 """Exit statuses of a follower: the run has ended, and its status says how; it has vanished; it was
-made for other work; the disk has no room for it; its supervisor was killed. They are numbers with
-which no start-up file of a user's shell is likely to end."""
+made for other work; the disk has no room for it; its supervisor was killed; its folder was removed.
+They are numbers with which no start-up file of a user's shell is likely to end."""
 STATUS_ROOM = 65_536
 """Bytes that are kept for `status.json`."""
 TICK = 0.05
@@ -72,6 +73,7 @@ def follow(run: str, out_seen: int, err_seen: int) -> int:
     """Pass on the run's output until it has ended, or until its reader has gone. Returns an exit
     status.
     """
+    lock = os.open(os.path.join(run, "lock"), os.O_RDWR)
     out = os.open(os.path.join(run, "stdout"), os.O_RDONLY)
     err = os.open(os.path.join(run, "stderr"), os.O_RDONLY)
     os.lseek(out, out_seen, os.SEEK_SET)
@@ -80,7 +82,7 @@ def follow(run: str, out_seen: int, err_seen: int) -> int:
     reader_gone.register(1, 0)
     while True:
         # Looked at before reading: what was written before the end is then still passed on.
-        end = _end_of(run)
+        end = _end_of(run, lock)
         out_moved = _pass_on(out, 1)
         err_moved = _pass_on(err, 2)
         if out_moved or err_moved:
@@ -129,23 +131,22 @@ def _pass_on(source: int, target: int) -> bool:
     return bool(data)
 
 
-def _end_of(run: str) -> int | None:
-    """DONE if the run has ended, None while it goes on. Else its supervisor has vanished: KILLED if
-    the machine has run all the while, or GONE.
+def _end_of(run: str, lock: int) -> int | None:
+    """DONE if the run has ended, None while it goes on. Else its supervisor has vanished: REMOVED
+    with its folder, KILLED if the machine has run all the while, or GONE.
     """
     status = os.path.join(run, "status.json")
     if os.path.exists(status):
         return DONE
-    lock = os.open(os.path.join(run, "lock"), os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return None
-    finally:
-        os.close(lock)
     # It may have ended between the first look and the lock.
     if os.path.exists(status):
         return DONE
+    if not os.path.exists(run):
+        return REMOVED
     boot = _read(os.path.join(run, "boot"))
     return KILLED if boot and boot == _read(BOOT_ID) else GONE
 

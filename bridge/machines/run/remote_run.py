@@ -73,6 +73,8 @@ class RemoteRun:
         self._policy = policy
         self._folder: bytes | None = None
         self._started_by_us = False
+        self._staged: bytes | None = None
+        """The folder that a start turns into the run, or that waits for it."""
         self._reached = False
         self._may_be_running = False
         self.ended: Report | None = None
@@ -162,9 +164,14 @@ class RemoteRun:
     async def _follower(self, session: RunSession) -> asyncssh.SSHClientProcess[bytes]:
         """A process that follows the run, or that starts it, once all it needs is there."""
         folder = session.folder
-        if not await session.exists():
+        # Asked first: a start that is still under way turns what is staged into the run.
+        was_begun = self._staged is not None and not await session.exists(self._staged)
+        if not await session.exists(folder):
+            if was_begun:
+                raise self._removed()
             self._started_by_us = True
             staged = await stage(session.sftp, session.runs, self._work, self._digest)
+            self._staged = staged
             self._may_be_running = True
             return await session.start_program(staged, "helper.py", b"start", staged, folder)
         if await session.read(b"digest") != self._digest.encode():
@@ -189,6 +196,8 @@ class RemoteRun:
                 f"something on {self._address} has killed the supervisor of run "
                 f"{self._work.run_id}, so how the script ended isn't known; the machine goes on"
             )
+        if status == remote_helper.REMOVED:
+            raise self._removed()
         if status == remote_helper.FULL:
             raise MachineFailed(f"{self._address} has no room on its disk for the run")
         if status != remote_helper.DONE:
@@ -196,6 +205,12 @@ class RemoteRun:
                 f"{self._address} could not run our helper (exit {status}): does it have python3? "
                 "And does a start-up file of its user's shell end the shell?"
             )
+
+    def _removed(self) -> MachineFailed:
+        return MachineFailed(
+            f"the folder of run {self._work.run_id} was removed on {self._address}, so how the "
+            "script ended isn't known: did it remove ~/.kestra-bridge itself?"
+        )
 
     def _refused(self) -> RunRefused:
         return RunRefused(f"{self._address} already has a run {self._work.run_id}, for other work")

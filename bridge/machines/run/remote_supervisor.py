@@ -81,7 +81,9 @@ class Run:
             _kill_descendants()
         with suppress(Exception):
             status.update(_shortages(out_of_memory_before))
-        _write_status(status)
+        # The script may have removed the run's folder.
+        with suppress(FileNotFoundError):
+            _write_status(status)
 
     def _check_out(self) -> None:
         if not self.request["git_repository"]:

@@ -65,9 +65,9 @@ class RunSession:
         """The folder of all runs."""
         return self.folder.rpartition(b"/")[0]
 
-    async def exists(self) -> bool:
-        """Whether the run has been started."""
-        return await self.sftp.exists(self.folder + b"/helper.py")
+    async def exists(self, folder: bytes) -> bool:
+        """Whether that folder is there: the run's, once it has been started, or one staged."""
+        return await self.sftp.exists(folder + b"/helper.py")
 
     async def start_program(
         self, folder: bytes, program: str, *arguments: bytes

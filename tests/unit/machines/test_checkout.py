@@ -210,6 +210,13 @@ def test_a_commit_is_checked_out_by_its_id_or_by_the_beginning_of_it(
     assert (done.code, done.data) == (0, "first")
 
 
+@pytest.mark.parametrize("length", [40, 12])
+def test_a_commits_id_may_be_in_capitals(served: Served, tmp_path: Path, length: int) -> None:
+    name = served.commits["first"][:length].upper()
+    done = check_out(tmp_path, served.url(), git_branch=name)
+    assert (done.code, done.data) == (0, "first")
+
+
 def test_a_branch_stays_one_to_which_a_script_can_commit(served: Served, tmp_path: Path) -> None:
     check_out(tmp_path, served.url(), git_branch="feature/x")
     assert git(tmp_path / "work", "symbolic-ref", "HEAD") == "refs/heads/feature/x"
