@@ -21,7 +21,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     item.add_marker(pytest.mark.timeout(600))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rabbit(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RabbitMQ | Broker]:
@@ -35,7 +35,7 @@ def rabbit(
         yield node
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engine(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,

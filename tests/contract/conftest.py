@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if {"server", "exchange"} & set(metafunc.fixturenames) == {"server"}:
         mark = metafunc.definition.get_closest_marker("series")
         kinds = kinds_of_servers(metafunc.config, mark.args[0] if mark else None)
-        metafunc.parametrize("server", kinds, indirect=True, scope="session")
+        metafunc.parametrize("server", kinds, indirect=True, scope="package")
 
 
 def kinds_of_servers(config: pytest.Config, only: Series | None) -> list[object]:
@@ -89,7 +89,7 @@ def _standin(version: str) -> Iterator[Server]:
     thread.join(timeout=10)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,

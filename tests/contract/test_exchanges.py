@@ -42,7 +42,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for kind in _kinds(metafunc.config, series)
         for exchange in recorded(series)
     ]
-    metafunc.parametrize(("server", "exchange"), cases, indirect=["server"], scope="session")
+    metafunc.parametrize(("server", "exchange"), cases, indirect=["server"], scope="package")
 
 
 def _kinds(config: pytest.Config, series: Series) -> list[str]:

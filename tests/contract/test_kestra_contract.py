@@ -67,7 +67,7 @@ def of_this_run(source: str) -> str:
     return source.replace(CONTRACT, NAMESPACE)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def deployed(server: Server) -> Iterator[None]:
     """The flows are there, and nothing that a test made stays."""
     with httpx.Client(
