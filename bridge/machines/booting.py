@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from bridge.errors import MachineUnavailable
 from bridge.machines.inventory import Inventory
@@ -20,7 +21,6 @@ async def booted(
     Raises:
         MachineUnavailable: it did not answer within `timeout` seconds, is dead or gone.
     """
-    banner = BannerWait(timeout, first_wait=policy.first_banner_wait)
 
     async def answering() -> Machine | None:
         current = await inventory.current(machine)
@@ -28,7 +28,8 @@ async def booted(
         return current if answers else None
 
     try:
-        return await until(answering, timeout=timeout, pause=0.1, longest_pause=0.1)
+        async with BannerWait(timeout, first_wait=policy.first_banner_wait) as banner:
+            return await until(answering, timeout=timeout, pause=0.1, longest_pause=0.1)
     except TimeoutError:
         raise MachineUnavailable(
             f"machine {machine.name} did not answer by SSH within {timeout:g} s "
@@ -43,10 +44,7 @@ async def _answers(machine: Machine, banner: BannerWait, look_again: float) -> b
         return False
     until_waited = banner.waited + look_again
     while banner.waited < until_waited and banner.left > 0:
-        try:
+        with suppress(NoBannerError):
             await banner.once(machine.host, machine.port)
-        except NoBannerError:
-            await asyncio.sleep(0.1)
-        else:
             return True
     return False

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 
 import asyncssh
 import structlog
-from tenacity import wait_exponential
+from tenacity import RetryCallState, wait_exponential
 
 from bridge.errors import MachineError
 from bridge.machines.identity import SshIdentity
 from bridge.machines.policy import SSH_POLICY, SshPolicy
 from bridge.machines.ssh_banner import BannerWait, NoBannerError, answer_wait
-from bridge.retrying import retry
+from bridge.retrying import error_of, retry
+
+REFUSED_PAUSE = wait_exponential(0.1, max=2)
+"""Seconds between attempts to log in."""
 
 log = structlog.get_logger(__name__)
 # asyncssh logs every step at level info. What matters to operators is logged here.
@@ -175,10 +178,8 @@ class _Login:
 
     async def until_let_in(self) -> asyncssh.SSHClientConnection:
         try:
-            async with asyncio.timeout(self._wait):
-                return await retry(
-                    self._attempt, on=(_NotYetError,), wait=wait_exponential(0.1, max=2)
-                )
+            async with self._banner, asyncio.timeout(self._wait):
+                return await retry(self._attempt, on=(_NotYetError,), wait=_pause)
         except TimeoutError as error:
             if self._last and self._last.final:
                 raise self._last.final from error
@@ -234,6 +235,14 @@ class _Login:
         if now - since >= answer_wait(first_grace, now, self._wait):
             return final
         return self._not_yet(str(final), final=final)
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds until the next attempt. Who refused one may hold further ones against us."""
+    error = error_of(state)
+    if error and isinstance(error.__cause__, NoBannerError):
+        return 0.0
+    return REFUSED_PAUSE(state)
 
 
 def _reason(error: BaseException) -> str:

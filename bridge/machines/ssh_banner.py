@@ -6,6 +6,14 @@ That something accepts connections says little: QEMU does so before the machine.
 from __future__ import annotations
 
 import asyncio
+from typing import Self
+
+SILENT = "nothing speaks SSH there"
+AT_ONCE = 4
+"""Connections that wait at the same time. An sshd may hold many of them against their address
+(sshd_config's PerSourcePenalties)."""
+PAUSE = 0.1
+"""Seconds after a connection that failed."""
 
 
 class NoBannerError(Exception):
@@ -22,13 +30,25 @@ def answer_wait(first: float, waited: float, left: float) -> float:
 
 
 class BannerWait:
-    """A wait for a machine's SSH banner, of `seconds` in all, over any number of connections."""
+    """A wait for a machine's SSH banner, of `seconds` in all. Use it as an async context manager,
+    which ends its connections.
+
+    A connection that was begun before the machine was on its network may never be answered, and one
+    to a slow machine is answered late. So the next one is begun while earlier ones still wait.
+    """
 
     def __init__(self, seconds: float, *, first_wait: float) -> None:
         self._clock = asyncio.get_running_loop().time
         self._began = self._clock()
         self._seconds = seconds
         self._first_wait = first_wait
+        self._connections: set[asyncio.Task[str]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._hang_up()
 
     @property
     def waited(self) -> float:
@@ -41,21 +61,49 @@ class BannerWait:
         return self._seconds - self.waited
 
     async def once(self, host: str, port: int) -> None:
-        """Make one connection, and return once an SSH banner comes.
+        """Begin a connection, and return once a banner comes on it or on an earlier one.
 
         Raises:
-            NoBannerError: none came on this connection.
+            NoBannerError: the connection failed, or it is time to begin the next one. The caller
+                can do so at once.
         """
-        try:
-            async with asyncio.timeout(answer_wait(self._first_wait, self.waited, self.left)):
-                reader, writer = await asyncio.open_connection(host, port)
-                try:
-                    first = await reader.readexactly(4)
-                finally:
-                    writer.transport.abort()
-        except (TimeoutError, asyncio.IncompleteReadError) as error:
-            raise NoBannerError("nothing speaks SSH there") from error
-        except OSError as error:
-            raise NoBannerError(error.strerror or str(error)) from error
-        if first != b"SSH-":
-            raise NoBannerError("nothing speaks SSH there")
+        wait = answer_wait(self._first_wait, self.waited, self.left)
+        newest = asyncio.create_task(_trouble(host, port, wait))
+        self._connections.add(newest)
+        next_at = self._clock() + wait / AT_ONCE
+        while True:
+            ended, self._connections = await asyncio.wait(
+                self._connections,
+                timeout=max(0.0, next_at - self._clock()),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if any(not connection.result() for connection in ended):
+                return await self._hang_up()
+            if newest in ended:
+                await asyncio.sleep(PAUSE)
+                raise NoBannerError(newest.result())
+            if not ended:
+                raise NoBannerError(SILENT)
+
+    async def _hang_up(self) -> None:
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+
+async def _trouble(host: str, port: int, wait: float) -> str:
+    """Make one connection. Returns an empty text once an SSH banner comes, or why none came within
+    that many seconds.
+    """
+    try:
+        async with asyncio.timeout(wait):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                first = await reader.readexactly(4)
+            finally:
+                writer.transport.abort()
+    except (TimeoutError, asyncio.IncompleteReadError):
+        return SILENT
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if first == b"SSH-" else SILENT

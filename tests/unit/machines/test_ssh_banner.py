@@ -64,6 +64,12 @@ def saying(text: bytes) -> Answer:
     return say
 
 
+async def look_at(port: int) -> None:
+    """Wait for a banner there on one connection."""
+    async with BannerWait(60, first_wait=60) as wait:
+        await wait.once("127.0.0.1", port)
+
+
 async def machine_at(
     monkeypatch: pytest.MonkeyPatch,
     port: int,
@@ -105,6 +111,31 @@ async def test_a_machine_whose_every_banner_comes_later_than_the_first_wait_is_w
         assert await machines.wait(machine) == machine
 
 
+@pytest.mark.parametrize("which", [1, 2])
+async def test_one_answer_suffices_while_the_other_connection_still_waits(
+    monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    both, waiting = asyncio.Event(), 0
+
+    async def answer_one(writer: asyncio.StreamWriter) -> None:
+        nonlocal waiting
+        waiting += 1
+        number = waiting
+        if number == 2:
+            both.set()
+        await both.wait()
+        if number == which:
+            writer.write(BANNER)
+        else:
+            await silent(writer)
+
+    # As long as the time-out: no connection is over before the second one is begun.
+    policy = LifecyclePolicy(first_banner_wait=2.0)
+    async with serving(answer_one) as port:
+        machines, machine = await machine_at(monkeypatch, port, boot_timeout=2.0, policy=policy)
+        assert await machines.wait(machine) == machine
+
+
 async def test_a_machine_that_accepts_and_says_nothing_is_given_up_at_the_boot_time_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -118,9 +149,9 @@ async def test_a_machine_that_accepts_and_says_nothing_is_given_up_at_the_boot_t
 async def test_anything_but_a_banner_is_not_ssh(said: bytes) -> None:
     async with serving(saying(said)) as port:
         with pytest.raises(NoBannerError, match="nothing speaks SSH there"):
-            await BannerWait(60, first_wait=1).once("127.0.0.1", port)
+            await look_at(port)
 
 
 async def test_if_nothing_listens_the_reason_is_the_systems() -> None:
     with pytest.raises(NoBannerError, match=r"Connect call failed|refused"):
-        await BannerWait(60, first_wait=1).once("127.0.0.1", free_port())
+        await look_at(free_port())
