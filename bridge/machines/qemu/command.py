@@ -25,8 +25,9 @@ GATEWAY = "10.0.2.2"
 # byte is a step of its own: another eighth.
 CPU = {"kvm": "max", "tcg": "max,la57=off,erms=off,fsrm=off"}
 """The processor of a machine, by its accelerator."""
+# QEMU's small firmware does nothing but load the kernel.
 COMMON = (
-    *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+    *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-bios", "qboot.rom"),
     *("-sandbox", "on,obsolete=deny,resourcecontrol=deny"),
 )
 _KERNEL = "root=/dev/vda quiet mitigations=off panic=-1 console=ttyS0"
