@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_never
-from tenacity.stop import stop_base
 from tenacity.wait import wait_random_exponential
 
 from bridge.errors import REFUSALS, KestraError, KestraIncompatible, KestraUnavailable
@@ -53,7 +53,7 @@ async def retry(
     wait: Callable[[RetryCallState], float],
     before_sleep: Callable[[RetryCallState], None] | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    stop: stop_base = stop_never,
+    stop: Callable[[RetryCallState], bool] = stop_never,
 ) -> Result:
     """Do the work, again and again while it raises what `on` names; returns what it returns.
 
@@ -77,6 +77,23 @@ async def retry(
         before_sleep=before_sleep,
         reraise=True,
     )(attempt)
+
+
+def failing_for(seconds: float) -> Callable[[RetryCallState], bool]:
+    """A stop for one retry: its failures have lasted for so many seconds.
+
+    They count from the first one on. Among many that ask at once, the first try may have waited for
+    its turn for longer than that.
+    """
+    first: float | None = None
+
+    def stop(_: RetryCallState) -> bool:
+        nonlocal first
+        now = time.monotonic()
+        first = now if first is None else first
+        return now - first >= seconds
+
+    return stop
 
 
 def error_of(state: RetryCallState) -> BaseException | None:
@@ -111,12 +128,18 @@ class Retrying:
         """The same, but it is raised at once that Kestra denies the rights."""
         return Retrying(self.stopping, (KestraUnavailable, KestraIncompatible), self._back_off)
 
-    async def ask(self, question: Callable[[], Awaitable[Result]]) -> Result:
+    async def ask(
+        self,
+        question: Callable[[], Awaitable[Result]],
+        *,
+        stop: Callable[[RetryCallState], bool] = stop_never,
+    ) -> Result:
         """The answer, however long it takes.
 
         Raises:
             Released: the bridge is stopping.
-            KestraError: what the question raises and another try can't change.
+            KestraError: what the question raises and another try can't change, or whatever it
+                raised when `stop` said so.
         """
         return await retry(
             question,
@@ -124,6 +147,7 @@ class Retrying:
             wait=self._pause_after,
             before_sleep=_log_failure,
             sleep=self.pause,
+            stop=stop,
         )
 
     async def pause(self, seconds: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,13 +22,11 @@ log = structlog.get_logger(__name__)
 class MachineTimePolicy:
     """Which flows tell of machines, and what an hour of each size costs.
 
-    Only executions of these flows are asked about, for `within` seconds: no settlement depends on
-    the answer.
+    Only executions of these flows are asked about, and once: no settlement depends on the answer.
     """
 
     flows: Sequence[str] = ()
     prices: Mapping[str, float] = field(default_factory=dict)
-    within: float = 10.0
 
 
 class MachineTime:
@@ -51,8 +48,7 @@ class MachineTime:
         if not execution.state.terminal or not allowed(execution.flow, self._policy.flows):
             return {}
         try:
-            async with asyncio.timeout(self._policy.within):
-                return seconds_in_outputs(await self._kestra.outputs(execution))
-        except (KestraError, TimeoutError) as error:
+            return seconds_in_outputs(await self._kestra.outputs(execution))
+        except KestraError as error:
             log.warning("no machine seconds to be had", execution=execution.id, error=str(error))
             return {}

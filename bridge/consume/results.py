@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
 from functools import partial
@@ -16,14 +15,17 @@ from bridge.consume.record import Recorder, facts_of
 from bridge.errors import BrokerError, KestraError
 from bridge.job.message import Message
 from bridge.job.settlement import Ack, ToDeadLetter
-from bridge.retrying import Retrying
+from bridge.retrying import Retrying, failing_for
 from bridge.telemetry.tracing import outgoing
 
 log = structlog.get_logger(__name__)
 
 
 class Results:
-    """Composes results and sends them. `outputs_within` bounds the wait for outputs, in seconds."""
+    """Composes results and sends them.
+
+    A result goes without outputs where Kestra has failed to give them for `patience` seconds.
+    """
 
     def __init__(
         self,
@@ -31,13 +33,13 @@ class Results:
         kestra: KestraPort,
         publisher: ResultPort,
         recorder: Recorder,
-        outputs_within: float = 30.0,
+        patience: float = 30.0,
     ) -> None:
         self._kestra = kestra
         self._publisher = publisher
         self._recorder = recorder
-        self._outputs_within = outputs_within
-        # A stop does not end the wait for outputs; its own limit does.
+        self._patience = patience
+        # A stop does not end the wait for outputs; their patience does.
         self._retrying = Retrying()
 
     async def send(self, progress: Received, settlement: Ack | ToDeadLetter) -> None:
@@ -90,15 +92,12 @@ class Results:
         return result
 
     async def _outputs(self, ended: Ended) -> dict[str, Any] | None:
-        """The flow's outputs; None where Kestra does not give them in time. The job is done all the
-        same.
-        """
+        """The flow's outputs; None where Kestra does not give them. The job is done anyway."""
         if not ended.execution.state.terminal:
             return {}
         question = partial(self._kestra.outputs, ended.execution)
         try:
-            async with asyncio.timeout(self._outputs_within):
-                return await self._retrying.ask(question)
-        except (KestraError, TimeoutError) as error:
+            return await self._retrying.ask(question, stop=failing_for(self._patience))
+        except KestraError as error:
             log.warning("a result goes without its outputs", **facts_of(ended), error=str(error))
             return None

@@ -11,7 +11,6 @@ from datetime import datetime
 from functools import partial
 
 import structlog
-from tenacity import stop_after_delay
 
 from bridge.consume.completions import CompletionRouter
 from bridge.consume.deadline import Deadline, Enforcer, KillPolicy, idle_seconds
@@ -23,7 +22,7 @@ from bridge.errors import REFUSALS, KestraError
 from bridge.job.execution import Execution, Outcome, State
 from bridge.job.job import Job
 from bridge.job.machine_loss import says_machine_lost
-from bridge.retrying import BackOff, Retrying, retry
+from bridge.retrying import BackOff, Retrying, failing_for, retry
 from bridge.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -42,8 +41,6 @@ class WaitPolicy:
 
     An end that can't be confirmed, because Kestra refuses the look-up, counts as it was told once
     the refusals have lasted for `refused_for`. `refusals` are the pauses between the looks.
-
-    `explain` bounds the wait for Kestra's own reason.
     """
 
     job_timeout: float = 21_600.0
@@ -53,7 +50,6 @@ class WaitPolicy:
     gone_after: int = 3
     refused_for: float = 30.0
     refusals: BackOff = field(default_factory=lambda: BackOff(shortest=0.5, first=2.0, longest=8.0))
-    explain: float = 10.0
     kill: KillPolicy = field(default_factory=KillPolicy)
 
 
@@ -205,7 +201,7 @@ class OutcomeWaiter:
                 partial(self._current, job, execution),
                 on=REFUSALS,
                 wait=self._policy.refusals,
-                stop=stop_after_delay(self._policy.refused_for),
+                stop=failing_for(self._policy.refused_for),
             )
         except REFUSALS as error:
             log.error(
@@ -242,11 +238,14 @@ class OutcomeWaiter:
         return Outcome(execution=execution, machine_lost=is_lost, error=error)
 
     async def _explain(self, execution: Execution) -> str:
-        """Kestra's own reason, if available in time; a settlement doesn't wait for it."""
+        """Kestra's own reason, if it gives one at the first try.
+
+        The wait for a turn to ask has no limit. Where many executions fail at once, the last of
+        them have a reason too, and it may be a lost machine.
+        """
         try:
-            async with asyncio.timeout(self._policy.explain):
-                return await self._kestra.explain(execution)
-        except (KestraError, TimeoutError) as error:
+            return await self._kestra.explain(execution)
+        except KestraError as error:
             log.warning(
                 "no reason to be had for a bad end", execution=execution.id, error=str(error)
             )

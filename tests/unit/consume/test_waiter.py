@@ -286,6 +286,22 @@ async def test_an_end_is_confirmed_after_refusals_that_pass(rig: Rig, status: in
     assert (await asyncio.wait_for(rig.waiter.outcome(JOB, started), 10)).label == "success"
 
 
+async def test_one_refusal_that_was_long_in_coming_is_none_that_lasts(rig: Rig) -> None:
+    rig.kestra.flow("test", "job", Ends(after=0.05, retries=1))
+    started = await rig.starter.start(JOB, redelivered=False)
+    for operation in ("search", "get"):
+        rig.kestra.faults.add(operation, status=403, times=1, delay=0.6)
+    assert (await asyncio.wait_for(rig.waiter.outcome(JOB, started), 10)).label == "success"
+
+
+async def test_of_many_failures_at_once_each_is_explained(rig: Rig) -> None:
+    rig.kestra.flow("test", "job", Ends("FAILED", after=0.1, error="disk full"), task="copy")
+    rig.kestra.faults.add("logs", delay=0.2, times=None)
+    jobs = [Job(id=f"job-{number}", flow=JOB.flow) for number in range(60)]
+    outcomes = await asyncio.gather(*map(rig.outcome, jobs))
+    assert {outcome.error for outcome in outcomes} == {"task copy ended FAILED: disk full"}
+
+
 async def test_a_deadline_that_a_gateways_clock_moves_back_comes_forward_once_the_clock_is_known(
     rig: Rig,
 ) -> None:
