@@ -34,6 +34,9 @@ HEADERS: Mapping[str, str] = {
     "Accept": "application/json, text/json",
 }
 
+_FOR_ALL = frozenset(("ended", "oldest", "probe", "sweep"))
+"""The operations that ask for all jobs together."""
+
 _NEVER_SENT = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -101,6 +104,7 @@ class Transport:
         self._metrics = metrics
         self._creating = asyncio.Semaphore(limits.concurrent_creates)
         self._asking = asyncio.Semaphore(limits.concurrent_questions)
+        self._asking_for_all = asyncio.Semaphore(limits.concurrent_for_all)
         self._create_timeout = httpx.Timeout(limits.create_timeout)
         self._timeout = httpx.Timeout(limits.read_timeout, connect=limits.connect_timeout)
         self._doubted = False
@@ -165,10 +169,10 @@ class Transport:
         root = f"{self._url}/api/v1"
         if in_tenant:
             root = f"{root}/{self._tenant}"
-        turn, timeout, limit = self._asking, self._timeout, None
+        timeout, limit = self._timeout, None
         if operation == "create":
-            turn, timeout, limit = self._creating, self._create_timeout, self._create_timeout.read
-        async with turn:
+            timeout, limit = self._create_timeout, self._create_timeout.read
+        async with self._turn(operation):
             permitted()
             began = time.perf_counter()
             status: int | None = None
@@ -198,6 +202,12 @@ class Transport:
         if refusal is None:
             return None
         raise refusal
+
+    def _turn(self, operation: str) -> asyncio.Semaphore:
+        """What a request of that kind waits for before it is sent."""
+        if operation == "create":
+            return self._creating
+        return self._asking_for_all if operation in _FOR_ALL else self._asking
 
     def _refusal(self, operation: str, response: httpx.Response) -> KestraError | None:
         """The error for a refusal; None where it says that the subject does not exist."""

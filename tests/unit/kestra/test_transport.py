@@ -184,6 +184,22 @@ class TestRequests:
                 create.cancel()
             await asyncio.gather(*creates, return_exceptions=True)
 
+    async def test_for_all_jobs_are_not_crowded_out_by_those_of_single_ones(self) -> None:
+        """However many jobs ask for their executions, the ends of others are told."""
+        async with Standin() as standin, against(standin) as kestra:
+            standin.faults.add("get", times=None, hang=True)
+            questions = [asyncio.ensure_future(kestra.get(f"e{n}")) for n in range(200)]
+            at_once = DEFAULT_LIMITS.concurrent_questions
+            await standin.until(lambda: standin.requests["get"] >= at_once, "the first questions")
+            async with asyncio.timeout(5):
+                assert await kestra.ended_since(kestra.now()) == ([], True)
+                assert await kestra.unfinished() == []
+                assert await kestra.oldest_unfinished() is None
+                assert await kestra.probe()
+            for question in questions:
+                question.cancel()
+            await asyncio.gather(*questions, return_exceptions=True)
+
     async def test_have_longer_than_a_create(self) -> None:
         limits = RequestLimits(create_timeout=0.1)
         async with Standin() as standin, against(standin, limits=limits) as kestra:
