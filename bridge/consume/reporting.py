@@ -30,7 +30,9 @@ class ReportPolicy:
     """How the reporter asks and tells. Times in seconds.
 
     It asks for ended executions every `interval` (0: never), less often where the questions would
-    take more than `share` of its time, and lists what has not ended every `list_every`.
+    take more than `share` of its time. While it finds some, it asks every `busy_interval`, if that
+    takes no more than `busy_share`: jobs that wait for a slot would else begin together at each
+    question, and not as the ones before them end. It lists what has not ended every `list_every`.
 
     Besides these questions, which are `quick`, it asks `deep` ones every `deep_every`, for what
     Kestra showed late. The first of them looks back to before this reporter's time. A deep question
@@ -45,6 +47,8 @@ class ReportPolicy:
 
     interval: float = 0.5
     share: float = 0.5
+    busy_interval: float = 0.1
+    busy_share: float = 0.25
     list_every: float = 30.0
     quick: Reach = QUICK
     deep: Reach = DEEP
@@ -58,9 +62,12 @@ class ReportPolicy:
     rest_at_most: float = 60.0
     at_once: int = 100
 
-    def pause_after(self, took: float) -> float:
-        """Seconds to the next question, after one that took so long."""
-        return max(self.interval - took, took / self.share - took)
+    def pause_after(self, took: float, *, told: int) -> float:
+        """Seconds to the next question, after one that took so long and found so many ends."""
+        pause = max(self.interval - took, took / self.share - took)
+        if not told:
+            return pause
+        return min(pause, max(self.busy_interval - took, took / self.busy_share - took))
 
     def rest_after(self, failures: int) -> float:
         """Seconds for which a replica that failed so often before leaves reporting to others."""
@@ -128,16 +135,17 @@ class Reporting:
         )
         await together(self._ask(), deep, self._list(), self._give_signs())
 
-    async def tell_ended(self) -> None:
-        """Tell of what has ended since the last time and was not told.
+    async def tell_ended(self) -> int:
+        """Tell of what has ended since the last time and was not told; returns how many.
 
         Raises:
             BrokerError, KestraError: some of it was not told.
         """
         began = time.monotonic()
-        await self._tell_answers(self._quick)
+        told = await self._tell_answers(self._quick)
         self._note_answer()
         self._metrics.report_seconds.observe(self._well_at - began)
+        return told
 
     async def tell_late(self) -> None:
         """Tell of what Kestra showed late, and at first of what ended before this reporter's time.
@@ -166,14 +174,15 @@ class Reporting:
         while True:
             began = time.monotonic()
             try:
-                await self.tell_ended()
+                told = await self.tell_ended()
             except KestraError as error:
                 log.warning("the reporter's question failed", error=str(error))
                 if time.monotonic() - self._well_at >= self._policy.gives_way_after:
                     raise
                 await asyncio.sleep(self._policy.again_after)
                 continue
-            await asyncio.sleep(self._policy.pause_after(time.monotonic() - began))
+            took = time.monotonic() - began
+            await asyncio.sleep(self._policy.pause_after(took, told=told))
 
     async def _list(self) -> None:
         """List at intervals, once all is told that would be missing in the list."""
@@ -202,22 +211,23 @@ class Reporting:
             await self._publish(SIGN_KEY, sign(self._name, asked=asked))
             await asyncio.sleep(self._policy.sign_every)
 
-    async def _tell_answers(self, inquiry: Inquiry) -> None:
-        """Ask the next question, and tell what was not told of its answer.
+    async def _tell_answers(self, inquiry: Inquiry) -> int:
+        """Ask the next question, and tell what was not told of its answer; returns how many.
 
         The latest ends come first, so nothing may follow them before the last page is told.
         """
         question = inquiry.question(self._kestra.now())
         oldest = await self._oldest(inquiry)
-        latest, page, last = inquiry.latest, 1, False
+        latest, page, told, last = inquiry.latest, 1, 0, False
         while not last:
             ended, last = await self._kestra.ended_since(
                 question.ended, page, started=question.started, size=question.page
             )
-            await self._tell(ended)
+            told += await self._tell(ended)
             latest = latest_end(latest, ended)
             page += 1
         inquiry.answered(latest, oldest)
+        return told
 
     async def _oldest(self, inquiry: Inquiry) -> OldestStart:
         """The oldest unfinished execution's start, as of some seconds ago at most."""
@@ -232,12 +242,14 @@ class Reporting:
         if self._caught_up.is_set():
             self._answered_at = self._well_at
 
-    async def _tell(self, ended: list[Execution]) -> None:
+    async def _tell(self, ended: list[Execution]) -> int:
+        told = 0
         for start in range(0, len(ended), self._policy.at_once):
             batch = untold(ended[start : start + self._policy.at_once], self._told)
-            await asyncio.gather(
-                *(self._tell_end(each) for each in batch if each.id not in self._telling)
-            )
+            mine = [each for each in batch if each.id not in self._telling]
+            await asyncio.gather(*map(self._tell_end, mine))
+            told += len(mine)
+        return told
 
     async def _tell_end(self, execution: Execution) -> None:
         key, message = end_reply(execution)

@@ -42,7 +42,8 @@ class Settings(FlowSettings, KestraSettings):
     report_interval: Annotated[float, Field(ge=0, le=60)] = Field(
         default=0.5,
         description="How often one replica, the reporter, asks Kestra what has ended and tells "
-        "all replicas; 0 keeps this replica from doing so.",
+        "all replicas. While it finds ends, and Kestra answers quickly, it asks more often. 0 "
+        "keeps this replica from doing so.",
     )
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = Field(
         default=30,

@@ -55,10 +55,21 @@ class TestAQuestion:
         assert [each.id for each in untold([ended("a"), ended("b")], told)] == ["b"]
 
     def test_that_is_quick_begins_an_interval_after_the_one_before(self) -> None:
-        assert ReportPolicy(interval=0.5).pause_after(0.1) == 0.4
+        assert ReportPolicy(interval=0.5).pause_after(0.1, told=0) == 0.4
 
     def test_that_takes_long_is_asked_less_often(self) -> None:
-        assert ReportPolicy(interval=0.5, share=0.25).pause_after(2) == 6
+        assert ReportPolicy(interval=0.5, share=0.25).pause_after(2, told=0) == 6
+
+    def test_that_found_ends_is_followed_by_the_next_one_sooner(self) -> None:
+        policy = ReportPolicy(interval=0.5, busy_interval=0.25, busy_share=0.5)
+        assert policy.pause_after(0.125, told=1) == 0.125
+
+    @pytest.mark.parametrize(("took", "pause"), [(0.0625, 0.1875), (0.25, 0.25), (2, 2)])
+    def test_that_found_ends_hurries_less_the_longer_it_takes(
+        self, took: float, pause: float
+    ) -> None:
+        policy = ReportPolicy(interval=0.5, busy_interval=0.125, share=0.5, busy_share=0.25)
+        assert policy.pause_after(took, told=1) == pause
 
 
 class TestANewReporter:
@@ -202,9 +213,8 @@ class TestEnds:
         rig = Rig()
         reporting = rig.reporting()
         execution = await rig.end()
-        for _ in range(2):
-            await reporting.tell_ended()
-        assert rig.told.ends == [execution]
+        counts = [await reporting.tell_ended() for _ in range(2)]
+        assert (rig.told.ends, counts) == ([execution], [1, 0])
 
     async def test_that_the_notifier_told_are_left_out(self) -> None:
         rig = Rig()
