@@ -6,6 +6,7 @@ That something accepts connections says little: QEMU does so before the machine.
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Self
 
 SILENT = "nothing speaks SSH there"
@@ -105,5 +106,5 @@ async def _trouble(host: str, port: int, wait: float) -> str:
     except (TimeoutError, asyncio.IncompleteReadError):
         return SILENT
     except OSError as error:
-        return error.strerror or str(error)
+        return os.strerror(error.errno) if error.errno else str(error)
     return "" if first == b"SSH-" else SILENT

@@ -869,7 +869,7 @@ def test_a_script_that_kills_its_supervisor_is_no_lost_machine(machine: Machine)
 def test_a_script_that_removes_its_runs_folder_is_told_of(machine: Machine) -> None:
     finished = machine.run("rm -rf ~/.kestra-bridge; echo removed; sleep 1000")
     assert (finished.code, finished.out) == (70, b"removed\n")
-    assert "was removed on" in finished.last
+    assert "were removed on" in finished.last
 
 
 def test_a_script_that_removes_its_runs_folder_runs_once_although_the_connection_is_lost(
@@ -881,8 +881,19 @@ def test_a_script_that_removes_its_runs_folder_runs_once_although_the_connection
     process.stdout.readline()
     machine.drop()
     finished = finish(process)
-    assert (finished.code, "was removed on" in finished.last) == (70, True)
+    assert (finished.code, "were removed on" in finished.last) == (70, True)
     assert (machine.home / "runs").read_text() == "once\n"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr", "lock", "digest"])
+def test_a_run_whose_files_were_removed_is_told_of_when_it_is_followed_again(
+    machine: Machine, name: str
+) -> None:
+    script = f'rm "$(dirname $0)/{name}"; exit 3'
+    machine.run(script)
+    finished = machine.run(script)
+    assert (finished.code, "were removed on" in finished.last) == (70, True)
+    assert b"Traceback" not in finished.err
 
 
 @pytest.mark.parametrize(("exit_code", "code"), [(5, 5), (0, 73)])

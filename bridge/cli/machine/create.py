@@ -70,7 +70,8 @@ def create(
     """Create the machine of an execution, or find the one that it has.
 
     If it is run twice, even at the same time, both runs end with the same machine. If it fails or
-    is ended, it leaves no half-made machine; where it can't be certain of that, it says so.
+    is ended, it leaves no half-made machine; where it can't be certain of that, it says so. With
+    --wait, a machine that does not answer in time is destroyed, also one that an earlier run made.
 
     Where the provider has no room or no quota, limits requests or doesn't answer, it asks again for
     BRIDGE_MACHINE_BOOT_TIMEOUT.

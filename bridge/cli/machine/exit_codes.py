@@ -41,7 +41,7 @@ MEANINGS: Mapping[ScriptOutcome, str] = {
     ScriptOutcome.PREPARE_FAILED: "the checkout failed, or the script could not be started",
     ScriptOutcome.UNREACHABLE: "the machine did not let us in in time",
     ScriptOutcome.FAILED: "the machine lacks what a run needs (python3, SFTP, space on its disk), "
-    "or something on it killed what watches the script, or removed the run's folder",
+    "or something on it killed what watches the script, or removed the run's files",
     ScriptOutcome.RESULTS_MISSING: "the script succeeded, but results are missing or can't be "
     "written here",
     ScriptOutcome.LOST: "the machine was lost, and with it how the script ended or its results",

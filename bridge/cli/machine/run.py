@@ -113,7 +113,8 @@ def run(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Its branch, or else its tag; or a commit, or a ref such as refs/pull/1/head. "
+            help="Its branch, or else its tag, or else the commit whose id begins so (7 digits at "
+            "least); or a ref such as refs/heads/main or refs/pull/1/head. "
             "Without it, the repository's default branch.",
         ),
     ] = None,
@@ -321,7 +322,7 @@ async def _report(locator: Locator, remote_run: Callable[[Address], RemoteRun]) 
     seconds = time.monotonic() - began
     return Report(
         outcome=outcome,
-        message=f"{message} after {seconds:.1f} s",
+        message=f"{message} (after {seconds:.1f} s)",
         seconds=seconds,
         signal=signal_number,
     )

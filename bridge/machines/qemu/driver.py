@@ -16,6 +16,7 @@ from bridge.machines.qemu.accelerator import Accelerator, choose_accelerator
 from bridge.machines.qemu.command import HOST, GuestNetwork, overlay_command, qemu_command
 from bridge.machines.qemu.folders import (
     QemuState,
+    check_place,
     locked,
     make_directory,
     make_folder,
@@ -91,7 +92,7 @@ class QemuDriver(NodeDriver):
         is left of an earlier one. It ends itself at `ex_deadline`, in seconds since 1970.
 
         Raises:
-            MachineRejected: the name can't be a machine's.
+            MachineRejected: the name can't be a machine's, or a folder that is none has it.
             MachineUnavailable: QEMU is missing or did not start.
         """
         if not _NAME.fullmatch(name):
@@ -112,6 +113,7 @@ class QemuDriver(NodeDriver):
             existing = QemuState.read(self._directory / name)
             if existing and name in machine_processes(self._directory):
                 return self._node(existing, running=True)
+            check_place(self._directory, name)
             remove(self._directory, name)
             state = QemuState.new(name, size=size.id, tags=ex_tags)
             try:

@@ -54,8 +54,10 @@ class QemuState:
     @classmethod
     def read(cls, folder: Path) -> QemuState | None:
         """Read the state in that folder. None if it has none that can be read, or has gone."""
+        file = folder / _STATE_FILE
         try:
-            return _STATE.validate_json((folder / _STATE_FILE).read_bytes(), strict=True)
+            # A pipe would never be read to its end.
+            return _STATE.validate_json(file.read_bytes(), strict=True) if file.is_file() else None
         except (OSError, ValueError):
             return None
 
@@ -119,6 +121,17 @@ def make_folder(directory: Path, state: QemuState, files: Mapping[str, str]) -> 
     return draft.rename(folder)
 
 
+def check_place(directory: Path, name: str) -> None:
+    """Return where a machine of that name may replace what has its name.
+
+    Raises:
+        MachineRejected: it is a folder that holds more than a machine's.
+    """
+    folder = directory / name
+    if folder.is_dir() and QemuState.read(folder) is None and not _holds_only_ours(folder):
+        raise MachineRejected(f"{folder} is in the way, and is no machine's: move it away")
+
+
 def remove(directory: Path, name: str) -> None:
     """End a machine's process and remove its folder, whichever of them exists. Needs the lock.
 
@@ -168,8 +181,12 @@ def _is_draft(folder: Path) -> bool:
     name = folder.name.removeprefix(".")
     if name == folder.name or not folder.is_dir() or (folder.parent / name).exists():
         return False
-    drafts = (_STATE_FILE, f".{_STATE_FILE}", *_OURS)
-    return all(entry.name in drafts and not entry.is_dir() for entry in folder.iterdir())
+    return _holds_only_ours(folder)
+
+
+def _holds_only_ours(folder: Path) -> bool:
+    ours = (_STATE_FILE, f".{_STATE_FILE}", *_OURS)
+    return all(entry.name in ours and not entry.is_dir() for entry in folder.iterdir())
 
 
 @contextmanager

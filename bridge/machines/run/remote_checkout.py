@@ -27,6 +27,7 @@ from urllib.parse import quote
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.IGNORECASE)
 _MAYBE_COMMIT = re.compile(r"[0-9a-f]{7,63}", re.IGNORECASE)
+_BRANCHES = "refs/heads/"
 _IN_URL = re.compile(r"(://)\S*@")
 _SHORTEST_SECRET = 3
 """Characters. A shorter one would blot out words."""
@@ -134,9 +135,10 @@ def check_out(request: dict[str, Any], git: Git) -> None:
         CheckoutFailed: it can't be.
     """
     repository, name = request["git_repository"], request["git_branch"] or ""
-    # Not by removeprefix, which came with Python 3.9.
-    name = re.sub("^refs/heads/", "", name)
-    if name.startswith("refs/"):
+    if name.startswith(_BRANCHES):
+        # Not by removeprefix, which came with Python 3.9.
+        git.run(*_clone(repository, name[len(_BRANCHES) :]))
+    elif name.startswith("refs/"):
         _begin(repository, git)
         git.run("-C", "work", "fetch", "--quiet", "--depth=1", "origin", name)
         git.run("-C", "work", "checkout", "--quiet", "--detach", "FETCH_HEAD")
@@ -150,18 +152,23 @@ def check_out(request: dict[str, Any], git: Git) -> None:
 
 def _check_out_name(repository: str, name: str, git: Git) -> None:
     """Check out a branch, or else a tag, or else the commit whose id begins so."""
-    command = ["clone", "--quiet", "--depth=1", "--single-branch", "--no-tags"]
-    command.append("--no-recurse-submodules")
-    if name:
-        command.append("--branch=" + name)
-    command += ["--", repository, "work"]
+    command = _clone(repository, name)
     if not _MAYBE_COMMIT.fullmatch(name):
         return git.run(*command)
     code, output = git.try_(*command)
     if code:
         _begin(repository, git)
-        return _check_out_from_all(name, git)
+        return _check_out_from_all(name.lower(), git)
     return _say(output)
+
+
+def _clone(repository: str, name: str) -> list[str]:
+    """The command that clones a branch or a tag, or the default branch where the name is empty."""
+    command = ["clone", "--quiet", "--depth=1", "--single-branch", "--no-tags"]
+    command.append("--no-recurse-submodules")
+    if name:
+        command.append("--branch=" + name)
+    return [*command, "--", repository, "work"]
 
 
 def _check_out_commit(repository: str, commit: str, git: Git) -> None:
@@ -177,7 +184,9 @@ def _check_out_from_all(commit: str, git: Git) -> None:
     branches = "+refs/heads/*:refs/remotes/origin/*"
     git.run("-C", "work", "fetch", "--quiet", "--tags", "origin", branches)
     code, _ = git.try_("-C", "work", "checkout", "--quiet", "--detach", commit)
-    if code:
+    _, head = git.try_("-C", "work", "rev-parse", "HEAD")
+    # git takes an id with digits too many for the one that it begins with.
+    if code or not head.startswith(commit):
         raise CheckoutFailed(f"no branch and no tag of the repository leads to {commit}")
 
 

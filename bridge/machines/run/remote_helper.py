@@ -36,7 +36,7 @@ import sys
 
 DONE, GONE, REFUSED, FULL, KILLED, REMOVED = 0, 203, 204, 205, 206, 207
 """Exit statuses of a follower: the run has ended, and its status says how; it has vanished; it was
-made for other work; the disk has no room for it; its supervisor was killed; its folder was removed.
+made for other work; the disk has no room for it; its supervisor was killed; its files were removed.
 They are numbers with which no start-up file of a user's shell is likely to end."""
 STATUS_ROOM = 65_536
 """Bytes that are kept for `status.json`."""
@@ -168,6 +168,8 @@ def main(arguments: list[str]) -> int:
         return follow(arguments[1], int(arguments[2]), int(arguments[3]))
     except BrokenPipeError:
         return GONE
+    except FileNotFoundError:
+        return REMOVED
 
 
 if __name__ == "__main__":

@@ -174,7 +174,11 @@ class RemoteRun:
             self._staged = staged
             self._may_be_running = True
             return await session.start_program(staged, "helper.py", b"start", staged, folder)
-        if await session.read(b"digest") != self._digest.encode():
+        try:
+            digest = await session.read(b"digest")
+        except asyncssh.SFTPNoSuchFile as error:
+            raise self._removed() from error
+        if digest != self._digest.encode():
             raise self._refused()
         self._may_be_running = True
         seen = [b"%d" % count for count in self._output.seen]
@@ -208,8 +212,8 @@ class RemoteRun:
 
     def _removed(self) -> MachineFailed:
         return MachineFailed(
-            f"the folder of run {self._work.run_id} was removed on {self._address}, so how the "
-            "script ended isn't known: did it remove ~/.kestra-bridge itself?"
+            f"files of run {self._work.run_id} were removed on {self._address}, so how the script "
+            "ended isn't known: did it remove ~/.kestra-bridge itself?"
         )
 
     def _refused(self) -> RunRefused:

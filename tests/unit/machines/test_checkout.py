@@ -210,6 +210,21 @@ def test_a_commit_is_checked_out_by_its_id_or_by_the_beginning_of_it(
     assert (done.code, done.data) == (0, "first")
 
 
+@pytest.mark.parametrize("zeros", [1, 24])
+def test_an_id_with_digits_too_many_is_no_commit(
+    served: Served, tmp_path: Path, zeros: int
+) -> None:
+    name = served.commits["first"] + "0" * zeros
+    done = check_out(tmp_path, served.url(), git_branch=name)
+    assert (done.code, "no branch and no tag" in done.error) == (1, True)
+
+
+def test_what_is_named_as_a_branch_is_no_commit(served: Served, tmp_path: Path) -> None:
+    commit = served.commits["first"][:12]
+    done = check_out(tmp_path, served.url(), git_branch=f"refs/heads/{commit}")
+    assert (done.code, commit in done.error) == (1, True)
+
+
 @pytest.mark.parametrize("length", [40, 12])
 def test_a_commits_id_may_be_in_capitals(served: Served, tmp_path: Path, length: int) -> None:
     name = served.commits["first"][:length].upper()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,29 @@ from bridge.errors import MachineRejected
 from bridge.machines.qemu import driver as qemu
 from bridge.machines.qemu.accelerator import choose_accelerator, probe_limit
 from bridge.machines.qemu.command import GuestNetwork
+from bridge.machines.qemu.folders import check_place
 from bridge.machines.qemu.processes import run
 from deploy.local import machine_image
 
 
 def driver_in(directory: Path) -> qemu.QemuDriver:
     return qemu.QemuDriver(directory, images=directory, network=GuestNetwork(), accelerator="auto")
+
+
+def create_in(directory: Path, name: str) -> None:
+    """Create a machine there, of an image that isn't there."""
+    driver = driver_in(directory)
+    image: Any = SimpleNamespace(extra={"path": str(directory)})
+    driver.create_node(
+        name,
+        driver.list_sizes()[0],
+        image,
+        ex_user="job",
+        ex_authorized_key="",
+        ex_host_key="",
+        ex_tags={},
+        ex_deadline=0.0,
+    )
 
 
 def test_the_default_image_is_the_one_that_is_made() -> None:
@@ -117,19 +135,8 @@ def test_the_programs_of_qemu_get_nothing_of_our_environment_that_they_need_not_
 
 @pytest.mark.parametrize("name", ["../x", "A", "a_b", "", "-a", "a-", "a" * 64, "a/b"])
 def test_a_name_that_could_lead_out_of_the_folder_is_rejected(name: str, tmp_path: Path) -> None:
-    driver = driver_in(tmp_path)
-    image: Any = SimpleNamespace(extra={"path": str(tmp_path)})
     with pytest.raises(MachineRejected, match="is not a valid machine name"):
-        driver.create_node(
-            name,
-            driver.list_sizes()[0],
-            image,
-            ex_user="job",
-            ex_authorized_key="",
-            ex_host_key="",
-            ex_tags={},
-            ex_deadline=0.0,
-        )
+        create_in(tmp_path, name)
 
 
 def test_folders_that_are_no_machines_are_left_alone(tmp_path: Path) -> None:
@@ -200,6 +207,27 @@ def test_a_state_that_is_damaged_hides_its_machine_alone_and_ends_none(
     (node,) = driver_in(tmp_path).list_nodes()
     assert node.name == "kestra-a"
     assert (tmp_path / "kestra-b" / "machine.json").read_text() == text
+
+
+def test_a_state_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "kestra-a").mkdir()
+    os.mkfifo(tmp_path / "kestra-a" / "machine.json")
+    assert driver_in(tmp_path).list_nodes() == []
+
+
+def test_a_folder_that_is_no_machines_gives_no_machine_its_place(tmp_path: Path) -> None:
+    (tmp_path / "kestra-a").mkdir()
+    (tmp_path / "kestra-a" / "mine").touch()
+    with pytest.raises(MachineRejected, match="kestra-a is in the way, and is no machine's"):
+        create_in(tmp_path, "kestra-a")
+    assert (tmp_path / "kestra-a" / "mine").exists()
+
+
+@pytest.mark.parametrize("left", ["machine.json", "disk.qcow2"])
+def test_what_is_left_of_a_machine_gives_the_next_one_its_place(tmp_path: Path, left: str) -> None:
+    (tmp_path / "kestra-a").mkdir()
+    (tmp_path / "kestra-a" / left).touch()
+    check_place(tmp_path, "kestra-a")
 
 
 def test_a_lock_that_can_not_be_used_is_named(tmp_path: Path) -> None:
