@@ -11,7 +11,7 @@ from bridge.errors import (
     MachineProviderBusy,
     MachineUnavailable,
 )
-from bridge.machines.run.remote_run import RunRefused, RunVanished
+from bridge.machines.run.follower import RunRefused, RunVanished
 from bridge.machines.run.report import EXIT_CODES, ScriptOutcome
 from bridge.machines.ssh import (
     ConnectionLost,

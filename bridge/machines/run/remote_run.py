@@ -9,7 +9,7 @@ import asyncssh
 import structlog
 
 from bridge.machines.policy import SSH_POLICY, SshPolicy
-from bridge.machines.run import remote_helper
+from bridge.machines.run.follower import check_status, refused, removed
 from bridge.machines.run.output import ScriptOutput, Sink
 from bridge.machines.run.report import Report, report_of
 from bridge.machines.run.results import ResultsFolder
@@ -38,14 +38,6 @@ POLL = 0.1
 LEAST_WAIT = 2.0
 """Seconds that each connection has to be made. The last one would else fail for lack of time, which
 hides what the one before it has found."""
-
-
-class RunRefused(SshError):
-    """The machine has a run of that id, for other work."""
-
-
-class RunVanished(SshError):
-    """The run is on the machine, but its supervisor has ended without saying how the run ended."""
 
 
 class RemoteRun:
@@ -148,7 +140,7 @@ class RemoteRun:
             session = await self._session(connection)
             try:
                 follower = await self._follower(session)
-                self._check_follower(await self._output.pass_on(follower))
+                check_status(await self._output.pass_on(follower), self._work.run_id, self._address)
                 self.ended = report_of(
                     await session.status(),
                     time_limit=self._work.time_limit,
@@ -168,7 +160,7 @@ class RemoteRun:
         was_begun = self._staged is not None and not await session.exists(self._staged)
         if not await session.exists(folder):
             if was_begun:
-                raise self._removed()
+                raise removed(self._work.run_id, self._address)
             self._started_by_us = True
             staged = await stage(session.sftp, session.runs, self._work, self._digest)
             self._staged = staged
@@ -177,47 +169,12 @@ class RemoteRun:
         try:
             digest = await session.read(b"digest")
         except asyncssh.SFTPNoSuchFile as error:
-            raise self._removed() from error
+            raise removed(self._work.run_id, self._address) from error
         if digest != self._digest.encode():
-            raise self._refused()
+            raise refused(self._work.run_id, self._address)
         self._may_be_running = True
         seen = [b"%d" % count for count in self._output.seen]
         return await session.start_program(folder, "helper.py", b"follow", folder, *seen)
-
-    def _check_follower(self, status: int | None) -> None:
-        """Raise what the exit status of the helper's follower means, unless the run has ended."""
-        if status is None or status < 0:
-            raise ConnectionLost(f"the connection to {self._address} was lost while the script ran")
-        if status == remote_helper.REFUSED:
-            raise self._refused()
-        if status == remote_helper.GONE:
-            raise RunVanished(
-                f"run {self._work.run_id} has vanished from {self._address} without a "
-                "record of how it ended"
-            )
-        if status == remote_helper.KILLED:
-            raise MachineFailed(
-                f"something on {self._address} has killed the supervisor of run "
-                f"{self._work.run_id}, so how the script ended isn't known; the machine goes on"
-            )
-        if status == remote_helper.REMOVED:
-            raise self._removed()
-        if status == remote_helper.FULL:
-            raise MachineFailed(f"{self._address} has no room on its disk for the run")
-        if status != remote_helper.DONE:
-            raise MachineFailed(
-                f"{self._address} could not run our helper (exit {status}): does it have python3? "
-                "And does a start-up file of its user's shell end the shell?"
-            )
-
-    def _removed(self) -> MachineFailed:
-        return MachineFailed(
-            f"files of run {self._work.run_id} were removed on {self._address}, so how the script "
-            "ended isn't known: did it remove ~/.kestra-bridge itself?"
-        )
-
-    def _refused(self) -> RunRefused:
-        return RunRefused(f"{self._address} already has a run {self._work.run_id}, for other work")
 
     async def _with_results(self, session: RunSession, report: Report) -> Report:
         """The report, with the result files fetched. They are wanted after a failure too."""
