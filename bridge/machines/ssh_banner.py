@@ -9,6 +9,8 @@ import asyncio
 import os
 from typing import Self
 
+from bridge.aio import cancelled
+
 SILENT = "nothing speaks SSH there"
 AT_ONCE = 4
 """Connections that wait at the same time. An sshd may hold many of them against their address
@@ -49,7 +51,7 @@ class BannerWait:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._hang_up()
+        await cancelled(*self._connections)
 
     @property
     def waited(self) -> float:
@@ -79,17 +81,12 @@ class BannerWait:
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if any(not connection.result() for connection in ended):
-                return await self._hang_up()
+                return await cancelled(*self._connections)
             if newest in ended:
                 await asyncio.sleep(PAUSE)
                 raise NoBannerError(newest.result())
             if not ended:
                 raise NoBannerError(SILENT)
-
-    async def _hang_up(self) -> None:
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
 
 
 async def _trouble(host: str, port: int, wait: float) -> str:
