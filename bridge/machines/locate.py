@@ -9,6 +9,7 @@ from bridge.errors import MachineError, SettingsError
 from bridge.machines.identity import SshIdentity
 from bridge.machines.lifecycle import Machines
 from bridge.machines.machine import Machine
+from bridge.machines.order import name_of
 from bridge.machines.policy import LIFECYCLE_POLICY, LifecyclePolicy
 from bridge.machines.settings import MachineSettings
 from bridge.machines.ssh import Address, MachineUnreachable
@@ -73,6 +74,11 @@ class Locator:
         if self.name:
             return self.name
         return f"machine of execution {self.execution}"
+
+    @property
+    def machine_name(self) -> str:
+        """The machine's name, whether or not the machine exists."""
+        return self.name or name_of(self.execution or "")
 
     async def locate(self) -> Address:
         """The machine's address and keys. Waits until it has an address.

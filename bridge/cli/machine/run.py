@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from bridge.cli import streams
 from bridge.cli.common import Json, load
 from bridge.cli.machine.exit_codes import OUTCOMES, exit_code_lines
 from bridge.cli.machine.output import LineWriter, OutputClosed
@@ -287,10 +288,13 @@ async def _run_and_report(
         if outputs:
             await out.line("::" + json.dumps({"outputs": report.data}) + "::")
         if as_json:
-            await out.line(json.dumps({"machine": locator.name, **report.data}))
+            await out.line(json.dumps({"machine": locator.machine_name, **report.data}))
         await err.line(f"kestra-bridge: {locator}: {visible(report.message)}")
     except OutputClosed:
-        # The run goes on: whoever takes over finds it by its id.
+        streams.tell(
+            f"kestra-bridge: {locator}: nothing reads the output any more, so the script is left "
+            "to the machine; the same command follows it again"
+        )
         raise BrokenPipeError from None
     return report.code
 

@@ -68,7 +68,8 @@ class QemuDriver(NodeDriver):
 
     def list_nodes(self) -> list[Node]:
         """Every machine that has a folder, including those whose process has ended."""
-        if not self._directory.is_dir():
+        # What is no directory is an error, and not a host without machines.
+        if not self._directory.exists():
             return []
         # Not while a machine is being made: it would look like one that has ended.
         with locked(self._directory):
@@ -145,7 +146,7 @@ class QemuDriver(NodeDriver):
         A machine of the same name that has followed it is left alone. Returns True, also if the
         machine doesn't exist.
         """
-        if self._directory.is_dir():
+        if self._directory.exists():
             with locked(self._directory):
                 state = QemuState.read(self._directory / node.name)
                 if state and state.id == node.id:

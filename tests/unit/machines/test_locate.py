@@ -35,6 +35,14 @@ async def located(memory: MemoryDriver) -> UntilGone:
     return address.until_gone
 
 
+async def test_the_machine_of_an_execution_is_known_by_its_name_before_it_is_found(
+    memory: MemoryDriver,
+) -> None:
+    ours = settings(machine_provider="memory")
+    machine = await Machines(ours, POLICY).create("e1", "job", 600)
+    assert Locator(settings=ours, execution="e1").machine_name == machine.name
+
+
 async def test_a_machine_that_is_dead_is_gone(memory: MemoryDriver) -> None:
     until_gone = await located(memory)
     memory.console = "kernel panic\x1b[2J"

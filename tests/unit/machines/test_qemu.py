@@ -150,6 +150,15 @@ def test_folders_that_are_no_machines_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / ".ssh" / "known_hosts").exists()
 
 
+def test_a_file_in_the_folder_s_place_is_not_taken_for_a_host_without_machines(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "machines"
+    file.touch()
+    with pytest.raises(MachineRejected, match=f"can't use {file}.*: Not a directory"):
+        driver_in(file).list_nodes()
+
+
 def test_a_folder_beside_a_hidden_one_of_its_name_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".config").mkdir()
     (tmp_path / "config").mkdir()
