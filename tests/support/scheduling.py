@@ -2,7 +2,7 @@
 
 What a unit's tests share, such as a broker or an engine, is started once for each worker that has
 one of them. So a unit is a file, in the contract all that asks the same server, and in acceptance
-all files that use the engine of `conftest.py`.
+all files that use the engine of `conftest.py`. The tests of compatibility share nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECONDS = {
 }
 """How long units take, so that long ones begin first: one at the end would run alone."""
 
-USUAL = {"machines": 240, "acceptance": 200, "chaos": 180, "integration": 60}
+USUAL = {"compatibility": 300, "machines": 240, "acceptance": 200, "chaos": 180, "integration": 60}
 """What is assumed of a unit that isn't listed, by its folder."""
 
 OF_ACCEPTANCE = "tests/acceptance with the shared engine"
@@ -40,6 +40,8 @@ def unit_of(nodeid: str) -> str:
     """The name of the unit to which a test belongs."""
     file, _, test = nodeid.partition("::")
     found = _SERVER.search(test)
+    if file.startswith("tests/compatibility/"):
+        return nodeid
     if file.startswith("tests/contract/") and found:
         return f"tests/contract {found[1] or 'standin'}"
     if file.startswith("tests/acceptance/") and file not in WITH_ENGINES_OF_THEIR_OWN:

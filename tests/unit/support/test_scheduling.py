@@ -35,6 +35,11 @@ def test_a_file_with_engines_of_its_own_stays_by_itself() -> None:
     assert unit_of(f"{file}::test_a[2.0]") == file
 
 
+def test_each_test_of_compatibility_stays_by_itself() -> None:
+    file = "tests/compatibility/test_compatibility.py"
+    assert unit_of(f"{file}::test_a[3.13]") == f"{file}::test_a[3.13]"
+
+
 def test_a_unit_counts_as_long_as_it_was_measured() -> None:
     test = "tests/contract/test_exchanges.py::test_a[engine-1.3-2]"
     assert seconds_of(test) == scheduling.SECONDS["tests/contract engine-1.3"]

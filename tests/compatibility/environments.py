@@ -1,13 +1,9 @@
-"""The unit tests where the rest of the tests don't run: on the lowest dependencies, and on another
-Python.
-
-Each has an environment of its own in the cache, made once. Another Python than that of `.venv` is
-Debian's, in a folder with a release of Debian that has it.
+"""Virtual environments in which the unit tests run: on this host, or in a folder with a release of
+Debian.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import subprocess
@@ -19,28 +15,11 @@ from pathlib import Path
 from deploy.local import debian
 from deploy.local.images import pip_configuration
 from deploy.local.paths import REPOSITORY, cache_directory, locked
-from deploy.local.processes import ProcessError
 
 SUITES: Mapping[str, str] = {"3.11": "bookworm", "3.13": "trixie"}
 """Which release of Debian has which Python."""
 
 LOWEST, LOCK = REPOSITORY / "requirements-lowest.lock", REPOSITORY / "requirements.lock"
-OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
-# What looks at files of the repository, or only at what the tests themselves use, finds the same
-# there as here.
-LEFT_OUT = (
-    "tests/unit/deploy",
-    "tests/unit/support",
-    "tests/unit/machines/test_machine_flows.py",
-    "tests/unit/test_structure.py",
-)
-# A library or a Python that behaves otherwise shows it in any example; the rare ones are looked for
-# in the main run.
-FEW_EXAMPLES = "--hypothesis-profile=few examples"
-IGNORED = tuple(f"--ignore={each}" for each in LEFT_OUT)
-PYTEST = ("-m", "pytest", "tests/unit", "--quiet", FEW_EXAMPLES, *IGNORED)
-# What an old release of a dependency does is deprecated by a newer one of what that depends on.
-LENIENT = ("-W", "default::DeprecationWarning", "-W", "default::PendingDeprecationWarning")
 
 _RECIPE = (
     "--variant=minbase",
@@ -75,60 +54,42 @@ exit $?
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status of the unit tests there; 1 where that can't be made, 0 where all tests run
-    anyway."""
-    parser = argparse.ArgumentParser(prog="python -m tests.compatibility", description=__doc__)
-    parser.add_argument(
-        "where", choices=("lowest", *SUITES), help="the lowest dependencies, or that Python"
-    )
-    where = parser.parse_args(arguments).where
-    if where == OWN:
-        print(f"tests/compatibility: all tests run on Python {where}")
-        return 0
-    print(f"tests/compatibility: the unit tests on {_in_words(where)}", flush=True)
-    try:
-        return on_lowest() if where == "lowest" else on_python(where)
-    except (ProcessError, subprocess.CalledProcessError) as error:
-        print(f"tests/compatibility: {error}", file=sys.stderr)
-        return 1
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where tests run: the command that Python's arguments follow, and the folder, as that command
+    sees it, in which it may keep what it learns.
+    """
+
+    python: Sequence[str]
+    folder: Path
 
 
-def _in_words(where: str) -> str:
-    return "the lowest versions of the dependencies" if where == "lowest" else f"Python {where}"
+def lowest() -> Place:
+    """This Python with the lowest version of each dependency that pyproject.toml allows.
 
-
-def on_lowest() -> int:
-    """The exit status of the unit tests with the lowest version of each dependency that
-    pyproject.toml allows."""
+    Raises:
+        CalledProcessError: it can't be made; what failed has said why.
+    """
     folder = cache_directory("lowest", _digest(LOWEST, sys.version, str(REPOSITORY)))
     python = Environment(folder, folder, REPOSITORY, [], sys.executable).python(LOWEST)
     path = f"PATH={folder / 'venv/bin'}{os.pathsep}{os.environ['PATH']}"
-    return _tested(["env", path, *python, *PYTEST, *LENIENT], folder)
+    return Place(["env", path, *python], folder)
 
 
-def on_python(version: str) -> int:
-    """The exit status of the unit tests on that Python with what requirements.lock names."""
+def of_python(version: str) -> Place:
+    """That Python with what requirements.lock names.
+
+    Raises:
+        ProcessError, CalledProcessError: it can't be made.
+    """
     tree = debian.tree(
         "python", SUITES[version], _RECIPE, lambda line: print(f"tests/compatibility: {line}")
     )
     folder = cache_directory("python", f"environment-{version}-{_digest(LOCK, SUITES[version])}")
     within = _inside(tree, folder)
-    python = Environment(folder, Path("/environment"), Path("/checkout"), within, "python3").python(
-        LOCK
-    )
-    return _tested([*python, *PYTEST], Path("/environment"))
-
-
-def _tested(pytest: Sequence[str], place: Path) -> int:
-    """The exit status of the tests; what fails runs once more, alone, as in all of `tests/run`."""
-    kept = [*pytest, "-o", f"cache_dir={place / 'pytest-cache'}"]
-    status = subprocess.run([*kept, "--numprocesses", "2"], cwd=REPOSITORY, check=False).returncode
-    if status != 1:
-        return status
-    print("tests/compatibility: what failed runs once more, alone", flush=True)
-    again = ("--last-failed", "--last-failed-no-failures", "none", "--exitfirst")
-    return subprocess.run([*kept, *again], cwd=REPOSITORY, check=False).returncode
+    inside = Path("/environment")
+    environment = Environment(folder, inside, Path("/checkout"), within, "python3")
+    return Place(environment.python(LOCK), inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +164,3 @@ def _inside(tree: Path, folder: Path) -> list[str]:
 
 def _digest(file: Path, *more: str) -> str:
     return hashlib.sha256("\n".join((file.read_text(), *more)).encode()).hexdigest()[:12]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
