@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 
 from bridge.errors import MachineUnavailable
@@ -28,7 +29,8 @@ async def booted(
         return current if answers else None
 
     try:
-        async with BannerWait(timeout, first_wait=policy.first_banner_wait) as banner:
+        age = time.time() - machine.tags.created
+        async with BannerWait(timeout, shortest=policy.banner_pause, age=age) as banner:
             return await until(answering, timeout=timeout, pause=0.1, longest_pause=0.1)
     except TimeoutError:
         raise MachineUnavailable(
@@ -45,6 +47,6 @@ async def _answers(machine: Machine, banner: BannerWait, look_again: float) -> b
     until_waited = banner.waited + look_again
     while banner.waited < until_waited and banner.left > 0:
         with suppress(NoBannerError):
-            await banner.once(machine.host, machine.port)
+            (await banner.once(machine.host, machine.port)).close()
             return True
     return False

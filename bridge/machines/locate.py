@@ -96,7 +96,7 @@ class Locator:
         assert machine.host is not None
         address = self._address(machine.name, machine.host, machine.port)
         watch = Watch(machines, machine, self.policy.look_again)
-        return replace(address, until_gone=watch.until_gone)
+        return replace(address, until_gone=watch.until_gone, created=machine.tags.created)
 
     def _address(self, name: str, host: str, port: int) -> Address:
         secret = self.settings.machine_secret.get_secret_value()

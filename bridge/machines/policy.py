@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class SshPolicy:
     """The waits of an SSH session."""
 
-    first_banner_wait: float = 1.0
-    """Short, as a machine may never answer a connection that was made before the machine was on its
-    network."""
+    banner_pause: float = 0.25
+    """The shortest time from one connection to the next. Short, as a machine may never answer a
+    connection that was begun before the machine was on its network."""
     denied_grace: float = 30.0
     """A machine that still boots refuses its ordinary users for a while: before the account exists,
     and by /run/nologin. The slower the machine, the longer it does so: this is the minimum."""
@@ -46,7 +46,7 @@ class LifecyclePolicy:
     gone_timeout: float = 120.0
     look_again: float = 3.0
     """The interval at which the provider is asked about a machine that doesn't answer yet."""
-    first_banner_wait: float = 1.0
+    banner_pause: float = 0.25
 
 
 IMPATIENT = LifecyclePolicy(provider_patience=5.0)

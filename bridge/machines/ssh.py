@@ -7,6 +7,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from tenacity import RetryCallState, wait_exponential
 from bridge.errors import MachineError
 from bridge.machines.identity import SshIdentity
 from bridge.machines.policy import SSH_POLICY, SshPolicy
-from bridge.machines.ssh_banner import BannerWait, NoBannerError, answer_wait
+from bridge.machines.ssh_banner import BannerWait, NoBannerError
 from bridge.retrying import error_of, retry
 
 REFUSED_PAUSE = wait_exponential(0.1, max=2)
@@ -75,6 +78,13 @@ class Address:
     user: str
     identity: SshIdentity
     until_gone: UntilGone | None = None
+    created: float | None = None
+    """When the machine was created, in seconds since 1970; None where that isn't known."""
+
+    @property
+    def age(self) -> float:
+        """How many seconds ago the machine was created, without end where that isn't known."""
+        return math.inf if self.created is None else time.time() - self.created
 
     def __str__(self) -> str:
         return f"{self.name} ({self.host}:{self.port})"
@@ -172,7 +182,7 @@ class _Login:
         self._address = address
         self._wait = wait
         self._policy = policy
-        self._banner = BannerWait(wait, first_wait=policy.first_banner_wait)
+        self._banner = BannerWait(wait, shortest=policy.banner_pause, age=address.age)
         self._refused_since: dict[type[SshError], float] = {}
         self._last: _NotYetError | None = None
 
@@ -190,8 +200,8 @@ class _Login:
 
     async def _attempt(self) -> asyncssh.SSHClientConnection:
         try:
-            await self._banner.once(self._address.host, self._address.port)
-            return await self._connect()
+            speaking = await self._banner.once(self._address.host, self._address.port)
+            return await self._connect(speaking)
         except NoBannerError as error:
             raise self._not_yet(str(error)) from error
         except asyncssh.HostKeyNotVerifiable as error:
@@ -206,11 +216,12 @@ class _Login:
         except (asyncssh.Error, OSError) as error:
             raise self._not_yet(_reason(error)) from error
 
-    async def _connect(self) -> asyncssh.SSHClientConnection:
+    async def _connect(self, speaking: socket.socket) -> asyncssh.SSHClientConnection:
         identity = self._address.identity
         return await asyncssh.connect(
             self._address.host,
             self._address.port,
+            sock=speaking,
             username=self._address.user,
             client_keys=[asyncssh.import_private_key(identity.client.private)],
             known_hosts=([asyncssh.import_public_key(identity.host.public)], [], []),
@@ -232,7 +243,7 @@ class _Login:
         """That error, once the machine has refused us for longer than its boot can explain."""
         now = self._banner.waited
         since = self._refused_since.setdefault(type(final), now)
-        if now - since >= answer_wait(first_grace, now, self._wait):
+        if now - since >= min(max(first_grace, now / 4), self._wait):
             return final
         return self._not_yet(str(final), final=final)
 

@@ -1,4 +1,4 @@
-"""Whether a machine speaks SSH yet.
+"""Waits until a machine speaks SSH.
 
 That something accepts connections says little: QEMU does so before the machine.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from typing import Self
 
 from bridge.aio import cancelled
@@ -17,41 +18,48 @@ AT_ONCE = 4
 (sshd_config's PerSourcePenalties)."""
 PAUSE = 0.1
 """Seconds after a connection that failed."""
+BOOTED_AFTER = 16.0
+"""Seconds. A machine that is older has most likely booted."""
+_SHARE = 8
 
 
 class NoBannerError(Exception):
     """Nothing spoke SSH there. The text says why, without a name or an address."""
 
 
-def answer_wait(first: float, waited: float, left: float) -> float:
-    """The seconds to wait for one answer, after `waited` seconds in all, with `left` to go.
+def next_after(shortest: float, *, waited: float, age: float) -> float:
+    """The seconds from the beginning of one connection to that of the next, on a machine of that
+    age, after a wait of `waited` seconds in all.
 
-    It grows with the time that was waited already. On a host so busy that every answer takes longer
-    than the first wait, no number of such waits would ever see one.
+    Each connection costs the machine the start of a process. A machine whose host is busy would
+    answer none if new ones came quicker than it serves them. It boots as slowly as it answers, so
+    they come at a share of its age. One that has booted needs no more than time.
     """
-    return min(max(first, waited / 4), left)
+    return max(shortest, waited / _SHARE, min(age, BOOTED_AFTER) / _SHARE)
 
 
 class BannerWait:
     """A wait for a machine's SSH banner, of `seconds` in all. Use it as an async context manager,
     which ends its connections.
 
-    A connection that was begun before the machine was on its network may never be answered, and one
-    to a slow machine is answered late. So the next one is begun while earlier ones still wait.
+    The machine is `age` seconds old when the wait begins, and `shortest` is the shortest time from
+    one connection to the next. A connection that was begun before the machine was on its network
+    may never be answered, so the next one is begun while earlier ones still wait.
     """
 
-    def __init__(self, seconds: float, *, first_wait: float) -> None:
+    def __init__(self, seconds: float, *, shortest: float, age: float) -> None:
         self._clock = asyncio.get_running_loop().time
         self._began = self._clock()
         self._seconds = seconds
-        self._first_wait = first_wait
-        self._connections: set[asyncio.Task[str]] = set()
+        self._shortest = shortest
+        self._age = age
+        self._connections: set[asyncio.Task[socket.socket]] = set()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await cancelled(*self._connections)
+        await self._hang_up()
 
     @property
     def waited(self) -> float:
@@ -63,45 +71,109 @@ class BannerWait:
         """Seconds until it is over; negative after that."""
         return self._seconds - self.waited
 
-    async def once(self, host: str, port: int) -> None:
-        """Begin a connection, and return once a banner comes on it or on an earlier one.
+    async def once(self, host: str, port: int) -> socket.socket:
+        """Begin a connection, and return the one on which a banner comes, it or an earlier one.
+
+        The banner has not been read yet. The caller has to close the connection.
 
         Raises:
             NoBannerError: the connection failed, or it is time to begin the next one. The caller
                 can do so at once.
         """
-        wait = answer_wait(self._first_wait, self.waited, self.left)
-        newest = asyncio.create_task(_trouble(host, port, wait))
+        pause = next_after(self._shortest, waited=self.waited, age=self._age + self.waited)
+        newest = asyncio.create_task(_speaking(host, port, min(AT_ONCE * pause, self.left)))
         self._connections.add(newest)
-        next_at = self._clock() + wait / AT_ONCE
+        next_at = self._clock() + pause
         while True:
             ended, self._connections = await asyncio.wait(
                 self._connections,
                 timeout=max(0.0, next_at - self._clock()),
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if any(not connection.result() for connection in ended):
-                return await cancelled(*self._connections)
+            speaking = [connection.result() for connection in ended if not connection.exception()]
+            if speaking:
+                await self._hang_up()
+                for another in speaking[1:]:
+                    another.close()
+                return speaking[0]
             if newest in ended:
                 await asyncio.sleep(PAUSE)
-                raise NoBannerError(newest.result())
+                raise NoBannerError(str(newest.exception()))
             if not ended:
                 raise NoBannerError(SILENT)
 
+    async def _hang_up(self) -> None:
+        await cancelled(*self._connections)
+        for connection in self._connections:
+            if not connection.cancelled() and not connection.exception():
+                connection.result().close()
+        self._connections = set()
 
-async def _trouble(host: str, port: int, wait: float) -> str:
-    """Make one connection. Returns an empty text once an SSH banner comes, or why none came within
-    that many seconds.
+
+async def _speaking(host: str, port: int, seconds: float) -> socket.socket:
+    """A connection on which an SSH banner has come within that many seconds.
+
+    Raises:
+        NoBannerError: none came.
     """
     try:
-        async with asyncio.timeout(wait):
-            reader, writer = await asyncio.open_connection(host, port)
+        async with asyncio.timeout(seconds):
+            connection = await _connected(host, port)
             try:
-                first = await reader.readexactly(4)
-            finally:
-                writer.transport.abort()
-    except (TimeoutError, asyncio.IncompleteReadError):
-        return SILENT
+                await _hear_banner(connection)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+    except TimeoutError:
+        raise NoBannerError(SILENT) from None
     except OSError as error:
-        return os.strerror(error.errno) if error.errno else str(error)
-    return "" if first == b"SSH-" else SILENT
+        raise NoBannerError(_reason(error)) from error
+
+
+async def _connected(host: str, port: int) -> socket.socket:
+    """A connection to the first address of that host which accepts one.
+
+    Raises:
+        OSError: none does.
+    """
+    loop = asyncio.get_running_loop()
+    refusal = OSError("it has no address")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM
+    ):
+        connection = socket.socket(family, kind, protocol)
+        connection.setblocking(False)
+        try:
+            await loop.sock_connect(connection, address)
+        except BaseException as error:
+            connection.close()
+            if not isinstance(error, OSError):
+                raise
+            refusal = error
+        else:
+            return connection
+    raise refusal
+
+
+async def _hear_banner(connection: socket.socket) -> None:
+    """Wait until a banner can be read.
+
+    Raises:
+        NoBannerError: something else came, or the other side has hung up.
+    """
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(connection, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(connection)
+    if connection.recv(4, socket.MSG_PEEK) != b"SSH-":
+        raise NoBannerError(SILENT)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)

@@ -107,14 +107,30 @@ class Late(Proxy):
         return await super()._open()
 
 
-async def test_a_machine_whose_every_banner_comes_later_than_the_first_wait_is_waited_for(
+async def test_a_machine_whose_every_banner_comes_later_than_several_connections_is_waited_for(
     machine: Machine,
 ) -> None:
-    policy = replace(POLICY, first_banner_wait=0.02)
+    policy = replace(POLICY, banner_pause=0.005)
     async with Late("127.0.0.1", machine.port) as late:
         run = remote(machine, "exit 3", Memory(), port=late.port, policy=policy)
         report = await run.run_to_end()
     assert report.code == 3
+
+
+class Counted(Proxy):
+    """Counts the connections to a machine."""
+
+    count = 0
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        self.count += 1
+        return await super()._open()
+
+
+async def test_a_run_costs_a_machine_one_connection(machine: Machine) -> None:
+    async with Counted("127.0.0.1", machine.port) as counted:
+        await remote(machine, "true", Memory(), port=counted.port).run_to_end()
+    assert counted.count == 1
 
 
 async def test_a_user_that_is_refused_for_longer_than_a_boot_may_explain_is_denied(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -12,7 +13,7 @@ from bridge.errors import MachineUnavailable
 from bridge.machines.lifecycle import Machines
 from bridge.machines.machine import Machine
 from bridge.machines.policy import LIFECYCLE_POLICY, LifecyclePolicy
-from bridge.machines.ssh_banner import BannerWait, NoBannerError, answer_wait
+from bridge.machines.ssh_banner import BannerWait, NoBannerError, next_after
 from deploy.local.paths import free_port
 from tests.unit.machines.support import settings, use_memory
 
@@ -64,10 +65,11 @@ def saying(text: bytes) -> Answer:
     return say
 
 
-async def look_at(port: int) -> None:
-    """Wait for a banner there on one connection."""
-    async with BannerWait(60, first_wait=60) as wait:
-        await wait.once("127.0.0.1", port)
+async def look_at(port: int) -> bytes:
+    """Wait for a banner there on one connection; returns what can be read from that."""
+    async with BannerWait(60, shortest=60, age=0) as wait:
+        with await wait.once("127.0.0.1", port) as connection:
+            return connection.recv(100)
 
 
 async def machine_at(
@@ -86,29 +88,44 @@ async def machine_at(
 
 
 @pytest.mark.parametrize(
-    ("waited", "left", "seconds"),
+    ("waited", "age", "seconds"),
     [
-        (0.0, 300.0, 1.0),
-        (4.0, 296.0, 1.0),
-        (40.0, 260.0, 10.0),
-        (200.0, 100.0, 50.0),
-        (290.0, 10.0, 10.0),
-        (0.0, 0.3, 0.3),
+        (0.0, 0.0, 0.25),
+        (1.0, 1.5, 0.25),
+        (3.0, 4.0, 0.5),
+        (0.0, 4.0, 0.5),
+        (0.0, 1e6, 2.0),
+        (0.0, math.inf, 2.0),
+        (80.0, 81.0, 10.0),
     ],
 )
-def test_the_wait_for_one_answer_grows_with_the_time_waited_and_never_exceeds_the_time_left(
-    waited: float, left: float, seconds: float
+def test_connections_follow_each_other_as_slowly_as_the_machine_boots(
+    waited: float, age: float, seconds: float
 ) -> None:
-    assert answer_wait(1.0, waited, left) == seconds
+    assert next_after(0.25, waited=waited, age=age) == seconds
 
 
-async def test_a_machine_whose_every_banner_comes_later_than_the_first_wait_is_waited_for(
+async def test_a_machine_whose_every_banner_comes_later_than_several_connections_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    policy = LifecyclePolicy(first_banner_wait=0.02)
+    policy = LifecyclePolicy(banner_pause=0.005)
     async with serving(late) as port:
         machines, machine = await machine_at(monkeypatch, port, boot_timeout=60, policy=policy)
         assert await machines.wait(machine) == machine
+
+
+async def test_a_booted_machine_that_answers_late_gets_few_connections() -> None:
+    begun = 0
+
+    async def late_and_counted(writer: asyncio.StreamWriter) -> None:
+        nonlocal begun
+        begun += 1
+        await asyncio.sleep(1)
+        writer.write(BANNER)
+
+    async with serving(late_and_counted) as port, BannerWait(60, shortest=0.25, age=600) as wait:
+        (await wait.once("127.0.0.1", port)).close()
+    assert begun == 1
 
 
 @pytest.mark.parametrize("which", [1, 2])
@@ -129,8 +146,8 @@ async def test_one_answer_suffices_while_the_other_connection_still_waits(
         else:
             await silent(writer)
 
-    # As long as the time-out: no connection is over before the second one is begun.
-    policy = LifecyclePolicy(first_banner_wait=2.0)
+    # So many at once that none is over before the second one is begun.
+    policy = LifecyclePolicy(banner_pause=0.5)
     async with serving(answer_one) as port:
         machines, machine = await machine_at(monkeypatch, port, boot_timeout=2.0, policy=policy)
         assert await machines.wait(machine) == machine
@@ -143,6 +160,11 @@ async def test_a_machine_that_accepts_and_says_nothing_is_given_up_at_the_boot_t
         machines, machine = await machine_at(monkeypatch, port, boot_timeout=0.1)
         with pytest.raises(MachineUnavailable, match=r"did not answer by SSH within 0\.1 s"):
             await machines.wait(machine)
+
+
+async def test_the_banner_is_left_to_whoever_takes_the_connection() -> None:
+    async with serving(saying(BANNER)) as port:
+        assert await look_at(port) == BANNER
 
 
 @pytest.mark.parametrize("said", [b"", b"SS", b"HTTP/1.1 400 Bad Request\r\n"])
