@@ -31,7 +31,6 @@ import errno
 import fcntl
 import os
 import select
-import shutil
 import sys
 
 DONE, GONE, REFUSED, FULL, KILLED, REMOVED = 0, 203, 204, 205, 206, 207
@@ -40,8 +39,9 @@ made for other work; the disk has no room for it; its supervisor was killed; its
 They are numbers with which no start-up file of a user's shell is likely to end."""
 STATUS_ROOM = 65_536
 """Bytes that are kept for `status.json`."""
-TICK = 0.05
-"""Seconds between looks for more output."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.25
+"""Seconds between looks for more output. They grow while there is none, as a machine that is
+emulated spends milliseconds on each look."""
 BLOCK_SIZE = 65_536
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -53,13 +53,13 @@ def start(staged: str, run: str) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        shutil.rmtree(staged, ignore_errors=True)
+        _remove(staged)
         return FULL
     try:
         os.rename(staged, run)
     except OSError:
         same = _read(os.path.join(staged, "digest")) == _read(os.path.join(run, "digest"))
-        shutil.rmtree(staged, ignore_errors=True)
+        _remove(staged)
         if not same:
             return REFUSED
     else:
@@ -80,17 +80,20 @@ def follow(run: str, out_seen: int, err_seen: int) -> int:
     os.lseek(err, err_seen, os.SEEK_SET)
     reader_gone = select.poll()
     reader_gone.register(1, 0)
+    pause = SHORTEST_PAUSE
     while True:
         # Looked at before reading: what was written before the end is then still passed on.
         end = _end_of(run, lock)
         out_moved = _pass_on(out, 1)
         err_moved = _pass_on(err, 2)
         if out_moved or err_moved:
+            pause = SHORTEST_PAUSE
             continue
         if end is not None:
             return end
-        if reader_gone.poll(TICK * 1000):
+        if reader_gone.poll(pause * 1000):
             return GONE
+        pause = min(pause * 1.5, LONGEST_PAUSE)
 
 
 def _prepare(staged: str) -> int:
@@ -105,6 +108,13 @@ def _prepare(staged: str) -> int:
     with open(os.path.join(staged, "status.json.new"), "wb") as room:
         room.write(os.urandom(STATUS_ROOM))
     return lock
+
+
+def _remove(folder: str) -> None:
+    # Rarely needed, and its import takes as long as the rest of this program's start.
+    import shutil  # noqa: PLC0415
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _become_supervisor(run: str, lock: int) -> None:

@@ -110,6 +110,18 @@ def test_a_script_is_stopped_at_its_time_limit(start: Start, tmp_path: Path) -> 
     assert status(tmp_path) == {"phase": "script", "stopped": "time"}
 
 
+def test_the_supervisor_of_a_script_that_takes_its_time_sleeps(start: Start) -> None:
+    done = start(
+        b"""
+        woken() { sed -n 's/^voluntary_ctxt_switches:\\s*//p' /proc/$PPID/status; }
+        before=$(woken)
+        sleep 1
+        echo $(($(woken) - before))
+        """
+    )
+    assert int(done.stdout) < 50
+
+
 @pytest.mark.parametrize(
     ("script", "why"),
     [
