@@ -16,6 +16,10 @@ _TEXTS = ("owner", "execution", "job", "call")
 _OPTIONAL = ("size", "server")
 _TIMES = ("created", "deadline", "unknown")
 SYSTEMD_UNITS = "/run/systemd/system"
+# Else a machine without memory is busy with reading its programs again and again, and is taken for
+# lost (Linux, Documentation/admin-guide/mm/multigen_lru.rst).
+KILL_WHO_TAKES_ALL_MEMORY = "echo 1000 2>/dev/null >/sys/kernel/mm/lru_gen/min_ttl_ms || :"
+"""The shell command after which the kernel kills a process early that takes all memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +111,10 @@ class Order:
                 "ed25519_public": self.identity.host.public,
             },
             "users": [user],
-            "bootcmd": [["sh", "-c", power_off_at(self.tags.deadline)]],
+            "bootcmd": [
+                ["sh", "-c", power_off_at(self.tags.deadline)],
+                ["sh", "-c", KILL_WHO_TAKES_ALL_MEMORY],
+            ],
         }
         # JSON is valid YAML, and needs no quoting rules of its own.
         return "#cloud-config\n" + json.dumps(config, indent=1)

@@ -90,6 +90,8 @@ ln -s /proc/self/fd/0 /dev/stdin
 ln -s /proc/self/fd/1 /dev/stdout
 ln -s /proc/self/fd/2 /dev/stderr
 ln -sf pts/ptmx /dev/ptmx
+# Who runs out of memory is killed before all others have lost theirs to it (in milliseconds).
+echo 1000 >/sys/kernel/mm/lru_gen/min_ttl_ms
 echo "$name" >/proc/sys/kernel/hostname
 echo "$name" >/etc/hostname
 echo "127.0.0.1 localhost $name" >/etc/hosts

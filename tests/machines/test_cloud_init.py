@@ -93,6 +93,11 @@ async def test_a_machine_has_a_timer_to_its_deadline(booted: Booted) -> None:
     assert timer["next"] / 1e6 == pytest.approx(booted.order.tags.deadline, abs=60)
 
 
+async def test_a_machine_kills_early_who_takes_all_memory(booted: Booted) -> None:
+    said = await booted.answer("cat /sys/kernel/mm/lru_gen/min_ttl_ms")
+    assert said.split() == ["1000"]
+
+
 async def test_a_machine_powers_itself_off_at_its_deadline(
     cloud_image: Path, tmp_path: Path
 ) -> None:
