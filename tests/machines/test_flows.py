@@ -164,7 +164,7 @@ async def test_the_schedule_destroys_what_is_past_its_deadline_or_its_execution_
     ended = await stage.run(f"{NAMESPACE}/example")
     assert await stage.end(ended) == "SUCCESS"
     late, stays = stage.queue[:8], f"{stage.queue[:8]}-stays"
-    for execution, deadline in ((ended, "600"), (late, "1"), (stays, "600")):
+    for execution, deadline in ((ended, "600"), (late, "10"), (stays, "600")):
         assert (
             stage.world.host("create", "--execution", execution, "--deadline", deadline).returncode
             == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -135,8 +136,11 @@ class QemuDriver(NodeDriver):
                     )
 
                 started = _start(state, folder, command)
-            except BaseException:
+            except BaseException as error:
                 remove(self._directory, name)
+                if isinstance(error, MachineUnavailable) and time.time() >= ex_deadline:
+                    late = f"machine {name} had not started by its deadline"
+                    raise MachineUnavailable(late) from error
                 raise
         return self._node(started, running=True)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bridge.errors import MachineRejected
+from bridge.errors import MachineRejected, MachineUnavailable
 from bridge.machines.qemu import driver as qemu
 from bridge.machines.qemu.accelerator import choose_accelerator, probe_limit
 from bridge.machines.qemu.command import GuestNetwork
@@ -237,6 +237,19 @@ def test_what_is_left_of_a_machine_gives_the_next_one_its_place(tmp_path: Path, 
     (tmp_path / "kestra-a").mkdir()
     (tmp_path / "kestra-a" / left).touch()
     check_place(tmp_path, "kestra-a")
+
+
+def test_a_machine_that_its_deadline_overtakes_is_told_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for program, status in (("qemu-img", 0), ("qemu-system-x86_64", 1)):
+        (programs / program).write_text(f"#!/bin/sh\nexit {status}\n")
+        (programs / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    with pytest.raises(MachineUnavailable, match="kestra-a had not started by its deadline"):
+        create_in(tmp_path / "machines", "kestra-a")
 
 
 def test_a_lock_that_can_not_be_used_is_named(tmp_path: Path) -> None:
