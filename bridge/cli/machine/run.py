@@ -32,7 +32,8 @@ from bridge.text import visible
 
 EPILOG = f"""\
 Exits with the script's own exit code, with 128 + n if signal n killed it, with 143, 130 or 129
-after SIGTERM, Ctrl-C or SIGHUP, which stop the script as well, and otherwise with:
+after SIGTERM, Ctrl-C or SIGHUP, which stop the script as well, with 1 if nothing reads the output
+any more, which does not, and otherwise with:
 
 {exit_code_lines()}
 A script may itself exit with any of these: the last line on standard error and --json's outcome
