@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
@@ -22,8 +24,26 @@ from bridge.errors import SettingsError
 Check = Callable[[], Mapping[str, bool]]
 """Named conditions: an endpoint answers 200 if all of them hold, else 503."""
 
+log = structlog.get_logger(__name__)
 
-class _Server6(ThreadingWSGIServer):
+
+class _Server(ThreadingWSGIServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what ended a request. The base class writes a traceback to standard error, among the
+        lines of the log.
+        """
+        del request
+        error = sys.exception()
+        if isinstance(error, OSError):
+            # It has hung up, or said nothing for too long.
+            log.debug(
+                "a client of the metrics was cut off", client=client_address, error=str(error)
+            )
+        else:
+            log.error("a request for metrics failed", client=client_address, exc_info=error)
+
+
+class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
@@ -58,7 +78,7 @@ def serve(
             return _send(start_response, "200 OK", conditions)
         return _send(start_response, "503 Service Unavailable", conditions)
 
-    server_class = _Server6 if ":" in host else ThreadingWSGIServer
+    server_class = _Server6 if ":" in host else _Server
     try:
         server = make_server(host, port, app, server_class, _SilentHandler)
     except (OSError, OverflowError) as error:

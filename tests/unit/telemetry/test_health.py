@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -12,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.errors import SettingsError
 from bridge.telemetry.health import serve
 from bridge.telemetry.metrics import Metrics
+from tests.support.harness import eventually
 
 
 class Conditions:
@@ -119,6 +122,18 @@ def test_a_client_that_says_nothing_holds_up_no_other(server: tuple[str, Conditi
     url, _ = server
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))):
         assert get(f"{url}/health/live")[0] == 200
+
+
+async def test_a_client_that_hangs_up_writes_nothing_among_the_lines_of_the_log(
+    server: tuple[str, Conditions], capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = socket.create_connection(("127.0.0.1", int(server[0].rpartition(":")[2])))
+    # It resets the connection.
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with capture_logs() as lines:
+        client.close()
+        await eventually(lambda: lines, "the end of the connection is noticed")
+    assert (lines[0]["log_level"], capsys.readouterr().err) == ("debug", "")
 
 
 def test_nothing_listens_once_it_is_over() -> None:
