@@ -59,7 +59,8 @@ def doctor(
         ),
     ] = True,
     probe_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=1, help="How long each probe may take.")
+        float,
+        typer.Option(metavar="SECONDS", min=1, max=3600, help="How long each probe may take."),
     ] = 30.0,
     as_json: Json = False,
 ) -> None:

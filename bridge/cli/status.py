@@ -55,7 +55,11 @@ def status(
     every: Annotated[
         float | None,
         typer.Argument(
-            metavar="SECONDS", min=0.5, help="With --watch: how often.", show_default="5"
+            metavar="SECONDS",
+            min=0.5,
+            max=86_400,
+            help="With --watch: how often.",
+            show_default="5",
         ),
     ] = None,
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AsyncExitStack
 from typing import Annotated
 
@@ -122,7 +123,10 @@ def submit(
     wait_timeout: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="With --wait: give up waiting after this time.", min=0
+            metavar="SECONDS",
+            help="With --wait: give up waiting after this time.",
+            min=0,
+            max=31_536_000,
         ),
     ] = None,
     as_json: Json = False,
@@ -132,6 +136,8 @@ def submit(
     All jobs are checked before the first is published. A job is printed once RabbitMQ has confirmed
     it.
     """
+    if timeout is not None and not math.isfinite(timeout):
+        raise SettingsError("--timeout: not a number of seconds")
     if wait_timeout is not None and not wait:
         raise SettingsError("--wait-timeout needs --wait")
     if new_ids and file is None:

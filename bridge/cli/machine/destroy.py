@@ -27,6 +27,8 @@ def destroy(
         typer.Option(
             metavar="SECONDS",
             help="When it was created, in seconds since 1970, as the outputs of create say.",
+            min=0,
+            max=253_402_300_799,
         ),
     ] = None,
     outputs: Annotated[

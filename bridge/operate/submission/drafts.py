@@ -58,11 +58,18 @@ def json_object(text: str, *, option: str) -> dict[str, Any]:
     Raises:
         InvalidMessage: it is something else.
     """
-    return parse_json_object(text.encode("utf-8", "surrogateescape"), where=option)
+    wanted = 'it holds inputs by their names, such as {"message": "hello"}'
+    return parse_json_object(text.encode("utf-8", "surrogateescape"), where=option, wanted=wanted)
 
 
-def parse_json_object(data: bytes, *, where: str) -> dict[str, Any]:
-    """The JSON object in a line of a file or in an option, which `where` names in errors.
+def parse_json_object(
+    data: bytes,
+    *,
+    where: str,
+    wanted: str = 'each line is one, such as {"flow": "namespace/id"}',
+) -> dict[str, Any]:
+    """The JSON object in a line of a file or in an option, which `where` names in errors. `wanted`
+    is what they say of the object.
 
     Raises:
         InvalidMessage: it is something else.
@@ -72,9 +79,7 @@ def parse_json_object(data: bytes, *, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidMessage(f"{where}: not JSON: {str(error).replace('line 1 ', '')}") from error
     if not isinstance(parsed, dict):
-        raise InvalidMessage(
-            f'{where}: not a JSON object; each line is one, such as {{"flow": "namespace/id"}}'
-        )
+        raise InvalidMessage(f"{where}: not a JSON object; {wanted}")
     return parsed
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -64,6 +65,28 @@ class TestEveryCommand:
     def test_refuses_an_unknown_option(self, console: Console, command: tuple[str, ...]) -> None:
         done = console(*command, "--no-such-option")
         assert (done.status, "No such option" in done.err) == (2, True)
+
+
+def times_of(command: tuple[str, ...]) -> list[str]:
+    """How a user begins each option and argument of a command that is a time."""
+    found: Any = typer.main.get_command(app)
+    for word in command:
+        found = found.commands[word]
+    times = [each for each in found.params if each.metavar == "SECONDS"]
+    return [each.opts[0] if each.param_type_name == "option" else "" for each in times]
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(command, option) for command in COMMANDS for option in times_of(command)],
+    ids=lambda words: " ".join(words) if isinstance(words, tuple) else words,
+)
+@pytest.mark.parametrize("time", ["nan", "inf"])
+def test_a_time_is_a_number_that_ends(
+    console: Console, command: tuple[str, ...], option: str, time: str
+) -> None:
+    done = console(*command, *filter(None, [option]), time)
+    assert (done.status, done.out, (option or "SECONDS") in done.err) == (2, "", True)
 
 
 @pytest.mark.parametrize("words", [(), ("no-such-command",)], ids=["nothing", "unknown"])
