@@ -79,7 +79,7 @@ class DeadLetter:
     def data(self) -> dict[str, Any]:
         """The letter for programs."""
         return {
-            "job": self.name,
+            "job": self.job,
             "queue": self.queue,
             "reason": self.reason,
             "error": self.error,

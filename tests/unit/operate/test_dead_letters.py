@@ -160,6 +160,10 @@ def test_messages_without_an_id_have_different_names_where_they_differ() -> None
     assert letter({}, message_id=None).job != letter({}, message_id=None, priority=3).job
 
 
+def test_programs_get_an_id_as_it_is() -> None:
+    assert letter(message_id="a\nb").data["job"] == "a\nb"
+
+
 def test_an_id_that_a_terminal_would_obey_is_shown_harmless() -> None:
     assert letter(message_id="a\x1b[31m\n").name == r"a\x1b[31m\n"
 
