@@ -84,9 +84,18 @@ def _lanes(lanes: Sequence[LaneStatus]) -> RenderableType:
             _number(lane.ready),
             _number(lane.in_flight),
             consumers,
-            _counts(lane.by_priority or {}),
+            _priorities(lane),
         )
     return table
+
+
+def _priorities(lane: LaneStatus) -> str:
+    counts = lane.by_priority or {}
+    # A quorum queue of 4.3 keeps what was given back apart, and says no priority of it.
+    others = (lane.ready or 0) - sum(counts.values())
+    if not counts or others <= 0:
+        return _counts(counts)
+    return f"{_counts(counts)}, of others: {others}"
 
 
 def _set_aside(lanes: Sequence[LaneStatus]) -> RenderableType:

@@ -342,6 +342,13 @@ class TestTheScreen:
             "failed: 90 (of 90 that were looked at)" in line for line in screen(80, broker=broker)
         )
 
+    def test_says_how_many_messages_are_ready_of_whose_priority_the_broker_says_nothing(
+        self,
+    ) -> None:
+        queues = {QUEUE: replace(STATE, ready=9)}
+        lines = screen(160, management=replace(MANAGEMENT, queues=queues))
+        assert any("9: 3, 0: 1, of others: 5" in line for line in lines)
+
     def test_says_what_keeps_the_broker_from_taking_messages(self) -> None:
         lines = screen(160, management=replace(MANAGEMENT, alarms=["memory on rabbit@a"]))
         assert lines[0].endswith("takes no messages: memory on rabbit@a")
