@@ -122,12 +122,14 @@ class StatusTable:
     """The meanings of the statuses that refuse one kind of operation.
 
     `in_kestras_words` holds where Kestra wrote the body, and goes before `from_anyone`. A 4xx in
-    neither is a fault of the request's form. `server_error` is any status from 500 on.
+    neither is a fault of the request's form. `server_error` is any status from 500 on, and
+    `redirect` any below 400.
     """
 
     in_kestras_words: Meanings
     from_anyone: Meanings
     server_error: Meaning = Meaning.UNAVAILABLE
+    redirect: Meaning = Meaning.UNAVAILABLE
 
     def meaning(self, status: int, *, by_kestra: bool) -> Meaning:
         """The meaning of a status other than success."""
@@ -138,7 +140,7 @@ class StatusTable:
         if status >= 500:
             return self.server_error
         if status < 400:
-            return Meaning.UNAVAILABLE
+            return self.redirect
         return Meaning.INCOMPATIBLE
 
 
@@ -161,6 +163,8 @@ _TABLES: Mapping[str, StatusTable] = MappingProxyType(
                 408: Meaning.AMBIGUOUS,
             },
             server_error=Meaning.AMBIGUOUS,
+            # A gateway may have put it in the place of Kestra's answer.
+            redirect=Meaning.AMBIGUOUS,
         ),
         "deploy": StatusTable(
             in_kestras_words={},

@@ -130,10 +130,14 @@ def in_env_file() -> list[str]:
 def _faults(error: ValidationError) -> list[str]:
     found = error.errors(include_url=False, include_input=False, include_context=False)
     faulty = {fault["loc"][0] for fault in found if fault["loc"]}
+    with_faulty_items = {fault["loc"][0] for fault in found if len(fault["loc"]) > 1}
     texts = []
     for fault in found:
         # A setting whose file can't be used is missing too; the file's fault says more.
         if fault["type"] == "missing" and f"{fault['loc'][0]}{FILE}" in faulty:
+            continue
+        # Items that can't be used don't count for pydantic.
+        if fault["type"] == "too_short" and fault["loc"][0] in with_faulty_items:
             continue
         texts.append(_in_words(fault))
     return texts

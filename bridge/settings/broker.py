@@ -125,7 +125,8 @@ class BrokerSettings(CommandSettings):
     )
     retry_delays: Annotated[tuple[Delay, ...], Field(min_length=1), *FROM_JSON] = Field(
         default=(30, 300),
-        description="A JSON list of delays before each further attempt; the last repeats.",
+        description="A JSON list of delays before each further attempt, 1 to 2000000 seconds each; "
+        "the last repeats.",
     )
 
     @field_validator("lanes")

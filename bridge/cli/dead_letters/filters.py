@@ -55,7 +55,9 @@ class Filters:
     queue: Annotated[
         Text, _option("--queue", "--lane", help="Only of this queue. Without it: of all lanes.")
     ] = None
-    limit: Annotated[int | None, _option("--limit", min=1, help="Only the first N that match.")] = None
+    limit: Annotated[int | None, _option("--limit", min=1, help="Only the first N that match.")] = (
+        None
+    )
 
     def selection(self, jobs: Texts = None) -> Selection:
         """The letters that these options and these job ids select.

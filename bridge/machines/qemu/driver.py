@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,7 +119,7 @@ class QemuDriver(NodeDriver):
             check_place(self._directory, name)
             remove(self._directory, name)
             state = QemuState.new(name, size=size.id, tags=ex_tags)
-            try:
+            with _nothing_left_of(self._directory, name, deadline=ex_deadline):
                 folder = make_folder(self._directory, state, files)
                 # First, so that no machine is ever without it.
                 start_guard(self._directory, name, machine_id=state.id, deadline=ex_deadline)
@@ -136,12 +137,6 @@ class QemuDriver(NodeDriver):
                     )
 
                 started = _start(state, folder, command)
-            except BaseException as error:
-                remove(self._directory, name)
-                if isinstance(error, MachineUnavailable) and time.time() >= ex_deadline:
-                    late = f"machine {name} had not started by its deadline"
-                    raise MachineUnavailable(late) from error
-                raise
         return self._node(started, running=True)
 
     def destroy_node(self, node: Node) -> bool:
@@ -187,6 +182,23 @@ class QemuDriver(NodeDriver):
         extra = {"tags": dict(state.tags), "port": state.port, "created": state.created}
         status = NodeState.RUNNING if running else NodeState.STOPPED
         return Node(state.id, state.name, status, [HOST], [], self, extra=extra)
+
+
+@contextmanager
+def _nothing_left_of(directory: Path, name: str, *, deadline: float) -> Iterator[None]:
+    """Remove the machine if it can't be started within the block.
+
+    Raises:
+        MachineUnavailable: its deadline came before that, and its guard ended it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        remove(directory, name)
+        if isinstance(error, MachineUnavailable) and time.time() >= deadline:
+            late = f"machine {name} had not started by its deadline"
+            raise MachineUnavailable(late) from error
+        raise
 
 
 def _start(state: QemuState, folder: Path, command: Callable[[int], list[str]]) -> QemuState:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bridge import exact_json
 from bridge.errors import InvalidMessage
+from bridge.text import printable
 
 SHOWN_AT_MOST = 60
 """Characters of a value in an error message."""
@@ -39,11 +40,13 @@ def fields(pairs: Iterable[str], *, option: str) -> dict[str, str]:
     """The values of a repeatable option that takes NAME=VALUE.
 
     Raises:
-        InvalidMessage: one has no `=`, or a name comes twice.
+        InvalidMessage: one has no `=` or isn't UTF-8, or a name comes twice.
     """
     values: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
+        if printable(pair) != pair:
+            raise InvalidMessage(f"{option} {shown(printable(name))} is not in UTF-8")
         if not equals or not name:
             raise InvalidMessage(f"{option} {shown(pair)} is not NAME=VALUE")
         if name in values:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from bridge.errors import BrokerError, BrokerUnavailable
 from bridge.operate.submission.batch import Batch, JobResult, job_result
 from bridge.rabbitmq.broker import Publisher, ReplyQueue
+from bridge.rabbitmq.error_translation import rights_error
 
 UNCONFIRMED_AT_ONCE = 256
 """Messages under way to RabbitMQ at the same time."""
@@ -37,8 +38,11 @@ async def publish_all(
             try:
                 await publisher.publish(message, exchange=queue, routing_key=queue)
             except BrokerUnavailable as error:
-                # RabbitMQ may have got the message before the connection broke.
-                errors.append(error)
+                denied = rights_error(error)
+                if denied is not None:
+                    batch.in_doubt.discard(job.id)
+                # Else RabbitMQ may have got the message before the connection broke.
+                errors.append(denied or error)
             except BrokerError as error:
                 batch.in_doubt.discard(job.id)
                 errors.append(error)

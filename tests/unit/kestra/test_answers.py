@@ -31,7 +31,7 @@ ERRORS: dict[str, type[KestraError] | None] = {
 IN_KESTRAS_WORDS = """
                              302 400 401 403 404 405 406 408 409 413 414 415 422 425 429 500 502 503 504
 probe                        U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
-executions.create            U   R   D   D   R   I   I   A   R   R   R   R   R   U   U   A   A   A   A
+executions.create            A   R   D   D   R   I   I   A   R   R   R   R   R   U   U   A   A   A   A
 executions.find              U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.find_attempts     U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U
 executions.unfinished        U   I   D   D   U   I   I   U   U   I   I   I   I   U   U   U   U   U   U

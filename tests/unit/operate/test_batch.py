@@ -7,8 +7,9 @@ import json
 from typing import Any, cast
 
 import pytest
+from aiormq.exceptions import ChannelAccessRefused
 
-from bridge.errors import BrokerError, BrokerUnavailable
+from bridge.errors import BrokerDenied, BrokerError, BrokerUnavailable
 from bridge.job.message import Message
 from bridge.operate.submission.batch import Batch, JobResult, job_result
 from bridge.operate.submission.jobs import Submission
@@ -125,6 +126,12 @@ class TestPublishing:
         jobs = batch(1)
         await publish(jobs, FakePublisher({"0": error}))
         assert jobs.in_doubt == in_doubt
+
+    async def test_leaves_nothing_in_doubt_that_a_lack_of_rights_kept_from_rabbitmq(self) -> None:
+        jobs, error = batch(1), BrokerUnavailable("a publish was not confirmed")
+        error.__cause__ = ChannelAccessRefused("write access")
+        refused = await publish(jobs, FakePublisher({"0": error}))
+        assert (type(refused), jobs.in_doubt) == (BrokerDenied, set())
 
 
 class FakeReplyQueue:

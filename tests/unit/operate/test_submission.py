@@ -346,6 +346,7 @@ def test_fields_are_split_at_the_first_equals_sign() -> None:
         (["novalue"], "--input 'novalue' is not NAME=VALUE"),
         (["=x"], "--input '=x' is not"),
         (["a=1", "a=2"], "--input 'a' is given twice"),
+        (["a=\udcff"], "--input 'a' is not in UTF-8"),
     ],
 )
 def test_bad_fields_are_refused(pairs: list[str], words: str) -> None:

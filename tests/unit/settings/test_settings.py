@@ -171,6 +171,11 @@ class TestFaults:
         ]
         assert [name for name in names if f"BRIDGE_{name}" not in named] == []
 
+    def test_say_of_a_list_with_a_faulty_item_only_what_is_wrong_with_that(
+        self, environment: pytest.MonkeyPatch
+    ) -> None:
+        assert ";" not in fault(environment, RETRY_DELAYS="[-1]")
+
     @pytest.mark.parametrize(
         ("name", "text", "reason"),
         [
