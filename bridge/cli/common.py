@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,19 @@ _WRONG_SETTINGS = (
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")
 ]
+
+
+def finite(parameter: typer.CallbackParam, value: float | None) -> float | None:
+    """The time that an option or an argument gives. Older releases of typer take nan for one
+    within any bounds.
+
+    Raises:
+        SettingsError: it is no number, or without end.
+    """
+    if value is None or math.isfinite(value):
+        return value
+    name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
+    raise SettingsError(f"{name}: not a number of seconds")
 
 
 @contextmanager

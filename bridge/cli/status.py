@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from bridge import settings
-from bridge.cli.common import Json, load
+from bridge.cli.common import Json, finite, load
 from bridge.cli.screen import output_console
 from bridge.cli.signals import Signalled, carry_out
 from bridge.cli.status_view import render
@@ -56,6 +56,7 @@ def status(
         float | None,
         typer.Argument(
             metavar="SECONDS",
+            callback=finite,
             min=0.5,
             max=86_400,
             help="With --watch: how often.",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import AsyncExitStack
 from typing import Annotated
 
 import typer
 
 from bridge.cli import streams
-from bridge.cli.common import FAILED, Json, load
+from bridge.cli.common import FAILED, Json, finite, load
 from bridge.cli.screen import named
 from bridge.cli.signals import Signalled, carry_out
 from bridge.cli.submit_input import SingleJob, read_file
@@ -94,6 +93,7 @@ def submit(
         float | None,
         typer.Option(
             metavar="SECONDS",
+            callback=finite,
             help="Kill the execution after this time. Default: the bridge's limit.",
         ),
     ] = None,
@@ -124,6 +124,7 @@ def submit(
         float | None,
         typer.Option(
             metavar="SECONDS",
+            callback=finite,
             help="With --wait: give up waiting after this time.",
             min=0,
             max=31_536_000,
@@ -136,8 +137,6 @@ def submit(
     All jobs are checked before the first is published. A job is printed once RabbitMQ has confirmed
     it.
     """
-    if timeout is not None and not math.isfinite(timeout):
-        raise SettingsError("--timeout: not a number of seconds")
     if wait_timeout is not None and not wait:
         raise SettingsError("--wait-timeout needs --wait")
     if new_ids and file is None:

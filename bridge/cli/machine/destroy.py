@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli.common import Json, load
+from bridge.cli.common import Json, finite, load
 from bridge.cli.machine.epilogs import SETTINGS
 from bridge.cli.signals import carry_out
 from bridge.errors import SettingsError
@@ -26,6 +26,7 @@ def destroy(
         float | None,
         typer.Option(
             metavar="SECONDS",
+            callback=finite,
             help="When it was created, in seconds since 1970, as the outputs of create say.",
             min=0,
             max=253_402_300_799,

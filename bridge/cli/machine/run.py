@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from bridge.cli import streams
-from bridge.cli.common import Json, load
+from bridge.cli.common import Json, finite, load
 from bridge.cli.machine.exit_codes import OUTCOMES, exit_code_lines
 from bridge.cli.machine.output import LineWriter, OutputClosed
 from bridge.cli.signals import Signalled, until_signalled
@@ -138,6 +138,7 @@ def run(
         float | None,
         typer.Option(
             metavar="SECONDS",
+            callback=finite,
             help="Stop checkout and script after this time.",
             min=0.1,
             max=31_536_000,
@@ -147,6 +148,7 @@ def run(
         float,
         typer.Option(
             metavar="SECONDS",
+            callback=finite,
             help="The time between TERM and KILL when a script is stopped.",
             min=0,
             max=3600,
@@ -156,6 +158,7 @@ def run(
         float,
         typer.Option(
             metavar="SECONDS",
+            callback=finite,
             help="How long to try to regain a lost connection.",
             min=0,
             max=86_400,
