@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, NoReturn
 
 import structlog
@@ -63,6 +64,10 @@ def finite(parameter: typer.CallbackParam, value: float | None) -> float | None:
         return value
     name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
     raise SettingsError(f"{name}: not a number of seconds")
+
+
+seconds = partial(typer.Option, metavar="SECONDS", callback=finite)
+"""An option that takes a time."""
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from bridge.cli.common import FAILED, Json, finite, load
+from bridge.cli.common import FAILED, Json, load, seconds
 from bridge.cli.screen import output_console
 from bridge.cli.signals import carry_out
 from bridge.operate.doctor.checks import examine
@@ -60,9 +60,7 @@ def doctor(
     ] = True,
     probe_timeout: Annotated[
         float,
-        typer.Option(
-            metavar="SECONDS",
-            callback=finite,
+        seconds(
             min=1,
             max=3600,
             help="How long each probe may take.",

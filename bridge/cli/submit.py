@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bridge.cli import streams
-from bridge.cli.common import FAILED, Json, finite, load
+from bridge.cli.common import FAILED, Json, load, seconds
 from bridge.cli.screen import named
 from bridge.cli.signals import Signalled, carry_out
 from bridge.cli.submit_input import SingleJob, read_file
@@ -91,9 +91,7 @@ def submit(
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
-            callback=finite,
+        seconds(
             help="Kill the execution after this time. Default: the bridge's limit.",
         ),
     ] = None,
@@ -122,9 +120,7 @@ def submit(
     ] = False,
     wait_timeout: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
-            callback=finite,
+        seconds(
             help="With --wait: give up waiting after this time.",
             min=0,
             max=31_536_000,

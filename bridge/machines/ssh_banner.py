@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from bridge.aio import cancelled
@@ -92,10 +94,12 @@ class BannerWait:
             )
             speaking = [connection.result() for connection in ended if not connection.exception()]
             if speaking:
-                await self._hang_up()
-                for another in speaking[1:]:
+                first, *others = speaking
+                for another in others:
                     another.close()
-                return speaking[0]
+                with _closed_on_failure(first):
+                    await self._hang_up()
+                return first
             if newest in ended:
                 await asyncio.sleep(PAUSE)
                 raise NoBannerError(str(newest.exception()))
@@ -119,11 +123,8 @@ async def _speaking(host: str, port: int, seconds: float) -> socket.socket:
     try:
         async with asyncio.timeout(seconds):
             connection = await _connected(host, port)
-            try:
+            with _closed_on_failure(connection):
                 await _hear_banner(connection)
-            except BaseException:
-                connection.close()
-                raise
             return connection
     except TimeoutError:
         raise NoBannerError(SILENT) from None
@@ -145,11 +146,9 @@ async def _connected(host: str, port: int) -> socket.socket:
         connection = socket.socket(family, kind, protocol)
         connection.setblocking(False)
         try:
-            await loop.sock_connect(connection, address)
-        except BaseException as error:
-            connection.close()
-            if not isinstance(error, OSError):
-                raise
+            with _closed_on_failure(connection):
+                await loop.sock_connect(connection, address)
+        except OSError as error:
             refusal = error
         else:
             return connection
@@ -171,6 +170,16 @@ async def _hear_banner(connection: socket.socket) -> None:
         loop.remove_reader(connection)
     if connection.recv(4, socket.MSG_PEEK) != b"SSH-":
         raise NoBannerError(SILENT)
+
+
+@contextmanager
+def _closed_on_failure(connection: socket.socket) -> Iterator[None]:
+    """Close the connection if the block fails or is cancelled."""
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _reason(error: OSError) -> str:

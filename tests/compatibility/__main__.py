@@ -14,9 +14,8 @@ from collections.abc import Sequence
 
 from deploy.local.paths import REPOSITORY
 from deploy.local.processes import ProcessError
-from tests.compatibility.environments import SUITES, Place, lowest, of_python
+from tests.compatibility.environments import OWN, SUITES, Place, lowest, of_python
 
-OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 # What looks at files of the repository, or only at what the tests themselves use, finds the same
 # there as here.
 LEFT_OUT = (

@@ -18,6 +18,7 @@ from deploy.local.paths import REPOSITORY, cache_directory, locked
 
 SUITES: Mapping[str, str] = {"3.11": "bookworm", "3.13": "trixie"}
 """Which release of Debian has which Python."""
+OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 LOWEST, LOCK = REPOSITORY / "requirements-lowest.lock", REPOSITORY / "requirements.lock"
 

@@ -11,8 +11,7 @@ import sys
 import pytest
 
 from deploy.local.paths import REPOSITORY
-from tests.compatibility.__main__ import OWN
-from tests.compatibility.environments import SUITES
+from tests.compatibility.environments import OWN, SUITES
 
 # On this Python every test runs anyway.
 ELSEWHERE = ["lowest", *(version for version in SUITES if version != OWN)]

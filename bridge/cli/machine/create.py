@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bridge.cli.common import Json, finite, load
+from bridge.cli.common import Json, load, seconds
 from bridge.cli.machine.epilogs import SETTINGS
 from bridge.cli.machine.kestra import server_to_name
 from bridge.cli.machine.table import print_table
@@ -37,9 +37,7 @@ def create(
     job: Annotated[str, typer.Option(help="The job's id, shown by `list`.")] = "",
     deadline: Annotated[
         float,
-        typer.Option(
-            metavar="SECONDS",
-            callback=finite,
+        seconds(
             help="How long the machine may live. Then it ends itself, and `reap` destroys it.",
             min=1,
             max=31_536_000,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli.common import Json, finite, load
+from bridge.cli.common import Json, load, seconds
 from bridge.cli.machine.epilogs import SETTINGS
 from bridge.cli.signals import carry_out
 from bridge.errors import SettingsError
@@ -24,9 +24,7 @@ def destroy(
     name: Annotated[str | None, typer.Option(help="Destroy the machine of this name.")] = None,
     created: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
-            callback=finite,
+        seconds(
             help="When it was created, in seconds since 1970, as the outputs of create say.",
             min=0,
             max=253_402_300_799,

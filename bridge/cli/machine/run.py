@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from bridge.cli import streams
-from bridge.cli.common import Json, finite, load
+from bridge.cli.common import Json, load, seconds
 from bridge.cli.machine.exit_codes import OUTCOMES, exit_code_lines
 from bridge.cli.machine.output import LineWriter, OutputClosed
 from bridge.cli.signals import Signalled, until_signalled
@@ -136,9 +136,7 @@ def run(
     ] = False,
     time_limit: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
-            callback=finite,
+        seconds(
             help="Stop checkout and script after this time.",
             min=0.1,
             max=31_536_000,
@@ -146,9 +144,7 @@ def run(
     ] = None,
     grace: Annotated[
         float,
-        typer.Option(
-            metavar="SECONDS",
-            callback=finite,
+        seconds(
             help="The time between TERM and KILL when a script is stopped.",
             min=0,
             max=3600,
@@ -156,9 +152,7 @@ def run(
     ] = 5.0,
     reconnect: Annotated[
         float,
-        typer.Option(
-            metavar="SECONDS",
-            callback=finite,
+        seconds(
             help="How long to try to regain a lost connection.",
             min=0,
             max=86_400,
