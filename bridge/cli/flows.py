@@ -198,7 +198,7 @@ def _report(
         raise KestraRejected(refused[0])
     if refused:
         for line in refused:
-            streams.tell(f"kestra-bridge: {' '.join(line.split())}")
+            streams.say(" ".join(line.split()))
         raise KestraRejected(f"{len(refused)} of {len(verdicts)} flows are refused")
 
 

@@ -39,6 +39,11 @@ def tell(line: str) -> None:
         drop(sys.stderr)
 
 
+def say(line: str) -> None:
+    """Write a line of ours to standard error, if possible."""
+    tell(f"kestra-bridge: {line}")
+
+
 def flush() -> None:
     """Write out what standard output has buffered.
 

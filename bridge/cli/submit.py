@@ -175,7 +175,7 @@ def _run(
     if not wait:
         return
     if not batch.all_have_results:
-        _say(f"no result within {limit:g} s from {named(batch.without_result)}")
+        streams.say(f"no result within {limit:g} s from {named(batch.without_result)}")
     if not batch.all_succeeded:
         raise typer.Exit(FAILED)
 
@@ -212,7 +212,7 @@ async def _submit(
     """
     broker = Broker(settings, name="kestra-bridge submit")
     async with broker.commands() as session, AsyncExitStack() as stack:
-        stack.enter_context(session.alarms_heard(_say))
+        stack.enter_context(session.alarms_heard(streams.say))
         await session.ensure()
         reply_queue = await stack.enter_async_context(session.reply_queue()) if wait else None
         reply_to = reply_queue.name if reply_queue else None
@@ -252,8 +252,4 @@ def _say_interrupted(batch: Batch, output: Output, *, wait: bool) -> None:
     text = f"interrupted: {batch.count}"
     if batch.submitted or batch.in_doubt:
         text += "; what was submitted and has not ended goes on"
-    _say(text)
-
-
-def _say(line: str) -> None:
-    streams.tell(f"kestra-bridge: {line}")
+    streams.say(text)

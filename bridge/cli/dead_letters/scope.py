@@ -51,7 +51,7 @@ class Scope:
         """A connection for the whole command."""
         broker = Broker(self.settings, name="kestra-bridge dead-letters")
         async with broker.commands() as session:
-            with session.alarms_heard(say):
+            with session.alarms_heard(streams.say):
                 yield session
 
     def opened(
@@ -108,15 +108,10 @@ def carry_out(
     try:
         return signals.carry_out(work)
     except signals.Signalled as ended:
-        say(f"interrupted{_after(progress())}")
+        streams.say(f"interrupted{_after(progress())}")
         raise typer.Exit(ended.code) from None
     except BridgeError as error:
         raise type(error)(f"{error}{_after(progress())}") from error
-
-
-def say(line: str) -> None:
-    """Write a line to standard error."""
-    streams.tell(f"kestra-bridge: {line}")
 
 
 def _after(progress: str) -> str:
@@ -127,11 +122,11 @@ async def _warn(dead: DeadLetterQueue, lane: Lane) -> None:
     """Report letters that this command can't see."""
     if dead.others:
         others = count_of(dead.others, "other reader")
-        say(f"{others} of {lane.queue}'s dead letters: what they hold can't be seen")
+        streams.say(f"{others} of {lane.queue}'s dead letters: what they hold can't be seen")
     unfinished = await dead.unfinished()
     if unfinished:
         jobs = count_of(unfinished, "job")
-        say(
+        streams.say(
             f"{jobs} of {lane.queue} half put back by a replay that was ended: the next replay "
             "goes on with them"
         )

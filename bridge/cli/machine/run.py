@@ -289,9 +289,9 @@ async def _run_and_report(
             await out.line(json.dumps({"machine": locator.machine_name, **report.data}))
         await err.line(f"kestra-bridge: {locator}: {visible(report.message)}")
     except OutputClosed:
-        streams.tell(
-            f"kestra-bridge: {locator}: nothing reads the output any more, so the script is left "
-            "to the machine; the same command follows it again"
+        streams.say(
+            f"{locator}: nothing reads the output any more, so the script is left to the machine; "
+            "the same command follows it again"
         )
         raise BrokenPipeError from None
     return report.code
